@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * kernels: the operations that a device offers. A backend is a table of operations found when a
+ * device is opened; nothing above asks which backend it is. Depends on base alone: no models, no
+ * plans. Every operation is issued in order on the device's queue (CPU: done when it returns;
+ * CUDA: a stream), takes device pointers, and returns a status for errors found at issue.
+ *
+ * Threads: one thread issues to one device at a time. Pointers stay valid until released.
+ */
+#ifndef EK_KERNELS_H
+#define EK_KERNELS_H
+
+#include "base/base.h"
+
+/* ---- Devices ------------------------------------------------------------------------------------
+ */
+enum ek_tag { /* what memory is for: every allocation carries one */
+              EK_TAG_WEIGHTS,
+              EK_TAG_KV,
+              EK_TAG_ACTIVATIONS,
+              EK_TAG_WORKSPACE,
+              EK_TAG_COMM,
+              EK_N_TAGS
+};
+extern const char *const ek_tag_names[EK_N_TAGS];
+
+#define EK_MAX_DEVICES 64
+#define EK_NAME_LEN    32
+
+/* A device as the user declares it: "cuda:0", "cpu:0/threads=0-3,mem=512MiB",
+ * "cuda:0.1/mem=20GiB" (the second device declared on GPU 0). */
+struct ek_device_spec {
+    char name[EK_NAME_LEN]; /* unique: "cpu:1", "cuda:0", "cuda:0.1" */
+    char backend[8];        /* "cpu", "cuda" */
+    uint32_t index;         /* CPU: its number; CUDA: the GPU's ordinal */
+    char threads[128];      /* CPU: list of cores "0-3,8" ("" = all that the process may use) */
+    uint64_t memory;        /* budget in bytes, 0: all there is */
+    double memory_fraction; /* of the total, when given so */
+};
+/* Specs separated by spaces or ';'. "" or NULL: every GPU, or one CPU device where there is none.
+ */
+enum ek_status ek_device_specs_parse(const char *text, struct ek_device_spec **out, size_t *n);
+
+struct ek_device_info {
+    char model[96]; /* "NVIDIA H200", "AMD EPYC" */
+    char uuid[48];  /* GPU's UUID; CPU: from the processor's name and its cores */
+    char pci[24];
+    char driver[64];       /* driver and library versions, in the key of a measurement */
+    char kernels[33];      /* hash of the backend's kernel sources (set at build) */
+    char memory_group[48]; /* devices with equal groups share one memory */
+    uint64_t memory_total, memory_free;
+    uint32_t compute_major, compute_minor, n_units; /* CUDA: capability, SMs; CPU: 0, 0, threads */
+    uint64_t cache_bytes;                           /* L2 of a GPU, last level of a CPU */
+    char simd[16];                                  /* CPU: "avx512", "avx2", "c" */
+};
+
+struct ek_event; /* a point in a device's queue */
+struct ek_graph; /* a captured sequence of operations */
+struct ek_ops;
+
+struct ek_device { /* backends embed it as their first member */
+    const struct ek_ops *ops;
+    struct ek_device_spec spec;
+    struct ek_device_info info;
+    enum ek_dtype act; /* of activations: F32 on CPU; F32, BF16 or F16 on CUDA */
+};
+
+/* Opens a device for activations of type act (EK_EUNSUPPORTED when the backend has it not). */
+enum ek_status ek_device_open(const struct ek_device_spec *spec, enum ek_dtype act,
+                              struct ek_device **out);
+void ek_device_close(struct ek_device *dev); /* NULL is fine; everything allocated on it is gone */
+/* Devices of this machine without opening them: infos of every GPU, then the host's CPU. */
+enum ek_status ek_devices_list(struct ek_device_spec **specs, struct ek_device_info **infos,
+                               size_t *n);
+
+struct ek_usage {
+    uint64_t now, peak; /* bytes; padding of the allocator included */
+};
+
+/* ---- Data on a device
+ * ----------------------------------------------------------------------------- */
+/* A weight matrix, row-major [rows = outputs, cols = inputs]. */
+struct ek_mat {
+    void *data;
+    enum ek_dtype dtype;
+    uint32_t rows, cols;
+    uint64_t bytes;
+    void *aux; /* backend's own: scales, a rearranged form; freed by mat_free */
+};
+
+/* KV cache of one layer: paged, token-major. k: [slot][kv_heads][head_dim], v: [slot][kv_heads]
+ * [v_dim]. A slot is block * page + offset. MLA: k holds [slot][kv_lora + qk_rope], v is NULL. */
+struct ek_kv {
+    void *k, *v;
+    enum ek_dtype dtype;
+    uint32_t kv_heads, head_dim, v_dim, page;
+};
+
+/* A ragged batch, described in device memory: n_tokens new tokens of n_seqs sequences, each
+ * sequence's tokens consecutive. Counts are host copies (upper bounds under a replayed graph). */
+struct ek_batch {
+    uint32_t n_tokens, n_seqs;
+    uint32_t max_q, max_kv;     /* most new tokens of a sequence; longest context */
+    uint32_t max_blocks;        /* row length of block_table */
+    const int32_t *tokens;      /* [n_tokens] ids */
+    const int32_t *positions;   /* [n_tokens], or [3][n_tokens] with M-RoPE sections */
+    const int32_t *slots;       /* [n_tokens] where the token's K and V go */
+    const int32_t *seq_start;   /* [n_seqs + 1] first token of each sequence */
+    const int32_t *kv_len;      /* [n_seqs] context length with this batch's tokens in it */
+    const int32_t *block_table; /* [n_seqs][max_blocks] blocks of each sequence, in order */
+};
+
+struct ek_rope {
+    const float *inv_freq; /* device memory, [dim / 2] */
+    uint32_t dim;          /* rotated dimensions of a head */
+    bool interleaved;      /* pairs (2i, 2i+1); else (i, i + dim/2) */
+    uint32_t sections[3];  /* M-RoPE: frequencies of the t, h, w rows; all 0: one row */
+    float amplitude;       /* times cos and sin */
+};
+
+enum {                        /* flags of linear */
+       EK_LINEAR_ADD = 1,     /* out += instead of out = (the residual) */
+       EK_LINEAR_OUT_F32 = 2, /* out is F32 whatever the activations are (logits) */
+       EK_LINEAR_GELU = 4,    /* exact (erf) GELU of the result */
+       EK_LINEAR_GELU_TANH = 8,
+};
+
+/* ---- The table
+ * --------------------------------------------------------------------------------------- x, out,
+ * q, ...: activations (dev->act) unless said otherwise, rows of `ld` elements. Norm weights and
+ * biases are F32. n: number of tokens (rows). out may not overlap x unless said. An entry under
+ * "fused" or "later" may be NULL: the caller composes it from the others. */
+struct ek_ops {
+    const char *name;
+
+    /* life and memory */
+    enum ek_status (*open)(const struct ek_device_spec *spec, enum ek_dtype act,
+                           struct ek_device **out);
+    void (*close)(struct ek_device *dev);
+    /* infos of every device of this backend, without opening any */
+    enum ek_status (*list)(struct ek_device_info **infos, size_t *n);
+    enum ek_status (*alloc)(struct ek_device *dev, enum ek_tag tag, size_t bytes, void **out);
+    void (*release)(struct ek_device *dev, void *p);
+    void (*usage)(struct ek_device *dev, struct ek_usage by_tag[EK_N_TAGS]);
+    void (*reset_peaks)(struct ek_device *dev);
+    uint64_t (*memory_free)(struct ek_device *dev); /* what could be allocated now */
+    /* host memory that copies at full speed (pinned for a GPU) */
+    enum ek_status (*host_alloc)(struct ek_device *dev, size_t bytes, void **out);
+    void (*host_free)(struct ek_device *dev, void *p);
+
+    /* copies: upload and copy are queued (src of an upload must stay until the queue passed it,
+     * unless n <= 64 KiB, which is taken at once); download returns when dst is filled */
+    enum ek_status (*upload)(struct ek_device *dev, void *dst, const void *src, size_t n);
+    enum ek_status (*download)(struct ek_device *dev, void *dst, const void *src, size_t n);
+    enum ek_status (*copy)(struct ek_device *dev, void *dst, const void *src, size_t n);
+    /* queued on dst's device, which must have waited for the source's event; NULL: not possible
+     * between these backends, go through the host */
+    enum ek_status (*copy_from)(struct ek_device *dev, void *dst, struct ek_device *src_dev,
+                                const void *src, size_t n);
+    enum ek_status (*zero)(struct ek_device *dev, void *dst, size_t n);
+
+    /* order */
+    enum ek_status (*event_new)(struct ek_device *dev, struct ek_event **out);
+    void (*event_free)(struct ek_event *e);
+    enum ek_status (*event_record)(struct ek_device *dev, struct ek_event *e);
+    enum ek_status (*event_wait)(struct ek_device *dev, struct ek_event *e); /* the queue waits */
+    enum ek_status (*event_sync)(struct ek_event *e);                        /* the host waits */
+    double (*event_seconds)(struct ek_event *from, struct ek_event *to); /* after a sync of to */
+    enum ek_status (*sync)(struct ek_device *dev);
+    /* graphs; NULL where the backend has none */
+    enum ek_status (*graph_begin)(struct ek_device *dev);
+    enum ek_status (*graph_end)(struct ek_device *dev, struct ek_graph **out);
+    enum ek_status (*graph_launch)(struct ek_device *dev, struct ek_graph *g);
+    void (*graph_free)(struct ek_graph *g);
+
+    /* weights: mat_new allocates; rows are uploaded in the checkpoint's form with upload() to
+     * data + row * (bytes / rows); mat_ready lets the backend rearrange them. */
+    enum ek_status (*mat_new)(struct ek_device *dev, enum ek_dtype dtype, uint32_t rows,
+                              uint32_t cols, struct ek_mat *out);
+    enum ek_status (*mat_ready)(struct ek_device *dev, struct ek_mat *m);
+    void (*mat_free)(struct ek_device *dev, struct ek_mat *m);
+
+    /* ---- operations */
+    /* out[i] = row ids[i] of table */
+    enum ek_status (*embed)(struct ek_device *dev, const struct ek_mat *table, const int32_t *ids,
+                            uint32_t n, void *out);
+    /* out = x * rsqrt(mean(x^2) + eps), rounded to act, times weight */
+    enum ek_status (*rms_norm)(struct ek_device *dev, const void *x, size_t ldx,
+                               const float *weight, float eps, uint32_t n, uint32_t dim, void *out,
+                               size_t ldo);
+    enum ek_status (*layer_norm)(struct ek_device *dev, const void *x, const float *weight,
+                                 const float *bias, float eps, uint32_t n, uint32_t dim, void *out);
+    /* out[i, r] = sum_c x[i, c] w[r, c] + bias[r]; accumulation in fp32; bias may be NULL */
+    enum ek_status (*linear)(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                             const struct ek_mat *w, const float *bias, void *out, size_t ldo,
+                             int flags);
+    /* qkv rows hold [heads q | kv_heads k | kv_heads v] of head_dim each: rotates q and k in place
+     * and stores k and v into the cache at batch->slots */
+    enum ek_status (*rope_append)(struct ek_device *dev, void *qkv, size_t ld,
+                                  const struct ek_rope *rope, const struct ek_batch *batch,
+                                  uint32_t heads, const struct ek_kv *kv);
+    /* causal attention of each sequence's new tokens over its whole cached context (this batch's
+     * tokens already appended): out[i] = [heads * v_dim]; softmax in fp32, never materialised over
+     * the context */
+    enum ek_status (*attention)(struct ek_device *dev, const void *q, size_t ldq,
+                                const struct ek_batch *batch, const struct ek_kv *kv,
+                                uint32_t heads, float scale, void *out, size_t ldo);
+    /* x rows hold [dim gate | dim up]: out = silu(gate) * up */
+    enum ek_status (*swiglu)(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                             uint32_t dim, void *out, size_t ldo);
+    /* out[i] = row rows[i] of x (rows: device memory) */
+    enum ek_status (*gather)(struct ek_device *dev, const void *x, size_t ldx, const int32_t *rows,
+                             uint32_t n, uint32_t dim, void *out);
+    /* ids[i] = index of the largest of logits (F32) row i, the lowest index on ties */
+    enum ek_status (*argmax)(struct ek_device *dev, const float *logits, uint32_t n, uint32_t vocab,
+                             int32_t *ids);
+    /* n elements of dtype from (device memory) to dtype to, for hand-overs between unlike devices
+     */
+    enum ek_status (*convert)(struct ek_device *dev, const void *x, enum ek_dtype from, void *out,
+                              enum ek_dtype to, size_t n);
+
+    /* ---- fused: NULL where the backend composes them */
+    /* rms_norm then one linear a matrix, each into its own columns of out:
+     * out[:, at_k .. at_k + mats[k].rows) with at_k the sum of the rows before; biases may be NULL
+     */
+    enum ek_status (*norm_linear)(struct ek_device *dev, const void *x, const float *norm_weight,
+                                  float eps, uint32_t n, const struct ek_mat *mats, size_t n_mats,
+                                  const float *const *biases, void *out, size_t ldo);
+    /* rms_norm, gate and up products, out = silu(gate) * up. mats: gate, up */
+    enum ek_status (*norm_gate_up)(struct ek_device *dev, const void *x, const float *norm_weight,
+                                   float eps, uint32_t n, const struct ek_mat mats[2], void *out,
+                                   size_t ldo);
+
+    /* ---- ceilings, measured by the profiler with the backend's own best kernels */
+    /* reads every byte of p once (the sum keeps it honest) */
+    enum ek_status (*read_bytes)(struct ek_device *dev, const void *p, size_t n);
+};
+
+/* Sum over tags. */
+uint64_t ek_usage_total(const struct ek_usage by_tag[EK_N_TAGS], bool peak);
+/* Dequantises n elements (a multiple of the block) of any weight dtype to F32 on the host: the
+ * plain C reference that every backend is tested against. */
+enum ek_status ek_dequantize(enum ek_dtype dtype, const void *src, float *dst, size_t n);
+
+#endif

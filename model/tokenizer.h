@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Text to token ids and back: byte-level BPE from tokenizer.json or a GGUF's metadata, chat
+ * templates. Part of model/; include model/model.h from outside.
+ */
+#ifndef EK_MODEL_TOKENIZER_H
+#define EK_MODEL_TOKENIZER_H
+
+#include "base/base.h"
+
+struct ek_tokenizer;
+
+/* path: a model directory (tokenizer.json, tokenizer_config.json), a tokenizer.json, or a .gguf.
+ * Freed with ek_tokenizer_free (NULL is fine). */
+enum ek_status ek_tokenizer_open(const char *path, struct ek_tokenizer **out);
+void ek_tokenizer_free(struct ek_tokenizer *t);
+
+uint32_t ek_tokenizer_size(const struct ek_tokenizer *t); /* highest id + 1 */
+/* Id of a token by its text (added tokens first), or -1. */
+int32_t ek_tokenizer_id(const struct ek_tokenizer *t, const char *text);
+int32_t ek_tokenizer_bos(const struct ek_tokenizer *t); /* -1: none */
+int32_t ek_tokenizer_eos(const struct ek_tokenizer *t); /* -1: none */
+bool ek_tokenizer_adds_bos(const struct ek_tokenizer *t);
+
+enum {
+    EK_ENCODE_SPECIAL = 1, /* added tokens in the text become their ids (else: plain text) */
+    EK_ENCODE_BOS = 2,     /* put bos first where the checkpoint says so */
+};
+/* n bytes of UTF-8 (invalid bytes are replaced by U+FFFD as Hugging Face does). *ids: malloc'd. */
+enum ek_status ek_tokenizer_encode(const struct ek_tokenizer *t, const char *text, size_t n,
+                                   int flags, int32_t **ids, size_t *n_ids);
+/* Whole text of ids, malloc'd and NUL-terminated; invalid UTF-8 becomes U+FFFD. */
+enum ek_status ek_tokenizer_decode(const struct ek_tokenizer *t, const int32_t *ids, size_t n,
+                                   bool skip_special, char **text);
+
+/* Streaming: bytes of an incomplete UTF-8 character are held back until it is complete. */
+struct ek_decoder;
+struct ek_decoder *ek_decoder_new(const struct ek_tokenizer *t, bool skip_special); /* borrows t */
+/* *text (borrowed until the next call, NUL-terminated) is what became complete, maybe "". */
+enum ek_status ek_decoder_push(struct ek_decoder *d, int32_t id, const char **text);
+const char *ek_decoder_flush(struct ek_decoder *d); /* the rest; incomplete bytes as U+FFFD */
+void ek_decoder_free(struct ek_decoder *d);
+
+/* ---- Chat ---------------------------------------------------------------------------------------
+ * Templates are a table of known families (ChatML as SmolLM2 and Qwen use it, Llama 3, DeepSeek
+ * LLM/V2, DeepSeek-VL2), recognised from the checkpoint's template text or its special tokens. */
+struct ek_message {
+    const char *role; /* "system", "user", "assistant" */
+    const char *content;
+};
+/* Token ids of the conversation, ready for the assistant's next turn. EK_EUNSUPPORTED when the
+ * checkpoint has no known template. Special tokens in contents are not parsed. */
+enum ek_status ek_chat_encode(const struct ek_tokenizer *t, const struct ek_message *messages,
+                              size_t n, int32_t **ids, size_t *n_ids);
+/* Name of the recognised template ("chatml", ...), or NULL. */
+const char *ek_chat_template(const struct ek_tokenizer *t);
+/* Ids that end an assistant's turn (eos and the template's own); returns how many (at most cap). */
+size_t ek_chat_stops(const struct ek_tokenizer *t, int32_t *ids, size_t cap);
+
+#endif

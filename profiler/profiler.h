@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * profiler: measures devices, links and the runtime's own modules into the profile database.
+ * docs/measurement.md says how. Depends on runtime, kernels, model, base, and its store.
+ */
+#ifndef EK_PROFILER_H
+#define EK_PROFILER_H
+
+#include "profiler/store.h"
+#include "runtime/runtime.h"
+
+/* ---- Ceilings and links of devices
+ * ---------------------------------------------------------------- */
+struct ek_ceilings {
+    double read_bandwidth, copy_bandwidth; /* bytes/s */
+    double peak_f32, peak_bf16, peak_f16;  /* FLOP/s of a large product; 0: not supported */
+    uint64_t overhead;                     /* bytes taken before our first allocation */
+};
+enum ek_status ek_measure_ceilings(struct ek_device *dev, struct ek_ceilings *out);
+/* One link by the fastest mechanism that the runtime has for the pair. */
+enum ek_status ek_measure_link(struct ek_device *from, struct ek_device *to,
+                               struct ek_store_link *out);
+
+/* ---- Profiling a model
+ * -------------------------------------------------------------------------------- */
+struct ek_profile_options {
+    const struct ek_device_spec *devices;
+    size_t n_devices;
+    enum ek_dtype act, cache;
+    uint32_t max_batch, max_prompt, max_context; /* bounds of the points */
+    bool thorough;
+    double target_error;       /* of interpolation between points, e.g. 0.03 */
+    volatile const bool *stop; /* set by SIGINT: finish the row, commit, return EK_EINTR */
+};
+#define EK_PROFILE_OPTIONS_INIT                                                                    \
+    {                                                                                              \
+        .act = EK_F32, .cache = EK_F32, .max_batch = 8, .max_prompt = 512, .max_context = 2048,    \
+        .target_error = 0.03                                                                       \
+    }
+/* Resumable: points whose key is committed are skipped. */
+enum ek_status ek_profile(const struct ek_model *m, struct ek_store *store,
+                          const struct ek_profile_options *opt);
+
+#endif
