@@ -12,3 +12,4 @@ include tests/gpu/local.mk
 endif
 include tests/fuzz/local.mk
 include tests/cli/local.mk
+include tests/reference/local.mk

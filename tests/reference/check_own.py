@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hold every committed reference against our own fp64 implementation, written from the published
+descriptions: two implementations that share no code must agree before a third is judged by them."""
+import json
+import sys
+
+import torch
+from safetensors import safe_open
+
+import own_text
+from common import FIXTURES
+
+OWN = {"llama": own_text.text_logits, "qwen2": own_text.text_logits}
+
+
+def read(file):
+    with safe_open(file, "pt") as f:
+        return {k: f.get_tensor(k) for k in f.keys()}
+
+
+def departures(trace, logits, reference):
+    """(module, max |difference| / max |value|) of every traced module, in order, then the logits."""
+    for name, value in trace.items():
+        if "trace." + name in reference:
+            expected = reference["trace." + name].double()
+            yield name, float((value.reshape(expected.shape) - expected).abs().max()
+                              / expected.abs().max())
+    expected = reference["logits"].double()
+    yield "logits", float((logits - expected).abs().max() / expected.abs().max())
+
+
+def check(folder):
+    family = json.loads((folder / "config.json").read_text())["model_type"]
+    reference = read(folder / "reference.safetensors")
+    logits, trace = OWN[family](folder, reference["input_ids"].tolist())
+    traced = sum(k.startswith("trace.") for k in reference)
+    found = dict(departures(trace, logits, reference))
+    if len(found) != traced + 1:
+        raise SystemExit(f"{folder.name}: {traced} traced modules, {len(found) - 1} of ours")
+    worst = max(found, key=found.get)
+    ok = found[worst] < 1e-5
+    same = (logits.argmax(-1) == reference["logits"].argmax(-1)).double().mean()
+    print(f"{'ok  ' if ok else 'FAIL'} {folder.name:28} {len(found):3} tensors, worst {found[worst]:.1e} "
+          f"({worst}), logits {found['logits']:.1e}, top-1 equal {same:.3f}")
+    if not ok:
+        print("     " + ", ".join(f"{k} {v:.1e}" for k, v in found.items()))
+    return ok
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    names = sys.argv[1:] or sorted(p.parent.name for p in FIXTURES.glob("*/config.json"))
+    sys.exit(0 if all([check(FIXTURES / n) for n in names]) else 1)

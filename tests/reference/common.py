@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the fixture generators share: random weights with a spread that matters, and the writers."""
+import importlib.util
+import json
+import pathlib
+
+import torch
+from safetensors.torch import save_file
+
+HERE = pathlib.Path(__file__).resolve().parent
+FIXTURES = HERE.parent / "fixtures" / "reference"
+
+
+def _load_tool():
+    path = HERE.parent.parent / "tools" / "make-reference.py"
+    spec = importlib.util.spec_from_file_location("make_reference", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tool = _load_tool()
+
+
+class Weights:
+    """Random tensors by name. Linear weights have gain / sqrt(inputs), so that every layer's
+    output is as large as its input: attention, rope, norms and routing then change the logits."""
+
+    def __init__(self, seed):
+        self.generator = torch.Generator().manual_seed(seed)
+        self.tensors = {}
+
+    def normal(self, name, *shape, std=1.0, mean=0.0):
+        value = torch.randn(*shape, generator=self.generator) * std + mean
+        self.tensors[name] = value
+        return value
+
+    def linear(self, name, out, inputs, gain=1.0, bias=None):
+        self.normal(name + ".weight", out, inputs, std=gain / inputs ** 0.5)
+        if bias:
+            self.normal(name + ".bias", out, std=bias)
+
+    def norm(self, name, n, bias=None):
+        """A norm's weight: far from 1, some of it negative."""
+        self.normal(name + ".weight", n, std=0.4, mean=1.0)
+        if bias:
+            self.normal(name + ".bias", n, std=bias)
+
+
+def decoder_ends(w, prefix, vocab, hidden, tied, head="lm_head"):
+    """Embedding, final norm and head. The head's gain makes the largest logit about 10."""
+    w.normal(prefix + "embed_tokens.weight", vocab, hidden, std=3 / hidden ** 0.5 if tied else 0.7)
+    w.norm(prefix + "norm", hidden)
+    if not tied:
+        w.linear(head, vocab, hidden, gain=2.5)
+
+
+def swiglu(w, name, hidden, inter, bias=None):
+    w.linear(name + ".gate_proj", inter, hidden, 1.5, bias)
+    w.linear(name + ".up_proj", inter, hidden, 1.5, bias)
+    w.linear(name + ".down_proj", hidden, inter, 1.5, bias)
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_checkpoint(folder, config, tensors, dtype=torch.float32, shards=1,
+                     pattern="model-{:05d}-of-{:05d}.safetensors", extra=None):
+    """config.json and the weights; with several shards also the index. extra: {file: JSON}."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in [*folder.glob("*.safetensors"), *folder.glob("*.json")]:
+        old.unlink()
+    write_json(folder / "config.json", config)
+    for name, value in (extra or {}).items():
+        write_json(folder / name, value)
+    tensors = {k: v.to(dtype).contiguous() for k, v in tensors.items()}
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    names = list(tensors)
+    cut = [names[i * len(names) // shards:(i + 1) * len(names) // shards] for i in range(shards)]
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": {}}
+    for i, part in enumerate(cut):
+        file = pattern.format(i + 1, shards)
+        save_file({n: tensors[n] for n in part}, folder / file, metadata={"format": "pt"})
+        index["weight_map"].update({n: file for n in part})
+    write_json(folder / "model.safetensors.index.json", index)
+
+
+def random_ids(seed, n, vocab):
+    return torch.randint(0, vocab, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def folder_bytes(folder):
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+
+
+def say(folder, logits):
+    """One line a fixture: the spread shows whether the weights are worth testing with."""
+    top = logits.topk(2, dim=-1).values
+    print(f"{folder.name:28} {folder_bytes(folder) / 1e3:7.1f} kB  max |logit| "
+          f"{logits.abs().max():6.2f}  std {logits.std():5.2f}  least margin "
+          f"{(top[:, 0] - top[:, 1]).min():.4f}  distinct argmax "
+          f"{logits.argmax(-1).unique().numel()}")
