@@ -179,6 +179,12 @@ struct ek_ops {
                               uint32_t cols, struct ek_mat *out);
     enum ek_status (*mat_ready)(struct ek_device *dev, struct ek_mat *m);
     void (*mat_free)(struct ek_device *dev, struct ek_mat *m);
+    /* What alloc and mat_new (with mat_ready, when it is done) will count under their tags, padding
+     * included, so that a plan is held against memory before anything is allocated. NULL: exactly
+     * the bytes asked for. */
+    uint64_t (*alloc_bytes)(const struct ek_device *dev, size_t bytes);
+    uint64_t (*mat_bytes)(const struct ek_device *dev, enum ek_dtype dtype, uint32_t rows,
+                          uint32_t cols);
 
     /* ---- operations */
     /* out[i] = row ids[i] of table */

@@ -28,11 +28,13 @@ struct ek_plan {
     uint32_t prefill_chunk; /* tokens of one prefill micro-batch */
     enum ek_dtype cache, act;
     struct ek_device_spec *devices;
-    struct ek_plan_memory *memory; /* one a device */
+    char (*uuids)[48];             /* one a device, "" when the plan does not say */
+    struct ek_plan_memory *memory; /* one a device; all 0 when the plan does not predict it */
     size_t n_devices;
     struct ek_plan_stage *stages;
     size_t n_stages;
     double predicted_prefill_s, predicted_decode_s; /* workload's prompt; one token of all batch */
+    char profile[33];                               /* identity of the profile, "" when not said */
 };
 enum ek_status ek_plan_read(const char *path, struct ek_plan **out);
 void ek_plan_free(struct ek_plan *p); /* NULL is fine */
@@ -44,6 +46,13 @@ enum ek_status ek_plan_check(const struct ek_plan *p, const struct ek_model *m);
 
 /* ---- Stage: consecutive modules on one device, the unit that is profiled and run
  * ---------------------- */
+#define EK_PAGE 32 /* tokens a block of the cache */
+/* Blocks of a cache for n_seqs sequences of up to context tokens each. */
+static inline uint64_t ek_cache_blocks(uint64_t n_seqs, uint64_t context)
+{
+    return n_seqs * ((context + EK_PAGE - 1) / EK_PAGE);
+}
+
 struct ek_stage;
 struct ek_stage_options {
     uint32_t page;        /* tokens a block of the cache */
@@ -51,10 +60,21 @@ struct ek_stage_options {
     uint32_t max_tokens;  /* most new tokens in one batch */
     uint32_t max_seqs;    /* most sequences in one batch */
     uint32_t max_context; /* most tokens of a sequence */
-    uint32_t max_logits;  /* most rows of logits asked for in one batch */
+    uint32_t max_logits;  /* rows of the device's logits buffer */
     enum ek_dtype cache;
+    bool shared_embed; /* a tied head uses the embedding of another stage of this device */
+    const struct ek_stage *embed_of; /* that stage, for ek_stage_new; it outlives this one */
 };
-/* Bytes by tag that ek_stage_new will allocate, without allocating: what a plan is held against. */
+/* Bytes by tag that ek_stage_new will allocate, without allocating: what a plan is held against.
+ * The backend's own scratch (workspace) is not in it. With T = max_tokens, S = max_seqs,
+ * L = max_logits, B = blocks of max_context, a = bytes of an activation, and each term rounded up
+ * to 256 bytes:
+ *   kv          = layers * n_blocks * page * (bytes of K and V of a token)
+ *   activations = T*hidden*a (hidden states) + T*hidden*a (normalised)
+ *               + T*a * max(q+k+v rows + heads*v_dim, 3*intermediate, hidden with the final norm)
+ *               + L*hidden*a + L*vocab*4 + L*4 with the head + 4*(4*T + 2*S + 1 + S*B) (the batch),
+ * terms of layers only in stages with layers: affine in T, L and S*B, whatever the layers' number.
+ */
 enum ek_status ek_stage_memory(const struct ek_device *dev, const struct ek_model *m,
                                const size_t *modules, size_t n, const struct ek_stage_options *opt,
                                uint64_t by_tag[EK_N_TAGS]);
@@ -63,22 +83,72 @@ enum ek_status ek_stage_memory(const struct ek_device *dev, const struct ek_mode
 enum ek_status ek_stage_new(struct ek_device *dev, const struct ek_model *m, const size_t *modules,
                             size_t n, const struct ek_stage_options *opt, struct ek_stage **out);
 void ek_stage_free(struct ek_stage *s);
+/* A batch as the host describes it. */
+struct ek_batch_host {
+    uint32_t n_tokens, n_seqs, n_logits;
+    const int32_t *tokens;        /* [n_tokens] */
+    const uint32_t *n_new;        /* [n_seqs] new tokens of each sequence */
+    const uint32_t *past;         /* [n_seqs] tokens of each that the cache holds already */
+    const int32_t *const *blocks; /* [n_seqs] its blocks, enough for past + new tokens */
+    const int32_t *logit_rows;    /* [n_logits] rows of the batch, ascending */
+};
+/* Uploads a batch into the stage's own fixed device memory and describes it in *out (valid until
+ * the next upload of this stage) with *rows = device copy of logit_rows. Where the backend has
+ * graphs, a decode batch is padded (copies of its first sequence) to one of few sizes and max_kv
+ * is rounded up, so that ek_stage_run can replay: then out->n_seqs > n_seqs, and so many rows of
+ * logits are computed; the first n_seqs are the batch's. */
+enum ek_status ek_stage_upload(struct ek_stage *s, const struct ek_batch_host *h,
+                               struct ek_batch *out, const int32_t **rows, uint32_t *n_rows);
+/* The stage's own hidden states, [max_tokens][hidden]: as in and out of ek_stage_run it saves both
+ * copies. */
+void *ek_stage_hidden(struct ek_stage *s);
+/* F32 [max_logits][vocab] of a stage with the head, else NULL: may be out of ek_stage_run. */
+float *ek_stage_logits(struct ek_stage *s);
 /* Issues all modules for a batch. in: hidden states [n_tokens, hidden] on this device (unused when
- * the stage begins with the embedding). out: hidden states, or F32 logits of the rows
- * logit_rows[0..n_logits) (device memory) when it ends with the head. in == out is allowed. */
+ * the stage begins with the embedding; the normalised rows asked for, when it begins with the
+ * head). out: hidden states [n_tokens, hidden]; normalised rows [n_logits, hidden] when it ends
+ * with the norm; F32 logits [n_logits, vocab] when it ends with the head. logit_rows: device
+ * memory; n_logits <= max_logits with a head. in == out is allowed. A decode batch (one token a
+ * sequence) is captured when the same arguments come a second time, and replayed from then on,
+ * where the backend has graphs. */
 enum ek_status ek_stage_run(struct ek_stage *s, const struct ek_batch *batch, const void *in,
                             void *out, const int32_t *logit_rows, uint32_t n_logits);
 bool ek_stage_has_head(const struct ek_stage *s);
 bool ek_stage_has_embed(const struct ek_stage *s);
 
+/* ---- Links: hidden states from one device to another
+ * ------------------------------------------------- */
+#define EK_LINK_SLOTS 2 /* messages under way; a message is at most max_elements activations */
+struct ek_link;
+/* Opens the fastest mechanism that works for the pair ("same-device", "copy", "host-staged"). The
+ * types of activations may differ. from == to is allowed. */
+enum ek_status ek_link_open(struct ek_device *from, struct ek_device *to, size_t max_elements,
+                            struct ek_link **out);
+void ek_link_close(struct ek_link *l); /* NULL is fine; both devices must be idle */
+const char *ek_link_mechanism(const struct ek_link *l);
+/* Bytes that ek_link_open allocates under EK_TAG_COMM on either device. */
+void ek_link_memory(const struct ek_device *from, const struct ek_device *to, size_t max_elements,
+                    uint64_t *at_from, uint64_t *at_to);
+/* True when a slot is free: send may be called. */
+bool ek_link_ready(const struct ek_link *l);
+/* Called by the thread of `from`: queues n activations at src; src may change once its queue
+ * passed.
+ */
+enum ek_status ek_link_send(struct ek_link *l, const void *src, size_t n);
+/* Called by the thread of `to`, once a send: first wait (its queue waits for the message), then
+ * recv (queues the copy to dst). */
+enum ek_status ek_link_wait(struct ek_link *l);
+enum ek_status ek_link_recv(struct ek_link *l, void *dst, size_t n);
+
 /* ---- Engine
  * ---------------------------------------------------------------------------------------------- */
 struct ek_engine;
 struct ek_engine_options {
-    uint32_t max_seqs;    /* 0: the plan's batch */
-    uint32_t max_context; /* 0: the plan's context */
-    uint32_t max_logits;  /* rows of logits a step may ask for; 0: max_seqs */
-    bool synthetic;       /* weights from the model's seed */
+    uint32_t max_seqs;     /* 0: the plan's batch */
+    uint32_t max_context;  /* 0: the plan's context */
+    uint32_t max_logits;   /* rows of logits a step may ask for; 0: max_seqs */
+    uint64_t cache_tokens; /* of all sequences together; 0: max_seqs * max_context */
+    bool synthetic;        /* weights from the model's seed: open the model so (kept for callers) */
 };
 /* Holds the plan against the devices' budgets and free memory before the first weight byte is read
  * (EK_EENV with a table on stderr), opens the devices, loads, starts one worker a device. Borrows
@@ -98,7 +168,8 @@ struct ek_step {
     uint32_t n_seqs;
     const uint32_t *seqs, *n_tokens;
     const int32_t *tokens;
-    enum ek_logits logits;
+    enum ek_logits logits; /* EK_LOGITS_LAST: of the last new token of each sequence */
+    bool argmax_only;      /* logits stay on the device: wait gives argmax alone */
 };
 /* Queues a micro-batch and returns at once: stages overlap over the steps in flight. A sequence may
  * be in several steps in flight (prefill chunks); they keep their order. */
@@ -116,12 +187,20 @@ enum ek_status ek_engine_prefill(struct ek_engine *e, uint32_t seq, const int32_
 struct ek_stage_timing { /* of the steps since the last reset */
     uint32_t device;
     uint64_t steps, tokens;
-    double busy_s, wait_s, handoff_s;
+    double busy_s;    /* the device worked on the stage's modules */
+    double wait_s;    /* the worker had nothing to do before a step of this stage */
+    double handoff_s; /* receiving and sending hidden states */
 };
 size_t ek_engine_timings(struct ek_engine *e, struct ek_stage_timing *out, size_t cap);
 void ek_engine_reset_timings(struct ek_engine *e);
 size_t ek_engine_n_devices(const struct ek_engine *e);
 void ek_engine_usage(struct ek_engine *e, size_t device, struct ek_usage by_tag[EK_N_TAGS]);
+/* Borrowed; for its spec and info. Only the engine's worker may issue to it. */
+struct ek_device *ek_engine_device(const struct ek_engine *e, size_t device);
+const struct ek_plan *ek_engine_plan(const struct ek_engine *e);
+const struct ek_model *ek_engine_model(const struct ek_engine *e);
+uint32_t ek_engine_max_seqs(const struct ek_engine *e);
+uint32_t ek_engine_max_context(const struct ek_engine *e);
 
 /* ---- Sampling
  * ---------------------------------------------------------------------------------------------- */
@@ -140,6 +219,73 @@ struct ek_sampling {
  * as Hugging Face: temperature, top-k, top-p, min-p. */
 enum ek_status ek_sample(const struct ek_sampling *s, const float *logits, uint32_t vocab,
                          uint64_t *state, int32_t *id);
+
+/* ---- Generation: prompts in, tokens out
+ * ----------------------------------------------------------------- */
+enum ek_finish {
+    EK_FINISH_LENGTH,  /* max_tokens, or the context is full */
+    EK_FINISH_STOP,    /* a stop id (kept as the last of ids) */
+    EK_FINISH_CALLBACK /* on_token said so */
+};
+struct ek_prompt {
+    const int32_t *ids; /* borrowed */
+    size_t n;           /* at least 1 */
+};
+struct ek_generate_options {
+    struct ek_sampling sampling; /* prompt i draws from the stream of seed + i */
+    uint32_t max_tokens;         /* new tokens of each prompt */
+    const int32_t *stop;         /* ids that end a sequence: usually the model's eos */
+    size_t n_stop;
+    /* Called on the calling thread for every new token, in the order they are made; false ends that
+     * sequence. May be NULL. */
+    bool (*on_token)(void *user, size_t prompt, int32_t id);
+    void *user;
+    volatile const bool
+        *cancel; /* set by SIGINT: returns EK_EINTR with what there is; may be NULL */
+};
+struct ek_completion {
+    int32_t *ids; /* new tokens */
+    size_t n;
+    enum ek_finish finish;
+};
+struct ek_generate_timing {
+    double prefill_s;     /* until the first token of every prompt is there */
+    double decode_s;      /* all decode steps */
+    double decode_step_s; /* one token of every running sequence: decode_s / rounds */
+    uint64_t prompt_tokens, new_tokens;
+};
+/* Runs prompts (more than max_seqs: in waves), prefilled in chunks that sequences share, then
+ * decoded in the plan's micro_batches groups, all in flight at once. *out: one a prompt, freed with
+ * ek_completions_free, also set when EK_EINTR is returned. timing may be NULL. */
+enum ek_status ek_generate(struct ek_engine *e, const struct ek_prompt *prompts, size_t n,
+                           const struct ek_generate_options *opt, struct ek_completion **out,
+                           struct ek_generate_timing *timing);
+void ek_completions_free(struct ek_completion *c, size_t n); /* NULL is fine */
+
+/* ---- Benchmark: a workload of synthetic token ids, timed
+ * ------------------------------------------------ */
+struct ek_bench_options {
+    uint32_t batch, prompt, generate; /* 0: the plan's */
+    uint32_t repeats;                 /* timed runs after one that warms up; 0: 3 */
+    uint64_t seed;                    /* of the token ids */
+    volatile const bool *cancel;
+};
+struct ek_spread {
+    double median, mean, min, max, mad; /* median absolute deviation */
+    uint32_t n;
+};
+struct ek_bench_result {
+    uint32_t batch, prompt, generate, n_stages, n_devices;
+    struct ek_spread prefill_s;               /* all prompts, a sample a repeat */
+    struct ek_spread decode_s;                /* one token of the whole batch, a sample a round */
+    double decode_total_s;                    /* mean over repeats of all generate - 1 rounds */
+    struct ek_stage_timing *prefill, *decode; /* [n_stages], sums over the repeats */
+    struct ek_usage (*usage)[EK_N_TAGS];      /* [n_devices] */
+};
+/* The way of ek_generate (same chunks, same groups), without sampling: greedy on the device. */
+enum ek_status ek_bench_run(struct ek_engine *e, const struct ek_bench_options *opt,
+                            struct ek_bench_result *out);
+void ek_bench_result_clear(struct ek_bench_result *r); /* frees what it holds */
 
 /* ---- References
  * ---------------------------------------------------------------------------------------------- */
