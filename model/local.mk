@@ -1,0 +1,8 @@
+noinst_LIBRARIES += libmodel.a
+libmodel_a_SOURCES = \
+	model/model.h \
+	model/tokenizer.h \
+	model/gguf.h \
+	model/datafile.h \
+	model/datafile.c \
+	model/gguf.c
