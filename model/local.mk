@@ -5,4 +5,5 @@ libmodel_a_SOURCES = \
 	model/gguf.h \
 	model/datafile.h \
 	model/datafile.c \
-	model/gguf.c
+	model/gguf.c \
+	model/safetensors.c

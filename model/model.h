@@ -38,7 +38,9 @@ struct ek_config {
     double rope_factor, rope_low, rope_high, rope_beta_fast, rope_beta_slow; /* llama3, yarn */
     double rope_mscale, rope_mscale_all_dim;
     uint32_t rope_original_position;
-    uint32_t mrope_section[3]; /* all 0: ordinary positions */
+    double rope_attention_factor; /* yarn: amplitude as stated; 0: from the factor */
+    const float *rope_factors;    /* GGUF rope_freqs.weight: divide inv_freq; [dim/2] or NULL */
+    uint32_t mrope_section[3];    /* all 0: ordinary positions */
     /* MLA (attention == EK_ATTENTION_MLA) */
     uint32_t q_lora, kv_lora, qk_nope, qk_rope, v_head;
     /* mixture of experts (n_experts == 0: dense) */
@@ -50,7 +52,9 @@ struct ek_config {
     /* vision (vision != EK_VISION_NONE) */
     enum ek_vision_kind vision;
     uint32_t vision_layers, vision_hidden, vision_heads, vision_intermediate, vision_patch;
-    uint32_t vision_merge, vision_window, vision_image;
+    uint32_t vision_merge, vision_window, vision_image, vision_temporal;
+    uint64_t vision_full_attention; /* bit i: block i attends to the whole image (Qwen) */
+    double vision_tokens_per_second;
     /* text */
     int32_t bos, eos[EK_MAX_EOS]; /* -1: none */
     uint32_t n_eos;
@@ -82,6 +86,9 @@ enum ek_role {
     EK_ROLE_GATE,
     EK_ROLE_UP,
     EK_ROLE_DOWN,
+    EK_ROLE_GATE_BIAS,
+    EK_ROLE_UP_BIAS,
+    EK_ROLE_DOWN_BIAS,
     EK_ROLE_HEAD,
     EK_ROLE_Q_A, /* MLA */
     EK_ROLE_Q_A_NORM,
@@ -97,7 +104,8 @@ enum ek_role {
     EK_ROLE_SHARED_GATE,
     EK_ROLE_SHARED_UP,
     EK_ROLE_SHARED_DOWN,
-    EK_ROLE_OTHER, /* vision, projector, vectors: told apart by name */
+    EK_ROLE_OTHER,  /* vision, projector, vectors: told apart by name */
+    EK_ROLE_UNUSED, /* in the checkpoint, but never loaded (VL2's attn_pool) */
     EK_N_ROLES
 };
 
@@ -122,9 +130,9 @@ struct ek_module {
     int32_t layer; /* number, or -1 */
     struct ek_tensor *tensors;
     size_t n_tensors;
-    uint64_t weight_bytes; /* sum over tensors; a tied head counts the embedding's matrix */
-    uint64_t n_params;
-    bool side;       /* not part of the chain embed .. head */
+    uint64_t weight_bytes; /* loaded tensors; a tied head counts the embedding's matrix */
+    uint64_t n_params;     /* all tensors, the unused ones too */
+    bool side;             /* not part of the chain embed .. head */
     int32_t tied_to; /* module whose tensor this one shares (a tied head: the embedding), or -1 */
     char signature[33]; /* equal for modules of equal shapes, dtypes and hyper-parameters */
 };
@@ -135,9 +143,9 @@ struct ek_model {
     struct ek_config config;
     struct ek_module *modules; /* execution order: side modules first, then the chain */
     size_t n_modules;
-    uint64_t n_params;
-    char hash[33];    /* configuration and (name, dtype, shape) of every tensor; never the bytes */
-    bool has_weights; /* false: config.json alone, weights are synthetic */
+    uint64_t n_params; /* a tied head not counted again */
+    char hash[33];     /* configuration and (name, dtype, shape) of every tensor; never the bytes */
+    bool has_weights;  /* false: config.json alone, weights are synthetic */
     bool gguf;
     struct ek_model_files *files; /* internal */
 };
