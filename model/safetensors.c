@@ -236,7 +236,7 @@ static enum ek_status index_names(struct ek_safetensors *s)
 
 static enum ek_status read_all(struct ek_safetensors *s)
 {
-    uint64_t data_at;
+    uint64_t data_at = 0;
     const char *name;
     json_t *v;
 
