@@ -1,4 +1,4 @@
 # How the reference fixtures are made (Python, not part of any build) and the fixtures themselves.
 EXTRA_DIST += tests/fixtures/reference tools/make-reference.py tests/reference/README.md \
-	tests/reference/common.py tests/reference/make_text.py tests/reference/own_text.py \
-	tests/reference/check_own.py
+	tests/reference/common.py tests/reference/make_text.py tests/reference/make_smollm2.py \
+	tests/reference/own_text.py tests/reference/check_own.py
