@@ -1,0 +1,5 @@
+# The database of measurements (read by the planner too), and what measures into it.
+noinst_LIBRARIES += libstore.a
+libstore_a_SOURCES = profiler/store.h profiler/store_internal.h profiler/store.c \
+	profiler/store_schema.c profiler/store_sql.c profiler/store_devices.c \
+	profiler/store_measurements.c profiler/interpolate.c

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The profile database (docs/formats.md: profile.db): SQLite, WAL, STRICT tables. One transaction a
- * measurement, unique keys. Read by the planner, written by the profiler. Depends on base, SQLite.
+ * The profile database (docs/measurement.md, docs/formats.md): SQLite, WAL, STRICT tables. One
+ * transaction a measurement, unique keys. Written by the profiler and `bench`, read by the planner.
+ * Depends on base and SQLite alone. One thread uses a store at a time.
  */
 #ifndef EK_PROFILER_STORE_H
 #define EK_PROFILER_STORE_H
@@ -11,15 +12,21 @@
 struct ek_store;
 enum ek_store_mode { EK_STORE_READ, EK_STORE_WRITE };
 
+#define EK_STORE_APPLICATION_ID 0x454b5052 /* "EKPR" */
+#define EK_STORE_VERSION        1          /* user_version; a newer one is refused */
+#define EK_STORE_STAGE          "stage"    /* the signature of a stage's own rows */
+
 /* Opens (WRITE: creates) a database. Refused with a reason: not SQLite, another application_id, a
- * newer user_version, a failed quick_check, foreign triggers or views, locked, read-only medium. */
+ * newer user_version, a failed quick_check, tables, triggers or views that are not ours (all
+ * EK_EFORMAT); locked, a read-only medium, a journal that cannot be replayed there (EK_EENV). */
 enum ek_status ek_store_open(const char *path, enum ek_store_mode mode, struct ek_store **out);
-void ek_store_close(struct ek_store *s);
-/* Identity of the profile for plan.json: hash over host, devices, models and measurements. */
+void ek_store_close(struct ek_store *s); /* NULL is fine */
+/* Identity of the profile for plan.json: hash over host, devices (ceilings too; not what is free or
+ * declared), links, models, times and memory. The same rows give the same identity, in whatever
+ * order they were written. */
 enum ek_status ek_store_identity(struct ek_store *s, char out[33]);
 
-/* ---- Host, devices, links -----------------------------------------------------------------------
- */
+/* ---- Host, devices, links ------------------------------------------------------------------- */
 struct ek_store_device {
     int64_t id;    /* 0 when writing */
     char name[32]; /* "cpu:0", "cuda:0" */
@@ -32,49 +39,76 @@ struct ek_store_device {
     double read_bandwidth, copy_bandwidth; /* bytes/s, measured ceilings; 0: not measured */
     double peak_f32, peak_bf16, peak_f16;  /* FLOP/s, measured; 0: not measured */
 };
-enum ek_status ek_store_put_device(struct ek_store *s, struct ek_store_device *d); /* sets id */
+/* Sets id. A device is the same row while host, name, backend, UUID, driver, kernels and threads
+ * are; what else changed is updated (a ceiling of 0 keeps the one measured before). */
+enum ek_status ek_store_put_device(struct ek_store *s, struct ek_store_device *d);
+/* The row last put of each name of each host, in the order of their first put; older rows of a name
+ * (another driver, other kernels) stay in the file unseen. *out is freed with free(). */
 enum ek_status ek_store_devices(struct ek_store *s, struct ek_store_device **out, size_t *n);
 
 struct ek_store_link {     /* t = alpha + bytes / beta */
     char from[32], to[32]; /* device names */
     char mechanism[24];    /* "memcpy", "peer-copy", "peer-store", "nccl", "host-staged" */
-    double alpha_s, beta_bytes_s, residual;
-    uint64_t n;
+    double alpha_s, beta_bytes_s;
+    double residual; /* largest |fit - measured| / measured over the sizes */
+    uint64_t n;      /* samples behind it */
 };
+/* Replaces the row of the same devices and mechanism. */
 enum ek_status ek_store_put_link(struct ek_store *s, const struct ek_store_link *l);
+/* Links between the devices of ek_store_devices. */
 enum ek_status ek_store_links(struct ek_store *s, struct ek_store_link **out, size_t *n);
 
-/* ---- Measurements of modules
- * ----------------------------------------------------------------------- */
+/* ---- Measurements of modules ---------------------------------------------------------------- */
 enum ek_phase { EK_PHASE_PREFILL, EK_PHASE_DECODE };
 
 struct ek_store_key {   /* everything that changes a measurement */
     int64_t device;     /* row of ek_store_device: UUID, driver, libraries, kernels' hash */
-    char signature[33]; /* of the module; "stage-overhead" rows use the signature "stage" */
+    char signature[33]; /* of the module; a stage's own rows have the signature EK_STORE_STAGE */
     enum ek_phase phase;
     uint32_t batch;          /* sequences */
     uint32_t tokens;         /* new tokens a sequence (decode: 1) */
     uint32_t context;        /* tokens in the cache of each sequence after this step */
     char act[12], cache[12]; /* dtype names */
     char launch[12];         /* "eager", "graph" */
+    uint32_t busy;           /* other devices of the machine at work meanwhile; 0: alone */
 };
 struct ek_store_time {
-    double median_s, mad_s, min_s;
+    double median_s, mad_s, min_s; /* median 0: below what the clock resolves (a stage's own) */
     uint32_t n;
     char stop[16]; /* "converged", "stable-noise", "timeout" */
 };
 bool ek_store_has_time(struct ek_store *s, const struct ek_store_key *k);
+/* A key that is there already stays as it is (EK_OK). */
 enum ek_status ek_store_put_time(struct ek_store *s, const struct ek_store_key *k,
                                  const struct ek_store_time *t);
 struct ek_store_time_row {
     struct ek_store_key key;
     struct ek_store_time time;
 };
-/* All rows of a device and signature, ordered by phase, batch, tokens, context. */
+/* All rows of a device and signature measured alone (busy == 0), ordered by phase, batch, tokens,
+ * context. *out is freed with free(). */
 enum ek_status ek_store_times(struct ek_store *s, int64_t device, const char *signature,
                               struct ek_store_time_row **out, size_t *n);
+/* By how much other devices at work slow a device in a phase: median over its rows with busy > 0 of
+ * their time over the row measured alone; at least 1, and 1 where nothing was measured. */
+enum ek_status ek_store_slowdown(struct ek_store *s, int64_t device, enum ek_phase phase,
+                                 double *factor);
 
-/* Memory of one module alone on a device, bytes by tag, at (batch, tokens, context capacity). */
+/* Time at any point from rows of ek_store_times (of one act, cache and launch): piecewise linear in
+ * the context, then in the tokens (prefill) or the batch (decode); docs/measurement.md has the
+ * rule. Sequences of a prefill step are counted as one of equal work. *outside (may be NULL): the
+ * point lies beyond the rows, so the answer is an extrapolation. Negative when there are no rows of
+ * the phase. The profiler chooses its points by the error of this very function. */
+struct ek_point {
+    enum ek_phase phase;
+    uint32_t batch, tokens, context; /* as in ek_store_key */
+};
+double ek_interpolate(const struct ek_store_time_row *rows, size_t n, const struct ek_point *at,
+                      bool *outside);
+
+/* Memory of one module alone on a device, bytes by tag, at (batch, tokens, context capacity): most
+ * sequences, most new tokens of one step, most tokens of a sequence. docs/measurement.md says how
+ * the rows of a stage's modules and of EK_STORE_STAGE add up. */
 struct ek_store_memory {
     int64_t device;
     char signature[33];
@@ -82,7 +116,9 @@ struct ek_store_memory {
     uint32_t batch, tokens, context;
     uint64_t weights, kv, activations, workspace, comm;
 };
+bool ek_store_has_memory(struct ek_store *s, const struct ek_store_memory *key);
 enum ek_status ek_store_put_memory(struct ek_store *s, const struct ek_store_memory *m);
+/* Ordered by act, cache, batch, tokens, context. *out is freed with free(). */
 enum ek_status ek_store_memories(struct ek_store *s, int64_t device, const char *signature,
                                  struct ek_store_memory **out, size_t *n);
 
@@ -98,5 +134,12 @@ struct ek_store_run {
 };
 enum ek_status ek_store_put_run(struct ek_store *s, const struct ek_store_run *r);
 enum ek_status ek_store_runs(struct ek_store *s, struct ek_store_run **out, size_t *n);
+
+/* ---- Sessions of profiling: one process at a time writes measurements ------------------------ */
+/* EK_EENV names the process when another one that lives is at it; a session left "running" by a
+ * process that is gone becomes "failed". */
+enum ek_status ek_store_session_begin(struct ek_store *s, const char *model_hash);
+/* state: "complete", "interrupted" or "failed". */
+enum ek_status ek_store_session_end(struct ek_store *s, const char *state);
 
 #endif

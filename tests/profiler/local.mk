@@ -1,0 +1,5 @@
+check_PROGRAMS += tests/profiler/check_store
+TESTS += tests/profiler/check_store
+tests_profiler_check_store_SOURCES = tests/profiler/check_store.c
+tests_profiler_check_store_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_profiler_check_store_LDADD = libstore.a libbase.a $(SQLITE_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
