@@ -43,6 +43,7 @@ def load(path, dtype="float32", device="cpu"):
         path,
         dtype=DTYPES[dtype],
         attn_implementation="eager",
+        experts_implementation="eager",
         local_files_only=True,
         output_loading_info=True,
     )

@@ -7,10 +7,12 @@ import sys
 import torch
 from safetensors import safe_open
 
+import own_deepseek
 import own_text
 from common import FIXTURES
 
-OWN = {"llama": own_text.text_logits, "qwen2": own_text.text_logits}
+OWN = {"llama": own_text.text_logits, "qwen2": own_text.text_logits,
+       "deepseek_v2": own_deepseek.text_logits}
 
 
 def read(file):
