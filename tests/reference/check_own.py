@@ -9,10 +9,14 @@ from safetensors import safe_open
 
 import own_deepseek
 import own_text
+import own_vl2
 from common import FIXTURES
 
-OWN = {"llama": own_text.text_logits, "qwen2": own_text.text_logits,
-       "deepseek_v2": own_deepseek.text_logits}
+# Each takes the folder, the ids and the reference's tensors (for its images).
+OWN = {"llama": lambda folder, ids, _: own_text.text_logits(folder, ids),
+       "qwen2": lambda folder, ids, _: own_text.text_logits(folder, ids),
+       "deepseek_v2": lambda folder, ids, _: own_deepseek.text_logits(folder, ids),
+       "deepseek_vl_v2": own_vl2.logits}
 
 
 def read(file):
@@ -34,7 +38,7 @@ def departures(trace, logits, reference):
 def check(folder):
     family = json.loads((folder / "config.json").read_text())["model_type"]
     reference = read(folder / "reference.safetensors")
-    logits, trace = OWN[family](folder, reference["input_ids"].tolist())
+    logits, trace = OWN[family](folder, reference["input_ids"].tolist(), reference)
     traced = sum(k.startswith("trace.") for k in reference)
     found = dict(departures(trace, logits, reference))
     if len(found) != traced + 1:

@@ -103,3 +103,15 @@ def say(folder, logits):
           f"{logits.abs().max():6.2f}  std {logits.std():5.2f}  least margin "
           f"{(top[:, 0] - top[:, 1]).min():.4f}  distinct argmax "
           f"{logits.argmax(-1).unique().numel()}")
+
+
+def picture(seed, width, height):
+    """A u8 RGB image [height, width, 3]: slopes, a disc and noise, so that every pixel matters."""
+    g = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    a = torch.rand(3, 3, generator=g) * 2 - 0.5
+    image = a[:, 0, None, None] + a[:, 1, None, None] * x + a[:, 2, None, None] * y
+    cx, cy, r = torch.rand(3, generator=g).tolist()
+    image = torch.where(((x - cx) ** 2 + (y - cy) ** 2 < r * r / 4), 1 - image, image)
+    image = image + 0.15 * torch.randn(3, height, width, generator=g)
+    return (image.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
