@@ -16,6 +16,9 @@ enum ek_status ek_tokenizer_open(const char *path, struct ek_tokenizer **out);
 void ek_tokenizer_free(struct ek_tokenizer *t);
 
 uint32_t ek_tokenizer_size(const struct ek_tokenizer *t); /* highest id + 1 */
+/* EK_EFORMAT when the tokenizer has more ids than an embedding matrix has rows (padded rows are
+ * fine: fewer ids than rows). */
+enum ek_status ek_tokenizer_fits(const struct ek_tokenizer *t, uint64_t rows);
 /* Id of a token by its text (added tokens first), or -1. */
 int32_t ek_tokenizer_id(const struct ek_tokenizer *t, const char *text);
 int32_t ek_tokenizer_bos(const struct ek_tokenizer *t); /* -1: none */
@@ -23,13 +26,17 @@ int32_t ek_tokenizer_eos(const struct ek_tokenizer *t); /* -1: none */
 bool ek_tokenizer_adds_bos(const struct ek_tokenizer *t);
 
 enum {
-    EK_ENCODE_SPECIAL = 1, /* added tokens in the text become their ids (else: plain text) */
+    /* Special tokens, and added tokens of the form <...>, in the text become their ids; else they
+     * are plain text. Added tokens that are words or characters always count. */
+    EK_ENCODE_SPECIAL = 1,
     EK_ENCODE_BOS = 2,     /* put bos first where the checkpoint says so */
 };
-/* n bytes of UTF-8 (invalid bytes are replaced by U+FFFD as Hugging Face does). *ids: malloc'd. */
+/* n bytes of UTF-8, at most 16 MiB (ill-formed bytes are replaced by U+FFFD as Hugging Face does).
+ * *ids: malloc'd. May be called from several threads. */
 enum ek_status ek_tokenizer_encode(const struct ek_tokenizer *t, const char *text, size_t n,
                                    int flags, int32_t **ids, size_t *n_ids);
-/* Whole text of ids, malloc'd and NUL-terminated; invalid UTF-8 becomes U+FFFD. */
+/* Whole text of ids, malloc'd and NUL-terminated; ill-formed UTF-8 and NUL become U+FFFD. Ids that
+ * have no token (padded rows of an embedding) are no text. */
 enum ek_status ek_tokenizer_decode(const struct ek_tokenizer *t, const int32_t *ids, size_t n,
                                    bool skip_special, char **text);
 
