@@ -3,3 +3,10 @@ TESTS += tests/profiler/check_store
 tests_profiler_check_store_SOURCES = tests/profiler/check_store.c
 tests_profiler_check_store_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_profiler_check_store_LDADD = libstore.a libbase.a $(SQLITE_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
+
+check_PROGRAMS += tests/profiler/check_measure
+TESTS += tests/profiler/check_measure
+tests_profiler_check_measure_SOURCES = tests/profiler/check_measure.c
+tests_profiler_check_measure_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_profiler_check_measure_LDADD = libprofiler.a libstore.a libbase.a $(SQLITE_LIBS) \
+	$(JANSSON_LIBS) $(TEST_LIBS)

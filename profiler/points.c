@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Which points to measure: the corners of the space first (an early stop leaves something to
+ * interpolate in), then, where the interpolation between two widths misses what is measured between
+ * them by more than the target, that point, and so on in both halves, the worst gap first.
+ *
+ * What is asked for depends on measured times alone, and the caller answers from the database where
+ * it can: a profile that was interrupted takes the same way again.
+ */
+#include "profiler/measure.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { MAX_ROWS = 128, MAX_GAPS = 64, DEPTHS_MAX = 3 };
+
+struct gap { /* between two neighbouring widths */
+    uint32_t low, high;
+    double miss; /* of the interpolation in the gap that this one is a half of */
+};
+struct points {
+    const struct point_space *space;
+    point_fn fn;
+    void *ctx;
+    struct ek_store_time_row rows[MAX_ROWS];
+    size_t n_rows;
+    struct gap gaps[MAX_GAPS];
+    size_t n_gaps;
+    uint32_t n_widths;
+};
+
+/* The point of a width after a share of the cache: 0 the least, 1 all of it. */
+static struct ek_point point_at(const struct point_space *s, uint32_t width, double depth)
+{
+    struct ek_point p = {.phase = s->phase, .batch = 1, .tokens = 1};
+    uint32_t least = s->phase == EK_PHASE_DECODE ? 1 : width;
+    uint32_t most = s->max_context > least ? s->max_context : least;
+
+    if (s->phase == EK_PHASE_DECODE)
+        p.batch = width;
+    else
+        p.tokens = width;
+    /* decode's least: a cache of one block is what the first step sees */
+    if (s->phase == EK_PHASE_DECODE)
+        least = most < EK_PAGE ? most : EK_PAGE;
+    p.context = least + (uint32_t)lround((double)(most - least) * (s->deep ? depth : 0));
+    return p;
+}
+
+static bool deep_enough(const struct point_space *s, uint32_t width)
+{
+    return s->deep && point_at(s, width, 1).context > point_at(s, width, 0).context;
+}
+
+/* Measures a point and adds its row. *miss grows to the relative error of `before`, what the rows
+ * said of it, less what the noise of the measurement explains. */
+static enum ek_status add(struct points *p, const struct ek_point *at, double before, double *miss)
+{
+    struct ek_store_time t;
+    enum ek_status st;
+
+    if (p->n_rows == MAX_ROWS)
+        return EK_OK;
+    st = p->fn(p->ctx, at, &t);
+    if (st == EK_NO)
+        return EK_OK;
+    EK_TRY(st);
+    struct ek_store_time_row *r = &p->rows[p->n_rows++];
+    r->key = (struct ek_store_key){
+        .phase = at->phase, .batch = at->batch, .tokens = at->tokens, .context = at->context};
+    r->time = t;
+    if (before >= 0 && t.median_s > 0)
+        *miss = fmax(*miss, fabs(before - t.median_s) / t.median_s - 2 * timing_error(&t));
+    return EK_OK;
+}
+
+static double expected(const struct points *p, const struct ek_point *at)
+{
+    return ek_interpolate(p->rows, p->n_rows, at, NULL);
+}
+
+/* Both ends of a width's contexts, both expected before either is known. */
+static enum ek_status add_width(struct points *p, uint32_t width, double *miss)
+{
+    struct ek_point ends[2] = {point_at(p->space, width, 0), point_at(p->space, width, 1)};
+    double before[2] = {expected(p, &ends[0]), expected(p, &ends[1])};
+
+    p->n_widths++;
+    EK_TRY(add(p, &ends[0], before[0], miss));
+    return deep_enough(p->space, width) ? add(p, &ends[1], before[1], miss) : EK_OK;
+}
+
+static void push_gap(struct points *p, uint32_t low, uint32_t high, double miss)
+{
+    if (high > low + 1 && p->n_gaps < MAX_GAPS)
+        p->gaps[p->n_gaps++] = (struct gap){low, high, miss};
+}
+
+static struct gap pop_worst(struct points *p)
+{
+    size_t worst = 0;
+    struct gap g;
+
+    for (size_t i = 1; i < p->n_gaps; i++)
+        if (p->gaps[i].miss > p->gaps[worst].miss)
+            worst = i;
+    g = p->gaps[worst];
+    memmove(&p->gaps[worst], &p->gaps[worst + 1],
+            (--p->n_gaps - worst) * sizeof(*p->gaps)); /* the order of the others is kept */
+    return g;
+}
+
+/* Between two widths: a power of two where there is one (chunks and batches usually are), nearest
+ * to the geometric mean. */
+static uint32_t between(uint32_t low, uint32_t high)
+{
+    double mean = sqrt((double)low * high);
+    uint32_t power = (uint32_t)lround(exp2(round(log2(mean) + 1e-9)));
+
+    if (power <= low || power >= high)
+        power = (uint32_t)lround(mean);
+    return power <= low ? low + 1 : power >= high ? high - 1 : power;
+}
+
+static enum ek_status refine_widths(struct points *p)
+{
+    while (p->n_gaps && p->n_widths < p->space->max_widths) {
+        struct gap g = pop_worst(p);
+        uint32_t mid = between(g.low, g.high);
+        double miss = 0;
+
+        EK_TRY(add_width(p, mid, &miss));
+        if (miss > p->space->target) {
+            push_gap(p, g.low, mid, miss);
+            push_gap(p, mid, g.high, miss);
+        }
+    }
+    return EK_OK;
+}
+
+/* Attention is linear in the context but for the cache's levels: one look in the middle of the
+ * widest column, and where that misses, one more in either half. */
+static enum ek_status refine_depth(struct points *p, uint32_t width)
+{
+    double miss = 0;
+
+    for (int i = 0; deep_enough(p->space, width) && i < DEPTHS_MAX; i++) {
+        static const double depths[DEPTHS_MAX] = {0.5, 0.25, 0.75};
+        struct ek_point at = point_at(p->space, width, depths[i]);
+        EK_TRY(add(p, &at, expected(p, &at), &miss));
+        if (miss <= p->space->target)
+            break;
+    }
+    return EK_OK;
+}
+
+size_t points_corners(const struct point_space *s, struct ek_point out[4])
+{
+    uint32_t widths[2] = {s->max_width, 1};
+    size_t n = 0;
+
+    for (int w = 0; w < (s->max_width > 1 ? 2 : 1); w++) {
+        out[n++] = point_at(s, widths[w], 0);
+        if (deep_enough(s, widths[w]))
+            out[n++] = point_at(s, widths[w], 1);
+    }
+    return n;
+}
+
+size_t points_most(const struct point_space *s)
+{
+    size_t widths = s->max_widths < s->max_width ? s->max_widths : s->max_width;
+
+    return s->deep ? 2 * widths + DEPTHS_MAX : widths;
+}
+
+enum ek_status points_measure(const struct point_space *space, point_fn fn, void *ctx)
+{
+    struct points p = {.space = space, .fn = fn, .ctx = ctx};
+    double unknown = 0;
+
+    EK_TRY(add_width(&p, space->max_width, &unknown));
+    if (space->max_width > 1) {
+        EK_TRY(add_width(&p, 1, &unknown));
+        push_gap(&p, 1, space->max_width, INFINITY);
+        EK_TRY(refine_widths(&p));
+    }
+    return refine_depth(&p, space->max_width);
+}
