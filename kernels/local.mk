@@ -1,0 +1,21 @@
+# The operations of devices: registry, plain C reference decoders, CPU backend.
+noinst_LIBRARIES += libkernels.a
+CPU_KERNEL_SOURCES = kernels/cpu/cpu.h kernels/cpu/attention.c kernels/cpu/cores.c \
+	kernels/cpu/device.c kernels/cpu/linear.c kernels/cpu/memory.c kernels/cpu/ops.c \
+	kernels/cpu/pool.c kernels/cpu/queue.c kernels/cpu/simd.c kernels/cpu/simd_c.c \
+	kernels/cpu/simd/attend.h kernels/cpu/simd/decode.h kernels/cpu/simd/products.h \
+	kernels/cpu/simd/rows.h kernels/cpu/simd/table.h kernels/cpu/simd/vec_c.h
+if X86_SIMD
+CPU_KERNEL_SOURCES += kernels/cpu/simd_avx2.c kernels/cpu/simd_avx512.c \
+	kernels/cpu/simd/bytes_avx2.h kernels/cpu/simd/vec_avx2.h \
+	kernels/cpu/simd/vec_avx512.h
+endif
+libkernels_a_SOURCES = kernels/kernels.h kernels/registry.c kernels/dequant.c $(CPU_KERNEL_SOURCES)
+
+# Part of the key of every measurement: what the CPU kernels were built from.
+kernels/cpu/hash.h: $(CPU_KERNEL_SOURCES)
+	@$(MKDIR_P) kernels/cpu
+	$(AM_V_GEN)sum=`cd $(top_srcdir) && cat $(CPU_KERNEL_SOURCES) | md5sum | cut -c1-32` && \
+	  echo "#define CPU_KERNELS_HASH \"$$sum\"" > $@.tmp && mv $@.tmp $@
+kernels/cpu/device.$(OBJEXT): kernels/cpu/hash.h
+CLEANFILES += kernels/cpu/hash.h

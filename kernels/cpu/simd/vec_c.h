@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Four floats in the compiler's own vector type: plain C for every processor.
+ */
+#include <string.h>
+
+#define SIMD_NAME  "c"
+#define SIMD_TABLE cpu_simd_c
+enum { VL = 4, TILE = 2, ROWS_M = 4, COLS_V = 2 };
+
+typedef float vec __attribute__((vector_size(16)));
+typedef int32_t ivec __attribute__((vector_size(16)));
+
+static inline vec v_load(const float *p)
+{
+    vec v;
+
+    memcpy(&v, p, sizeof(v));
+    return v;
+}
+
+static inline void v_store(float *p, vec v)
+{
+    memcpy(p, &v, sizeof(v));
+}
+
+static inline vec v_set1(float x)
+{
+    return (vec){x, x, x, x};
+}
+
+static inline vec v_fma(vec a, vec b, vec c)
+{
+    return a * b + c;
+}
+
+static inline vec v_max(vec a, vec b)
+{
+    return (vec)(((ivec)a & (a > b)) | ((ivec)b & ~(a > b)));
+}
+
+static inline vec v_min(vec a, vec b)
+{
+    return (vec)(((ivec)a & (a < b)) | ((ivec)b & ~(a < b)));
+}
+
+/* a where x >= limit, else 0 */
+static inline vec v_keep_ge(vec a, vec x, vec limit)
+{
+    return (vec)((ivec)a & (x >= limit));
+}
+
+/* nearest integer, |x| < 2^22 */
+static inline vec v_round(vec x)
+{
+    const vec magic = v_set1(12582912.0f);
+
+    return (x + magic) - magic;
+}
+
+/* 2^n of integers -126 .. 127 */
+static inline vec v_pow2(vec n)
+{
+    return (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
+}
+
+static inline float v_first(vec v)
+{
+    return v[0];
+}
+
+static inline float v_sum(vec v)
+{
+    return (v[0] + v[2]) + (v[1] + v[3]);
+}
+
+static inline float v_hmax(vec v)
+{
+    vec m = v_max(v, (vec){v[2], v[3], v[0], v[1]});
+
+    return m[0] > m[1] ? m[0] : m[1];
+}
+
+/* out = the sums of a, b, c, d, each added in one fixed order */
+static inline void v_sum4(vec a, vec b, vec c, vec d, float *out)
+{
+    out[0] = v_sum(a);
+    out[1] = v_sum(b);
+    out[2] = v_sum(c);
+    out[3] = v_sum(d);
+}
+
+static inline vec v_load_f16(const uint16_t *p)
+{
+    return (vec){ek_f16_to_f32(p[0]), ek_f16_to_f32(p[1]), ek_f16_to_f32(p[2]),
+                 ek_f16_to_f32(p[3])};
+}
+
+static inline vec v_load_bf16(const uint16_t *p)
+{
+    return (vec)(ivec){(int32_t)((uint32_t)p[0] << 16), (int32_t)((uint32_t)p[1] << 16),
+                       (int32_t)((uint32_t)p[2] << 16), (int32_t)((uint32_t)p[3] << 16)};
+}
+
+static inline void v_store_f16(uint16_t *p, vec v)
+{
+    for (int i = 0; i < VL; i++)
+        p[i] = ek_f32_to_f16(v[i]);
+}
+
+static inline void v_store_bf16(uint16_t *p, vec v)
+{
+    for (int i = 0; i < VL; i++)
+        p[i] = ek_f32_to_bf16(v[i]);
+}
+
+/* 32 quants of four bits: w = q * d + m; low nibbles are elements 0..15 */
+static inline void v_nibbles(const uint8_t *q, float d, float m, vec w[CPU_UNIT / VL])
+{
+    for (int j = 0; j < 4; j++) {
+        const uint8_t *p = q + j * 4;
+        ivec b = {p[0], p[1], p[2], p[3]};
+        w[j] = v_fma(__builtin_convertvector(b & 15, vec), v_set1(d), v_set1(m));
+        w[j + 4] = v_fma(__builtin_convertvector(b >> 4, vec), v_set1(d), v_set1(m));
+    }
+}
+
+/* the same with a fifth bit: bit i of high is element i's */
+static inline void v_nibbles5(const uint8_t *q, uint32_t high, float d, float m,
+                              vec w[CPU_UNIT / VL])
+{
+    for (int j = 0; j < 8; j++) {
+        const uint8_t *p = q + j % 4 * 4;
+        ivec b = {p[0], p[1], p[2], p[3]};
+        int32_t h = (int32_t)(high >> j * 4);
+        ivec five = {h << 4 & 16, h << 3 & 16, h << 2 & 16, h << 1 & 16};
+        b = j < 4 ? b & 15 : b >> 4;
+        w[j] = v_fma(__builtin_convertvector(b | five, vec), v_set1(d), v_set1(m));
+    }
+}
+
+/* 32 unsigned bytes */
+static inline void v_bytes(const uint8_t *q, float d, float m, vec w[CPU_UNIT / VL])
+{
+    for (int j = 0; j < 8; j++) {
+        const uint8_t *p = q + j * 4;
+        ivec b = {p[0], p[1], p[2], p[3]};
+        w[j] = v_fma(__builtin_convertvector(b, vec), v_set1(d), v_set1(m));
+    }
+}
+
+/* 32 nibbles, one a byte of q: the low or (shift 4) high ones */
+static inline void v_k_nibbles(const uint8_t *q, int shift, float d, float m, vec w[CPU_UNIT / VL])
+{
+    uint8_t bytes[CPU_UNIT];
+
+    for (int i = 0; i < CPU_UNIT; i++)
+        bytes[i] = q[i] >> shift & 15;
+    v_bytes(bytes, d, m, w);
+}
+
+/* Q5_K: nibbles, and bit `bit` of high as the fifth */
+static inline void v_k_nibbles5(const uint8_t *q, int shift, const uint8_t *high, int bit, float d,
+                                float m, vec w[CPU_UNIT / VL])
+{
+    uint8_t bytes[CPU_UNIT];
+
+    for (int i = 0; i < CPU_UNIT; i++)
+        bytes[i] = (uint8_t)((q[i] >> shift & 15) | (high[i] >> bit & 1) << 4);
+    v_bytes(bytes, d, m, w);
+}
+
+/* Q6_K: nibbles, and two bits at `at` of high as the fifth and sixth; minus 32 */
+static inline void v_k_six(const uint8_t *q, int shift, const uint8_t *high, int at, float d0,
+                           float d1, vec w[CPU_UNIT / VL])
+{
+    for (int i = 0; i < CPU_UNIT; i++) {
+        int six = (q[i] >> shift & 15) | (high[i] >> at & 3) << 4;
+        w[i / VL][i % VL] = (float)(six - 32) * (i < CPU_UNIT / 2 ? d0 : d1);
+    }
+}
+
+static inline void v_q8(const int8_t *q, float d, vec w[CPU_UNIT / VL])
+{
+    for (int j = 0; j < 8; j++) {
+        const int8_t *p = q + j * 4;
+        ivec b = {p[0], p[1], p[2], p[3]};
+        w[j] = __builtin_convertvector(b, vec) * v_set1(d);
+    }
+}

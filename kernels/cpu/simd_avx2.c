@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Compiled for one instruction set by pragma, so that no build flag reaches shared inline code.
+ */
+#include "kernels/cpu/cpu.h"
+
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#include "kernels/cpu/simd/vec_avx2.h"
+#include "kernels/cpu/simd/decode.h"
+#include "kernels/cpu/simd/products.h"
+#include "kernels/cpu/simd/rows.h"
+#include "kernels/cpu/simd/attend.h"
+#include "kernels/cpu/simd/table.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
