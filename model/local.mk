@@ -6,7 +6,22 @@ libmodel_a_SOURCES = \
 	model/datafile.h \
 	model/datafile.c \
 	model/gguf.c \
+	model/internal.h \
+	model/arena.c \
+	model/bind.c \
+	model/checkpoint.c \
+	model/config.c \
+	model/config_check.c \
+	model/config_gguf.c \
+	model/costs.c \
+	model/families.c \
+	model/identity.c \
+	model/index.c \
+	model/model_json.c \
+	model/modules.c \
+	model/rope.c \
 	model/safetensors.c \
+	model/synthetic.c \
 	model/added.c \
 	model/bpe.c \
 	model/chat.c \

@@ -5,7 +5,7 @@
  */
 #define _GNU_SOURCE
 #include "model/datafile.h"
-#include "model/model.h"
+#include "model/internal.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -329,6 +329,12 @@ enum ek_status ek_safetensors_read(const struct ek_safetensors *s,
         return ek_error(EK_EUSAGE, "%s: tensor '%s': bytes %llu to %llu of %llu", s->file.path,
                         e->name, LLU(at), LLU(at + n), LLU(e->bytes));
     return ek_datafile_read(&s->file, e->offset + at, n, dst);
+}
+
+enum ek_status ek_safetensors_pread(const struct ek_safetensors *s, uint64_t offset, uint64_t n,
+                                    void *dst)
+{
+    return ek_datafile_read(&s->file, offset, n, dst);
 }
 
 /* ---- Writing ----------------------------------------------------------------------------------*/
