@@ -10,6 +10,7 @@ exponentials) and, on request, every layer's output. docs/references.md says how
     make-reference.py MODEL -o reference.safetensors --random 48 --seed 7 --trace
 """
 import argparse
+import json
 import os
 import sys
 import warnings
@@ -19,10 +20,10 @@ os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
 
 transformers.utils.logging.disable_progress_bar()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SAFETENSORS = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
 
 
 def exact_arithmetic():
@@ -107,10 +108,28 @@ def tensors_of(ids, logits, top_k=None, positions=None, trace=None):
     return out
 
 
+def save(path, tensors, meta):
+    """A safetensors file whose bytes depend on the contents alone: the library's own writer gives
+    the metadata in another order every time."""
+    names = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))  # keeps all aligned
+    header, at = {"__metadata__": dict(sorted(meta.items()))}, 0
+    for n in names:
+        t = tensors[n]
+        header[n] = {"dtype": SAFETENSORS[t.dtype], "shape": list(t.shape),
+                     "data_offsets": [at, at + t.nbytes]}
+        at += t.nbytes
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for n in names:
+            f.write(tensors[n].contiguous().numpy().tobytes())
+
+
 def write(path, tensors, model, dtype, seed, **more):
     meta = {"model": model, "versions": versions(), "dtype": dtype, "seed": str(seed),
             "attention": "eager", **more}
-    save_file(tensors, path, metadata=meta)
+    save(path, tensors, meta)
 
 
 def parse_positions(text, n):

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 import own_deepseek
+import own_qwen25vl
 import own_text
 import own_vl2
 from common import FIXTURES
@@ -16,7 +17,7 @@ from common import FIXTURES
 OWN = {"llama": lambda folder, ids, _: own_text.text_logits(folder, ids),
        "qwen2": lambda folder, ids, _: own_text.text_logits(folder, ids),
        "deepseek_v2": lambda folder, ids, _: own_deepseek.text_logits(folder, ids),
-       "deepseek_vl_v2": own_vl2.logits}
+       "deepseek_vl_v2": own_vl2.logits, "qwen2_5_vl": own_qwen25vl.logits}
 
 
 def read(file):

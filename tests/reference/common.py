@@ -115,3 +115,22 @@ def picture(seed, width, height):
     image = torch.where(((x - cx) ** 2 + (y - cy) ** 2 < r * r / 4), 1 - image, image)
     image = image + 0.15 * torch.randn(3, height, width, generator=g)
     return (image.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def byte_tokenizer(first, last):
+    """tokenizer.json, byte-level without merges: every byte is a token, between special tokens."""
+    letters = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in letters]
+    byte = {**{b: chr(b) for b in letters}, **{b: chr(256 + i) for i, b in enumerate(rest)}}
+    names = first + [byte[b] for b in range(256)] + last
+    added = [{"id": names.index(s), "content": s, "single_word": False, "lstrip": False,
+              "rstrip": False, "normalized": False, "special": True} for s in first + last]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+             "use_regex": False}
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+            "normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [level]},
+            "post_processor": None, "decoder": level,
+            "model": {"type": "BPE", "dropout": None, "unk_token": None,
+                      "continuing_subword_prefix": None, "end_of_word_suffix": None,
+                      "fuse_unk": False, "byte_fallback": False,
+                      "vocab": {s: i for i, s in enumerate(names)}, "merges": []}}

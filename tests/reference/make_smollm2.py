@@ -142,7 +142,7 @@ def main(path):
                    "LlamaForCausalLM", "float32", 0, prompt=text, text=tokenizer.decode(ids, False))
         loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="sum")
         top = logits.topk(2).values
-        print(f"{name:8} {len(ids):4} tokens, loss {loss / max(len(ids) - 1, 1):.3f}, max |logit| {logits.abs().max():.2f}, "
+        print(f"{name:8} {len(ids):4} tokens, loss {loss / max(len(ids) - 1, 1):.3f}, "
               f"least margin {(top[:, 0] - top[:, 1]).min():.5f}\n{tokenizer.decode(ids, False)}\n")
 
 

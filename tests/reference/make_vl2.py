@@ -48,7 +48,8 @@ from deepseek_vl2.models.processing_deepseek_vl_v2 import (  # noqa: E402
 from PIL import Image  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
-from common import FIXTURES, Weights, picture, say, tool, write_checkpoint, write_json  # noqa: E402
+from common import (FIXTURES, Weights, byte_tokenizer, picture, say, tool,  # noqa: E402
+                    write_checkpoint, write_json)
 from make_deepseek import decoder  # noqa: E402
 
 SPECIAL = ["<image>", "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|grounding|>", "<|User|>",
@@ -94,25 +95,6 @@ VARIANTS = {
                               scoring_func="sigmoid", topk_method="noaux_tc"), 1,
                      ["A<image>B<image>C<image>?"], [(30, 20), (70, 70), (200, 24)]),
 }
-
-
-def tokenizer_json():
-    """Byte-level, without merges: every byte is a token; special tokens as in the published files."""
-    letters = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [b for b in range(256) if b not in letters]
-    byte = {**{b: chr(b) for b in letters}, **{b: chr(256 + i) for i, b in enumerate(rest)}}
-    names = SENTENCE + [byte[b] for b in range(256)] + SPECIAL
-    added = [{"id": names.index(s), "content": s, "single_word": False, "lstrip": False,
-              "rstrip": False, "normalized": False, "special": True} for s in SENTENCE + SPECIAL]
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-             "use_regex": False}
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-            "normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [level]},
-            "post_processor": None, "decoder": level,
-            "model": {"type": "BPE", "dropout": None, "unk_token": None,
-                      "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                      "fuse_unk": False, "byte_fallback": False,
-                      "vocab": {s: i for i, s in enumerate(names)}, "merges": []}}
 
 
 def processor_config():
@@ -238,7 +220,7 @@ def make(name):
     write_checkpoint(folder, config, tensors, torch.bfloat16, shards,
                      pattern="model-{:05d}-of-{:06d}.safetensors",
                      extra={"processor_config.json": processor_config()})
-    write_json(folder / "tokenizer.json", tokenizer_json())
+    write_json(folder / "tokenizer.json", byte_tokenizer(SENTENCE, SPECIAL))
     images = [picture(seed + i, w, h) for i, (w, h) in enumerate(sizes)]
     ids, tiles, mask, crop = prepare(folder, turns, images)
     stored = {k: v.bfloat16().float() for k, v in tensors.items()}

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small random Qwen2.5-VL with two images: processor and logits of transformers (PIL backend)."""
+import json
+
+import torch
+import transformers
+from PIL import Image
+from tokenizers import Tokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from common import (FIXTURES, Weights, byte_tokenizer, decoder_ends, picture, say, swiglu, tool,
+                    write_checkpoint, write_json)
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+           "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+TOKEN = {s: 256 + i for i, s in enumerate(SPECIAL)}
+
+CONFIG = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"], "attention_dropout": 0.0,
+    "bos_token_id": TOKEN["<|endoftext|>"], "eos_token_id": TOKEN["<|im_end|>"],
+    "vision_start_token_id": TOKEN["<|vision_start|>"],
+    "vision_end_token_id": TOKEN["<|vision_end|>"], "vision_token_id": TOKEN["<|vision_pad|>"],
+    "image_token_id": TOKEN["<|image_pad|>"], "video_token_id": TOKEN["<|video_pad|>"],
+    "hidden_act": "silu", "hidden_size": 64, "initializer_range": 0.02, "intermediate_size": 96,
+    "max_position_embeddings": 4096, "max_window_layers": 2, "model_type": "qwen2_5_vl",
+    "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": 4096,
+    "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True,
+    "use_sliding_window": False,
+    "vision_config": {"depth": 4, "hidden_act": "silu", "hidden_size": 32, "intermediate_size": 44,
+                      "num_heads": 2, "in_chans": 3, "out_hidden_size": 64, "patch_size": 14,
+                      "spatial_merge_size": 2, "spatial_patch_size": 14, "window_size": 112,
+                      "fullatt_block_indexes": [2], "tokens_per_second": 2,
+                      "temporal_patch_size": 2},
+    "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "vocab_size": 264}
+
+PREPROCESSOR = {"min_pixels": 3136, "max_pixels": 28000, "patch_size": 14, "temporal_patch_size": 2,
+                "merge_size": 2, "image_mean": [0.48145466, 0.4578275, 0.40821073],
+                "image_std": [0.26862954, 0.26130258, 0.27577711],
+                "image_processor_type": "Qwen2VLImageProcessor"}
+
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+TEXT = (f"<|im_start|>user\n{IMAGE}or{IMAGE}?<|im_end|>\n<|im_start|>assistant\n")
+SIZES = [(200, 160), (250, 90)]  # width, height: one above max_pixels, one only rounded
+
+
+def vision(w, v, p="visual."):
+    width = v["hidden_size"]
+    w.normal(p + "patch_embed.proj.weight", width, 3, 2, 14, 14, std=2 / (3 * 2 * 196) ** 0.5)
+    for i in range(v["depth"]):
+        b = f"{p}blocks.{i}."
+        w.norm(b + "norm1", width)
+        w.linear(b + "attn.qkv", 3 * width, width, 1.5, bias=0.3)
+        w.linear(b + "attn.proj", width, width, 1.3, bias=0.2)
+        w.norm(b + "norm2", width)
+        swiglu(w, b + "mlp", width, v["intermediate_size"], bias=0.2)
+    w.norm(p + "merger.ln_q", width)
+    w.linear(p + "merger.mlp.0", 4 * width, 4 * width, 1.4, bias=0.2)
+    w.linear(p + "merger.mlp.2", v["out_hidden_size"], 4 * width, 0.7, bias=0.1)
+
+
+def weights(seed):
+    c, w = CONFIG, Weights(seed)
+    hidden, kv = c["hidden_size"], c["num_key_value_heads"] * 16
+    decoder_ends(w, "model.", c["vocab_size"], hidden, c["tie_word_embeddings"])
+    for i in range(c["num_hidden_layers"]):
+        p = f"model.layers.{i}."
+        w.norm(p + "input_layernorm", hidden)
+        w.linear(p + "self_attn.q_proj", hidden, hidden, 1.4, bias=0.5)
+        w.linear(p + "self_attn.k_proj", kv, hidden, 1.4, bias=0.5)
+        w.linear(p + "self_attn.v_proj", kv, hidden, 1.2, bias=0.5)
+        w.linear(p + "self_attn.o_proj", hidden, hidden, 1.2)
+        w.norm(p + "post_attention_layernorm", hidden)
+        swiglu(w, p + "mlp", hidden, c["intermediate_size"])
+    vision(w, c["vision_config"])
+    return w.tensors
+
+
+def expand(ids, grids):
+    """Every image_pad becomes as many as its image has merged cells."""
+    out, sizes = [], iter([int(t * h * w) // 4 for t, h, w in grids])
+    for i in ids:
+        out += [i] * (next(sizes) if i == CONFIG["image_token_id"] else 1)
+    return out
+
+
+def positions_of(ids, grids):
+    """[3, T] by the published rule, written out; transformers must agree below."""
+    out, p, at, grids = [], 0, 0, iter(grids)
+    while at < len(ids):
+        if ids[at] != CONFIG["image_token_id"]:
+            out.append((p, p, p))
+            p, at = p + 1, at + 1
+            continue
+        _, h, w = (int(n) for n in next(grids))
+        out += [(p, p + y, p + x) for y in range(h // 2) for x in range(w // 2)]
+        p, at = p + max(h, w) // 2, at + h * w // 4
+    return torch.tensor(out).T.contiguous()
+
+
+@torch.no_grad()
+def official(folder, ids, pixels, grids, positions):
+    model, info = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    model.eval()
+    batch = torch.tensor([ids])
+    kinds = (batch == CONFIG["image_token_id"]).int()
+    rule, _ = model.model.get_rope_index(batch, kinds, image_grid_thw=grids)
+    assert torch.equal(rule[:, 0], positions), "positions differ from the published rule"
+    trace = {}
+
+    def keep(name):
+        def hook(_module, _args, out):
+            out = out[0] if isinstance(out, tuple) else getattr(out, "pooler_output", out)
+            trace[name] = out.float().reshape(-1, out.shape[-1]).clone()
+        return hook
+
+    def keep_input(_module, args, kwargs):
+        x = kwargs.get("hidden_states", args[0] if args else None)
+        trace["model.embed_tokens"] = x[0].clone()
+
+    text, tower = model.model.language_model, model.model.visual
+    for i, block in enumerate(tower.blocks):
+        block.register_forward_hook(keep(f"visual.blocks.{i}"))
+    tower.register_forward_hook(keep("visual"))
+    text.layers[0].register_forward_pre_hook(keep_input, with_kwargs=True)
+    for i, layer in enumerate(text.layers):
+        layer.register_forward_hook(keep(f"model.layers.{i}"))
+    text.norm.register_forward_hook(keep("model.norm"))
+    out = model(input_ids=batch, pixel_values=pixels, image_grid_thw=grids, use_cache=False,
+                position_ids=positions[:, None], mm_token_type_ids=kinds)
+    return out.logits[0].float(), trace
+
+
+def processor_order(trace, grids, v):
+    """The blocks work on rows permuted into windows; put them back as the processor gave them."""
+    from transformers.vision_utils import get_vision_window_index
+    index, _ = get_vision_window_index(grids, spatial_merge_size=2, window_size=v["window_size"],
+                                       patch_size=v["patch_size"])
+    back = torch.argsort(index)
+    for name, value in trace.items():
+        if name.startswith("visual.blocks."):
+            cells = value.view(len(back), 4, -1)[back]
+            trace[name] = cells.reshape(value.shape)
+
+
+def resized(processor, images):
+    """What the processor's resizing makes of the images, before normalisation, as u8."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+    out = []
+    for image in images:
+        h, w = smart_resize(image.height, image.width, factor=28,
+                            min_pixels=PREPROCESSOR["min_pixels"],
+                            max_pixels=PREPROCESSOR["max_pixels"])
+        out.append(image.resize((w, h), Image.BICUBIC))
+    return out
+
+
+def main():
+    seed, folder = 400, FIXTURES / "qwen2.5-vl"
+    write_checkpoint(folder, CONFIG, weights(seed), torch.bfloat16,
+                     extra={"preprocessor_config.json": PREPROCESSOR})
+    write_json(folder / "tokenizer.json", byte_tokenizer([], SPECIAL))
+    arrays = [picture(seed + i, w, h) for i, (w, h) in enumerate(SIZES)]
+    images = [Image.fromarray(a) for a in arrays]
+    processor = Qwen2VLImageProcessorPil(**{k: v for k, v in PREPROCESSOR.items()
+                                            if k != "image_processor_type"})
+    made = processor(images, return_tensors="pt")
+    pixels, grids = made["pixel_values"].float(), made["image_grid_thw"]
+    small = resized(processor, images)
+    again = processor(small, return_tensors="pt")
+    assert torch.equal(again["pixel_values"], made["pixel_values"]), "not PIL's bicubic"
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = expand(tokenizer.encode(TEXT).ids, grids)
+    positions = positions_of(ids, grids)
+    logits, trace = official(folder, ids, pixels, grids, positions)
+    processor_order(trace, grids, CONFIG["vision_config"])
+    out = tool.tensors_of(ids, logits, trace=trace)
+    out["position_ids"] = positions
+    for i, (array, image) in enumerate(zip(arrays, small)):
+        out[f"image.{i}"] = torch.from_numpy(array)
+        out[f"resized.{i}"] = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(
+            image.height, image.width, 3)
+    tool.write(folder / "reference.safetensors", out, "Qwen2_5_VLForConditionalGeneration",
+               "float32", seed, prompt=TEXT, image_grid_thw=json.dumps(grids.tolist()))
+    print(f"{len(ids)} tokens, grids {grids.tolist()}")
+    say(folder, logits)
+
+
+if __name__ == "__main__":
+    tool.exact_arithmetic()
+    torch.set_num_threads(1)
+    main()
