@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Rotary frequencies in fp32, operation by operation as the official code does them: a pow that is
- * correctly rounded may still differ from theirs in the last bit.
+ * Rotary frequencies in fp32, operation by operation as the official code does them: there, a
+ * number divided by a tensor is the tensor's reciprocal times the number. A pow that is correctly
+ * rounded may still differ from theirs in the last bit.
  */
 #include "model/internal.h"
 
@@ -22,9 +23,9 @@ static void scale_llama3(const struct ek_config *c, float *f, uint32_t n)
     float shortest = (float)(c->rope_original_position / c->rope_high);
 
     for (uint32_t i = 0; i < n; i++) {
-        float wavelength = (float)(2 * PI) / f[i];
+        float wavelength = 1 / f[i] * (float)(2 * PI);
         float scaled = wavelength > longest ? f[i] / factor : f[i];
-        float smooth = (original / wavelength - low) / span;
+        float smooth = (1 / wavelength * original - low) / span;
         if (wavelength < shortest || wavelength > longest)
             f[i] = scaled;
         else

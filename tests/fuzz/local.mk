@@ -1,0 +1,32 @@
+# Fuzz targets, one a parser. With --enable-fuzzing (CC=clang) each is a libFuzzer program; else
+# standalone.c is its main and `make check` replays its corpus. A new target: a file fuzz_NAME.c, a
+# folder corpus/NAME, and four lines below.
+FUZZER_LIBS = libmodel.a libbase.a $(JANSSON_LIBS) $(ONIG_LIBS) $(UTF8PROC_LIBS)
+FUZZERS =
+EXTRA_DIST += tests/fuzz/corpus
+
+if FUZZING
+noinst_PROGRAMS += $(FUZZERS)
+FUZZER_MAIN = tests/fuzz/memfile.h
+FUZZER_FLAGS = $(AM_LDFLAGS) -fsanitize=fuzzer
+else
+check_PROGRAMS += $(FUZZERS)
+TESTS += $(FUZZERS)
+FUZZER_MAIN = tests/fuzz/memfile.h tests/fuzz/standalone.c
+FUZZER_FLAGS = $(AM_LDFLAGS)
+endif
+
+FUZZERS += tests/fuzz/fuzz_safetensors
+tests_fuzz_fuzz_safetensors_SOURCES = tests/fuzz/fuzz_safetensors.c $(FUZZER_MAIN)
+tests_fuzz_fuzz_safetensors_LDADD = $(FUZZER_LIBS)
+tests_fuzz_fuzz_safetensors_LDFLAGS = $(FUZZER_FLAGS)
+
+FUZZERS += tests/fuzz/fuzz_gguf
+tests_fuzz_fuzz_gguf_SOURCES = tests/fuzz/fuzz_gguf.c $(FUZZER_MAIN)
+tests_fuzz_fuzz_gguf_LDADD = $(FUZZER_LIBS)
+tests_fuzz_fuzz_gguf_LDFLAGS = $(FUZZER_FLAGS)
+
+FUZZERS += tests/fuzz/fuzz_config
+tests_fuzz_fuzz_config_SOURCES = tests/fuzz/fuzz_config.c $(FUZZER_MAIN)
+tests_fuzz_fuzz_config_LDADD = $(FUZZER_LIBS)
+tests_fuzz_fuzz_config_LDFLAGS = $(FUZZER_FLAGS)
