@@ -9,6 +9,7 @@ exponentials) and, on request, every layer's output. docs/references.md says how
     make-reference.py MODEL -o reference.safetensors --prompt "The sea was calm" --top-k 64
     make-reference.py MODEL -o reference.safetensors --random 48 --seed 7 --trace
 """
+
 import argparse
 import json
 import os
@@ -50,7 +51,9 @@ def load(path, dtype="float32", device="cpu"):
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
-            raise SystemExit(f"{path}: {kind.replace('_', ' ')}: {sorted(map(str, info[kind]))[:5]}")
+            raise SystemExit(
+                f"{path}: {kind.replace('_', ' ')}: {sorted(map(str, info[kind]))[:5]}"
+            )
     return model.to(device).eval()
 
 
@@ -60,8 +63,11 @@ def versions():
 
 def traced_modules(model):
     """(name in the checkpoint, module) of the embedding, every layer and the final norm."""
-    layers = [n for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)
-              and n.endswith("layers")]
+    layers = [
+        n
+        for n, m in model.named_modules()
+        if isinstance(m, torch.nn.ModuleList) and n.endswith("layers")
+    ]
     for name, module in model.named_modules():
         stem, _, last = name.rpartition(".")
         if stem in layers and last.isdigit():
@@ -79,6 +85,7 @@ def forward(model, ids, trace=False, **inputs):
         def hook(_module, _args, out):
             out = out[0] if isinstance(out, tuple) else out
             outputs[name] = out.detach().float().reshape(-1, out.shape[-1]).cpu().clone()
+
         return hook
 
     if trace:
@@ -115,8 +122,11 @@ def save(path, tensors, meta):
     header, at = {"__metadata__": dict(sorted(meta.items()))}, 0
     for n in names:
         t = tensors[n]
-        header[n] = {"dtype": SAFETENSORS[t.dtype], "shape": list(t.shape),
-                     "data_offsets": [at, at + t.nbytes]}
+        header[n] = {
+            "dtype": SAFETENSORS[t.dtype],
+            "shape": list(t.shape),
+            "data_offsets": [at, at + t.nbytes],
+        }
         at += t.nbytes
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -127,8 +137,14 @@ def save(path, tensors, meta):
 
 
 def write(path, tensors, model, dtype, seed, **more):
-    meta = {"model": model, "versions": versions(), "dtype": dtype, "seed": str(seed),
-            "attention": "eager", **more}
+    meta = {
+        "model": model,
+        "versions": versions(),
+        "dtype": dtype,
+        "seed": str(seed),
+        "attention": "eager",
+        **more,
+    }
     save(path, tensors, meta)
 
 
@@ -154,6 +170,7 @@ def ids_of(args, vocab):
     else:
         # Not AutoTokenizer: its guesses add or drop tokens and, for DeepSeek, lose the spaces.
         from tokenizers import Tokenizer
+
         file = os.path.join(args.model, "tokenizer.json")
         if not os.path.exists(file):
             raise SystemExit(f"{file}: not there; give --ids or --random instead of a text")
@@ -179,8 +196,12 @@ def arguments():
     what.add_argument("--random", type=int, metavar="T", help="T random ids from the seed")
     p.add_argument("--special", action="store_true", help="let the tokenizer add bos and the like")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--dtype", choices=DTYPES, default="float32",
-                   help="of the computation; the weights are converted (default: float32)")
+    p.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of the computation; the weights are converted (default: float32)",
+    )
     p.add_argument("--top-k", type=int, metavar="N", help="keep the N largest logits of a position")
     p.add_argument("--positions", help="rows to keep, as 0:8,31,-1 (default: all)")
     p.add_argument("--trace", action="store_true", help="also every layer's output")
@@ -201,12 +222,19 @@ def main():
     logits, trace = forward(model, ids, args.trace)
     if not torch.isfinite(logits).all():
         raise SystemExit("the official implementation gave logits that are not finite")
-    write(args.output, tensors_of(ids, logits, args.top_k, rows, trace),
-          type(model).__name__, args.dtype, args.seed)
+    write(
+        args.output,
+        tensors_of(ids, logits, args.top_k, rows, trace),
+        type(model).__name__,
+        args.dtype,
+        args.seed,
+    )
     kept = len(rows) if rows is not None else len(ids)
-    print(f"{args.output}: {type(model).__name__}, {len(ids)} tokens, {kept} positions, "
-          f"max |logit| {logits.abs().max():.3f}, last argmax {logits[-1].argmax()}",
-          file=sys.stderr)
+    print(
+        f"{args.output}: {type(model).__name__}, {len(ids)} tokens, {kept} positions, "
+        f"max |logit| {logits.abs().max():.3f}, last argmax {logits[-1].argmax()}",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hold every committed reference against our own fp64 implementation, written from the published
 descriptions: two implementations that share no code must agree before a third is judged by them."""
+
 import json
 import sys
 
@@ -14,10 +15,13 @@ import own_vl2
 from common import FIXTURES
 
 # Each takes the folder, the ids and the reference's tensors (for its images).
-OWN = {"llama": lambda folder, ids, _: own_text.text_logits(folder, ids),
-       "qwen2": lambda folder, ids, _: own_text.text_logits(folder, ids),
-       "deepseek_v2": lambda folder, ids, _: own_deepseek.text_logits(folder, ids),
-       "deepseek_vl_v2": own_vl2.logits, "qwen2_5_vl": own_qwen25vl.logits}
+OWN = {
+    "llama": lambda folder, ids, _: own_text.text_logits(folder, ids),
+    "qwen2": lambda folder, ids, _: own_text.text_logits(folder, ids),
+    "deepseek_v2": lambda folder, ids, _: own_deepseek.text_logits(folder, ids),
+    "deepseek_vl_v2": own_vl2.logits,
+    "qwen2_5_vl": own_qwen25vl.logits,
+}
 
 
 def read(file):
@@ -26,12 +30,13 @@ def read(file):
 
 
 def departures(trace, logits, reference):
-    """(module, max |difference| / max |value|) of every traced module, in order, then the logits."""
+    """(module, max |difference| / max |value|) of every traced module, then of the logits."""
     for name, value in trace.items():
         if "trace." + name in reference:
             expected = reference["trace." + name].double()
-            yield name, float((value.reshape(expected.shape) - expected).abs().max()
-                              / expected.abs().max())
+            yield name, float(
+                (value.reshape(expected.shape) - expected).abs().max() / expected.abs().max()
+            )
     expected = reference["logits"].double()
     yield "logits", float((logits - expected).abs().max() / expected.abs().max())
 
@@ -47,8 +52,10 @@ def check(folder):
     worst = max(found, key=found.get)
     ok = found[worst] < 1e-5
     same = (logits.argmax(-1) == reference["logits"].argmax(-1)).double().mean()
-    print(f"{'ok  ' if ok else 'FAIL'} {folder.name:28} {len(found):3} tensors, worst {found[worst]:.1e} "
-          f"({worst}), logits {found['logits']:.1e}, top-1 equal {same:.3f}")
+    print(
+        f"{'ok  ' if ok else 'FAIL'} {folder.name:20} {len(found):3} tensors, worst "
+        f"{found[worst]:.1e} ({worst}), logits {found['logits']:.1e}, top-1 equal {same:.3f}"
+    )
     if not ok:
         print("     " + ", ".join(f"{k} {v:.1e}" for k, v in found.items()))
     return ok

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the fixture generators share: random weights with a spread that matters, and the writers."""
+
 import importlib.util
 import json
 import pathlib
@@ -36,7 +37,7 @@ class Weights:
         return value
 
     def linear(self, name, out, inputs, gain=1.0, bias=None):
-        self.normal(name + ".weight", out, inputs, std=gain / inputs ** 0.5)
+        self.normal(name + ".weight", out, inputs, std=gain / inputs**0.5)
         if bias:
             self.normal(name + ".bias", out, std=bias)
 
@@ -48,8 +49,12 @@ class Weights:
 
 
 def decoder_ends(w, prefix, vocab, hidden, tied, head="lm_head"):
-    """Embedding, final norm and head. The head's gain makes the largest logit about 10."""
-    w.normal(prefix + "embed_tokens.weight", vocab, hidden, std=3 / hidden ** 0.5 if tied else 0.7)
+    """Embedding, final norm and head. The head's gain makes the largest logit about 10. One row of
+    eight is so small that the first norm's eps counts."""
+    rows = w.normal(
+        prefix + "embed_tokens.weight", vocab, hidden, std=3 / hidden**0.5 if tied else 0.7
+    )
+    rows[::8] *= 0.01
     w.norm(prefix + "norm", hidden)
     if not tied:
         w.linear(head, vocab, hidden, gain=2.5)
@@ -65,8 +70,15 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_checkpoint(folder, config, tensors, dtype=torch.float32, shards=1,
-                     pattern="model-{:05d}-of-{:05d}.safetensors", extra=None):
+def write_checkpoint(
+    folder,
+    config,
+    tensors,
+    dtype=torch.float32,
+    shards=1,
+    pattern="model-{:05d}-of-{:05d}.safetensors",
+    extra=None,
+):
     """config.json and the weights; with several shards also the index. extra: {file: JSON}."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in [*folder.glob("*.safetensors"), *folder.glob("*.json")]:
@@ -79,7 +91,7 @@ def write_checkpoint(folder, config, tensors, dtype=torch.float32, shards=1,
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         return
     names = list(tensors)
-    cut = [names[i * len(names) // shards:(i + 1) * len(names) // shards] for i in range(shards)]
+    cut = [names[i * len(names) // shards : (i + 1) * len(names) // shards] for i in range(shards)]
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": {}}
     for i, part in enumerate(cut):
         file = pattern.format(i + 1, shards)
@@ -99,10 +111,12 @@ def folder_bytes(folder):
 def say(folder, logits):
     """One line a fixture: the spread shows whether the weights are worth testing with."""
     top = logits.topk(2, dim=-1).values
-    print(f"{folder.name:28} {folder_bytes(folder) / 1e3:7.1f} kB  max |logit| "
-          f"{logits.abs().max():6.2f}  std {logits.std():5.2f}  least margin "
-          f"{(top[:, 0] - top[:, 1]).min():.4f}  distinct argmax "
-          f"{logits.argmax(-1).unique().numel()}")
+    print(
+        f"{folder.name:28} {folder_bytes(folder) / 1e3:7.1f} kB  max |logit| "
+        f"{logits.abs().max():6.2f}  std {logits.std():5.2f}  least margin "
+        f"{(top[:, 0] - top[:, 1]).min():.4f}  distinct argmax "
+        f"{logits.argmax(-1).unique().numel()}"
+    )
 
 
 def picture(seed, width, height):
@@ -123,14 +137,42 @@ def byte_tokenizer(first, last):
     rest = [b for b in range(256) if b not in letters]
     byte = {**{b: chr(b) for b in letters}, **{b: chr(256 + i) for i, b in enumerate(rest)}}
     names = first + [byte[b] for b in range(256)] + last
-    added = [{"id": names.index(s), "content": s, "single_word": False, "lstrip": False,
-              "rstrip": False, "normalized": False, "special": True} for s in first + last]
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-             "use_regex": False}
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-            "normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [level]},
-            "post_processor": None, "decoder": level,
-            "model": {"type": "BPE", "dropout": None, "unk_token": None,
-                      "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                      "fuse_unk": False, "byte_fallback": False,
-                      "vocab": {s: i for i, s in enumerate(names)}, "merges": []}}
+    added = [
+        {
+            "id": names.index(s),
+            "content": s,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for s in first + last
+    ]
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [level]},
+        "post_processor": None,
+        "decoder": level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": {s: i for i, s in enumerate(names)},
+            "merges": [],
+        },
+    }

@@ -4,4 +4,5 @@ EXTRA_DIST += docs/references.md tests/fixtures/reference tools/make-reference.p
 	tests/reference/make_smollm2.py tests/reference/make_deepseek.py \
 	tests/reference/make_vl2.py tests/reference/make_qwen25vl.py \
 	tests/reference/own_text.py tests/reference/own_deepseek.py tests/reference/own_vl2.py \
-	tests/reference/own_qwen25vl.py tests/reference/check_own.py
+	tests/reference/own_qwen25vl.py tests/reference/check_own.py \
+	tests/reference/check_mutants.py

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small random Qwen2.5-VL with two images: processor and logits of transformers (PIL backend)."""
+
 import json
 
 import torch
@@ -8,39 +9,91 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from common import (FIXTURES, Weights, byte_tokenizer, decoder_ends, picture, say, swiglu, tool,
-                    write_checkpoint, write_json)
+from common import (
+    FIXTURES,
+    Weights,
+    byte_tokenizer,
+    decoder_ends,
+    picture,
+    say,
+    swiglu,
+    tool,
+    write_checkpoint,
+    write_json,
+)
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
-           "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 TOKEN = {s: 256 + i for i, s in enumerate(SPECIAL)}
 
 CONFIG = {
-    "architectures": ["Qwen2_5_VLForConditionalGeneration"], "attention_dropout": 0.0,
-    "bos_token_id": TOKEN["<|endoftext|>"], "eos_token_id": TOKEN["<|im_end|>"],
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "attention_dropout": 0.0,
+    "bos_token_id": TOKEN["<|endoftext|>"],
+    "eos_token_id": TOKEN["<|im_end|>"],
     "vision_start_token_id": TOKEN["<|vision_start|>"],
-    "vision_end_token_id": TOKEN["<|vision_end|>"], "vision_token_id": TOKEN["<|vision_pad|>"],
-    "image_token_id": TOKEN["<|image_pad|>"], "video_token_id": TOKEN["<|video_pad|>"],
-    "hidden_act": "silu", "hidden_size": 64, "initializer_range": 0.02, "intermediate_size": 96,
-    "max_position_embeddings": 4096, "max_window_layers": 2, "model_type": "qwen2_5_vl",
-    "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": 4096,
-    "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True,
+    "vision_end_token_id": TOKEN["<|vision_end|>"],
+    "vision_token_id": TOKEN["<|vision_pad|>"],
+    "image_token_id": TOKEN["<|image_pad|>"],
+    "video_token_id": TOKEN["<|video_pad|>"],
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "initializer_range": 0.02,
+    "intermediate_size": 96,
+    "max_position_embeddings": 4096,
+    "max_window_layers": 2,
+    "model_type": "qwen2_5_vl",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
     "use_sliding_window": False,
-    "vision_config": {"depth": 4, "hidden_act": "silu", "hidden_size": 32, "intermediate_size": 44,
-                      "num_heads": 2, "in_chans": 3, "out_hidden_size": 64, "patch_size": 14,
-                      "spatial_merge_size": 2, "spatial_patch_size": 14, "window_size": 112,
-                      "fullatt_block_indexes": [2], "tokens_per_second": 2,
-                      "temporal_patch_size": 2},
-    "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "vocab_size": 264}
+    "vision_config": {
+        "depth": 4,
+        "hidden_act": "silu",
+        "hidden_size": 32,
+        "intermediate_size": 44,
+        "num_heads": 2,
+        "in_chans": 3,
+        "out_hidden_size": 64,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "window_size": 112,
+        "fullatt_block_indexes": [2],
+        "tokens_per_second": 2,
+        "temporal_patch_size": 2,
+    },
+    "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+    "vocab_size": 264,
+}
 
-PREPROCESSOR = {"min_pixels": 3136, "max_pixels": 28000, "patch_size": 14, "temporal_patch_size": 2,
-                "merge_size": 2, "image_mean": [0.48145466, 0.4578275, 0.40821073],
-                "image_std": [0.26862954, 0.26130258, 0.27577711],
-                "image_processor_type": "Qwen2VLImageProcessor"}
+PREPROCESSOR = {
+    "min_pixels": 3136,
+    "max_pixels": 28000,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "image_processor_type": "Qwen2VLImageProcessor",
+}
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
-TEXT = (f"<|im_start|>user\n{IMAGE}or{IMAGE}?<|im_end|>\n<|im_start|>assistant\n")
+TEXT = f"<|im_start|>user\n{IMAGE}or{IMAGE}?<|im_end|>\n<|im_start|>assistant\n"
 SIZES = [(200, 160), (250, 90)]  # width, height: one above max_pixels, one only rounded
 
 
@@ -101,7 +154,8 @@ def positions_of(ids, grids):
 @torch.no_grad()
 def official(folder, ids, pixels, grids, positions):
     model, info = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"], info
     model.eval()
     batch = torch.tensor([ids])
@@ -114,6 +168,7 @@ def official(folder, ids, pixels, grids, positions):
         def hook(_module, _args, out):
             out = out[0] if isinstance(out, tuple) else getattr(out, "pooler_output", out)
             trace[name] = out.float().reshape(-1, out.shape[-1]).clone()
+
         return hook
 
     def keep_input(_module, args, kwargs):
@@ -128,16 +183,24 @@ def official(folder, ids, pixels, grids, positions):
     for i, layer in enumerate(text.layers):
         layer.register_forward_hook(keep(f"model.layers.{i}"))
     text.norm.register_forward_hook(keep("model.norm"))
-    out = model(input_ids=batch, pixel_values=pixels, image_grid_thw=grids, use_cache=False,
-                position_ids=positions[:, None], mm_token_type_ids=kinds)
+    out = model(
+        input_ids=batch,
+        pixel_values=pixels,
+        image_grid_thw=grids,
+        use_cache=False,
+        position_ids=positions[:, None],
+        mm_token_type_ids=kinds,
+    )
     return out.logits[0].float(), trace
 
 
 def processor_order(trace, grids, v):
     """The blocks work on rows permuted into windows; put them back as the processor gave them."""
     from transformers.vision_utils import get_vision_window_index
-    index, _ = get_vision_window_index(grids, spatial_merge_size=2, window_size=v["window_size"],
-                                       patch_size=v["patch_size"])
+
+    index, _ = get_vision_window_index(
+        grids, spatial_merge_size=2, window_size=v["window_size"], patch_size=v["patch_size"]
+    )
     back = torch.argsort(index)
     for name, value in trace.items():
         if name.startswith("visual.blocks."):
@@ -148,24 +211,35 @@ def processor_order(trace, grids, v):
 def resized(processor, images):
     """What the processor's resizing makes of the images, before normalisation, as u8."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
     out = []
     for image in images:
-        h, w = smart_resize(image.height, image.width, factor=28,
-                            min_pixels=PREPROCESSOR["min_pixels"],
-                            max_pixels=PREPROCESSOR["max_pixels"])
+        h, w = smart_resize(
+            image.height,
+            image.width,
+            factor=28,
+            min_pixels=PREPROCESSOR["min_pixels"],
+            max_pixels=PREPROCESSOR["max_pixels"],
+        )
         out.append(image.resize((w, h), Image.BICUBIC))
     return out
 
 
 def main():
     seed, folder = 400, FIXTURES / "qwen2.5-vl"
-    write_checkpoint(folder, CONFIG, weights(seed), torch.bfloat16,
-                     extra={"preprocessor_config.json": PREPROCESSOR})
+    write_checkpoint(
+        folder,
+        CONFIG,
+        weights(seed),
+        torch.bfloat16,
+        extra={"preprocessor_config.json": PREPROCESSOR},
+    )
     write_json(folder / "tokenizer.json", byte_tokenizer([], SPECIAL))
     arrays = [picture(seed + i, w, h) for i, (w, h) in enumerate(SIZES)]
     images = [Image.fromarray(a) for a in arrays]
-    processor = Qwen2VLImageProcessorPil(**{k: v for k, v in PREPROCESSOR.items()
-                                            if k != "image_processor_type"})
+    processor = Qwen2VLImageProcessorPil(
+        **{k: v for k, v in PREPROCESSOR.items() if k != "image_processor_type"}
+    )
     made = processor(images, return_tensors="pt")
     pixels, grids = made["pixel_values"].float(), made["image_grid_thw"]
     small = resized(processor, images)
@@ -181,9 +255,17 @@ def main():
     for i, (array, image) in enumerate(zip(arrays, small)):
         out[f"image.{i}"] = torch.from_numpy(array)
         out[f"resized.{i}"] = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(
-            image.height, image.width, 3)
-    tool.write(folder / "reference.safetensors", out, "Qwen2_5_VLForConditionalGeneration",
-               "float32", seed, prompt=TEXT, image_grid_thw=json.dumps(grids.tolist()))
+            image.height, image.width, 3
+        )
+    tool.write(
+        folder / "reference.safetensors",
+        out,
+        "Qwen2_5_VLForConditionalGeneration",
+        "float32",
+        seed,
+        prompt=TEXT,
+        image_grid_thw=json.dumps(grids.tolist()),
+    )
     print(f"{len(ids)} tokens, grids {grids.tolist()}")
     say(folder, logits)
 

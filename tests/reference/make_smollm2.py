@@ -6,6 +6,7 @@
 The GGUF's own dequantised weights are what both sides compute with, so quantisation is no part of
 the difference. The q and k rows, which the GGUF stores in the order of interleaved rotary pairs, are
 put back into the half-split order of Hugging Face first."""
+
 import sys
 
 import gguf
@@ -17,24 +18,35 @@ from common import FIXTURES, tool
 
 FOLDER = FIXTURES / "smollm2-135m-instruct-q4_1"
 TOP_K = 64
-CHAT = ("<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
-        "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n")
+CHAT = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
 
 # name: (text, greedy tokens that are appended, so that the model's own words are scored too)
 PROMPTS = {
     "chat": (CHAT.format("What is the capital of France, and which river flows through it?"), 48),
-    "prose": ("A ship floats on an even keel when its cargo is placed well. The heavy crates go low "
-              "and near the middle, the light ones above them, and nothing is left to slide about "
-              "when the weather turns. The mate walked the hold twice before he signed the paper, "
-              "for he had seen what 40 tons of loose grain can do to a small steamer in the Bay "
-              "of Biscay.", 0),
-    "code": ("def fibonacci(n):\n    \"\"\"Return the first n Fibonacci numbers.\"\"\"\n"
-             "    a, b = 0, 1\n    out = []\n    for _ in range(n):\n        out.append(a)\n"
-             "        a, b = b, a + b\n    return out\n\n\nif __name__ == \"__main__\":\n"
-             "    print(fibonacci(10))  # [0, 1, 1, 2, 3, 5, 8, 13, 21, 34]\n", 0),
+    "prose": (
+        "A ship floats on an even keel when its cargo is placed well. The heavy crates go low "
+        "and near the middle, the light ones above them, and nothing is left to slide about "
+        "when the weather turns. The mate walked the hold twice before he signed the paper, "
+        "for he had seen what 40 tons of loose grain can do to a small steamer in the Bay "
+        "of Biscay.",
+        0,
+    ),
+    "code": (
+        'def fibonacci(n):\n    """Return the first n Fibonacci numbers."""\n'
+        "    a, b = 0, 1\n    out = []\n    for _ in range(n):\n        out.append(a)\n"
+        '        a, b = b, a + b\n    return out\n\n\nif __name__ == "__main__":\n'
+        "    print(fibonacci(10))  # [0, 1, 1, 2, 3, 5, 8, 13, 21, 34]\n",
+        0,
+    ),
     "list": (CHAT.format("List three uses of a lever."), 64),
-    "scripts": ("Größe, naïve café, señor; Ελλάδα, Москва, 北京 and 東京; 1234567 × 89 ≈ 1.1e8 🙂  "
-                "and   some    spaces.", 0),
+    "scripts": (
+        "Größe, naïve café, señor; Ελλάδα, Москва, 北京 and 東京; 1234567 × 89 ≈ 1.1e8 🙂  "
+        "and   some    spaces.",
+        0,
+    ),
     "one": ("The", 0),
 }
 
@@ -48,26 +60,39 @@ def config_of(reader):
     key = lambda k: field(reader, "llama." + k)
     return transformers.LlamaConfig(
         vocab_size=len(field(reader, "tokenizer.ggml.tokens")),
-        hidden_size=key("embedding_length"), intermediate_size=key("feed_forward_length"),
-        num_hidden_layers=key("block_count"), num_attention_heads=key("attention.head_count"),
+        hidden_size=key("embedding_length"),
+        intermediate_size=key("feed_forward_length"),
+        num_hidden_layers=key("block_count"),
+        num_attention_heads=key("attention.head_count"),
         num_key_value_heads=key("attention.head_count_kv"),
         rms_norm_eps=key("attention.layer_norm_rms_epsilon"),
         rope_parameters={"rope_type": "default", "rope_theta": key("rope.freq_base")},
         max_position_embeddings=key("context_length"),
         bos_token_id=field(reader, "tokenizer.ggml.bos_token_id"),
-        eos_token_id=field(reader, "tokenizer.ggml.eos_token_id"), tie_word_embeddings=True)
+        eos_token_id=field(reader, "tokenizer.ggml.eos_token_id"),
+        tie_word_embeddings=True,
+    )
 
 
-NAMES = {"attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-         "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-         "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
-         "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 
 
 def hf_name(name):
     if not name.startswith("blk."):
-        return {"token_embd.weight": "model.embed_tokens.weight",
-                "output_norm.weight": "model.norm.weight"}[name]
+        return {
+            "token_embd.weight": "model.embed_tokens.weight",
+            "output_norm.weight": "model.norm.weight",
+        }[name]
     _, layer, kind, _ = name.split(".")
     return f"model.layers.{layer}.{NAMES[kind]}.weight"
 
@@ -96,12 +121,20 @@ def tokenizer_of(reader):
     merges = [tuple(m.split(" ")) for m in field(reader, "tokenizer.ggml.merges")]
     t = Tokenizer(models.BPE(vocab={s: i for i, s in enumerate(tokens)}, merges=merges))
     t.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True),
-         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
     t.decoder = decoders.ByteLevel()
     kinds = field(reader, "tokenizer.ggml.token_type")
-    t.add_special_tokens([AddedToken(s, special=True, normalized=False)
-                          for s, kind in zip(tokens, kinds) if kind == gguf.TokenType.CONTROL])
+    t.add_special_tokens(
+        [
+            AddedToken(s, special=True, normalized=False)
+            for s, kind in zip(tokens, kinds)
+            if kind == gguf.TokenType.CONTROL
+        ]
+    )
     return t
 
 
@@ -132,18 +165,31 @@ def main(path):
     tool.exact_arithmetic()
     model, tokenizer = load(path)
     c = model.config
-    print(f"theta {c.rope_parameters['rope_theta']}, eps {c.rms_norm_eps}, bos {c.bos_token_id}, "
-          f"eos {c.eos_token_id}, vocabulary {c.vocab_size}")
+    print(
+        f"theta {c.rope_parameters['rope_theta']}, eps {c.rms_norm_eps}, bos {c.bos_token_id}, "
+        f"eos {c.eos_token_id}, vocabulary {c.vocab_size}"
+    )
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, (text, n) in PROMPTS.items():
         ids = greedy(model, tokenizer.encode(text).ids, n, c.eos_token_id)
         logits, _ = tool.forward(model, ids)
-        tool.write(FOLDER / f"{name}.safetensors", tool.tensors_of(ids, logits, TOP_K),
-                   "LlamaForCausalLM", "float32", 0, prompt=text, text=tokenizer.decode(ids, False))
-        loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="sum")
+        tool.write(
+            FOLDER / f"{name}.safetensors",
+            tool.tensors_of(ids, logits, TOP_K),
+            "LlamaForCausalLM",
+            "float32",
+            0,
+            prompt=text,
+            text=tokenizer.decode(ids, False),
+        )
+        loss = torch.nn.functional.cross_entropy(
+            logits[:-1], torch.tensor(ids[1:]), reduction="sum"
+        )
         top = logits.topk(2).values
-        print(f"{name:8} {len(ids):4} tokens, loss {loss / max(len(ids) - 1, 1):.3f}, "
-              f"least margin {(top[:, 0] - top[:, 1]).min():.5f}\n{tokenizer.decode(ids, False)}\n")
+        print(
+            f"{name:8} {len(ids):4} tokens, loss {loss / max(len(ids) - 1, 1):.3f}, "
+            f"least margin {(top[:, 0] - top[:, 1]).min():.5f}\n{tokenizer.decode(ids, False)}\n"
+        )
 
 
 if __name__ == "__main__":

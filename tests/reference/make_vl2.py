@@ -9,6 +9,7 @@
 That code wants old libraries, so it runs in a process of its own with LIBS in front; torch, timm,
 Pillow and numpy are those of the other scripts. Its one call to xformers, plain attention that only
 exists for GPUs, is answered by torch's scaled_dot_product_attention."""
+
 import collections
 import collections.abc
 import importlib.machinery
@@ -42,67 +43,158 @@ def stand_ins():
 stand_ins()
 
 from deepseek_vl2.models.modeling_deepseek_vl_v2 import (  # noqa: E402
-    DeepseekVLV2Config, DeepseekVLV2ForCausalLM)
+    DeepseekVLV2Config,
+    DeepseekVLV2ForCausalLM,
+)
 from deepseek_vl2.models.processing_deepseek_vl_v2 import (  # noqa: E402
-    DeepseekVLV2Processor, ImageTransform)
+    DeepseekVLV2Processor,
+    ImageTransform,
+)
 from PIL import Image  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
-from common import (FIXTURES, Weights, byte_tokenizer, picture, say, tool,  # noqa: E402
-                    write_checkpoint, write_json)
+from common import (
+    FIXTURES,
+    Weights,
+    byte_tokenizer,
+    picture,
+    say,
+    tool,  # noqa: E402
+    write_checkpoint,
+    write_json,
+)
 from make_deepseek import decoder  # noqa: E402
 
-SPECIAL = ["<image>", "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|grounding|>", "<|User|>",
-           "<|Assistant|>"]
+SPECIAL = [
+    "<image>",
+    "<|ref|>",
+    "<|/ref|>",
+    "<|det|>",
+    "<|/det|>",
+    "<|grounding|>",
+    "<|User|>",
+    "<|Assistant|>",
+]
 SENTENCE = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"]
 VOCABULARY = len(SENTENCE) + 256 + len(SPECIAL)
-VISION = {"image_size": 70, "heads": 4, "layers": 2, "mlp_ratio": 3.7362,
-          "model_name": "siglip_so400m_patch14_384", "model_type": "vision", "patch_size": 14,
-          "width": 48}
+VISION = {
+    "image_size": 70,
+    "heads": 4,
+    "layers": 2,
+    "mlp_ratio": 3.7362,
+    "model_name": "siglip_so400m_patch14_384",
+    "model_type": "vision",
+    "patch_size": 14,
+    "width": 48,
+}
 CANDIDATES = [[70, 70], [70, 140], [140, 70], [140, 140], [70, 210], [210, 70]]
 
 
 def language(**more):
     """Only what the published files state; what they leave out falls to the class's defaults."""
-    return {"architectures": ["DeepseekV2ForCausalLM"], "bos_token_id": 0, "eos_token_id": 1,
-            "first_k_dense_replace": 1, "hidden_size": 64, "intermediate_size": 80,
-            "kv_lora_rank": 32, "lm_head": True, "max_position_embeddings": 4096,
-            "model_type": "deepseek_v2", "moe_intermediate_size": 24, "n_group": 1,
-            "n_routed_experts": 8, "n_shared_experts": 2, "num_attention_heads": 4,
-            "num_experts_per_tok": 3, "num_hidden_layers": 3, "num_key_value_heads": 4,
-            "q_lora_rank": None, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "rm_head": False,
-            "topk_group": 1, "topk_method": "greedy", "torch_dtype": "bfloat16", "use_mla": True,
-            "v_head_dim": 16, "vocab_size": VOCABULARY, **more}
+    return {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "first_k_dense_replace": 1,
+        "hidden_size": 64,
+        "intermediate_size": 80,
+        "kv_lora_rank": 32,
+        "lm_head": True,
+        "max_position_embeddings": 4096,
+        "model_type": "deepseek_v2",
+        "moe_intermediate_size": 24,
+        "n_group": 1,
+        "n_routed_experts": 8,
+        "n_shared_experts": 2,
+        "num_attention_heads": 4,
+        "num_experts_per_tok": 3,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 4,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "rm_head": False,
+        "topk_group": 1,
+        "topk_method": "greedy",
+        "torch_dtype": "bfloat16",
+        "use_mla": True,
+        "v_head_dim": 16,
+        "vocab_size": VOCABULARY,
+        **more,
+    }
 
 
 def vl2(language_config):
-    return {"architectures": ["DeepseekVLV2ForCausalLM"], "candidate_resolutions": CANDIDATES,
-            "global_view_pos": "head", "language_config": language_config,
-            "model_type": "deepseek_vl_v2",
-            "projector_config": {"input_dim": VISION["width"], "model_type": "mlp_projector",
-                                 "n_embed": language_config["hidden_size"]},
-            "tile_tag": "2D", "torch_dtype": "bfloat16", "transformers_version": "4.38.2",
-            "vision_config": VISION}
+    return {
+        "architectures": ["DeepseekVLV2ForCausalLM"],
+        "candidate_resolutions": CANDIDATES,
+        "global_view_pos": "head",
+        "language_config": language_config,
+        "model_type": "deepseek_vl_v2",
+        "projector_config": {
+            "input_dim": VISION["width"],
+            "model_type": "mlp_projector",
+            "n_embed": language_config["hidden_size"],
+        },
+        "tile_tag": "2D",
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.38.2",
+        "vision_config": VISION,
+    }
 
 
 # name: (language_config, shards, conversation, (width, height) of its images)
 VARIANTS = {
-    "deepseek-vl2-tiny": (language(use_mla=False, kv_lora_rank=None, qk_nope_head_dim=0,
-                                   qk_rope_head_dim=0, v_head_dim=0, num_hidden_layers=2), 1,
-                          ["<image>\n<image>\nSame?"], [(100, 60), (60, 150)]),
-    "deepseek-vl2-small": (language(num_hidden_layers=2), 3, ["Hi <image> there.", "Yes!", "Why?"], [(130, 117)]),
-    "deepseek-vl2": (language(norm_topk_prob=True, routed_scaling_factor=2.0,
-                              scoring_func="sigmoid", topk_method="noaux_tc"), 1,
-                     ["A<image>B<image>C<image>?"], [(30, 20), (70, 70), (200, 24)]),
+    "deepseek-vl2-tiny": (
+        language(
+            use_mla=False,
+            kv_lora_rank=None,
+            qk_nope_head_dim=0,
+            qk_rope_head_dim=0,
+            v_head_dim=0,
+            num_hidden_layers=2,
+        ),
+        1,
+        ["<image>\n<image>\nSame?"],
+        [(100, 60), (60, 150)],
+    ),
+    "deepseek-vl2-small": (
+        language(num_hidden_layers=2),
+        3,
+        ["Hi <image> there.", "Yes!", "Why?"],
+        [(130, 117)],
+    ),
+    "deepseek-vl2": (
+        language(
+            norm_topk_prob=True,
+            routed_scaling_factor=2.0,
+            scoring_func="sigmoid",
+            topk_method="noaux_tc",
+        ),
+        1,
+        ["A<image>B<image>C<image>?"],
+        [(30, 20), (70, 70), (200, 24)],
+    ),
 }
 
 
 def processor_config():
-    return {"add_special_token": False, "candidate_resolutions": CANDIDATES, "downsample_ratio": 2,
-            "ignore_id": -100, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
-            "image_token": "<image>", "mask_prompt": False, "normalize": True,
-            "pad_token": SENTENCE[2], "patch_size": VISION["patch_size"],
-            "processor_class": "DeepseekVLV2Processor", "sft_format": "deepseek"}
+    return {
+        "add_special_token": False,
+        "candidate_resolutions": CANDIDATES,
+        "downsample_ratio": 2,
+        "ignore_id": -100,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "image_token": "<image>",
+        "mask_prompt": False,
+        "normalize": True,
+        "pad_token": SENTENCE[2],
+        "patch_size": VISION["patch_size"],
+        "processor_class": "DeepseekVLV2Processor",
+        "sft_format": "deepseek",
+    }
 
 
 def affine(w, name, out, inputs, gain=1.0):
@@ -118,7 +210,7 @@ def transformer_mlp(w, p, width):
 def vision(w, p="vision."):
     width, patch = VISION["width"], VISION["patch_size"]
     grid = VISION["image_size"] // patch
-    w.normal(p + "patch_embed.proj.weight", width, 3, patch, patch, std=2 / (3 * patch ** 2) ** 0.5)
+    w.normal(p + "patch_embed.proj.weight", width, 3, patch, patch, std=2 / (3 * patch**2) ** 0.5)
     w.normal(p + "patch_embed.proj.bias", width, std=0.3)
     w.normal(p + "pos_embed", 1, grid * grid, width, std=0.5)
     for i in range(VISION["layers"]):
@@ -151,13 +243,16 @@ def weights(config, seed):
 
 class Processor(DeepseekVLV2Processor):
     """The official processor without its constructor, which wants a tokenizer class of its own."""
+
     bos_id, eos_id, pad_id = 0, 1, 2
 
 
 def processor(folder):
     p = object.__new__(Processor)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    p.encode = lambda text, bos, eos: tokenizer.encode(text, add_special_tokens=False).ids + [1] * eos
+    p.encode = (
+        lambda text, bos, eos: tokenizer.encode(text, add_special_tokens=False).ids + [1] * eos
+    )
     p.ignore_id = -100
     p.image_token, p.image_token_id = "<image>", tokenizer.token_to_id("<image>")
     p.candidate_resolutions = [tuple(c) for c in CANDIDATES]
@@ -172,7 +267,8 @@ def prepare(folder, turns, images):
     conversation = [{"role": roles[i % 2], "content": t} for i, t in enumerate(turns)]
     conversation.append({"role": roles[len(turns) % 2], "content": ""})
     ids, _, tiles, mask, crop, _ = processor(folder).format_messages_v2(
-        conversation, [Image.fromarray(i) for i in images])
+        conversation, [Image.fromarray(i) for i in images]
+    )
     assert ids[-1] == 1  # the empty answer contributes only eos, which generation takes off
     return ids[:-1], torch.stack(tiles), mask[:-1], torch.tensor(crop)
 
@@ -181,7 +277,9 @@ def prepare(folder, turns, images):
 def official(config, tensors, ids, tiles, mask, crop):
     model = DeepseekVLV2ForCausalLM(DeepseekVLV2Config(**config)).float().eval()
     assert {type(l.self_attn).__name__ for l in model.language.model.layers} <= {
-        "DeepseekV2Attention", "LlamaAttention"}
+        "DeepseekV2Attention",
+        "LlamaAttention",
+    }
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert not unexpected and not missing, (missing, unexpected)
     trace, hooks = {}, []
@@ -189,25 +287,37 @@ def official(config, tensors, ids, tiles, mask, crop):
     def keep(name):
         def hook(_module, args, out):
             out = out[0] if isinstance(out, tuple) else out
-            trace[name] = out.float().clone().squeeze(0) if out.shape[0] == 1 else out.float().clone()
+            trace[name] = (
+                out.float().clone().squeeze(0) if out.shape[0] == 1 else out.float().clone()
+            )
+
         return hook
 
     def keep_input(_module, args, kwargs):
-        trace["language.model.embed_tokens"] = kwargs["hidden_states"].clone()[0] \
-            if "hidden_states" in kwargs else args[0].clone()[0]
+        trace["language.model.embed_tokens"] = (
+            kwargs["hidden_states"].clone()[0] if "hidden_states" in kwargs else args[0].clone()[0]
+        )
 
     for i, b in enumerate(model.vision.blocks):
         hooks.append(b.register_forward_hook(keep(f"vision.blocks.{i}")))
     hooks.append(model.vision.register_forward_hook(keep("vision")))
     hooks.append(model.projector.register_forward_hook(keep("projector")))
-    hooks.append(model.language.model.layers[0].register_forward_pre_hook(keep_input, with_kwargs=True))
+    hooks.append(
+        model.language.model.layers[0].register_forward_pre_hook(keep_input, with_kwargs=True)
+    )
     for i, layer in enumerate(model.language.model.layers):
         hooks.append(layer.register_forward_hook(keep(f"language.model.layers.{i}")))
     hooks.append(model.language.model.norm.register_forward_hook(keep("language.model.norm")))
     batch = torch.tensor([ids])
-    out = model(input_ids=batch, attention_mask=torch.ones_like(batch), images=tiles[None],
-                images_seq_mask=torch.tensor([mask]), images_spatial_crop=crop[None],
-                use_cache=False, return_dict=True)
+    out = model(
+        input_ids=batch,
+        attention_mask=torch.ones_like(batch),
+        images=tiles[None],
+        images_seq_mask=torch.tensor([mask]),
+        images_spatial_crop=crop[None],
+        use_cache=False,
+        return_dict=True,
+    )
     return out.logits[0].float(), trace
 
 
@@ -217,9 +327,15 @@ def make(name):
     folder = FIXTURES / name
     seed = 300 + list(VARIANTS).index(name)
     tensors = weights(config, seed)
-    write_checkpoint(folder, config, tensors, torch.bfloat16, shards,
-                     pattern="model-{:05d}-of-{:06d}.safetensors",
-                     extra={"processor_config.json": processor_config()})
+    write_checkpoint(
+        folder,
+        config,
+        tensors,
+        torch.bfloat16,
+        shards,
+        pattern="model-{:05d}-of-{:06d}.safetensors",
+        extra={"processor_config.json": processor_config()},
+    )
     write_json(folder / "tokenizer.json", byte_tokenizer(SENTENCE, SPECIAL))
     images = [picture(seed + i, w, h) for i, (w, h) in enumerate(sizes)]
     ids, tiles, mask, crop = prepare(folder, turns, images)
@@ -227,10 +343,18 @@ def make(name):
     logits, trace = official(config, stored, ids, tiles, mask, crop)
     out = tool.tensors_of(ids, logits, trace=trace)
     out.update({f"image.{i}": torch.from_numpy(image) for i, image in enumerate(images)})
-    out["tiles"] = ((tiles * 0.5 + 0.5) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    tool.write(folder / "reference.safetensors", out, "DeepseekVLV2ForCausalLM", "float32", seed,
-               conversation=json.dumps(turns, ensure_ascii=False),
-               tiles_of_images=json.dumps(crop.tolist()))
+    out["tiles"] = (
+        ((tiles * 0.5 + 0.5) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    )
+    tool.write(
+        folder / "reference.safetensors",
+        out,
+        "DeepseekVLV2ForCausalLM",
+        "float32",
+        seed,
+        conversation=json.dumps(turns, ensure_ascii=False),
+        tiles_of_images=json.dumps(crop.tolist()),
+    )
     print(f"{len(ids)} tokens, images {sizes}, tiles [width, height] {crop.tolist()}")
     say(folder, logits)
 

@@ -1,11 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our own reading of DeepSeek-V2: MLA in the absorbed form and mixture of experts, in fp64."""
+
 import math
 
 import torch
 
-from own_text import (attend, causal, checkpoint, decode, gqa, linear, rms_norm, rope_frequencies,
-                      rope_settings, rotate_interleaved, swiglu)
+from own_text import (
+    attend,
+    causal,
+    checkpoint,
+    decode,
+    gqa,
+    linear,
+    rms_norm,
+    rope_frequencies,
+    rope_settings,
+    rotate_interleaved,
+    swiglu,
+)
 
 
 def yarn_m(factor, mscale):
@@ -37,14 +49,20 @@ def mla(c, w, name, x, rope):
     q_nope, q_pe = q.view(n, heads, nope + dim).split([nope, dim], dim=-1)
     latent, k_pe = linear(w, name + ".kv_a_proj_with_mqa", x).split([lora, dim], dim=-1)
     latent = rms_norm(latent, w[name + ".kv_a_layernorm.weight"], 1e-6)
-    w_uk, w_uv = w[name + ".kv_b_proj.weight"].view(heads, -1, lora).split(
-        [nope, c["v_head_dim"]], dim=1)
+    w_uk, w_uv = (
+        w[name + ".kv_b_proj.weight"].view(heads, -1, lora).split([nope, c["v_head_dim"]], dim=1)
+    )
     q_latent = torch.einsum("qhd,hdl->qhl", q_nope, w_uk)
     q_pe = rotate_interleaved(q_pe, angles) * amplitude
     k_pe = rotate_interleaved(k_pe[:, None], angles) * amplitude
     keys = torch.cat((latent[:, None], k_pe), dim=-1).expand(n, heads, -1)
-    out = attend(torch.cat((q_latent, q_pe), dim=-1), keys,
-                 latent[:, None].expand(n, heads, -1), (nope + dim) ** -0.5 * mscale2, causal(n))
+    out = attend(
+        torch.cat((q_latent, q_pe), dim=-1),
+        keys,
+        latent[:, None].expand(n, heads, -1),
+        (nope + dim) ** -0.5 * mscale2,
+        causal(n),
+    )
     return linear(w, name + ".o_proj", torch.einsum("qhl,hvl->qhv", out, w_uv).flatten(1))
 
 
@@ -68,7 +86,7 @@ def route(c, w, name, x):
 
 
 def keep_groups(c, choice, group_score, experts):
-    kept = group_score.argsort(-1, descending=True)[:, :c["topk_group"]]
+    kept = group_score.argsort(-1, descending=True)[:, : c["topk_group"]]
     mask = torch.zeros_like(group_score).scatter_(1, kept, 1.0)
     return choice * mask.repeat_interleave(experts // c["n_group"], dim=1)
 

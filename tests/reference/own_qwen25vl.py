@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our own reading of Qwen2.5-VL in fp64: nothing is permuted, windows are a mask."""
+
 import json
 import math
 import pathlib
@@ -8,8 +9,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from own_text import (attend, causal, checkpoint, decode, linear, rms_norm, rope_frequencies,
-                      rotate_half_split, swiglu)
+from own_text import (
+    attend,
+    causal,
+    checkpoint,
+    decode,
+    linear,
+    rms_norm,
+    rope_frequencies,
+    rotate_half_split,
+    swiglu,
+)
 from own_vl2 import gelu_erf
 
 
@@ -52,7 +62,7 @@ def tower(v, w, pixels, preprocessor, trace):
         q, k, u = qkv.view(len(x), 3, v["num_heads"], dim).unbind(1)
         q, k = rotate_half_split(q, angles), rotate_half_split(k, angles)
         mask = torch.ones_like(window) if i in v["fullatt_block_indexes"] else window
-        x = x + linear(w, p + ".attn.proj", attend(q, k, u, dim ** -0.5, mask).flatten(1))
+        x = x + linear(w, p + ".attn.proj", attend(q, k, u, dim**-0.5, mask).flatten(1))
         x = x + swiglu(w, p + ".mlp", rms_norm(x, w[p + ".norm2.weight"], 1e-6))
         trace.setdefault(p, []).append(x)
     x = rms_norm(x, w["visual.merger.ln_q.weight"], 1e-6).reshape(len(x) // 4, -1)
@@ -75,7 +85,7 @@ def attention(c, w, name, x, angles):
     k = rotate_half_split(linear(w, name + ".k_proj", x).view(n, kv, dim), angles)
     u = linear(w, name + ".v_proj", x).view(n, kv, dim)
     k, u = (t.repeat_interleave(heads // kv, dim=1) for t in (k, u))
-    return linear(w, name + ".o_proj", attend(q, k, u, dim ** -0.5, causal(n)).flatten(1))
+    return linear(w, name + ".o_proj", attend(q, k, u, dim**-0.5, causal(n)).flatten(1))
 
 
 def logits(folder, ids, reference):
@@ -85,8 +95,9 @@ def logits(folder, ids, reference):
     trace, merged = {}, []
     for i in range(sum(k.startswith("image.") for k in reference)):
         image = Image.fromarray(reference[f"image.{i}"].numpy())
-        h, wide = smart_resize(image.height, image.width, preprocessor["min_pixels"],
-                               preprocessor["max_pixels"])
+        h, wide = smart_resize(
+            image.height, image.width, preprocessor["min_pixels"], preprocessor["max_pixels"]
+        )
         small = torch.from_numpy(np.array(image.resize((wide, h), Image.BICUBIC)))
         assert torch.equal(small, reference[f"resized.{i}"]), "the official resizing differs"
         merged.append(tower(c["vision_config"], w, small, preprocessor, trace))
@@ -95,6 +106,11 @@ def logits(folder, ids, reference):
     x = w["model.embed_tokens.weight"][ids]
     x[torch.tensor(ids) == c["image_token_id"]] = trace["visual"]
     angles = mrope_angles(c, reference["position_ids"])
-    out, more = decode(c, w, x, lambda name, y: attention(c, w, name, y, angles),
-                       lambda _layer, name, y: swiglu(w, name, y))
+    out, more = decode(
+        c,
+        w,
+        x,
+        lambda name, y: attention(c, w, name, y, angles),
+        lambda _layer, name, y: swiglu(w, name, y),
+    )
     return out, {**trace, **more}

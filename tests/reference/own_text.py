@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our own reading of the Llama and Qwen2 families, independent of transformers: plain torch in
 fp64 from the checkpoint's files. `check_own.py` holds the committed references against it."""
+
 import json
 import math
 import pathlib
@@ -39,8 +40,11 @@ def silu(x):
 
 
 def swiglu(w, name, x):
-    return linear(w, name + ".down_proj",
-                  silu(linear(w, name + ".gate_proj", x)) * linear(w, name + ".up_proj", x))
+    return linear(
+        w,
+        name + ".down_proj",
+        silu(linear(w, name + ".gate_proj", x)) * linear(w, name + ".up_proj", x),
+    )
 
 
 def rope_settings(c):
@@ -68,9 +72,14 @@ def rope_frequencies(dim, theta, scaling):
 
 def yarn_frequencies(f, dim, theta, s):
     """models.md D: frequencies between the two corrections are blended."""
+
     def index(turns):
-        return dim * math.log(s["original_max_position_embeddings"] / (2 * math.pi * turns)) / (
-            2 * math.log(theta))
+        return (
+            dim
+            * math.log(s["original_max_position_embeddings"] / (2 * math.pi * turns))
+            / (2 * math.log(theta))
+        )
+
     low = max(math.floor(index(s.get("beta_fast", 32))), 0)
     high = min(math.ceil(index(s.get("beta_slow", 1))), dim - 1)
     ramp = ((torch.arange(dim // 2, dtype=torch.float64) - low) / max(high - low, 1e-3)).clamp(0, 1)
@@ -109,7 +118,7 @@ def gqa(c, w, name, x, angles):
     k = rotate_half_split(linear(w, name + ".k_proj", x).view(n, kv, dim), angles)
     v = linear(w, name + ".v_proj", x).view(n, kv, dim)
     k, v = (t.repeat_interleave(heads // kv, dim=1) for t in (k, v))
-    return linear(w, name + ".o_proj", attend(q, k, v, dim ** -0.5, causal(n)).flatten(1))
+    return linear(w, name + ".o_proj", attend(q, k, v, dim**-0.5, causal(n)).flatten(1))
 
 
 def decode(c, w, x, attention, mlp, prefix=""):
@@ -117,10 +126,12 @@ def decode(c, w, x, attention, mlp, prefix=""):
     trace = {prefix + "model.embed_tokens": x}
     for i in range(c["num_hidden_layers"]):
         p = f"{prefix}model.layers.{i}."
-        x = x + attention(p + "self_attn",
-                          rms_norm(x, w[p + "input_layernorm.weight"], c["rms_norm_eps"]))
-        x = x + mlp(i, p + "mlp",
-                    rms_norm(x, w[p + "post_attention_layernorm.weight"], c["rms_norm_eps"]))
+        x = x + attention(
+            p + "self_attn", rms_norm(x, w[p + "input_layernorm.weight"], c["rms_norm_eps"])
+        )
+        x = x + mlp(
+            i, p + "mlp", rms_norm(x, w[p + "post_attention_layernorm.weight"], c["rms_norm_eps"])
+        )
         trace[p[:-1]] = x
     x = rms_norm(x, w[prefix + "model.norm.weight"], c["rms_norm_eps"])
     trace[prefix + "model.norm"] = x
@@ -132,8 +143,13 @@ def text_logits(folder, ids):
     """Logits [T, V] and trace of a Llama or Qwen2 checkpoint."""
     c, w = checkpoint(folder)
     dim = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
-    angles = torch.outer(torch.arange(len(ids), dtype=torch.float64),
-                         rope_frequencies(dim, *rope_settings(c)))
-    return decode(c, w, w["model.embed_tokens.weight"][ids],
-                  lambda name, x: gqa(c, w, name, x, angles),
-                  lambda _layer, name, x: swiglu(w, name, x))
+    angles = torch.outer(
+        torch.arange(len(ids), dtype=torch.float64), rope_frequencies(dim, *rope_settings(c))
+    )
+    return decode(
+        c,
+        w,
+        w["model.embed_tokens.weight"][ids],
+        lambda name, x: gqa(c, w, name, x, angles),
+        lambda _layer, name, x: swiglu(w, name, x),
+    )

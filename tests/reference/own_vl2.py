@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our own reading of DeepSeek-VL2: tiling, tower, projector and layout of the image tokens, fp64."""
+
 import json
 import math
 import pathlib
@@ -33,7 +34,7 @@ def pad_to(image, w, h):
         new_w = round(width / height * h)
     out = np.full((h, w, 3), 127, np.uint8)
     x, y = round((w - new_w) * 0.5), round((h - new_h) * 0.5)
-    out[y:y + new_h, x:x + new_w] = np.asarray(image.resize((new_w, new_h), Image.BICUBIC))
+    out[y : y + new_h, x : x + new_w] = np.asarray(image.resize((new_w, new_h), Image.BICUBIC))
     return out
 
 
@@ -43,24 +44,30 @@ def tiles_of(images, c):
     tiles, grid = [], []
     for array in images:
         image = Image.fromarray(array)
-        w, h = best_candidate(*image.size, c["candidate_resolutions"]) if len(images) <= 2 \
+        w, h = (
+            best_candidate(*image.size, c["candidate_resolutions"])
+            if len(images) <= 2
             else (size, size)
+        )
         local = pad_to(image, w, h)
         tiles.append(pad_to(image, size, size))
-        tiles += [local[y:y + size, x:x + size] for y in range(0, h, size)
-                  for x in range(0, w, size)]
+        tiles += [
+            local[y : y + size, x : x + size] for y in range(0, h, size) for x in range(0, w, size)
+        ]
         grid.append((w // size, h // size))
     return torch.from_numpy(np.stack(tiles)), grid
 
 
 def layer_norm(w, name, x):
     centred = x - x.mean(-1, keepdim=True)
-    return centred / torch.sqrt((centred ** 2).mean(-1, keepdim=True) + 1e-6) \
-        * w[name + ".weight"] + w[name + ".bias"]
+    return (
+        centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-6) * w[name + ".weight"]
+        + w[name + ".bias"]
+    )
 
 
 def gelu_tanh(x):
-    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def gelu_erf(x):
@@ -72,7 +79,7 @@ def tower(v, w, tile, trace):
     patch, heads, width = v["patch_size"], v["heads"], v["width"]
     grid = v["image_size"] // patch
     x = (tile.double() / 255 - 0.5) / 0.5
-    x = x[:grid * patch, :grid * patch].reshape(grid, patch, grid, patch, 3)
+    x = x[: grid * patch, : grid * patch].reshape(grid, patch, grid, patch, 3)
     x = x.permute(0, 2, 4, 1, 3).reshape(grid * grid, -1)
     x = x @ w["vision.patch_embed.proj.weight"].reshape(width, -1).T
     x = x + w["vision.patch_embed.proj.bias"] + w["vision.pos_embed"][0]
@@ -107,16 +114,21 @@ def rows_of(w, features, grid):
     def lines(rows):
         return [torch.cat((r, newline[None])) for r in rows]
 
-    (n_w, n_h) = grid
-    local = features[1:].view(n_h, n_w, g, g, -1).permute(0, 2, 1, 3, 4).reshape(n_h * g, n_w * g, -1)
+    n_w, n_h = grid
+    local = (
+        features[1:].view(n_h, n_w, g, g, -1).permute(0, 2, 1, 3, 4).reshape(n_h * g, n_w * g, -1)
+    )
     return torch.cat(lines(features[0].view(g, g, -1)) + [w["view_seperator"][None]] + lines(local))
 
 
 def logits(folder, ids, reference):
     folder = pathlib.Path(folder)
     c, w = checkpoint(folder)
-    image_id = next(t["id"] for t in json.loads((folder / "tokenizer.json").read_text())[
-        "added_tokens"] if t["content"] == "<image>")
+    image_id = next(
+        t["id"]
+        for t in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+        if t["content"] == "<image>"
+    )
     n = sum(k.startswith("image.") for k in reference)
     tiles, grids = tiles_of([reference[f"image.{i}"].numpy() for i in range(n)], c)
     assert torch.equal(tiles, reference["tiles"]), "tiles differ from the official processor's"
@@ -128,7 +140,7 @@ def logits(folder, ids, reference):
     x = w["language.model.embed_tokens.weight"][ids]
     rows, at = [], 0
     for n_w, n_h in grids:
-        rows.append(rows_of(w, trace["projector"][at:at + 1 + n_w * n_h], (n_w, n_h)))
+        rows.append(rows_of(w, trace["projector"][at : at + 1 + n_w * n_h], (n_w, n_h)))
         at += 1 + n_w * n_h
     x[torch.tensor(ids) == image_id] = torch.cat(rows)
     out, more = own_deepseek.language(c["language_config"], w, x, "language.")
