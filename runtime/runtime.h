@@ -37,6 +37,8 @@ struct ek_plan {
     char profile[33];                               /* identity of the profile, "" when not said */
 };
 enum ek_status ek_plan_read(const char *path, struct ek_plan **out);
+/* The same from n bytes of text; where names it in messages. */
+enum ek_status ek_plan_parse(const char *text, size_t n, const char *where, struct ek_plan **out);
 void ek_plan_free(struct ek_plan *p); /* NULL is fine */
 /* The plan of `run` without --plan: everything on one device, for the given workload. */
 enum ek_status ek_plan_single(const struct ek_model *m, const struct ek_device_spec *device,
@@ -150,6 +152,9 @@ struct ek_engine_options {
     uint64_t cache_tokens; /* of all sequences together; 0: max_seqs * max_context */
     bool synthetic;        /* weights from the model's seed: open the model so (kept for callers) */
 };
+/* What every stage of a plan is opened with. */
+struct ek_stage_options ek_plan_stage_options(const struct ek_plan *p,
+                                              const struct ek_engine_options *opt);
 /* Holds the plan against the devices' budgets and free memory before the first weight byte is read
  * (EK_EENV with a table on stderr), opens the devices, loads, starts one worker a device. Borrows
  * model and plan. */

@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The engine's life: devices, preflight, workers that load the stages, links, and the end.
+ */
+#include "runtime/engine.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct ek_stage_options ek_plan_stage_options(const struct ek_plan *p,
+                                              const struct ek_engine_options *opt)
+{
+    static const struct ek_engine_options none = {0};
+    struct ek_stage_options o = {.page = EK_PAGE, .cache = p->cache};
+    uint64_t blocks;
+
+    opt = opt ? opt : &none;
+    o.max_seqs = opt->max_seqs ? opt->max_seqs : p->batch;
+    o.max_context = opt->max_context ? opt->max_context : p->context;
+    o.max_tokens = p->prefill_chunk > o.max_seqs ? p->prefill_chunk : o.max_seqs;
+    o.max_logits = opt->max_logits ? opt->max_logits : o.max_seqs;
+    blocks = opt->cache_tokens ? (opt->cache_tokens - 1) / EK_PAGE + 1
+                               : ek_cache_blocks(o.max_seqs, o.max_context);
+    o.n_blocks = blocks < UINT32_MAX ? (uint32_t)blocks : UINT32_MAX;
+    return o;
+}
+
+static enum ek_status find_modules(struct ek_engine *e, size_t i)
+{
+    const struct ek_plan_stage *p = &e->plan->stages[i];
+    struct engine_stage *s = &e->stages[i];
+
+    s->device = p->device;
+    s->timing.device = p->device;
+    if ((s->modules = ek_calloc(p->n_modules, sizeof(*s->modules))) == NULL)
+        return EK_ENOMEM;
+    for (size_t k = 0; k < p->n_modules; k++) {
+        ptrdiff_t at = ek_model_find(e->m, p->modules[k]);
+        const struct ek_module *mod = &e->m->modules[at];
+        s->modules[s->n_modules++] = (size_t)at;
+        s->embed |= mod->kind == EK_MODULE_EMBED;
+        s->layers |= mod->kind == EK_MODULE_LAYER;
+        s->norm |= mod->kind == EK_MODULE_NORM;
+        s->head_mod |= mod->kind == EK_MODULE_HEAD;
+    }
+    s->normed_in = s->head_mod && !s->norm;
+    return EK_OK;
+}
+
+/* Side modules (vision) are not run yet, so every stage is of the chain. */
+static enum ek_status make_stages(struct ek_engine *e)
+{
+    if ((e->stages = ek_calloc(e->plan->n_stages, sizeof(*e->stages))) == NULL)
+        return EK_ENOMEM;
+    e->n_stages = e->plan->n_stages;
+    e->max_in_flight = (uint32_t)(2 * e->n_stages + 1);
+    for (size_t i = 0; i < e->n_stages; i++) {
+        EK_TRY(find_modules(e, i));
+        e->stages[i].queue = ek_calloc(e->max_in_flight, sizeof(*e->stages[i].queue));
+        if (e->stages[i].queue == NULL)
+            return EK_ENOMEM;
+    }
+    if (!e->stages[0].embed || !e->stages[e->n_stages - 1].head_mod)
+        return ek_error(EK_EUNSUPPORTED, "%s: no chain from an embedding to a head", e->m->name);
+    return EK_OK;
+}
+
+/* A backend that has not the plan's type of activations takes F32. */
+static enum ek_status open_device(struct ek_engine *e, uint32_t i)
+{
+    struct engine_device *d = &e->devices[i];
+    const char *uuid = e->plan->uuids[i];
+    enum ek_status st;
+
+    if (d->dev != NULL)
+        return EK_OK;
+    st = ek_device_open(&e->plan->devices[i], e->plan->act, &d->dev);
+    if (st == EK_EUNSUPPORTED && e->plan->act != EK_F32)
+        st = ek_device_open(&e->plan->devices[i], EK_F32, &d->dev);
+    EK_TRY(st);
+    if (uuid[0] != '\0' && d->dev->info.uuid[0] != '\0' && strcmp(uuid, d->dev->info.uuid) != 0)
+        return ek_error(EK_EENV, "%s: the plan is for the device with uuid %s, here it is %s",
+                        e->plan->devices[i].name, uuid, d->dev->info.uuid);
+    return EK_OK;
+}
+
+static enum ek_status open_devices(struct ek_engine *e)
+{
+    for (size_t i = 0; i < e->n_stages; i++)
+        EK_TRY(open_device(e, e->stages[i].device));
+    return EK_OK;
+}
+
+static enum ek_status make_locks(struct ek_engine *e)
+{
+    e->mutex_made = pthread_mutex_init(&e->lock, NULL) == 0;
+    e->done_made = pthread_cond_init(&e->done, NULL) == 0;
+    if (!e->mutex_made || !e->done_made)
+        return ek_error(EK_EENV, "no locks for the engine");
+    e->devices = ek_calloc(e->plan->n_devices, sizeof(*e->devices));
+    if (e->devices == NULL)
+        return EK_ENOMEM;
+    for (size_t i = 0; i < e->plan->n_devices; i++) {
+        if (pthread_cond_init(&e->devices[i].wake, NULL) != 0)
+            return ek_error(EK_EENV, "no locks for the engine");
+        e->devices[i].e = e;
+        e->devices[i].index = (uint32_t)i;
+    }
+    return EK_OK;
+}
+
+/* Workers load their stages at once; returns when all are there. */
+static enum ek_status start_workers(struct ek_engine *e)
+{
+    enum ek_status st = EK_OK;
+
+    for (size_t i = 0; i < e->plan->n_devices && st == EK_OK; i++) {
+        struct engine_device *d = &e->devices[i];
+        if (d->dev == NULL)
+            continue;
+        if (pthread_create(&d->thread, NULL, engine_worker, d) != 0)
+            st = ek_error(EK_EENV, "%s: no thread", d->dev->spec.name);
+        else
+            d->running = true;
+    }
+    pthread_mutex_lock(&e->lock);
+    for (size_t i = 0; i < e->plan->n_devices; i++)
+        while (e->devices[i].running && !e->devices[i].loaded)
+            pthread_cond_wait(&e->done, &e->lock);
+    if (st == EK_OK && e->failed != EK_OK)
+        st = ek_error(e->failed, "%s", e->message);
+    pthread_mutex_unlock(&e->lock);
+    return st;
+}
+
+static enum ek_status open_links(struct ek_engine *e)
+{
+    size_t most = (size_t)e->opt.max_tokens * e->m->config.hidden;
+
+    for (size_t i = 1; i < e->n_stages; i++) {
+        struct ek_device *from = e->devices[e->stages[i - 1].device].dev;
+        struct ek_device *to = e->devices[e->stages[i].device].dev;
+        EK_TRY(ek_link_open(from, to, most, &e->stages[i - 1].out));
+        e->stages[i].in = e->stages[i - 1].out;
+    }
+    return EK_OK;
+}
+
+static enum ek_status open_all(struct ek_engine *e, const struct ek_engine_options *opt)
+{
+    EK_TRY(ek_plan_check(e->plan, e->m));
+    e->opt = ek_plan_stage_options(e->plan, opt);
+    e->max_seqs = e->opt.max_seqs;
+    EK_TRY(make_locks(e));
+    EK_TRY(make_stages(e));
+    EK_TRY(open_devices(e));
+    EK_TRY(engine_preflight(e));
+    EK_TRY(cache_open(&e->cache, e->opt.n_blocks, e->opt.page, e->max_seqs, e->opt.max_context));
+    EK_TRY(start_workers(e));
+    e->shape = stage_batch_shape(e->stages[0].stage);
+    return open_links(e);
+}
+
+enum ek_status ek_engine_open(const struct ek_model *m, const struct ek_plan *p,
+                              const struct ek_engine_options *opt, struct ek_engine **out)
+{
+    struct ek_engine *e = ek_calloc(1, sizeof(*e));
+    enum ek_status st = EK_ENOMEM;
+
+    if (e == NULL)
+        return st;
+    e->m = m;
+    e->plan = p;
+    EK_GOTO(open_all(e, opt), st, fail);
+    *out = e;
+    return EK_OK;
+fail:
+    ek_engine_close(e);
+    return st;
+}
+
+static void stop_workers(struct ek_engine *e)
+{
+    if (e->devices == NULL)
+        return;
+    pthread_mutex_lock(&e->lock);
+    e->closing = true;
+    for (size_t i = 0; i < e->plan->n_devices; i++)
+        pthread_cond_signal(&e->devices[i].wake);
+    pthread_mutex_unlock(&e->lock);
+    for (size_t i = 0; i < e->plan->n_devices; i++)
+        if (e->devices[i].running)
+            pthread_join(e->devices[i].thread, NULL);
+}
+
+/* From the last stage, for a head may borrow an earlier one's embedding. */
+static void free_stages(struct ek_engine *e)
+{
+    for (size_t i = 0; e->devices && i < e->plan->n_devices; i++)
+        if (e->devices[i].dev != NULL)
+            (void)e->devices[i].dev->ops->sync(e->devices[i].dev);
+    if (e->stages != NULL && e->devices != NULL)
+        engine_steps_free(e);
+    for (size_t i = e->n_stages; i-- > 0;) {
+        ek_link_close(e->stages[i].out);
+        ek_stage_free(e->stages[i].stage);
+        free(e->stages[i].modules);
+        free(e->stages[i].queue);
+    }
+    free(e->stages);
+}
+
+void ek_engine_close(struct ek_engine *e)
+{
+    if (e == NULL)
+        return;
+    stop_workers(e);
+    free_stages(e);
+    for (size_t i = 0; e->devices && i < e->plan->n_devices; i++) {
+        ek_device_close(e->devices[i].dev);
+        if (e->devices[i].e != NULL)
+            pthread_cond_destroy(&e->devices[i].wake);
+    }
+    free(e->devices);
+    cache_close(&e->cache);
+    if (e->done_made)
+        pthread_cond_destroy(&e->done);
+    if (e->mutex_made)
+        pthread_mutex_destroy(&e->lock);
+    free(e);
+}
+
+/* ---- what it is and has */
+size_t ek_engine_timings(struct ek_engine *e, struct ek_stage_timing *out, size_t cap)
+{
+    pthread_mutex_lock(&e->lock);
+    for (size_t i = 0; i < e->n_stages && i < cap; i++)
+        out[i] = e->stages[i].timing;
+    pthread_mutex_unlock(&e->lock);
+    return e->n_stages;
+}
+
+void ek_engine_reset_timings(struct ek_engine *e)
+{
+    pthread_mutex_lock(&e->lock);
+    for (size_t i = 0; i < e->n_stages; i++)
+        e->stages[i].timing = (struct ek_stage_timing){.device = e->stages[i].device};
+    pthread_mutex_unlock(&e->lock);
+}
+
+size_t ek_engine_n_devices(const struct ek_engine *e)
+{
+    return e->plan->n_devices;
+}
+
+void ek_engine_usage(struct ek_engine *e, size_t device, struct ek_usage by_tag[EK_N_TAGS])
+{
+    memset(by_tag, 0, EK_N_TAGS * sizeof(*by_tag));
+    if (device < e->plan->n_devices && e->devices[device].dev != NULL)
+        e->devices[device].dev->ops->usage(e->devices[device].dev, by_tag);
+}
+
+struct ek_device *ek_engine_device(const struct ek_engine *e, size_t device)
+{
+    return device < e->plan->n_devices ? e->devices[device].dev : NULL;
+}
+
+const struct ek_plan *ek_engine_plan(const struct ek_engine *e)
+{
+    return e->plan;
+}
+
+const struct ek_model *ek_engine_model(const struct ek_engine *e)
+{
+    return e->m;
+}
+
+uint32_t ek_engine_max_seqs(const struct ek_engine *e)
+{
+    return e->max_seqs;
+}
+
+uint32_t ek_engine_max_context(const struct ek_engine *e)
+{
+    return e->opt.max_context;
+}

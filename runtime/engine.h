@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Inside of the engine. Stages hang on devices; a step (micro-batch) goes from stage to stage, in
+ * the order of submission at each. One worker a device takes, of the steps that wait at its
+ * stages, the oldest whose outgoing link has a free slot. The last stage needs no slot, so some
+ * step can always go on, also where a device is visited more than once.
+ */
+#ifndef EK_RUNTIME_ENGINE_H
+#define EK_RUNTIME_ENGINE_H
+
+#include <pthread.h>
+
+#include "runtime/cache.h"
+#include "runtime/stage.h"
+
+enum { MARK_BEGIN, MARK_RECEIVED, MARK_RAN, MARK_SENT, N_MARKS };
+
+struct engine_step {
+    struct engine_step *next; /* in the list of active or of idle steps */
+    uint64_t ticket;
+    int32_t *image; /* the packed batch */
+    struct batch_counts counts;
+    bool argmax_only, done, released;
+    uint32_t last_stage;                /* where it ends: without logits, before the head */
+    uint32_t rows;                      /* of logits */
+    float *logits;                      /* host memory of the head's device, [rows][vocab] */
+    size_t logits_cap;                  /* floats */
+    int32_t *argmax;                    /* [max_tokens] */
+    struct ek_event *(*marks)[N_MARKS]; /* [n_stages] */
+};
+
+struct engine_stage {
+    struct ek_stage *stage;
+    size_t *modules; /* indices into the model */
+    size_t n_modules;
+    uint32_t device;
+    struct ek_link *in, *out;           /* NULL at the ends */
+    struct engine_step **queue;         /* ring of steps that may run here */
+    uint32_t head, n;                   /* of the ring */
+    bool layers, embed, norm, head_mod; /* kinds of modules in it */
+    bool normed_in;                     /* input: normalised rows asked for, not hidden states */
+    struct ek_stage_timing timing;
+};
+
+struct engine_device {
+    struct ek_engine *e;
+    uint32_t index;
+    struct ek_device *dev; /* NULL: no stage is on it */
+    pthread_t thread;
+    bool running; /* the thread was started */
+    bool loaded;  /* its stages are there, or the engine has failed */
+    pthread_cond_t wake;
+};
+
+struct ek_engine {
+    const struct ek_model *m;
+    const struct ek_plan *plan;
+    struct ek_stage_options opt;
+    uint32_t max_seqs, max_in_flight;
+    struct engine_device *devices; /* [plan->n_devices] */
+    struct engine_stage *stages;   /* [n_stages] */
+    size_t n_stages;
+    struct batch_shape shape;
+    bool mutex_made, done_made;
+
+    pthread_mutex_t lock; /* everything below, and the stages' queues and timings */
+    pthread_cond_t done;  /* a step ended, room for another, or the engine failed */
+    struct cache cache;
+    struct engine_step *active, *idle;
+    uint64_t next_ticket;
+    uint32_t in_flight;
+    bool closing;
+    enum ek_status failed; /* EK_OK: running */
+    char message[1024];
+};
+
+/* ---- preflight.c: EK_EENV with a table on stderr when the plan does not fit */
+enum ek_status engine_preflight(const struct ek_engine *e);
+/* Options of stage i with what it shares with other stages of its device. */
+struct ek_stage_options engine_stage_options(const struct ek_engine *e, size_t i);
+
+/* ---- worker.c */
+void *engine_worker(void *device);
+/* Marks the engine failed with this thread's last message; the lock is held. */
+void engine_fail(struct ek_engine *e, enum ek_status st);
+/* The caller's status for a failed engine. */
+enum ek_status engine_failed(const struct ek_engine *e);
+/* Puts a step into a stage's queue and wakes its worker; the lock is held. */
+void engine_push(struct ek_engine *e, size_t stage, struct engine_step *step);
+
+/* ---- steps.c */
+void engine_steps_free(struct ek_engine *e);
+
+#endif

@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Links: hidden states from one device to another. A mechanism is a row of a table, the first that
+ * works for a pair is taken; the sender copies into one of a few slots, the receiver copies out of
+ * it, and events (never a wait of the host, but in the host-staged form) order the two queues.
+ */
+#include "runtime/runtime.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#define ALIGN ((size_t)256)
+
+struct mechanism;
+
+struct ek_link {
+    const struct mechanism *how;
+    struct ek_device *from, *to;
+    size_t max;                       /* activations in a message */
+    atomic_uint_fast64_t sent, taken; /* messages */
+    char *slots;                      /* of all messages: on from, or host memory when staged */
+    size_t slot_bytes;
+    void *raw;                             /* on to: a message before its conversion, or NULL */
+    struct ek_device *host_of;             /* whose host memory slots is, when staged */
+    struct ek_event *full[EK_LINK_SLOTS];  /* from's queue passed the copy into the slot */
+    struct ek_event *empty[EK_LINK_SLOTS]; /* to's queue passed the copy out of it */
+};
+
+struct mechanism {
+    const char *name;
+    bool (*works)(const struct ek_device *from, const struct ek_device *to);
+    void (*bytes)(const struct ek_device *from, const struct ek_device *to, size_t max,
+                  uint64_t *at_from, uint64_t *at_to); /* before the allocator's padding */
+    enum ek_status (*open)(struct ek_link *l);
+    enum ek_status (*send)(struct ek_link *l, unsigned slot, const void *src, size_t n);
+    enum ek_status (*wait)(struct ek_link *l, unsigned slot);
+    enum ek_status (*recv)(struct ek_link *l, unsigned slot, void *dst, size_t n);
+};
+
+static size_t act_bytes(const struct ek_device *d, size_t n)
+{
+    return n * ek_dtype_block_bytes(d->act);
+}
+
+static size_t message_bytes(const struct ek_device *from, size_t max)
+{
+    return ek_round_up(act_bytes(from, max), ALIGN);
+}
+
+static void *slot_at(const struct ek_link *l, unsigned slot)
+{
+    return l->slots + slot * l->slot_bytes;
+}
+
+static enum ek_status open_events(struct ek_link *l)
+{
+    for (int i = 0; i < EK_LINK_SLOTS; i++) {
+        EK_TRY(l->from->ops->event_new(l->from, &l->full[i]));
+        EK_TRY(l->to->ops->event_new(l->to, &l->empty[i]));
+    }
+    return EK_OK;
+}
+
+/* ---- one device: its queue orders everything */
+static bool same_works(const struct ek_device *from, const struct ek_device *to)
+{
+    return from == to;
+}
+
+static void slots_at_from(const struct ek_device *from, const struct ek_device *to, size_t max,
+                          uint64_t *at_from, uint64_t *at_to)
+{
+    (void)to;
+    *at_from = EK_LINK_SLOTS * message_bytes(from, max);
+    *at_to = 0;
+}
+
+static enum ek_status same_open(struct ek_link *l)
+{
+    return l->from->ops->alloc(l->from, EK_TAG_COMM, EK_LINK_SLOTS * l->slot_bytes,
+                               (void **)&l->slots);
+}
+
+static enum ek_status same_send(struct ek_link *l, unsigned slot, const void *src, size_t n)
+{
+    return l->from->ops->copy(l->from, slot_at(l, slot), src, act_bytes(l->from, n));
+}
+
+static enum ek_status same_wait(struct ek_link *l, unsigned slot)
+{
+    (void)l;
+    (void)slot;
+    return EK_OK;
+}
+
+static enum ek_status same_recv(struct ek_link *l, unsigned slot, void *dst, size_t n)
+{
+    return l->to->ops->copy(l->to, dst, slot_at(l, slot), act_bytes(l->to, n));
+}
+
+/* ---- two devices of a backend that copies between them */
+static bool copy_works(const struct ek_device *from, const struct ek_device *to)
+{
+    return from->ops->copy_from != NULL && from->ops->copy_from == to->ops->copy_from &&
+           from->act == to->act;
+}
+
+static enum ek_status copy_open(struct ek_link *l)
+{
+    EK_TRY(open_events(l));
+    return same_open(l);
+}
+
+static enum ek_status copy_send(struct ek_link *l, unsigned slot, const void *src, size_t n)
+{
+    if (atomic_load(&l->sent) >= EK_LINK_SLOTS)
+        EK_TRY(l->from->ops->event_wait(l->from, l->empty[slot]));
+    EK_TRY(l->from->ops->copy(l->from, slot_at(l, slot), src, act_bytes(l->from, n)));
+    return l->from->ops->event_record(l->from, l->full[slot]);
+}
+
+static enum ek_status copy_wait(struct ek_link *l, unsigned slot)
+{
+    return l->to->ops->event_wait(l->to, l->full[slot]);
+}
+
+static enum ek_status copy_recv(struct ek_link *l, unsigned slot, void *dst, size_t n)
+{
+    EK_TRY(l->to->ops->copy_from(l->to, dst, l->from, slot_at(l, slot), act_bytes(l->from, n)));
+    return l->to->ops->event_record(l->to, l->empty[slot]);
+}
+
+/* ---- any two devices, through host memory */
+static bool staged_works(const struct ek_device *from, const struct ek_device *to)
+{
+    (void)from;
+    (void)to;
+    return true;
+}
+
+static void staged_bytes(const struct ek_device *from, const struct ek_device *to, size_t max,
+                         uint64_t *at_from, uint64_t *at_to)
+{
+    *at_from = 0;
+    *at_to = from->act == to->act ? 0 : message_bytes(from, max);
+}
+
+static enum ek_status staged_open(struct ek_link *l)
+{
+    uint64_t at_from, raw;
+
+    staged_bytes(l->from, l->to, l->max, &at_from, &raw);
+    EK_TRY(open_events(l));
+    if (raw > 0)
+        EK_TRY(l->to->ops->alloc(l->to, EK_TAG_COMM, raw, &l->raw));
+    /* memory that the end with its own memory copies at full speed */
+    l->host_of = l->from->info.compute_major ? l->from : l->to;
+    return l->host_of->ops->host_alloc(l->host_of, EK_LINK_SLOTS * l->slot_bytes,
+                                       (void **)&l->slots);
+}
+
+static enum ek_status staged_send(struct ek_link *l, unsigned slot, const void *src, size_t n)
+{
+    if (atomic_load(&l->sent) >= EK_LINK_SLOTS)
+        EK_TRY(l->to->ops->event_sync(l->empty[slot]));
+    return l->from->ops->download(l->from, slot_at(l, slot), src, act_bytes(l->from, n));
+}
+
+static enum ek_status staged_recv(struct ek_link *l, unsigned slot, void *dst, size_t n)
+{
+    void *to = l->raw ? l->raw : dst;
+
+    EK_TRY(l->to->ops->upload(l->to, to, slot_at(l, slot), act_bytes(l->from, n)));
+    EK_TRY(l->to->ops->event_record(l->to, l->empty[slot]));
+    if (l->raw == NULL)
+        return EK_OK;
+    return l->to->ops->convert(l->to, l->raw, l->from->act, dst, l->to->act, n);
+}
+
+/* ---- the registry, fastest first */
+static const struct mechanism mechanisms[] = {
+    {"same-device", same_works, slots_at_from, same_open, same_send, same_wait, same_recv},
+    {"copy", copy_works, slots_at_from, copy_open, copy_send, copy_wait, copy_recv},
+    {"host-staged", staged_works, staged_bytes, staged_open, staged_send, same_wait, staged_recv},
+};
+
+static const struct mechanism *choose(const struct ek_device *from, const struct ek_device *to)
+{
+    size_t i = 0;
+
+    while (!mechanisms[i].works(from, to))
+        i++;
+    return &mechanisms[i];
+}
+
+static uint64_t padded(const struct ek_device *dev, uint64_t bytes)
+{
+    return bytes && dev->ops->alloc_bytes ? dev->ops->alloc_bytes(dev, bytes) : bytes;
+}
+
+void ek_link_memory(const struct ek_device *from, const struct ek_device *to, size_t max_elements,
+                    uint64_t *at_from, uint64_t *at_to)
+{
+    choose(from, to)->bytes(from, to, max_elements, at_from, at_to);
+    *at_from = padded(from, *at_from);
+    *at_to = padded(to, *at_to);
+}
+
+enum ek_status ek_link_open(struct ek_device *from, struct ek_device *to, size_t max_elements,
+                            struct ek_link **out)
+{
+    struct ek_link *l;
+    enum ek_status st;
+
+    if (max_elements == 0 || max_elements > SIZE_MAX / 64)
+        return ek_error(EK_EUSAGE, "link: messages of %zu activations", max_elements);
+    if ((l = ek_calloc(1, sizeof(*l))) == NULL)
+        return EK_ENOMEM;
+    l->from = from;
+    l->to = to;
+    l->max = max_elements;
+    l->slot_bytes = message_bytes(from, max_elements);
+    l->how = choose(from, to);
+    EK_GOTO(l->how->open(l), st, fail);
+    *out = l;
+    return EK_OK;
+fail:
+    ek_link_close(l);
+    return st;
+}
+
+void ek_link_close(struct ek_link *l)
+{
+    if (l == NULL)
+        return;
+    for (int i = 0; i < EK_LINK_SLOTS; i++) {
+        if (l->full[i] != NULL)
+            l->from->ops->event_free(l->full[i]);
+        if (l->empty[i] != NULL)
+            l->to->ops->event_free(l->empty[i]);
+    }
+    if (l->slots != NULL && l->host_of != NULL)
+        l->host_of->ops->host_free(l->host_of, l->slots);
+    else if (l->slots != NULL)
+        l->from->ops->release(l->from, l->slots);
+    if (l->raw != NULL)
+        l->to->ops->release(l->to, l->raw);
+    free(l);
+}
+
+const char *ek_link_mechanism(const struct ek_link *l)
+{
+    return l->how->name;
+}
+
+bool ek_link_ready(const struct ek_link *l)
+{
+    return atomic_load(&l->sent) - atomic_load(&l->taken) < EK_LINK_SLOTS;
+}
+
+static enum ek_status check_size(const struct ek_link *l, size_t n)
+{
+    if (n > l->max)
+        return ek_error(EK_EUSAGE, "link %s to %s: %zu activations, at most %zu",
+                        l->from->spec.name, l->to->spec.name, n, l->max);
+    return EK_OK;
+}
+
+enum ek_status ek_link_send(struct ek_link *l, const void *src, size_t n)
+{
+    uint64_t i = atomic_load(&l->sent);
+
+    EK_TRY(check_size(l, n));
+    if (!ek_link_ready(l))
+        return ek_error(EK_EUSAGE, "link %s to %s: no free slot", l->from->spec.name,
+                        l->to->spec.name);
+    EK_TRY(l->how->send(l, i % EK_LINK_SLOTS, src, n));
+    atomic_store(&l->sent, i + 1);
+    return EK_OK;
+}
+
+enum ek_status ek_link_wait(struct ek_link *l)
+{
+    return l->how->wait(l, atomic_load(&l->taken) % EK_LINK_SLOTS);
+}
+
+enum ek_status ek_link_recv(struct ek_link *l, void *dst, size_t n)
+{
+    uint64_t i = atomic_load(&l->taken);
+
+    EK_TRY(check_size(l, n));
+    if (i >= atomic_load(&l->sent))
+        return ek_error(EK_EUSAGE, "link %s to %s: nothing was sent", l->from->spec.name,
+                        l->to->spec.name);
+    EK_TRY(l->how->recv(l, i % EK_LINK_SLOTS, dst, n));
+    atomic_store(&l->taken, i + 1);
+    return EK_OK;
+}

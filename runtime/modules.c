@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Module functions: what an embedding, a layer, the final norm and the head issue to a device. The
+ * profiler times these and the engine runs them.
+ */
+#include "runtime/stage.h"
+
+/* One product a matrix, side by side in out. */
+static enum ek_status run_linear(struct ek_stage *s, const struct stage_linear *l, const void *x,
+                                 size_t ldx, uint32_t n, void *out, size_t ldo, int flags)
+{
+    char *to = out;
+
+    for (uint32_t i = 0; i < l->n; i++) {
+        EK_TRY(s->dev->ops->linear(s->dev, x, ldx, n, &l->mats[i], l->biases[i], to, ldo, flags));
+        to += l->mats[i].rows * stage_act_bytes(s);
+    }
+    return EK_OK;
+}
+
+static enum ek_status run_norm_qkv(struct ek_stage *s, const struct stage_layer *l, uint32_t n,
+                                   const void *x, void *qkv)
+{
+    const struct ek_ops *ops = s->dev->ops;
+    uint32_t hidden = s->m->config.hidden;
+    float eps = (float)s->m->config.norm_eps;
+    void *xn = stage_at(s, s->at.xn);
+
+    if (ops->norm_linear != NULL)
+        return ops->norm_linear(s->dev, x, l->norm, eps, n, l->qkv.mats, l->qkv.n,
+                                l->qkv.has_bias ? l->qkv.biases : NULL, qkv, l->qkv.rows);
+    EK_TRY(ops->rms_norm(s->dev, x, hidden, l->norm, eps, n, hidden, xn, hidden));
+    return run_linear(s, &l->qkv, xn, hidden, n, qkv, l->qkv.rows, 0);
+}
+
+static enum ek_status run_attention(struct ek_stage *s, const struct stage_layer *l,
+                                    const struct ek_batch *batch, void *x)
+{
+    const struct ek_ops *ops = s->dev->ops;
+    const struct ek_config *c = &s->m->config;
+    size_t ld = l->qkv.rows, ldo = (size_t)c->n_heads * l->kv.v_dim;
+    char *qkv = stage_at(s, s->at.scratch);
+    void *out = qkv + ek_round_up(s->opt.max_tokens * ld * stage_act_bytes(s), STAGE_ALIGN);
+
+    EK_TRY(run_norm_qkv(s, l, batch->n_tokens, x, qkv));
+    EK_TRY(ops->rope_append(s->dev, qkv, ld, &s->rope, batch, c->n_heads, &l->kv));
+    EK_TRY(ops->attention(s->dev, qkv, ld, batch, &l->kv, c->n_heads, s->softmax_scale, out, ldo));
+    return run_linear(s, &l->o, out, ldo, batch->n_tokens, x, c->hidden, EK_LINEAR_ADD);
+}
+
+static enum ek_status run_feed_forward(struct ek_stage *s, const struct stage_layer *l, uint32_t n,
+                                       void *x)
+{
+    const struct ek_ops *ops = s->dev->ops;
+    const struct ek_config *c = &s->m->config;
+    float eps = (float)c->norm_eps;
+    size_t inner = c->intermediate;
+    void *xn = stage_at(s, s->at.xn);
+    char *both = stage_at(s, s->at.scratch);
+    void *h = both + ek_round_up(s->opt.max_tokens * 2 * inner * stage_act_bytes(s), STAGE_ALIGN);
+
+    if (ops->norm_gate_up != NULL) {
+        EK_TRY(ops->norm_gate_up(s->dev, x, l->norm2, eps, n, l->gate_up.mats, h, inner));
+    } else {
+        EK_TRY(ops->rms_norm(s->dev, x, c->hidden, l->norm2, eps, n, c->hidden, xn, c->hidden));
+        EK_TRY(run_linear(s, &l->gate_up, xn, c->hidden, n, both, 2 * inner, 0));
+        EK_TRY(ops->swiglu(s->dev, both, 2 * inner, n, c->intermediate, h, inner));
+    }
+    return run_linear(s, &l->down, h, inner, n, x, c->hidden, EK_LINEAR_ADD);
+}
+
+enum ek_status stage_run_layers(struct ek_stage *s, const struct ek_batch *batch, const void *in)
+{
+    const struct ek_ops *ops = s->dev->ops;
+    uint32_t n = batch->n_tokens;
+    void *x = stage_at(s, s->at.x);
+
+    if (s->has_embed)
+        EK_TRY(ops->embed(s->dev, &s->embed, batch->tokens, n, x));
+    else if (in != x && (s->n_layers > 0 || s->has_norm))
+        EK_TRY(ops->copy(s->dev, x, in, (size_t)n * s->m->config.hidden * stage_act_bytes(s)));
+    for (size_t i = 0; i < s->n_layers; i++) {
+        EK_TRY(run_attention(s, &s->layers[i], batch, x));
+        EK_TRY(run_feed_forward(s, &s->layers[i], n, x));
+    }
+    return EK_OK;
+}
+
+/* The rows asked for, normalised, to out. The norm is of each row alone: gathered first. */
+static enum ek_status run_norm(struct ek_stage *s, const void *from, const int32_t *rows,
+                               uint32_t n, void *out)
+{
+    const struct ek_ops *ops = s->dev->ops;
+    uint32_t hidden = s->m->config.hidden;
+    void *picked = stage_at(s, s->at.xn);
+
+    EK_TRY(ops->gather(s->dev, from, hidden, rows, n, hidden, picked));
+    return ops->rms_norm(s->dev, picked, hidden, s->final_norm, (float)s->m->config.norm_eps, n,
+                         hidden, out, hidden);
+}
+
+enum ek_status stage_run_head(struct ek_stage *s, const void *from, const int32_t *rows, uint32_t n,
+                              float *logits)
+{
+    const struct ek_config *c = &s->m->config;
+    void *normed = stage_at(s, s->at.rows);
+
+    if (s->has_norm) {
+        EK_TRY(run_norm(s, from, rows, n, normed));
+        from = normed;
+    }
+    return s->dev->ops->linear(s->dev, from, c->hidden, n, s->head, NULL, logits, s->head->rows,
+                               EK_LINEAR_OUT_F32);
+}
+
+enum ek_status stage_run_eager(struct ek_stage *s, const struct ek_batch *batch, const void *in,
+                               void *out, const int32_t *rows, uint32_t n_rows)
+{
+    void *x = stage_at(s, s->at.x);
+    size_t row = s->m->config.hidden * stage_act_bytes(s);
+    const void *hidden = s->has_embed || s->n_layers > 0 || s->has_norm ? x : in;
+
+    EK_TRY(stage_run_layers(s, batch, in));
+    if (s->has_head)
+        return n_rows ? stage_run_head(s, hidden, rows, n_rows, out) : EK_OK;
+    if (s->has_norm)
+        return n_rows ? run_norm(s, x, rows, n_rows, out) : EK_OK;
+    return out == x ? EK_OK : s->dev->ops->copy(s->dev, out, x, batch->n_tokens * row);
+}
+
+enum ek_status ek_stage_run(struct ek_stage *s, const struct ek_batch *batch, const void *in,
+                            void *out, const int32_t *logit_rows, uint32_t n_logits)
+{
+    if (s->has_head && n_logits > s->opt.max_logits)
+        return ek_error(EK_EUSAGE, "stage: %u rows of logits asked for, at most %u", n_logits,
+                        s->opt.max_logits);
+    if (batch->n_tokens > s->opt.max_tokens || batch->n_seqs > s->opt.max_seqs)
+        return ek_error(EK_EUSAGE, "stage: batch of %u tokens, %u sequences; at most %u and %u",
+                        batch->n_tokens, batch->n_seqs, s->opt.max_tokens, s->opt.max_seqs);
+    if (s->dev->ops->graph_begin != NULL && batch->n_tokens == batch->n_seqs)
+        return stage_graphs_run(s, batch, in, out, logit_rows, n_logits);
+    return stage_run_eager(s, batch, in, out, logit_rows, n_logits);
+}

@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Stages: what they allocate, to the byte, before and while allocating it.
+ */
+#include "runtime/stage.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Appends a part of rows x cols x size bytes to the arena; false on overflow. */
+static bool take(size_t *at, size_t rows, size_t cols, size_t size, size_t *offset)
+{
+    size_t n;
+
+    if (!ek_mul_size(rows, cols, &n) || !ek_mul_size(n, size, &n) || n > SIZE_MAX / 4 ||
+        *at > SIZE_MAX / 4)
+        return false;
+    *offset = *at;
+    *at += ek_round_up(n, STAGE_ALIGN);
+    return true;
+}
+
+/* Query, keys, values and attention's output; or gate|up and their product. */
+static bool scratch_bytes(const struct ek_stage *s, size_t *out)
+{
+    const struct ek_config *c = &s->m->config;
+    size_t t = s->opt.max_tokens, a = stage_act_bytes(s), q = (size_t)c->n_heads * c->head_dim;
+    size_t attention = 0, feed_forward = 0, skip;
+
+    if (!take(&attention, t, q + 2 * (size_t)c->n_kv_heads * c->head_dim, a, &skip) ||
+        !take(&attention, t, q, a, &skip) ||
+        !take(&feed_forward, t, 2 * (size_t)c->intermediate, a, &skip) ||
+        !take(&feed_forward, t, c->intermediate, a, &skip))
+        return false;
+    *out = attention > feed_forward ? attention : feed_forward;
+    return true;
+}
+
+static bool lay_out(struct ek_stage *s)
+{
+    const struct ek_config *c = &s->m->config;
+    struct batch_shape shape = stage_batch_shape(s);
+    size_t t = s->opt.max_tokens, l = s->opt.max_logits, a = stage_act_bytes(s), n = 0, scratch;
+    struct stage_arena at = {.xn = SIZE_MAX,
+                             .scratch = SIZE_MAX,
+                             .rows = SIZE_MAX,
+                             .logits = SIZE_MAX,
+                             .argmax = SIZE_MAX};
+
+    if (!take(&n, t, c->hidden, a, &at.x))
+        return false;
+    if ((s->n_layers > 0 || s->has_norm) && !take(&n, t, c->hidden, a, &at.xn))
+        return false;
+    if (s->n_layers > 0 && (!scratch_bytes(s, &scratch) || !take(&n, scratch, 1, 1, &at.scratch)))
+        return false;
+    if (s->has_head && (!take(&n, l, c->hidden, a, &at.rows) ||
+                        !take(&n, l, c->vocab, sizeof(float), &at.logits) ||
+                        !take(&n, l, 1, sizeof(int32_t), &at.argmax)))
+        return false;
+    if (!take(&n, batch_words(&shape), 1, sizeof(int32_t), &at.batch))
+        return false;
+    at.bytes = n;
+    s->at = at;
+    return true;
+}
+
+/* Bytes of the cache of one layer, keys then values. */
+static bool layer_kv_bytes(const struct ek_stage *s, size_t *k, size_t *v)
+{
+    const struct ek_config *c = &s->m->config;
+    size_t slots, size = ek_dtype_block_bytes(s->opt.cache), skip;
+
+    *k = *v = 0;
+    return ek_mul_size(s->opt.n_blocks, s->opt.page, &slots) && slots <= INT32_MAX &&
+           take(k, slots, (size_t)c->n_kv_heads * c->head_dim, size, &skip) &&
+           take(v, slots, (size_t)c->n_kv_heads * c->head_dim, size, &skip);
+}
+
+static enum ek_status check_options(const struct ek_stage_options *o)
+{
+    if (o->page == 0 || o->n_blocks == 0 || o->max_tokens == 0 || o->max_seqs == 0 ||
+        o->max_context == 0)
+        return ek_error(EK_EUSAGE,
+                        "stage: page %u, n_blocks %u, max_tokens %u, max_seqs %u and max_context "
+                        "%u must be at least 1",
+                        o->page, o->n_blocks, o->max_tokens, o->max_seqs, o->max_context);
+    if (o->cache != EK_F32 && o->cache != EK_F16 && o->cache != EK_BF16)
+        return ek_error(EK_EUNSUPPORTED, "stage: a cache of type %s", ek_dtype_name(o->cache));
+    return EK_OK;
+}
+
+static enum ek_status check_config(const struct ek_config *c)
+{
+    if (c->attention != EK_ATTENTION_GQA || c->n_experts > 0)
+        return ek_error(EK_EUNSUPPORTED, "%s: this program does not run %s yet", c->architecture,
+                        c->n_experts > 0 ? "mixtures of experts" : "latent attention");
+    return EK_OK;
+}
+
+/* Kinds of the modules, which must come in the model's order. */
+static enum ek_status scan(struct ek_stage *s, const size_t *modules, size_t n)
+{
+    if (n == 0)
+        return ek_error(EK_EUSAGE, "stage: no modules");
+    for (size_t i = 0; i < n; i++) {
+        if (modules[i] >= s->m->n_modules || (i > 0 && modules[i] <= modules[i - 1]))
+            return ek_error(EK_EUSAGE, "stage: modules out of order");
+        switch (s->m->modules[modules[i]].kind) {
+        case EK_MODULE_EMBED:
+            s->has_embed = true;
+            break;
+        case EK_MODULE_LAYER:
+            s->n_layers++;
+            break;
+        case EK_MODULE_NORM:
+            s->has_norm = true;
+            break;
+        case EK_MODULE_HEAD:
+            s->has_head = true;
+            break;
+        default:
+            return ek_error(EK_EUNSUPPORTED,
+                            "%s: this program does not run modules of this kind yet",
+                            s->m->modules[modules[i]].name);
+        }
+    }
+    return EK_OK;
+}
+
+static uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Everything about the stage that needs no allocation on the device. */
+static enum ek_status describe(struct ek_stage *s, struct ek_device *dev, const struct ek_model *m,
+                               const size_t *modules, size_t n, const struct ek_stage_options *opt)
+{
+    s->dev = dev;
+    s->m = m;
+    s->opt = *opt;
+    EK_TRY(check_options(opt));
+    EK_TRY(check_config(&m->config));
+    s->opt.max_seqs = least(opt->max_seqs, opt->max_tokens);
+    s->opt.max_logits = least(opt->max_logits ? opt->max_logits : 1, opt->max_tokens);
+    s->max_blocks = (opt->max_context - 1) / opt->page + 1;
+    EK_TRY(scan(s, modules, n));
+    if (!lay_out(s))
+        return ek_error(EK_EUSAGE, "stage: activations of %u tokens overflow", opt->max_tokens);
+    if (s->n_layers > 0 && (s->layers = ek_calloc(s->n_layers, sizeof(*s->layers))) == NULL)
+        return EK_ENOMEM;
+    return EK_OK;
+}
+
+static uint64_t padded(const struct ek_device *dev, size_t bytes)
+{
+    if (bytes == 0)
+        return 0;
+    return dev->ops->alloc_bytes ? dev->ops->alloc_bytes(dev, bytes) : bytes;
+}
+
+static enum ek_status kv_total(const struct ek_stage *s, size_t *out)
+{
+    size_t k, v, n;
+
+    if (!layer_kv_bytes(s, &k, &v) || !ek_mul_size(s->n_layers, k + v, &n))
+        return ek_error(EK_EUSAGE, "stage: a cache of %u blocks of %u tokens overflows",
+                        s->opt.n_blocks, s->opt.page);
+    *out = n;
+    return EK_OK;
+}
+
+enum ek_status ek_stage_memory(const struct ek_device *dev, const struct ek_model *m,
+                               const size_t *modules, size_t n, const struct ek_stage_options *opt,
+                               uint64_t by_tag[EK_N_TAGS])
+{
+    struct ek_stage s = {0};
+    struct stage_weights w;
+    size_t kv;
+    enum ek_status st;
+
+    EK_GOTO(describe(&s, (struct ek_device *)(uintptr_t)dev, m, modules, n, opt), st, done);
+    EK_GOTO(stage_weights_count(&s, modules, n, &w), st, done);
+    EK_GOTO(kv_total(&s, &kv), st, done);
+    memset(by_tag, 0, EK_N_TAGS * sizeof(*by_tag));
+    by_tag[EK_TAG_WEIGHTS] = w.mat_bytes + padded(dev, w.vector_bytes);
+    by_tag[EK_TAG_KV] = padded(dev, kv);
+    by_tag[EK_TAG_ACTIVATIONS] = padded(dev, s.at.bytes);
+done:
+    free(s.layers);
+    return st;
+}
+
+static enum ek_status make_cache(struct ek_stage *s)
+{
+    const struct ek_config *c = &s->m->config;
+    size_t total, k, v;
+    char *at;
+
+    EK_TRY(kv_total(s, &total));
+    if (total == 0)
+        return EK_OK;
+    EK_TRY(s->dev->ops->alloc(s->dev, EK_TAG_KV, total, (void **)&s->kv));
+    EK_TRY(s->dev->ops->zero(s->dev, s->kv, total)); /* so that it is really there */
+    layer_kv_bytes(s, &k, &v);
+    at = s->kv;
+    for (size_t i = 0; i < s->n_layers; i++, at += k + v)
+        s->layers[i].kv = (struct ek_kv){.k = at,
+                                         .v = at + k,
+                                         .dtype = s->opt.cache,
+                                         .kv_heads = c->n_kv_heads,
+                                         .head_dim = c->head_dim,
+                                         .v_dim = c->head_dim,
+                                         .page = s->opt.page};
+    return EK_OK;
+}
+
+static enum ek_status make(struct ek_stage *s, const size_t *modules, size_t n)
+{
+    const struct ek_ops *ops = s->dev->ops;
+    struct stage_weights w;
+
+    EK_TRY(stage_weights_count(s, modules, n, &w));
+    EK_TRY(make_cache(s));
+    EK_TRY(ops->alloc(s->dev, EK_TAG_ACTIVATIONS, s->at.bytes, (void **)&s->arena));
+    EK_TRY(ops->zero(s->dev, s->arena, s->at.bytes));
+    if (w.vector_bytes > 0) {
+        EK_TRY(ops->alloc(s->dev, EK_TAG_WEIGHTS, w.vector_bytes, (void **)&s->vectors));
+        EK_TRY(ops->zero(s->dev, s->vectors, w.vector_bytes)); /* biases that are not there */
+    }
+    return stage_weights_load(s, modules, n);
+}
+
+enum ek_status ek_stage_new(struct ek_device *dev, const struct ek_model *m, const size_t *modules,
+                            size_t n, const struct ek_stage_options *opt, struct ek_stage **out)
+{
+    struct ek_stage *s = ek_calloc(1, sizeof(*s));
+    enum ek_status st = EK_ENOMEM;
+
+    if (s == NULL)
+        return st;
+    EK_GOTO(describe(s, dev, m, modules, n, opt), st, fail);
+    EK_GOTO(make(s, modules, n), st, fail);
+    *out = s;
+    return EK_OK;
+fail:
+    ek_stage_free(s);
+    return st;
+}
+
+void ek_stage_free(struct ek_stage *s)
+{
+    if (s == NULL)
+        return;
+    (void)s->dev->ops->sync(s->dev);
+    stage_graphs_free(s);
+    stage_weights_free(s);
+    if (s->vectors != NULL)
+        s->dev->ops->release(s->dev, s->vectors);
+    if (s->kv != NULL)
+        s->dev->ops->release(s->dev, s->kv);
+    if (s->arena != NULL)
+        s->dev->ops->release(s->dev, s->arena);
+    free(s->layers);
+    free(s);
+}
+
+void *ek_stage_hidden(struct ek_stage *s)
+{
+    return stage_at(s, s->at.x);
+}
+
+float *ek_stage_logits(struct ek_stage *s)
+{
+    return stage_at(s, s->at.logits);
+}
+
+bool ek_stage_has_head(const struct ek_stage *s)
+{
+    return s->has_head;
+}
+
+bool ek_stage_has_embed(const struct ek_stage *s)
+{
+    return s->has_embed;
+}

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Inside of a stage: what its weights, cache and activations are and where they lie. Only runtime/
+ * includes this.
+ */
+#ifndef EK_RUNTIME_STAGE_H
+#define EK_RUNTIME_STAGE_H
+
+#include "runtime/runtime.h"
+
+#define STAGE_ALIGN     ((size_t)256) /* of every part of an allocation, bytes */
+#define STAGE_MAX_PARTS 3
+
+/* A product of one or more matrices over the same input, side by side in the output. Matrices of
+ * equal type are one (rows concatenated). */
+struct stage_linear {
+    struct ek_mat mats[STAGE_MAX_PARTS];
+    const float *biases[STAGE_MAX_PARTS]; /* device; NULL: none */
+    uint32_t n, rows;                     /* matrices, sum of their rows */
+    bool has_bias;
+};
+
+struct stage_layer {
+    float *norm, *norm2; /* device, [hidden] */
+    struct stage_linear qkv, o, gate_up, down;
+    struct ek_kv kv;
+};
+
+/* Byte offsets into the activation arena; parts that a stage has not are SIZE_MAX. */
+struct stage_arena {
+    size_t x;       /* [T][hidden]: the residual stream */
+    size_t xn;      /* [T][hidden]: normalised, or rows gathered for the head */
+    size_t scratch; /* qkv and attention's output, or gate|up and their product */
+    size_t rows;    /* [L][hidden]: normalised rows for the head */
+    size_t logits;  /* F32 [L][vocab] */
+    size_t argmax;  /* I32 [L] */
+    size_t batch;   /* I32: the batch (batch.c) */
+    size_t bytes;
+};
+
+struct stage_graphs; /* graph.c */
+
+struct ek_stage {
+    struct ek_device *dev;
+    const struct ek_model *m;
+    struct ek_stage_options opt; /* max_seqs and max_logits cut to max_tokens */
+    uint32_t max_blocks;         /* of max_context */
+    bool has_embed, has_norm, has_head;
+    struct ek_mat embed;       /* data NULL: none, or borrowed */
+    struct ek_mat head_own;    /* data NULL: tied to an embedding on this device */
+    const struct ek_mat *head; /* head_own, embed, or the embed of another stage */
+    struct stage_layer *layers;
+    size_t n_layers;
+    float *final_norm;
+    struct ek_rope rope;
+    float softmax_scale;
+    struct stage_arena at;
+    char *vectors, *kv, *arena; /* device allocations: F32 vectors, cache, activations */
+    struct stage_graphs *graphs;
+};
+
+/* ---- weights.c */
+/* Counts (dry) or makes and loads every weight of the stage. */
+struct stage_weights {
+    uint64_t vector_bytes; /* of the one allocation of norms, biases and frequencies */
+    uint64_t mat_bytes;    /* of all matrices, padding included */
+};
+/* s: dev, m, opt, has_*, layers, n_layers set. */
+enum ek_status stage_weights_count(struct ek_stage *s, const size_t *modules, size_t n,
+                                   struct stage_weights *out);
+enum ek_status stage_weights_load(struct ek_stage *s, const size_t *modules, size_t n);
+void stage_weights_free(struct ek_stage *s);
+
+/* ---- batch.c: a batch as one array of I32, uploaded in one go */
+struct batch_shape {
+    uint32_t max_tokens, max_seqs, max_blocks, page;
+};
+struct batch_counts {
+    uint32_t n_tokens, n_seqs, n_logits, max_q, max_kv;
+    uint32_t padded; /* sequences with the padding of decode batches; n_seqs when there is none */
+    uint32_t cap;    /* row length of the image's first four arrays */
+    size_t words;    /* of the image in use */
+};
+size_t batch_words(const struct batch_shape *shape); /* of the largest image */
+/* EK_EUSAGE when the batch is over the shape's bounds. image: batch_words long. */
+enum ek_status batch_pack(const struct batch_shape *shape, const struct ek_batch_host *h,
+                          int32_t *image, struct batch_counts *out);
+struct batch_shape stage_batch_shape(const struct ek_stage *s);
+/* As ek_stage_upload, from a packed image. */
+enum ek_status stage_upload_image(struct ek_stage *s, const int32_t *image,
+                                  const struct batch_counts *c, struct ek_batch *out,
+                                  const int32_t **rows, uint32_t *n_rows);
+
+/* ---- modules.c: issues operations, no graphs */
+/* Embedding and layers, from in to the stage's x. */
+enum ek_status stage_run_layers(struct ek_stage *s, const struct ek_batch *batch, const void *in);
+/* Final norm and head over n <= max_logits rows of `from` (x; or normalised rows without a norm).
+ */
+enum ek_status stage_run_head(struct ek_stage *s, const void *from, const int32_t *rows, uint32_t n,
+                              float *logits);
+/* Everything, as ek_stage_run. */
+enum ek_status stage_run_eager(struct ek_stage *s, const struct ek_batch *batch, const void *in,
+                               void *out, const int32_t *rows, uint32_t n_rows);
+
+/* ---- graph.c */
+enum ek_status stage_graphs_run(struct ek_stage *s, const struct ek_batch *batch, const void *in,
+                                void *out, const int32_t *rows, uint32_t n_rows);
+void stage_graphs_free(struct ek_stage *s);
+
+static inline size_t stage_act_bytes(const struct ek_stage *s)
+{
+    return ek_dtype_block_bytes(s->dev->act);
+}
+static inline void *stage_at(const struct ek_stage *s, size_t offset)
+{
+    return offset == SIZE_MAX ? NULL : s->arena + offset;
+}
+
+#endif

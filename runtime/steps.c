@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Steps from submission to release, and the sequences they extend.
+ */
+#include "runtime/engine.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void step_free(struct ek_engine *e, struct engine_step *s)
+{
+    struct ek_device *head = e->devices[e->stages[e->n_stages - 1].device].dev;
+
+    for (size_t i = 0; s->marks && i < e->n_stages; i++)
+        for (int k = 0; k < N_MARKS; k++)
+            if (s->marks[i][k] != NULL)
+                e->devices[e->stages[i].device].dev->ops->event_free(s->marks[i][k]);
+    if (s->logits != NULL)
+        head->ops->host_free(head, s->logits);
+    free(s->marks);
+    free(s->image);
+    free(s->argmax);
+    free(s);
+}
+
+void engine_steps_free(struct ek_engine *e)
+{
+    struct engine_step *lists[] = {e->active, e->idle};
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(lists); i++)
+        for (struct engine_step *s = lists[i], *next; s != NULL; s = next) {
+            next = s->next;
+            step_free(e, s);
+        }
+    e->active = e->idle = NULL;
+}
+
+static enum ek_status step_new(struct ek_engine *e, struct engine_step **out)
+{
+    struct engine_step *s = ek_calloc(1, sizeof(*s));
+    enum ek_status st = EK_ENOMEM;
+
+    if (s == NULL)
+        return st;
+    if ((s->image = ek_calloc(batch_words(&e->shape), sizeof(*s->image))) == NULL ||
+        (s->argmax = ek_calloc(e->opt.max_tokens, sizeof(*s->argmax))) == NULL ||
+        (s->marks = ek_calloc(e->n_stages, sizeof(*s->marks))) == NULL)
+        goto fail;
+    for (size_t i = 0; i < e->n_stages; i++) {
+        struct ek_device *dev = e->devices[e->stages[i].device].dev;
+        for (int k = 0; k < N_MARKS; k++)
+            EK_GOTO(dev->ops->event_new(dev, &s->marks[i][k]), st, fail);
+    }
+    *out = s;
+    return EK_OK;
+fail:
+    step_free(e, s);
+    return st;
+}
+
+/* An unused step; the lock is held. */
+static enum ek_status step_take(struct ek_engine *e, struct engine_step **out)
+{
+    struct engine_step *s = e->idle;
+
+    if (s == NULL) {
+        EK_TRY(step_new(e, out));
+        return EK_OK;
+    }
+    e->idle = s->next;
+    *out = s;
+    return EK_OK;
+}
+
+static void step_drop(struct ek_engine *e, struct engine_step *s)
+{
+    s->next = e->idle;
+    e->idle = s;
+}
+
+/* ---- sequences */
+enum ek_status ek_engine_seq_open(struct ek_engine *e, uint32_t *seq)
+{
+    enum ek_status st;
+
+    pthread_mutex_lock(&e->lock);
+    st = cache_seq_open(&e->cache, seq);
+    pthread_mutex_unlock(&e->lock);
+    return st;
+}
+
+void ek_engine_seq_close(struct ek_engine *e, uint32_t seq)
+{
+    pthread_mutex_lock(&e->lock);
+    cache_seq_close(&e->cache, seq);
+    pthread_mutex_unlock(&e->lock);
+}
+
+uint32_t ek_engine_seq_length(const struct ek_engine *e, uint32_t seq)
+{
+    struct ek_engine *locked = (struct ek_engine *)(uintptr_t)e;
+    uint32_t n;
+
+    pthread_mutex_lock(&locked->lock);
+    n = seq < e->cache.n_seqs && e->cache.seqs[seq].open ? e->cache.seqs[seq].length : 0;
+    pthread_mutex_unlock(&locked->lock);
+    return n;
+}
+
+/* ---- submission */
+/* The host's form of a step; arrays are the caller's scratch. */
+struct draft {
+    struct ek_batch_host h;
+    uint32_t *past;
+    const int32_t **blocks;
+    int32_t *rows;
+};
+
+static void draft_free(struct draft *d)
+{
+    free(d->past);
+    free((void *)d->blocks);
+    free(d->rows);
+}
+
+static enum ek_status check_step(const struct ek_engine *e, const struct ek_step *step,
+                                 uint32_t *n_tokens)
+{
+    uint64_t n = 0;
+
+    if (step->n_seqs == 0 || step->n_seqs > e->max_seqs)
+        return ek_error(EK_EUSAGE, "step: %u sequences, from 1 to %u possible", step->n_seqs,
+                        e->max_seqs);
+    for (uint32_t i = 0; i < step->n_seqs; i++)
+        n += step->n_tokens[i];
+    if (n == 0 || n > e->opt.max_tokens)
+        return ek_error(EK_EUSAGE, "step: %llu tokens, from 1 to %u possible",
+                        (unsigned long long)n, e->opt.max_tokens);
+    for (uint64_t i = 0; i < n; i++)
+        if (step->tokens[i] < 0 || (uint32_t)step->tokens[i] >= e->m->config.vocab)
+            return ek_error(EK_EUSAGE, "step: token %d is not in the vocabulary of %u",
+                            step->tokens[i], e->m->config.vocab);
+    *n_tokens = (uint32_t)n;
+    return EK_OK;
+}
+
+static void draft_rows(const struct ek_step *step, struct draft *d)
+{
+    int32_t end = 0;
+
+    if (step->logits == EK_LOGITS_ALL)
+        for (uint32_t i = 0; i < d->h.n_tokens; i++)
+            d->rows[d->h.n_logits++] = (int32_t)i;
+    else if (step->logits == EK_LOGITS_LAST)
+        for (uint32_t i = 0; i < step->n_seqs; i++) {
+            end += (int32_t)step->n_tokens[i];
+            d->rows[d->h.n_logits++] = end - 1;
+        }
+}
+
+static enum ek_status draft_make(const struct ek_engine *e, const struct ek_step *step,
+                                 struct draft *d)
+{
+    uint32_t n_tokens = 0;
+
+    *d = (struct draft){0};
+    EK_TRY(check_step(e, step, &n_tokens));
+    if ((d->past = ek_calloc(step->n_seqs, sizeof(*d->past))) == NULL ||
+        (d->blocks = ek_calloc(step->n_seqs, sizeof(*d->blocks))) == NULL ||
+        (d->rows = ek_calloc(n_tokens, sizeof(*d->rows))) == NULL)
+        return EK_ENOMEM;
+    d->h = (struct ek_batch_host){.n_tokens = n_tokens,
+                                  .n_seqs = step->n_seqs,
+                                  .tokens = step->tokens,
+                                  .n_new = step->n_tokens,
+                                  .past = d->past,
+                                  .blocks = d->blocks,
+                                  .logit_rows = d->rows};
+    draft_rows(step, d);
+    return EK_OK;
+}
+
+/* Where a step without logits ends: at the last stage that fills the cache. */
+static uint32_t last_stage(const struct ek_engine *e, uint32_t rows)
+{
+    size_t i = e->n_stages - 1;
+
+    while (rows == 0 && i > 0 && !e->stages[i].layers && !e->stages[i].embed)
+        i--;
+    return (uint32_t)i;
+}
+
+/* The lock is held. */
+static enum ek_status enqueue(struct ek_engine *e, const struct ek_step *step, struct draft *d,
+                              uint64_t *ticket)
+{
+    struct engine_step *s;
+    enum ek_status st;
+
+    while (e->failed == EK_OK && e->in_flight >= e->max_in_flight)
+        pthread_cond_wait(&e->done, &e->lock);
+    if (e->failed != EK_OK)
+        return engine_failed(e);
+    EK_TRY(step_take(e, &s));
+    EK_GOTO(cache_reserve(&e->cache, step->seqs, step->n_tokens, step->n_seqs), st, fail);
+    for (uint32_t i = 0; i < step->n_seqs; i++) {
+        d->past[i] = e->cache.seqs[step->seqs[i]].length;
+        d->blocks[i] = e->cache.seqs[step->seqs[i]].blocks;
+    }
+    EK_GOTO(batch_pack(&e->shape, &d->h, s->image, &s->counts), st, fail);
+    cache_advance(&e->cache, step->seqs, step->n_tokens, step->n_seqs);
+    s->argmax_only = step->argmax_only;
+    s->rows = d->h.n_logits;
+    s->last_stage = last_stage(e, s->rows);
+    s->done = s->released = false;
+    s->ticket = *ticket = e->next_ticket++;
+    s->next = e->active;
+    e->active = s;
+    e->in_flight++;
+    engine_push(e, 0, s);
+    return EK_OK;
+fail:
+    step_drop(e, s);
+    return st;
+}
+
+enum ek_status ek_engine_submit(struct ek_engine *e, const struct ek_step *step, uint64_t *ticket)
+{
+    struct draft d;
+    enum ek_status st = draft_make(e, step, &d);
+
+    if (st == EK_OK) {
+        pthread_mutex_lock(&e->lock);
+        st = enqueue(e, step, &d, ticket);
+        pthread_mutex_unlock(&e->lock);
+    }
+    draft_free(&d);
+    return st;
+}
+
+/* ---- results */
+static struct engine_step *find(const struct ek_engine *e, uint64_t ticket)
+{
+    struct engine_step *s = e->active;
+
+    while (s != NULL && s->ticket != ticket)
+        s = s->next;
+    return s;
+}
+
+enum ek_status ek_engine_wait(struct ek_engine *e, uint64_t ticket, const float **logits,
+                              const int32_t **argmax, uint32_t *rows)
+{
+    struct engine_step *s;
+    enum ek_status st = EK_OK;
+
+    pthread_mutex_lock(&e->lock);
+    s = find(e, ticket);
+    while (s != NULL && !s->done && e->failed == EK_OK)
+        pthread_cond_wait(&e->done, &e->lock);
+    if (s == NULL)
+        st = ek_error(EK_EUSAGE, "no step has ticket %llu", (unsigned long long)ticket);
+    else if (!s->done)
+        st = engine_failed(e);
+    else if (logits != NULL && s->argmax_only)
+        st = ek_error(EK_EUSAGE, "step %llu was submitted for its argmax only",
+                      (unsigned long long)ticket);
+    if (st == EK_OK) {
+        if (logits != NULL)
+            *logits = s->rows ? s->logits : NULL;
+        if (argmax != NULL)
+            *argmax = s->argmax;
+        if (rows != NULL)
+            *rows = s->rows;
+    }
+    pthread_mutex_unlock(&e->lock);
+    return st;
+}
+
+void ek_engine_release(struct ek_engine *e, uint64_t ticket)
+{
+    struct engine_step **at, *s;
+
+    pthread_mutex_lock(&e->lock);
+    s = find(e, ticket);
+    while (s != NULL && !s->done && e->failed == EK_OK)
+        pthread_cond_wait(&e->done, &e->lock);
+    for (at = &e->active; *at != NULL && *at != s;)
+        at = &(*at)->next;
+    if (s != NULL && s->done) { /* after a failure it may still be at a worker: freed at close */
+        *at = s->next;
+        step_drop(e, s);
+    }
+    pthread_mutex_unlock(&e->lock);
+}

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A wave: as many prompts as the engine has sequences, prefilled together, decoded in groups. The
+ * one way that generation and the benchmark run.
+ */
+#ifndef EK_RUNTIME_WAVE_H
+#define EK_RUNTIME_WAVE_H
+
+#include "runtime/runtime.h"
+
+struct wave_seq {
+    const struct ek_prompt *prompt;
+    size_t index;    /* of the prompt, for the callback */
+    uint32_t slot;   /* of the engine */
+    uint64_t random; /* the stream of draws */
+    int32_t last;    /* newest token */
+    bool open, running;
+    struct ek_completion *out;
+    size_t cap; /* of out->ids */
+};
+
+struct wave_group {
+    uint64_t ticket;
+    bool under_way;
+    uint32_t n;          /* sequences in the step under way */
+    uint32_t *members;   /* [max members] which of the wave's */
+    uint32_t first, end; /* its part of the wave's sequences */
+};
+
+struct wave {
+    struct ek_engine *e;
+    const struct ek_generate_options *opt;
+    struct wave_seq *seqs;
+    uint32_t n, n_groups;
+    struct wave_group *groups;
+    uint32_t *slots, *counts; /* [n] scratch of a step */
+    int32_t *tokens;          /* [max_tokens] */
+    double *round_s;          /* times of decode rounds, for the benchmark; NULL: not asked */
+    size_t n_rounds, max_rounds;
+};
+
+/* seqs[i].prompt, index and out are set; opens a sequence for each. */
+enum ek_status wave_open(struct wave *w, struct ek_engine *e, const struct ek_generate_options *opt,
+                         struct wave_seq *seqs, uint32_t n);
+void wave_close(struct wave *w); /* frees all but seqs and their completions */
+/* Prompts in chunks; the first token of each. */
+enum ek_status wave_prefill(struct wave *w);
+/* All further tokens. */
+enum ek_status wave_decode(struct wave *w);
+
+#endif

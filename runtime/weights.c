@@ -1,0 +1,450 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Weights of a stage: which matrices it makes of the checkpoint's tensors, and loading them, once,
+ * in file order, straight to the device. Matrices that share an input and a type (q, k, v; gate,
+ * up) become one. The same walk counts the bytes (dry) and makes the matrices.
+ */
+#include "runtime/stage.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define PIECE ((size_t)4 << 20) /* bytes read and uploaded at once; rows are never cut */
+
+/* One tensor on its way to the device: rows of a matrix from row0, or F32 at vec. */
+struct load {
+    const struct ek_tensor *t;
+    struct ek_mat *mat;
+    uint32_t row0;
+    float *vec;
+};
+
+/* The walk over all weights: counts, and when not dry makes matrices and lists the loads. */
+struct walk {
+    struct ek_stage *s;
+    bool dry;
+    size_t vec_at; /* bytes of s->vectors given out */
+    uint64_t mat_bytes;
+    struct load *loads;
+    size_t n_loads, cap_loads;
+};
+
+static enum ek_status add_load(struct walk *w, const struct ek_tensor *t, struct ek_mat *mat,
+                               uint32_t row0, float *vec)
+{
+    if (w->dry)
+        return EK_OK;
+    EK_TRY(ek_grow((void **)&w->loads, &w->cap_loads, w->n_loads + 1, sizeof(*w->loads), 1u << 20));
+    w->loads[w->n_loads++] = (struct load){t, mat, row0, vec};
+    return EK_OK;
+}
+
+static float *take_vector(struct walk *w, size_t n)
+{
+    float *p = w->dry ? NULL : (float *)(void *)(w->s->vectors + w->vec_at);
+
+    w->vec_at += ek_round_up(n * sizeof(float), STAGE_ALIGN);
+    return p;
+}
+
+/* A required tensor of [rows][cols], or [rows] when cols is 0. */
+static enum ek_status need(const struct ek_module *mod, enum ek_role role, uint64_t rows,
+                           uint64_t cols, const struct ek_tensor **out)
+{
+    const struct ek_tensor *t = ek_module_tensor(mod, role, -1);
+    uint32_t dims = cols ? 2 : 1;
+
+    if (t == NULL)
+        return ek_error(EK_EUNSUPPORTED, "%s: no tensor of role %d", mod->name, (int)role);
+    if (t->n_dims != dims || t->shape[0] != rows || (cols && t->shape[1] != cols))
+        return ek_error(EK_EFORMAT, "%s: %s is %u-dimensional [%llu, %llu], expected [%llu, %llu]",
+                        mod->name, t->name, t->n_dims, (unsigned long long)t->shape[0],
+                        (unsigned long long)(t->n_dims > 1 ? t->shape[1] : 0),
+                        (unsigned long long)rows, (unsigned long long)cols);
+    *out = t;
+    return EK_OK;
+}
+
+static enum ek_status add_vector(struct walk *w, const struct ek_module *mod, enum ek_role role,
+                                 uint32_t n, float **out)
+{
+    const struct ek_tensor *t;
+    float *vec;
+
+    EK_TRY(need(mod, role, n, 0, &t));
+    vec = take_vector(w, n);
+    EK_TRY(add_load(w, t, NULL, 0, vec));
+    if (!w->dry)
+        *out = vec;
+    return EK_OK;
+}
+
+static enum ek_status make_mat(struct walk *w, enum ek_dtype dtype, uint32_t rows, uint32_t cols,
+                               struct ek_mat *out)
+{
+    struct ek_device *dev = w->s->dev;
+    size_t bytes;
+
+    EK_TRY(ek_dtype_bytes(dtype, cols, &bytes));
+    w->mat_bytes +=
+        dev->ops->mat_bytes ? dev->ops->mat_bytes(dev, dtype, rows, cols) : bytes * rows;
+    return w->dry ? EK_OK : dev->ops->mat_new(dev, dtype, rows, cols, out);
+}
+
+static enum ek_status add_mat(struct walk *w, const struct ek_module *mod, enum ek_role role,
+                              uint32_t rows, uint32_t cols, struct ek_mat *out)
+{
+    const struct ek_tensor *t;
+
+    EK_TRY(need(mod, role, rows, cols, &t));
+    EK_TRY(make_mat(w, t->dtype, rows, cols, out));
+    return add_load(w, t, out, 0, NULL);
+}
+
+struct part {
+    enum ek_role role, bias;
+    uint32_t rows;
+};
+
+/* Biases of parts [0, n) side by side at one vector; rows of a missing one stay zero. */
+static enum ek_status add_biases(struct walk *w, const struct ek_module *mod,
+                                 const struct part *parts, uint32_t n, const float **out, bool *has)
+{
+    uint32_t rows = 0;
+    float *vec;
+
+    *has = false;
+    for (uint32_t i = 0; i < n; i++) {
+        rows += parts[i].rows;
+        *has |= parts[i].bias != EK_N_ROLES && ek_module_tensor(mod, parts[i].bias, -1) != NULL;
+    }
+    *out = NULL;
+    if (!*has)
+        return EK_OK;
+    *out = vec = take_vector(w, rows);
+    for (uint32_t i = 0, at = 0; i < n; at += parts[i++].rows) {
+        const struct ek_tensor *t;
+        if (parts[i].bias == EK_N_ROLES || ek_module_tensor(mod, parts[i].bias, -1) == NULL)
+            continue;
+        EK_TRY(need(mod, parts[i].bias, parts[i].rows, 0, &t));
+        EK_TRY(add_load(w, t, NULL, 0, vec ? vec + at : NULL));
+    }
+    return EK_OK;
+}
+
+/* All parts as one matrix. */
+static enum ek_status add_merged(struct walk *w, const struct ek_module *mod,
+                                 const struct part *parts, const struct ek_tensor *const *t,
+                                 uint32_t n, uint32_t cols, struct stage_linear *out)
+{
+    uint32_t row0 = 0;
+
+    EK_TRY(make_mat(w, t[0]->dtype, out->rows, cols, &out->mats[0]));
+    out->n = 1;
+    for (uint32_t i = 0; i < n; row0 += parts[i++].rows)
+        EK_TRY(add_load(w, t[i], &out->mats[0], row0, NULL));
+    return add_biases(w, mod, parts, n, &out->biases[0], &out->has_bias);
+}
+
+static enum ek_status add_linear(struct walk *w, const struct ek_module *mod,
+                                 const struct part *parts, uint32_t n, uint32_t cols, bool merge,
+                                 struct stage_linear *out)
+{
+    const struct ek_tensor *t[STAGE_MAX_PARTS];
+
+    out->rows = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        EK_TRY(need(mod, parts[i].role, parts[i].rows, cols, &t[i]));
+        merge = merge && t[i]->dtype == t[0]->dtype;
+        out->rows += parts[i].rows;
+    }
+    if (merge)
+        return add_merged(w, mod, parts, t, n, cols, out);
+    out->n = n;
+    out->has_bias = false;
+    for (uint32_t i = 0; i < n; i++) {
+        bool has;
+        EK_TRY(make_mat(w, t[i]->dtype, parts[i].rows, cols, &out->mats[i]));
+        EK_TRY(add_load(w, t[i], &out->mats[i], 0, NULL));
+        EK_TRY(add_biases(w, mod, &parts[i], 1, &out->biases[i], &has));
+        out->has_bias |= has;
+    }
+    return EK_OK;
+}
+
+static enum ek_status add_layer(struct walk *w, const struct ek_module *mod, struct stage_layer *l)
+{
+    const struct ek_config *c = &w->s->m->config;
+    uint32_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim, ff = c->intermediate;
+    const struct part qkv[] = {{EK_ROLE_Q, EK_ROLE_Q_BIAS, q},
+                               {EK_ROLE_K, EK_ROLE_K_BIAS, kv},
+                               {EK_ROLE_V, EK_ROLE_V_BIAS, kv}};
+    const struct part o = {EK_ROLE_O, EK_ROLE_O_BIAS, c->hidden};
+    const struct part gate_up[] = {{EK_ROLE_GATE, EK_N_ROLES, ff}, {EK_ROLE_UP, EK_N_ROLES, ff}};
+    const struct part down = {EK_ROLE_DOWN, EK_N_ROLES, c->hidden};
+
+    EK_TRY(add_vector(w, mod, EK_ROLE_NORM, c->hidden, &l->norm));
+    EK_TRY(add_linear(w, mod, qkv, 3, c->hidden, true, &l->qkv));
+    EK_TRY(add_linear(w, mod, &o, 1, q, true, &l->o));
+    EK_TRY(add_vector(w, mod, EK_ROLE_NORM2, c->hidden, &l->norm2));
+    /* the fused operation takes gate and up apart */
+    EK_TRY(add_linear(w, mod, gate_up, 2, c->hidden, w->s->dev->ops->norm_gate_up == NULL,
+                      &l->gate_up));
+    return add_linear(w, mod, &down, 1, ff, true, &l->down);
+}
+
+/* A tied head takes the embedding that is on its device, else a copy of its own. */
+static enum ek_status add_head(struct walk *w, const struct ek_module *mod)
+{
+    struct ek_stage *s = w->s;
+    const struct ek_config *c = &s->m->config;
+    bool tied = mod->tied_to >= 0;
+
+    if (tied && s->has_embed)
+        s->head = &s->embed;
+    else if (tied && s->opt.shared_embed)
+        s->head = s->opt.embed_of ? &s->opt.embed_of->embed : NULL;
+    else {
+        s->head = &s->head_own;
+        return add_mat(w, tied ? &s->m->modules[mod->tied_to] : mod,
+                       tied ? EK_ROLE_EMBED : EK_ROLE_HEAD, c->vocab, c->hidden, &s->head_own);
+    }
+    if (!w->dry && s->head == NULL)
+        return ek_error(EK_EUSAGE, "%s: shared_embed without embed_of", mod->name);
+    return EK_OK;
+}
+
+static enum ek_status add_module(struct walk *w, const struct ek_module *mod, size_t *layer)
+{
+    struct ek_stage *s = w->s;
+    const struct ek_config *c = &s->m->config;
+
+    switch (mod->kind) {
+    case EK_MODULE_EMBED:
+        return add_mat(w, mod, EK_ROLE_EMBED, c->vocab, c->hidden, &s->embed);
+    case EK_MODULE_LAYER:
+        return add_layer(w, mod, &s->layers[(*layer)++]);
+    case EK_MODULE_NORM:
+        return add_vector(w, mod, EK_ROLE_NORM, c->hidden, &s->final_norm);
+    case EK_MODULE_HEAD:
+        return add_head(w, mod);
+    default:
+        return ek_error(EK_EUNSUPPORTED, "%s: this program does not run modules of this kind yet",
+                        mod->name);
+    }
+}
+
+static enum ek_status walk_modules(struct walk *w, const size_t *modules, size_t n)
+{
+    struct ek_stage *s = w->s;
+    size_t layer = 0;
+
+    if (s->n_layers > 0)
+        s->rope.inv_freq = take_vector(w, s->m->config.head_dim / 2);
+    for (size_t i = 0; i < n; i++)
+        EK_TRY(add_module(w, &s->m->modules[modules[i]], &layer));
+    return EK_OK;
+}
+
+enum ek_status stage_weights_count(struct ek_stage *s, const size_t *modules, size_t n,
+                                   struct stage_weights *out)
+{
+    struct walk w = {.s = s, .dry = true};
+
+    EK_TRY(walk_modules(&w, modules, n));
+    *out = (struct stage_weights){.vector_bytes = w.vec_at, .mat_bytes = w.mat_bytes};
+    return EK_OK;
+}
+
+/* ---- loading */
+static int file_order(const void *a, const void *b)
+{
+    const struct ek_tensor *x = ((const struct load *)a)->t, *y = ((const struct load *)b)->t;
+
+    if (x->file != y->file)
+        return x->file < y->file ? -1 : 1;
+    return x->offset < y->offset ? -1 : x->offset > y->offset;
+}
+
+/* Two staging buffers: one is read into while the device takes the other. */
+struct staging {
+    struct ek_device *dev;
+    char *buffer[2];
+    struct ek_event *taken[2];
+    bool busy[2];
+    size_t bytes;
+    unsigned next;
+};
+
+static void staging_close(struct staging *g)
+{
+    for (int i = 0; i < 2; i++) {
+        if (g->buffer[i] != NULL)
+            g->dev->ops->host_free(g->dev, g->buffer[i]);
+        if (g->taken[i] != NULL)
+            g->dev->ops->event_free(g->taken[i]);
+    }
+}
+
+static enum ek_status staging_open(struct staging *g, struct ek_device *dev, size_t bytes)
+{
+    *g = (struct staging){.dev = dev, .bytes = bytes};
+    for (int i = 0; i < 2; i++) {
+        EK_TRY(dev->ops->host_alloc(dev, bytes, (void **)&g->buffer[i]));
+        EK_TRY(dev->ops->event_new(dev, &g->taken[i]));
+    }
+    return EK_OK;
+}
+
+/* The next buffer, free to be written. */
+static enum ek_status staging_take(struct staging *g, char **out)
+{
+    unsigned i = g->next;
+
+    if (g->busy[i])
+        EK_TRY(g->dev->ops->event_sync(g->taken[i]));
+    g->busy[i] = false;
+    *out = g->buffer[i];
+    return EK_OK;
+}
+
+static enum ek_status staging_send(struct staging *g, void *dst, size_t n)
+{
+    unsigned i = g->next;
+
+    EK_TRY(g->dev->ops->upload(g->dev, dst, g->buffer[i], n));
+    EK_TRY(g->dev->ops->event_record(g->dev, g->taken[i]));
+    g->busy[i] = true;
+    g->next = 1 - i;
+    return EK_OK;
+}
+
+static enum ek_status load_matrix(const struct ek_model *m, const struct load *l, struct staging *g)
+{
+    size_t row = l->mat->bytes / l->mat->rows, rows = l->t->bytes / row;
+    size_t step = row > g->bytes ? 1 : g->bytes / row;
+    char *buffer;
+
+    for (size_t at = 0; at < rows; at += step) {
+        size_t n = (rows - at < step ? rows - at : step) * row;
+        EK_TRY(staging_take(g, &buffer));
+        EK_TRY(ek_model_read(m, l->t, at * row, n, buffer));
+        EK_TRY(staging_send(g, (char *)l->mat->data + (l->row0 + at) * row, n));
+    }
+    return EK_OK;
+}
+
+static enum ek_status load_vector(const struct ek_model *m, const struct load *l, struct staging *g)
+{
+    size_t n = l->t->shape[0];
+    char *buffer;
+    void *raw;
+    enum ek_status st;
+
+    if ((raw = ek_calloc(1, l->t->bytes)) == NULL)
+        return EK_ENOMEM;
+    EK_GOTO(ek_model_read(m, l->t, 0, l->t->bytes, raw), st, done);
+    EK_GOTO(staging_take(g, &buffer), st, done);
+    EK_GOTO(ek_dequantize(l->t->dtype, raw, (float *)(void *)buffer, n), st, done);
+    st = staging_send(g, l->vec, n * sizeof(float));
+done:
+    free(raw);
+    return st;
+}
+
+/* Room for the longest row and vector. */
+static size_t staging_bytes(const struct walk *w)
+{
+    size_t most = PIECE;
+
+    for (size_t i = 0; i < w->n_loads; i++) {
+        const struct load *l = &w->loads[i];
+        size_t n = l->mat ? l->mat->bytes / l->mat->rows : l->t->shape[0] * sizeof(float);
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
+static enum ek_status ready(struct ek_stage *s, struct stage_linear *l)
+{
+    for (uint32_t i = 0; i < l->n; i++)
+        EK_TRY(s->dev->ops->mat_ready(s->dev, &l->mats[i]));
+    return EK_OK;
+}
+
+static enum ek_status ready_all(struct ek_stage *s)
+{
+    if (s->embed.data != NULL)
+        EK_TRY(s->dev->ops->mat_ready(s->dev, &s->embed));
+    if (s->head_own.data != NULL)
+        EK_TRY(s->dev->ops->mat_ready(s->dev, &s->head_own));
+    for (size_t i = 0; i < s->n_layers; i++) {
+        EK_TRY(ready(s, &s->layers[i].qkv));
+        EK_TRY(ready(s, &s->layers[i].o));
+        EK_TRY(ready(s, &s->layers[i].gate_up));
+        EK_TRY(ready(s, &s->layers[i].down));
+    }
+    return EK_OK;
+}
+
+static enum ek_status load_rope(struct ek_stage *s)
+{
+    uint32_t half = s->m->config.head_dim / 2;
+    float *freq;
+    enum ek_status st;
+
+    if (s->n_layers == 0)
+        return EK_OK;
+    if ((freq = ek_calloc(half, sizeof(*freq))) == NULL)
+        return EK_ENOMEM;
+    ek_config_rope(&s->m->config, freq, &s->rope.amplitude, &s->softmax_scale);
+    s->rope.dim = 2 * half;
+    s->rope.interleaved = s->m->config.rope_layout == EK_ROPE_INTERLEAVED;
+    st = s->dev->ops->upload(s->dev, (void *)(uintptr_t)s->rope.inv_freq, freq,
+                             half * sizeof(*freq)); /* under 64 KiB: taken at once */
+    free(freq);
+    return st;
+}
+
+enum ek_status stage_weights_load(struct ek_stage *s, const size_t *modules, size_t n)
+{
+    struct walk w = {.s = s};
+    struct staging g = {.dev = s->dev};
+    enum ek_status st;
+
+    EK_GOTO(walk_modules(&w, modules, n), st, done);
+    qsort(w.loads, w.n_loads, sizeof(*w.loads), file_order);
+    EK_GOTO(load_rope(s), st, done);
+    EK_GOTO(staging_open(&g, s->dev, staging_bytes(&w)), st, done);
+    for (size_t i = 0; i < w.n_loads; i++)
+        EK_GOTO(w.loads[i].mat ? load_matrix(s->m, &w.loads[i], &g)
+                               : load_vector(s->m, &w.loads[i], &g),
+                st, done);
+    EK_GOTO(s->dev->ops->sync(s->dev), st, done);
+    st = ready_all(s);
+done:
+    staging_close(&g);
+    free(w.loads);
+    return st;
+}
+
+static void linear_free(struct ek_stage *s, struct stage_linear *l)
+{
+    for (uint32_t i = 0; i < STAGE_MAX_PARTS; i++)
+        if (l->mats[i].data != NULL)
+            s->dev->ops->mat_free(s->dev, &l->mats[i]);
+}
+
+void stage_weights_free(struct ek_stage *s)
+{
+    for (size_t i = 0; s->layers && i < s->n_layers; i++) {
+        linear_free(s, &s->layers[i].qkv);
+        linear_free(s, &s->layers[i].o);
+        linear_free(s, &s->layers[i].gate_up);
+        linear_free(s, &s->layers[i].down);
+    }
+    if (s->embed.data != NULL)
+        s->dev->ops->mat_free(s->dev, &s->embed);
+    if (s->head_own.data != NULL)
+        s->dev->ops->mat_free(s->dev, &s->head_own);
+}

@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The worker of a device: loads its stages, then runs steps at them. Everything is queued; the host
+ * waits for the device only where a step ends.
+ */
+#include "runtime/engine.h"
+
+#include <string.h>
+
+void engine_fail(struct ek_engine *e, enum ek_status st)
+{
+    if (e->failed == EK_OK) {
+        e->failed = st;
+        snprintf(e->message, sizeof(e->message), "%s", ek_last_error());
+    }
+    pthread_cond_broadcast(&e->done);
+    for (size_t i = 0; i < e->plan->n_devices; i++)
+        pthread_cond_signal(&e->devices[i].wake);
+}
+
+enum ek_status engine_failed(const struct ek_engine *e)
+{
+    return ek_error(EK_EDEVICE, "%s", e->message);
+}
+
+void engine_push(struct ek_engine *e, size_t stage, struct engine_step *step)
+{
+    struct engine_stage *s = &e->stages[stage];
+
+    s->queue[(s->head + s->n++) % e->max_in_flight] = step;
+    pthread_cond_signal(&e->devices[s->device].wake);
+}
+
+/* Oldest step that can run on the device; the lock is held. */
+static struct engine_step *pick(struct ek_engine *e, uint32_t device, size_t *stage)
+{
+    struct engine_step *best = NULL;
+
+    for (size_t i = 0; i < e->n_stages; i++) {
+        struct engine_stage *s = &e->stages[i];
+        struct engine_step *first;
+        if (s->device != device || s->n == 0)
+            continue;
+        first = s->queue[s->head];
+        if (first->last_stage != i && !ek_link_ready(s->out))
+            continue;
+        if (best == NULL || first->ticket < best->ticket) {
+            best = first;
+            *stage = i;
+        }
+    }
+    if (best != NULL) {
+        struct engine_stage *s = &e->stages[*stage];
+        s->head = (s->head + 1) % e->max_in_flight;
+        s->n--;
+    }
+    return best;
+}
+
+/* Activations that cross into a stage. */
+static size_t boundary(const struct ek_engine *e, const struct engine_stage *to,
+                       const struct engine_step *step)
+{
+    return (size_t)(to->normed_in ? step->rows : step->counts.n_tokens) * e->m->config.hidden;
+}
+
+static enum ek_status receive(struct ek_engine *e, size_t i, const struct engine_step *step)
+{
+    struct engine_stage *s = &e->stages[i];
+    struct ek_device *dev = e->devices[s->device].dev;
+
+    if (s->in != NULL)
+        EK_TRY(ek_link_wait(s->in));
+    EK_TRY(dev->ops->event_record(dev, step->marks[i][MARK_BEGIN]));
+    if (s->in != NULL) {
+        EK_TRY(ek_link_recv(s->in, ek_stage_hidden(s->stage), boundary(e, s, step)));
+        pthread_mutex_lock(&e->lock); /* a slot is free: the sender may go on */
+        pthread_cond_signal(&e->devices[e->stages[i - 1].device].wake);
+        pthread_mutex_unlock(&e->lock);
+    }
+    return dev->ops->event_record(dev, step->marks[i][MARK_RECEIVED]);
+}
+
+/* Host room for the rows of a step, of the head's device. */
+static enum ek_status make_room(struct ek_device *dev, struct engine_step *step, uint32_t vocab)
+{
+    size_t need = (size_t)step->rows * vocab;
+
+    if (step->argmax_only || need <= step->logits_cap)
+        return EK_OK;
+    if (step->logits != NULL)
+        dev->ops->host_free(dev, step->logits);
+    step->logits = NULL;
+    step->logits_cap = 0;
+    EK_TRY(dev->ops->host_alloc(dev, need * sizeof(float), (void **)&step->logits));
+    step->logits_cap = need;
+    return EK_OK;
+}
+
+/* The best ids and, when asked for, the logits of rows at .. at + n to the host. */
+static enum ek_status fetch(struct ek_engine *e, struct ek_stage *s, struct engine_step *step,
+                            uint32_t at, uint32_t n)
+{
+    uint32_t vocab = e->m->config.vocab;
+    int32_t *ids = stage_at(s, s->at.argmax);
+    const float *logits = ek_stage_logits(s);
+
+    EK_TRY(s->dev->ops->argmax(s->dev, logits, n, vocab, ids));
+    EK_TRY(s->dev->ops->download(s->dev, step->argmax + at, ids, n * sizeof(*ids)));
+    if (step->argmax_only)
+        return EK_OK;
+    return s->dev->ops->download(s->dev, step->logits + (size_t)at * vocab, logits,
+                                 (size_t)n * vocab * sizeof(*logits));
+}
+
+/* A stage with the head: rows in pieces of the logits buffer, usually one. */
+static enum ek_status run_with_head(struct ek_engine *e, struct ek_stage *s,
+                                    struct engine_step *step, const struct ek_batch *batch,
+                                    const int32_t *rows, uint32_t n_rows)
+{
+    void *x = ek_stage_hidden(s);
+    uint32_t piece = s->opt.max_logits, vocab = e->m->config.vocab;
+    size_t row = e->m->config.hidden * stage_act_bytes(s);
+
+    EK_TRY(make_room(s->dev, step, vocab));
+    if (n_rows <= piece) {
+        EK_TRY(ek_stage_run(s, batch, x, ek_stage_logits(s), rows, n_rows));
+        return step->rows ? fetch(e, s, step, 0, step->rows) : EK_OK;
+    }
+    EK_TRY(stage_run_layers(s, batch, x));
+    for (uint32_t at = 0; at < step->rows; at += piece) {
+        uint32_t n = step->rows - at < piece ? step->rows - at : piece;
+        /* with the norm here rows are gathered; else they came normalised, in order */
+        const void *from = s->has_norm ? x : (char *)x + at * row;
+        EK_TRY(stage_run_head(s, from, rows + at, n, ek_stage_logits(s)));
+        EK_TRY(fetch(e, s, step, at, n));
+    }
+    return EK_OK;
+}
+
+static enum ek_status run_modules(struct ek_engine *e, size_t i, struct engine_step *step)
+{
+    struct ek_stage *s = e->stages[i].stage;
+    void *x = ek_stage_hidden(s);
+    struct ek_batch batch;
+    const int32_t *rows;
+    uint32_t n_rows;
+
+    EK_TRY(stage_upload_image(s, step->image, &step->counts, &batch, &rows, &n_rows));
+    if (s->has_head)
+        return run_with_head(e, s, step, &batch, rows, n_rows);
+    return ek_stage_run(s, &batch, x, x, rows, n_rows);
+}
+
+static enum ek_status run_step(struct ek_engine *e, size_t i, struct engine_step *step)
+{
+    struct engine_stage *s = &e->stages[i];
+    struct ek_device *dev = e->devices[s->device].dev;
+    bool last = step->last_stage == i;
+
+    EK_TRY(receive(e, i, step));
+    EK_TRY(run_modules(e, i, step));
+    EK_TRY(dev->ops->event_record(dev, step->marks[i][MARK_RAN]));
+    if (!last)
+        EK_TRY(ek_link_send(s->out, ek_stage_hidden(s->stage), boundary(e, s + 1, step)));
+    EK_TRY(dev->ops->event_record(dev, step->marks[i][MARK_SENT]));
+    return last ? dev->ops->event_sync(step->marks[i][MARK_SENT]) : EK_OK;
+}
+
+/* A step is over, so every mark of it is in the past; the lock is held. */
+static void finish(struct ek_engine *e, struct engine_step *step)
+{
+    for (size_t i = 0; i <= step->last_stage; i++) {
+        struct ek_stage_timing *t = &e->stages[i].timing;
+        const struct ek_ops *ops = e->devices[e->stages[i].device].dev->ops;
+        struct ek_event **mark = step->marks[i];
+        t->steps++;
+        t->tokens += step->counts.n_tokens;
+        t->busy_s += ops->event_seconds(mark[MARK_RECEIVED], mark[MARK_RAN]);
+        t->handoff_s += ops->event_seconds(mark[MARK_BEGIN], mark[MARK_RECEIVED]) +
+                        ops->event_seconds(mark[MARK_RAN], mark[MARK_SENT]);
+    }
+    step->done = true;
+    e->in_flight--;
+    pthread_cond_broadcast(&e->done);
+}
+
+static enum ek_status load(struct engine_device *d)
+{
+    struct ek_engine *e = d->e;
+
+    for (size_t i = 0; i < e->n_stages; i++) {
+        struct engine_stage *s = &e->stages[i];
+        struct ek_stage_options o;
+        if (s->device != d->index)
+            continue;
+        o = engine_stage_options(e, i);
+        EK_TRY(ek_stage_new(d->dev, e->m, s->modules, s->n_modules, &o, &s->stage));
+    }
+    return EK_OK;
+}
+
+/* Waits for a step to run; NULL when the engine closes. The lock is held. */
+static struct engine_step *next_step(struct engine_device *d, size_t *stage)
+{
+    struct ek_engine *e = d->e;
+    uint64_t from = ek_now_ns();
+    struct engine_step *step = NULL;
+
+    while (!e->closing && (e->failed != EK_OK || (step = pick(e, d->index, stage)) == NULL))
+        pthread_cond_wait(&d->wake, &e->lock);
+    if (e->closing)
+        return NULL;
+    e->stages[*stage].timing.wait_s += (double)(ek_now_ns() - from) * 1e-9;
+    return step;
+}
+
+void *engine_worker(void *device)
+{
+    struct engine_device *d = device;
+    struct ek_engine *e = d->e;
+    struct engine_step *step;
+    size_t stage = 0;
+    enum ek_status st = load(d);
+
+    pthread_mutex_lock(&e->lock);
+    if (st != EK_OK)
+        engine_fail(e, st);
+    d->loaded = true;
+    pthread_cond_broadcast(&e->done);
+    while ((step = next_step(d, &stage)) != NULL) {
+        pthread_mutex_unlock(&e->lock);
+        st = run_step(e, stage, step);
+        pthread_mutex_lock(&e->lock);
+        if (st != EK_OK)
+            engine_fail(e, st);
+        else if (step->last_stage == stage)
+            finish(e, step);
+        else
+            engine_push(e, stage + 1, step);
+    }
+    pthread_mutex_unlock(&e->lock);
+    return NULL;
+}
