@@ -136,6 +136,7 @@ static inline struct cpu_device *cpu_of(struct ek_device *dev)
 }
 
 enum ek_status cpu_alloc(struct ek_device *dev, enum ek_tag tag, size_t bytes, void **out);
+uint64_t cpu_alloc_bytes(const struct ek_device *dev, size_t bytes);
 void cpu_release(struct ek_device *dev, void *p);
 void cpu_release_all(struct cpu_device *dev);
 void cpu_usage(struct ek_device *dev, struct ek_usage by_tag[EK_N_TAGS]);
@@ -173,6 +174,8 @@ enum ek_status cpu_mat_new(struct ek_device *dev, enum ek_dtype dtype, uint32_t 
                            struct ek_mat *out);
 enum ek_status cpu_mat_ready(struct ek_device *dev, struct ek_mat *m);
 void cpu_mat_free(struct ek_device *dev, struct ek_mat *m);
+uint64_t cpu_mat_bytes(const struct ek_device *dev, enum ek_dtype dtype, uint32_t rows,
+                       uint32_t cols);
 
 enum ek_status cpu_embed(struct ek_device *dev, const struct ek_mat *table, const int32_t *ids,
                          uint32_t n, void *out);

@@ -67,6 +67,16 @@ void cpu_mat_free(struct ek_device *dev, struct ek_mat *m)
     *m = (struct ek_mat){.data = NULL};
 }
 
+uint64_t cpu_mat_bytes(const struct ek_device *dev, enum ek_dtype dtype, uint32_t rows,
+                       uint32_t cols)
+{
+    size_t row, bytes;
+
+    if (ek_dtype_bytes(dtype, cols, &row) != EK_OK || !ek_mul_size(row, rows, &bytes))
+        return UINT64_MAX; /* mat_new refuses it */
+    return cpu_alloc_bytes(dev, bytes);
+}
+
 /* ---- Items ------------------------------------------------------------------------------------
  */
 

@@ -79,6 +79,12 @@ enum ek_status cpu_alloc(struct ek_device *dev, enum ek_tag tag, size_t bytes, v
     return st;
 }
 
+uint64_t cpu_alloc_bytes(const struct ek_device *dev, size_t bytes)
+{
+    (void)dev;
+    return ek_round_up(bytes + sizeof(struct cpu_block), ALIGN);
+}
+
 void cpu_release(struct ek_device *dev, void *p)
 {
     struct cpu_device *cpu = cpu_of(dev);
