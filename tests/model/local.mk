@@ -1,3 +1,12 @@
 noinst_PROGRAMS += tests/model/tokenize
 tests_model_tokenize_SOURCES = tests/model/tokenize.c
 tests_model_tokenize_LDADD = libmodel.a libbase.a $(JANSSON_LIBS) $(ONIG_LIBS) $(UTF8PROC_LIBS)
+
+check_PROGRAMS += tests/model/check_tokenizer
+TESTS += tests/model/check_tokenizer
+tests_model_check_tokenizer_SOURCES = tests/model/check_tokenizer.c
+tests_model_check_tokenizer_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_model_check_tokenizer_LDADD = libmodel.a libbase.a $(JANSSON_LIBS) $(ONIG_LIBS) \
+	$(UTF8PROC_LIBS) $(TEST_LIBS)
+EXTRA_DIST += tests/fixtures/tokenizers tests/reference/make_tokenizers.py \
+	tests/reference/compare_tokenizers.py
