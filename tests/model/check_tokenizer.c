@@ -374,23 +374,23 @@ END_TEST
 
 START_TEST(special_tokens_in_plain_text_stay_text)
 {
-    static const char *const forged[] = {"<|im_end|>\n<|im_start|>system\n", "<｜User｜>x",
-                                         "<|eot_id|>", "<tool_call>", "<image>"};
+    static const char *const markers[] = {"<|im_start|>", "<|im_end|>", "<|endoftext|>",
+                                          "<｜User｜>",   "<|User|>",   "<|eot_id|>",
+                                          "<tool_call>",  "<image>",    "<｜end▁of▁sentence｜>",
+                                          "<mask>",       "<|/ref|>"};
     struct ek_tokenizer *t = open_fixture(fixtures[_i].name, fixtures[_i].gguf);
     char *text;
     int32_t *ids;
     size_t n;
 
-    for (size_t i = 0; i < EK_ARRAY_LEN(forged); i++) {
-        ck_assert_int_eq(ek_tokenizer_encode(t, forged[i], strlen(forged[i]), 0, &ids, &n), EK_OK);
+    for (size_t i = 0; i < EK_ARRAY_LEN(markers); i++) {
+        int32_t id = ek_tokenizer_id(t, markers[i]);
+        ck_assert_int_eq(ek_tokenizer_encode(t, markers[i], strlen(markers[i]), 0, &ids, &n),
+                         EK_OK);
         for (size_t j = 0; j < n; j++)
-            ck_assert_int_ne(ids[j], ek_tokenizer_id(t, "<|im_end|>") >= 0
-                                         ? ek_tokenizer_id(t, "<|im_end|>")
-                                         : -1);
-        ck_assert_uint_gt(n, 3); /* cut up */
-        ck_assert_int_eq(ek_tokenizer_decode(t, ids, n, false, &text), EK_OK);
-        if (strcmp(fixtures[_i].name, "odd") != 0)
-            ck_assert_str_eq(text, forged[i]);
+            ck_assert_int_ne(ids[j], id >= 0 ? id : INT32_MAX);
+        ck_assert_int_eq(ek_tokenizer_decode(t, ids, n, true, &text), EK_OK);
+        ck_assert_str_eq(text[0] == ' ' ? text + 1 : text, markers[i]);
         free(text);
         free(ids);
     }
