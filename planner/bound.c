@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * The bound that prunes the dynamic program. With a price on each device instead of a count, the
+ * cheapest plan is a shortest path over (item, side mask, kind of the last stage); less the price
+ * of all devices, its length bounds every plan from below. A subgradient method seeks the prices
+ * that bound best; on these problems that is the bound of the linear relaxation.
+ */
+#include "planner/bound.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static bool within(const struct ek_limits *l, const struct ek_column *c)
+{
+    return c->work <= l->work && c->prefill <= l->prefill && c->ratio <= l->ratio;
+}
+
+double ek_bound_column_cost(const struct ek_problem *p, const struct ek_column *c)
+{
+    bool sends = p->uniform && p->n_sides && (c->sides >> p->exit_side & 1) && c->first > 0;
+
+    return c->sum + (sends ? ek_problem_side_hop(p, c->kind, c->kind) : 0);
+}
+
+double ek_bound_hop(const struct ek_bound *b, int32_t i, uint32_t from, uint32_t to)
+{
+    if (ek_problem_hop_work(b->p, i, from, to) > b->limits->work)
+        return INFINITY;
+    return ek_problem_hop(b->p, i, from, to);
+}
+
+double ek_bound_price(const struct ek_bound *b, const struct ek_column *c)
+{
+    const struct ek_kind *k = &b->p->kinds[c->kind];
+    double price = b->price[k->group] * k->tp;
+
+    return b->n_resources > b->p->n_groups ? price + b->price[b->p->n_groups] : price;
+}
+
+static void set_supplies(struct ek_bound *b)
+{
+    b->n_resources = b->p->n_groups;
+    for (uint32_t g = 0; g < b->p->n_groups; g++)
+        b->supply[g] = b->p->groups[g].count;
+    if (b->p->max_stages)
+        b->supply[b->n_resources++] = b->p->max_stages;
+}
+
+enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *l,
+                            const uint8_t *deny, struct ek_bound *b)
+{
+    size_t n = 0, states;
+
+    *b = (struct ek_bound){.p = p, .limits = l, .masks = 1u << p->n_sides};
+    b->width = p->uniform ? 1 : p->n_kinds;
+    states = (size_t)(p->n_items + 1) * b->masks * b->width;
+    b->allowed = ek_calloc(p->n_columns, sizeof(*b->allowed));
+    b->start = ek_calloc(p->n_items + 2, sizeof(*b->start));
+    b->to_go = ek_calloc(states, sizeof(double));
+    b->choice = ek_calloc(states, sizeof(uint32_t));
+    b->begin = ek_calloc((size_t)b->masks * p->n_kinds, sizeof(double));
+    b->begin_by = ek_calloc((size_t)b->masks * p->n_kinds, sizeof(uint32_t));
+    if (!b->allowed || !b->start || !b->to_go || !b->choice || !b->begin || !b->begin_by) {
+        ek_bound_free(b);
+        return EK_ENOMEM;
+    }
+    for (uint32_t i = 0; i <= p->n_items; i++) {
+        b->start[i] = n;
+        for (size_t c = p->start[i]; c < p->start[i + 1]; c++)
+            if (within(l, &p->columns[c]) && !(deny && deny[c]))
+                b->allowed[n++] = (uint32_t)c;
+    }
+    b->start[p->n_items + 1] = n;
+    set_supplies(b);
+    return EK_OK;
+}
+
+void ek_bound_free(struct ek_bound *b)
+{
+    free(b->allowed);
+    free(b->start);
+    free(b->to_go);
+    free(b->choice);
+    free(b->begin);
+    free(b->begin_by);
+}
+
+/* ---- One shortest path --------------------------------------------------------------------------
+ */
+/* Behind the last item: side groups that are still to be placed get stages of their own. */
+static void finish_sides(struct ek_bound *b)
+{
+    const struct ek_problem *p = b->p;
+
+    for (uint32_t mask = b->masks; mask-- > 0;) {
+        double best = mask == b->masks - 1 ? 0 : INFINITY;
+        uint32_t by = UINT32_MAX;
+        for (size_t i = b->start[p->n_items]; i < b->start[p->n_items + 1]; i++) {
+            const struct ek_column *c = &p->columns[b->allowed[i]];
+            double v;
+            if (c->sides & mask)
+                continue;
+            v = ek_bound_column_cost(p, c) + ek_bound_price(b, c) +
+                b->to_go[ek_bound_at(b, p->n_items, mask | c->sides, 0)];
+            if (v < best) {
+                best = v;
+                by = b->allowed[i];
+            }
+        }
+        for (uint32_t k = 0; k < b->width; k++) {
+            b->to_go[ek_bound_at(b, p->n_items, mask, k)] = best;
+            b->choice[ek_bound_at(b, p->n_items, mask, k)] = by;
+        }
+    }
+}
+
+static void cheapest_begins(struct ek_bound *b, uint32_t i)
+{
+    const struct ek_problem *p = b->p;
+
+    for (size_t k = 0; k < (size_t)b->masks * p->n_kinds; k++)
+        b->begin[k] = INFINITY;
+    for (size_t a = b->start[i]; a < b->start[i + 1]; a++) {
+        const struct ek_column *c = &p->columns[b->allowed[a]];
+        double own = ek_bound_column_cost(p, c) + ek_bound_price(b, c);
+        for (uint32_t mask = 0; mask < b->masks; mask++) {
+            size_t at = (size_t)mask * p->n_kinds + c->kind;
+            double v;
+            if (c->sides & mask)
+                continue;
+            v = own + b->to_go[ek_bound_at(b, (uint32_t)c->last + 1, mask | c->sides, c->kind)];
+            if (v < b->begin[at]) {
+                b->begin[at] = v;
+                b->begin_by[at] = b->allowed[a];
+            }
+        }
+    }
+}
+
+static void cheapest_hops(struct ek_bound *b, uint32_t i)
+{
+    const struct ek_problem *p = b->p;
+    int32_t boundary = (int32_t)i - 1;
+
+    for (uint32_t k = 0; k < b->width; k++) {
+        for (uint32_t mask = 0; mask < b->masks; mask++)
+            b->to_go[ek_bound_at(b, i, mask, k)] = INFINITY;
+        for (uint32_t to = 0; to < p->n_kinds; to++) {
+            double hop = i == 0 ? 0 : ek_bound_hop(b, boundary, k, to);
+            for (uint32_t mask = 0; mask < b->masks && !isinf(hop); mask++) {
+                size_t at = ek_bound_at(b, i, mask, k);
+                double v = hop + b->begin[(size_t)mask * p->n_kinds + to];
+                if (v < b->to_go[at]) {
+                    b->to_go[at] = v;
+                    b->choice[at] = b->begin_by[(size_t)mask * p->n_kinds + to];
+                }
+            }
+        }
+    }
+}
+
+static double shortest_path(struct ek_bound *b)
+{
+    double all = 0;
+
+    finish_sides(b);
+    for (uint32_t i = b->p->n_items; i-- > 0;) {
+        cheapest_begins(b, i);
+        cheapest_hops(b, i);
+    }
+    for (uint32_t r = 0; r < b->n_resources; r++)
+        all += b->price[r] * b->supply[r];
+    return b->to_go[0] - all;
+}
+
+/* What the path just found takes of each resource, less the supply. */
+static void excess(const struct ek_bound *b, double g[EK_MAX_RESOURCES])
+{
+    const struct ek_problem *p = b->p;
+    uint32_t i = 0, mask = 0, kind = 0, c;
+
+    for (uint32_t r = 0; r < b->n_resources; r++)
+        g[r] = -(double)b->supply[r];
+    while (i < p->n_items || mask != b->masks - 1) {
+        c = b->choice[ek_bound_at(b, i, mask, kind)];
+        g[p->kinds[p->columns[c].kind].group] += p->kinds[p->columns[c].kind].tp;
+        if (b->n_resources > p->n_groups)
+            g[p->n_groups] += 1;
+        mask |= p->columns[c].sides;
+        kind = p->columns[c].kind;
+        i = (uint32_t)p->columns[c].last + 1;
+    }
+}
+
+/* ---- Prices -------------------------------------------------------------------------------------
+ */
+/* Above every plan: as many stages as items, each as dear as can be. */
+static double natural_upper(const struct ek_bound *b)
+{
+    const struct ek_problem *p = b->p;
+    double column = 0, hop = 0, bytes = 0;
+
+    for (size_t i = 0; i < b->start[p->n_items + 1]; i++)
+        column = fmax(column, ek_bound_column_cost(p, &p->columns[b->allowed[i]]));
+    for (uint32_t i = 0; i < p->n_items; i++)
+        bytes = fmax(bytes, p->boundary[i]);
+    bytes = p->sum_tokens * bytes + p->side_bytes;
+    for (size_t i = 0; i < (size_t)p->n_kinds * p->n_kinds; i++)
+        if (!isinf(p->hop_alpha[i]))
+            hop = fmax(hop, (p->sum_steps + 1) * p->hop_alpha[i] + bytes * p->hop_inv_beta[i]);
+    return (column + hop) * fmin(p->n_items + p->n_sides, p->n_devices) * 1.01 + 1e-9;
+}
+
+static double step_prices(struct ek_bound *b, const double *g, double room, double theta)
+{
+    double norm = 0;
+
+    for (uint32_t r = 0; r < b->n_resources; r++)
+        if (g[r] > 0 || b->price[r] > 0 || (b->p->use_all && r < b->p->n_groups))
+            norm += g[r] * g[r];
+    if (norm == 0)
+        return 0;
+    for (uint32_t r = 0; r < b->n_resources; r++) {
+        b->price[r] += theta * room / norm * g[r];
+        if (b->price[r] < 0 && !(b->p->use_all && r < b->p->n_groups))
+            b->price[r] = 0;
+    }
+    return norm;
+}
+
+void ek_bound_improve(struct ek_bound *b, double upper, uint32_t rounds, struct ek_effort *e)
+{
+    double target = isinf(upper) ? natural_upper(b) : upper;
+    double theta = 1, g[EK_MAX_RESOURCES];
+    uint32_t stale = 0;
+
+    b->bound = -INFINITY;
+    for (uint32_t n = 0; n < rounds && !ek_effort_over(e); n++) {
+        double v = shortest_path(b);
+        if (v > b->bound) {
+            stale = v < b->bound + 1e-4 * fabs(target - b->bound) ? stale + 1 : 0;
+            b->bound = v;
+            memcpy(b->best_price, b->price, sizeof(b->price));
+        } else {
+            stale++;
+        }
+        if (isinf(v) || b->bound > target * (1 + 1e-9))
+            break;
+        if (stale >= 8) {
+            theta /= 2;
+            stale = 0;
+        }
+        excess(b, g);
+        if (theta < 0.02 || step_prices(b, g, target * 1.001 - v, theta) == 0)
+            break;
+    }
+    if (isinf(upper) && b->bound > target) /* above every plan: there is none */
+        b->bound = INFINITY;
+    memcpy(b->price, b->best_price, sizeof(b->price));
+    if (!isinf(b->bound))
+        b->bound = shortest_path(b);
+}

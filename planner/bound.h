@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * Private to the dynamic program: limits applied to columns and hops, and the Lagrangian bound that
+ * prunes it (device counts priced instead of enforced, solved as a shortest path).
+ */
+#ifndef EK_PLANNER_BOUND_H
+#define EK_PLANNER_BOUND_H
+
+#include "planner/planner.h"
+
+#define EK_MAX_RESOURCES (EK_PLAN_MAX_DEVICES + 1) /* device groups, and the number of stages */
+
+struct ek_bound {
+    const struct ek_problem *p;
+    const struct ek_limits *limits;
+    uint32_t *allowed;     /* columns within the limits, grouped by position as start says */
+    size_t *start;         /* [n_items + 2] */
+    uint32_t masks, width; /* side masks; kinds a state tells apart (1 when hops are uniform) */
+    uint32_t n_resources;
+    uint32_t supply[EK_MAX_RESOURCES];
+    double price[EK_MAX_RESOURCES], best_price[EK_MAX_RESOURCES];
+    double *to_go;      /* [n_items + 1][masks][width] cost of completing, prices included */
+    uint32_t *choice;   /* [n_items + 1][masks][width] column that begins the completion */
+    double *begin;      /* [masks][n_kinds] scratch: cheapest from a position with a kind */
+    uint32_t *begin_by; /* [masks][n_kinds] its column */
+    double bound;       /* proven: no plan within the limits is cheaper; infinite: there is none */
+};
+enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *l,
+                            const uint8_t *deny, struct ek_bound *b);
+/* Improves the prices for at most rounds, until the bound exceeds upper. */
+void ek_bound_improve(struct ek_bound *b, double upper, uint32_t rounds, struct ek_effort *e);
+void ek_bound_free(struct ek_bound *b);
+
+/* Cost of a column with what it always brings (uniform side hop). */
+double ek_bound_column_cost(const struct ek_problem *p, const struct ek_column *c);
+/* Hop over boundary i within the limits, or infinity. */
+double ek_bound_hop(const struct ek_bound *b, int32_t i, uint32_t from, uint32_t to);
+double ek_bound_price(const struct ek_bound *b, const struct ek_column *c);
+static inline size_t ek_bound_at(const struct ek_bound *b, uint32_t i, uint32_t mask, uint32_t kind)
+{
+    return ((size_t)i * b->masks + mask) * b->width + (b->width > 1 ? kind : 0);
+}
+
+#endif

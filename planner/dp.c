@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * The exact dynamic program: the cheapest way to reach each (item, devices used, side groups done,
+ * kind of the last stage), over the same columns as the integer program and by no code of its. A
+ * narrow first pass finds a plan, the bound of bound.c then prunes what cannot beat it.
+ */
+#include "planner/bound.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_LABELS   ((size_t)12 << 20)
+#define NO_LABEL     UINT32_MAX
+#define BOUND_ROUNDS 150
+#define BEAM         48
+
+struct label {
+    double cost, paid; /* of the columns and hops; prices of the devices used */
+    uint64_t used;     /* devices of each group in mixed radix */
+    uint32_t prev, column;
+    uint32_t next;              /* in its position's list */
+    uint32_t chain;             /* in its hash bucket */
+    uint16_t mask, last, first; /* sides done; kind of the last stage; of the first (or 0) */
+    bool dead;
+};
+struct search {
+    const struct ek_problem *p;
+    struct ek_bound *b;
+    struct ek_effort *e;
+    struct label *labels;
+    uint64_t (*pools)[EK_PLAN_MAX_POOLS]; /* bytes of shared memory used; NULL without pools */
+    size_t n, cap, pool_cap;
+    uint32_t *buckets;
+    size_t n_buckets;
+    uint32_t *head, *tail; /* [n_items + 1] list of each position */
+    uint64_t radix[EK_MAX_RESOURCES];
+    double upper, all_prices;
+    bool full, track_first;
+    uint32_t best;
+    double best_cost;
+};
+
+bool ek_effort_over(struct ek_effort *e)
+{
+    if (e == NULL)
+        return false;
+    if ((e->stop && *e->stop) || (e->deadline_ns && ek_now_ns() > e->deadline_ns))
+        e->expired = true;
+    return e->expired;
+}
+
+static bool make_radix(struct search *s)
+{
+    uint64_t r = 1;
+
+    for (uint32_t i = 0; i < s->b->n_resources; i++) {
+        s->radix[i] = r;
+        if (__builtin_mul_overflow(r, (uint64_t)s->b->supply[i] + 1, &r))
+            return false;
+    }
+    return true;
+}
+
+static uint32_t used_of(const struct search *s, const struct label *l, uint32_t resource)
+{
+    return (uint32_t)(l->used / s->radix[resource] % (s->b->supply[resource] + 1));
+}
+
+/* ---- Labels -------------------------------------------------------------------------------------
+ */
+static size_t hash_of(const struct search *s, uint32_t pos, const struct label *l)
+{
+    uint64_t h = l->used * 0x9e3779b97f4a7c15u + pos;
+
+    h = (h ^ h >> 29) * 0xbf58476d1ce4e5b9u +
+        ((uint64_t)l->mask << 32 | (uint64_t)l->last << 16 | l->first);
+    h = (h ^ h >> 32) * 0x94d049bb133111ebu;
+    return (h ^ h >> 31) & (s->n_buckets - 1);
+}
+
+static uint32_t position_of(const struct search *s, const struct label *l)
+{
+    return l->column == NO_LABEL ? 0 : (uint32_t)s->p->columns[l->column].last + 1;
+}
+
+static void rehash(struct search *s, uint32_t *buckets, size_t n)
+{
+    free(s->buckets);
+    s->buckets = buckets;
+    s->n_buckets = n;
+    memset(buckets, 0xff, n * sizeof(*buckets));
+    for (size_t i = 0; i < s->n; i++) {
+        size_t h = hash_of(s, position_of(s, &s->labels[i]), &s->labels[i]);
+        s->labels[i].chain = buckets[h];
+        buckets[h] = (uint32_t)i;
+    }
+}
+
+static enum ek_status make_room(struct search *s)
+{
+    if (s->n >= MAX_LABELS) {
+        s->full = true;
+        return EK_OK;
+    }
+    EK_TRY(ek_grow((void **)&s->labels, &s->cap, s->n + 1, sizeof(*s->labels), MAX_LABELS));
+    if (s->p->n_pools)
+        EK_TRY(ek_grow((void **)&s->pools, &s->pool_cap, s->n + 1, sizeof(*s->pools), MAX_LABELS));
+    if (s->n_buckets < s->n * 2 + 1024) {
+        size_t n = s->n_buckets ? s->n_buckets * 4 : 4096;
+        uint32_t *buckets = ek_calloc(n, sizeof(*buckets));
+        if (buckets == NULL)
+            return EK_ENOMEM;
+        rehash(s, buckets, n);
+    }
+    return EK_OK;
+}
+
+static bool same_state(const struct label *a, const struct label *b)
+{
+    return a->used == b->used && a->mask == b->mask && a->last == b->last && a->first == b->first;
+}
+
+/* Does a take no more of any shared memory than b? */
+static bool pools_within(const struct search *s, const uint64_t *a, const uint64_t *b)
+{
+    for (uint32_t i = 0; i < s->p->n_pools; i++)
+        if (a[i] > b[i])
+            return false;
+    return true;
+}
+
+/* Adds a label at pos unless one as good is there; labels that it beats die. */
+static enum ek_status add_label(struct search *s, uint32_t pos, const struct label *l,
+                                const uint64_t *pools)
+{
+    size_t h;
+
+    EK_TRY(make_room(s));
+    if (s->full)
+        return EK_OK;
+    h = hash_of(s, pos, l);
+    for (uint32_t i = s->buckets[h]; i != NO_LABEL; i = s->labels[i].chain) {
+        struct label *o = &s->labels[i];
+        if (o->dead || !same_state(o, l) || position_of(s, o) != pos)
+            continue;
+        if (o->cost <= l->cost && (!s->pools || pools_within(s, s->pools[i], pools)))
+            return EK_OK;
+        if (l->cost <= o->cost && (!s->pools || pools_within(s, pools, s->pools[i])))
+            o->dead = true;
+    }
+    s->labels[s->n] = *l;
+    s->labels[s->n].next = NO_LABEL;
+    s->labels[s->n].chain = s->buckets[h];
+    s->buckets[h] = (uint32_t)s->n;
+    if (s->pools)
+        memcpy(s->pools[s->n], pools, sizeof(s->pools[0]));
+    if (s->tail[pos] == NO_LABEL)
+        s->head[pos] = (uint32_t)s->n;
+    else
+        s->labels[s->tail[pos]].next = (uint32_t)s->n;
+    s->tail[pos] = (uint32_t)s->n++;
+    return EK_OK;
+}
+
+/* ---- Expansion ----------------------------------------------------------------------------------
+ */
+static bool take_devices(const struct search *s, const struct label *from,
+                         const struct ek_column *c, struct label *to)
+{
+    const struct ek_kind *k = &s->p->kinds[c->kind];
+    uint32_t stages = s->p->n_groups;
+
+    if (used_of(s, from, k->group) + k->tp > s->b->supply[k->group])
+        return false;
+    to->used = from->used + s->radix[k->group] * k->tp;
+    if (s->b->n_resources > stages) {
+        if (used_of(s, from, stages) + 1 > s->b->supply[stages])
+            return false;
+        to->used += s->radix[stages];
+    }
+    return true;
+}
+
+static bool take_pools(const struct search *s, uint32_t from, const struct ek_column *c,
+                       uint64_t out[EK_PLAN_MAX_POOLS])
+{
+    const struct ek_kind *k = &s->p->kinds[c->kind];
+    int32_t pool = s->p->groups[k->group].pool;
+
+    if (s->pools == NULL)
+        return true;
+    memcpy(out, s->pools[from], sizeof(s->pools[0]));
+    if (pool < 0)
+        return true;
+    out[pool] += c->total * k->tp;
+    return out[pool] <= s->p->pools[pool];
+}
+
+/* Hop into the column, and from the side modules to the first stage where they part. */
+static double hops_into(const struct search *s, const struct label *from, const struct ek_column *c)
+{
+    bool exits = s->p->n_sides && (c->sides >> s->p->exit_side & 1);
+    double hop = 0;
+
+    if (c->first > 0 && c->first <= c->last)
+        hop = ek_bound_hop(s->b, c->first - 1, from->last, c->kind);
+    if (exits && c->first > 0 && s->track_first)
+        hop += ek_problem_side_hop(s->p, c->kind, from->first);
+    return hop;
+}
+
+static enum ek_status extend(struct search *s, uint32_t from, uint32_t column)
+{
+    const struct ek_column *c = &s->p->columns[column];
+    struct label f = s->labels[from], l = {.prev = from, .column = column};
+    uint64_t pools[EK_PLAN_MAX_POOLS];
+    uint32_t pos = (uint32_t)c->last + 1;
+    double hop, left;
+
+    if ((c->sides & f.mask) || !take_devices(s, &f, c, &l) || !take_pools(s, from, c, pools))
+        return EK_OK;
+    hop = hops_into(s, &f, c);
+    if (isinf(hop))
+        return EK_OK;
+    l.cost = f.cost + hop + ek_bound_column_cost(s->p, c);
+    l.paid = f.paid + ek_bound_price(s->b, c);
+    l.mask = (uint16_t)(f.mask | c->sides);
+    l.last = s->p->uniform ? 0 : (uint16_t)c->kind;
+    if (s->track_first && !(l.mask >> s->p->exit_side & 1))
+        l.first = c->first == 0 ? (uint16_t)c->kind : f.first;
+    left = s->b->to_go[ek_bound_at(s->b, pos, l.mask, c->kind)] - (s->all_prices - l.paid);
+    if (l.cost + left > s->upper)
+        return EK_OK;
+    return add_label(s, pos, &l, pools);
+}
+
+static bool complete(const struct search *s, const struct label *l)
+{
+    if (l->mask != s->b->masks - 1)
+        return false;
+    for (uint32_t g = 0; s->p->use_all && g < s->p->n_groups; g++)
+        if (used_of(s, l, g) != s->b->supply[g])
+            return false;
+    return true;
+}
+
+static enum ek_status expand_position(struct search *s, uint32_t pos)
+{
+    for (uint32_t i = s->head[pos]; i != NO_LABEL && !s->full; i = s->labels[i].next) {
+        if (s->labels[i].dead)
+            continue;
+        if ((i & 255) == 0 && ek_effort_over(s->e))
+            return EK_OK;
+        if (pos == s->p->n_items && complete(s, &s->labels[i]) &&
+            s->labels[i].cost < s->best_cost) {
+            s->best = i;
+            s->best_cost = s->labels[i].cost;
+        }
+        for (size_t a = s->b->start[pos]; a < s->b->start[pos + 1] && !s->full; a++)
+            EK_TRY(extend(s, i, s->b->allowed[a]));
+    }
+    return EK_OK;
+}
+
+/* ---- The narrow pass ----------------------------------------------------------------------------
+ * Keeps the most promising labels of each position: finds a plan, proves nothing. */
+static int compare_double(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+static enum ek_status thin_out(struct search *s, uint32_t pos, uint32_t keep)
+{
+    size_t n = 0;
+    double *scores, cut;
+
+    for (uint32_t i = s->head[pos]; i != NO_LABEL; i = s->labels[i].next)
+        n += !s->labels[i].dead;
+    if (n <= keep)
+        return EK_OK;
+    scores = ek_calloc(n, sizeof(*scores));
+    if (scores == NULL)
+        return EK_ENOMEM;
+    n = 0;
+#define PROMISE(l) ((l).cost + (l).paid + s->b->to_go[ek_bound_at(s->b, pos, (l).mask, (l).last)])
+    for (uint32_t i = s->head[pos]; i != NO_LABEL; i = s->labels[i].next)
+        if (!s->labels[i].dead)
+            scores[n++] = PROMISE(s->labels[i]);
+    qsort(scores, n, sizeof(*scores), compare_double);
+    cut = scores[keep - 1];
+    free(scores);
+    for (uint32_t i = s->head[pos]; i != NO_LABEL; i = s->labels[i].next)
+        if (PROMISE(s->labels[i]) > cut)
+            s->labels[i].dead = true;
+    return EK_OK;
+}
+
+/* ---- One search ---------------------------------------------------------------------------------
+ */
+static void search_free(struct search *s)
+{
+    free(s->labels);
+    free(s->pools);
+    free(s->buckets);
+    free(s->head);
+    free(s->tail);
+}
+
+static void read_answer(const struct search *s, struct ek_answer *out)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = s->best; s->labels[i].column != NO_LABEL; i = s->labels[i].prev)
+        n++;
+    out->n = n;
+    out->sum = s->best_cost;
+    for (uint32_t i = s->best; s->labels[i].column != NO_LABEL; i = s->labels[i].prev)
+        out->columns[--n] = s->labels[i].column;
+}
+
+/* keep: labels a position (0: all, exact). Fills out's plan when it finds one cheaper than upper.
+ */
+static enum ek_status search(struct ek_bound *b, double upper, uint32_t keep, struct ek_effort *e,
+                             struct ek_answer *out, bool *found, bool *whole)
+{
+    const struct ek_problem *p = b->p;
+    struct search s = {
+        .p = p, .b = b, .e = e, .upper = upper, .best = NO_LABEL, .best_cost = INFINITY};
+    struct label origin = {.column = NO_LABEL, .prev = NO_LABEL};
+    uint64_t none[EK_PLAN_MAX_POOLS] = {0};
+    enum ek_status st;
+
+    *found = *whole = false;
+    s.track_first = !p->uniform && p->n_sides && p->side_bytes > 0;
+    if (!make_radix(&s))
+        return EK_OK;
+    for (uint32_t r = 0; r < b->n_resources; r++)
+        s.all_prices += b->price[r] * b->supply[r];
+    s.head = ek_calloc(p->n_items + 1, sizeof(*s.head));
+    s.tail = ek_calloc(p->n_items + 1, sizeof(*s.tail));
+    if (s.head == NULL || s.tail == NULL) {
+        st = EK_ENOMEM;
+        goto end;
+    }
+    memset(s.head, 0xff, (p->n_items + 1) * sizeof(*s.head));
+    memset(s.tail, 0xff, (p->n_items + 1) * sizeof(*s.tail));
+    EK_GOTO(add_label(&s, 0, &origin, none), st, end);
+    for (uint32_t i = 0; i <= p->n_items; i++) {
+        if (keep)
+            EK_GOTO(thin_out(&s, i, keep), st, end);
+        EK_GOTO(expand_position(&s, i), st, end);
+    }
+    *whole = keep == 0 && !s.full && !ek_effort_over(e);
+    *found = s.best != NO_LABEL;
+    if (*found)
+        read_answer(&s, out);
+    e->labels += s.n;
+    st = EK_OK;
+end:
+    search_free(&s);
+    return st;
+}
+
+/* Room for rounding above a limit. */
+static double widen(double v)
+{
+    return v + fabs(v) * 1e-9 + 1e-15;
+}
+
+static enum ek_status solve(struct ek_bound *b, const struct ek_limits *l, struct ek_effort *e,
+                            struct ek_answer *out)
+{
+    double upper = l->sum;
+    bool found = false, again = false, whole = false;
+
+    ek_bound_improve(b, upper, BOUND_ROUNDS, e);
+    out->bound = b->bound;
+    if (isinf(b->bound) || b->bound > widen(upper)) {
+        out->kind = EK_ANSWER_INFEASIBLE;
+        return EK_OK;
+    }
+    EK_TRY(search(b, widen(upper), BEAM, e, out, &found, &whole));
+    if (found)
+        upper = out->sum;
+    EK_TRY(search(b, widen(upper), 0, e, out, &again, &whole));
+    found = found || again;
+    if (whole)
+        out->kind = found ? EK_ANSWER_OPTIMAL : EK_ANSWER_INFEASIBLE;
+    if (whole && found)
+        out->bound = out->sum;
+    return EK_OK;
+}
+
+enum ek_status ek_dp_solve(const struct ek_problem *p, const struct ek_limits *l,
+                           const uint8_t *deny, struct ek_answer *out, void *effort)
+{
+    struct ek_effort *e = effort;
+    struct ek_bound b;
+    uint64_t t0 = ek_now_ns();
+    enum ek_status st;
+
+    *out = (struct ek_answer){.kind = EK_ANSWER_UNKNOWN, .sum = INFINITY, .bound = 0};
+    EK_TRY(ek_bound_new(p, l, deny, &b));
+    st = solve(&b, l, e, out);
+    ek_bound_free(&b);
+    e->solves++;
+    e->seconds += (double)(ek_now_ns() - t0) * 1e-9;
+    return st;
+}

@@ -1,0 +1,417 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * The integer program, solved by GLPK. One binary variable a stage column. A plan is a unit of flow
+ * from the first item to the last: cover rows in difference form, two entries a column, which keeps
+ * the matrix sparse. Where hops depend on the pair of kinds the flow also passes through hop
+ * variables, so that no product is linearised.
+ *
+ * GLPK aborts the process on an internal error; its error hook is turned into a status by a long
+ * jump, after which its whole environment is thrown away.
+ */
+#include "planner/planner.h"
+
+#include <glpk.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct builder {
+    const struct ek_problem *p;
+    const struct ek_limits *l;
+    const uint8_t *deny;
+    glp_prob *lp;
+    int *rows, *cols; /* triplets, from 1 */
+    double *values;
+    size_t n, cap;
+    uint32_t *column_of; /* structural variable (from 1) -> stage column, or UINT32_MAX */
+    size_t column_cap;
+    int *out_row, *in_row;   /* [n_items][n_kinds] rows of the flow through hops, 0: none */
+    int *side_out, *side_in; /* [n_kinds] flow from the side modules' stage to the first */
+    double scale;            /* of the objective */
+};
+
+const char *ek_ilp_version(void)
+{
+    return glp_version();
+}
+
+/* ---- Building -----------------------------------------------------------------------------------
+ */
+static enum ek_status put(struct builder *b, int row, int col, double v)
+{
+    size_t cap = b->cap, same = b->cap, again = b->cap;
+
+    if (b->n + 2 > b->cap) {
+        EK_TRY(ek_grow((void **)&b->rows, &cap, b->n + 2, sizeof(int), (size_t)1 << 30));
+        EK_TRY(ek_grow((void **)&b->cols, &same, b->n + 2, sizeof(int), (size_t)1 << 30));
+        EK_TRY(ek_grow((void **)&b->values, &again, b->n + 2, sizeof(double), (size_t)1 << 30));
+        b->cap = cap < same ? cap : same;
+        b->cap = b->cap < again ? b->cap : again;
+    }
+    b->n++;
+    b->rows[b->n] = row;
+    b->cols[b->n] = col;
+    b->values[b->n] = v;
+    return EK_OK;
+}
+
+static int add_row(struct builder *b, int type, double low, double high)
+{
+    int r = glp_add_rows(b->lp, 1);
+
+    glp_set_row_bnds(b->lp, r, type, low, high);
+    return r;
+}
+
+static bool allowed(const struct builder *b, size_t i)
+{
+    const struct ek_column *c = &b->p->columns[i];
+
+    return c->work <= b->l->work && c->prefill <= b->l->prefill && c->ratio <= b->l->ratio &&
+           !(b->deny && b->deny[i]);
+}
+
+static bool exits(const struct builder *b, const struct ek_column *c)
+{
+    return b->p->n_sides && (c->sides >> b->p->exit_side & 1);
+}
+
+/* Cost of a column with the hops that do not depend on its neighbours. */
+static double column_cost(const struct builder *b, const struct ek_column *c)
+{
+    const struct ek_problem *p = b->p;
+    double v = c->sum;
+
+    if (p->uniform && c->first > 0 && c->first <= c->last)
+        v += ek_problem_hop(p, c->first - 1, c->kind, c->kind);
+    if (p->uniform && exits(b, c) && c->first > 0)
+        v += ek_problem_side_hop(p, c->kind, c->kind);
+    return v;
+}
+
+static enum ek_status add_variable(struct builder *b, double cost, bool binary, uint32_t column,
+                                   int *out)
+{
+    int v = glp_add_cols(b->lp, 1);
+
+    EK_TRY(ek_grow((void **)&b->column_of, &b->column_cap, (size_t)v + 1, sizeof(uint32_t),
+                   (size_t)1 << 30));
+    b->column_of[v] = column;
+    glp_set_obj_coef(b->lp, v, cost / b->scale);
+    if (binary)
+        glp_set_col_kind(b->lp, v, GLP_BV);
+    else
+        glp_set_col_bnds(b->lp, v, GLP_LO, 0, 0);
+    *out = v;
+    return EK_OK;
+}
+
+/* ---- Rows ---------------------------------------------------------------------------------------
+ */
+struct rows {
+    int node[EK_PLAN_MAX_MODULES + 1]; /* flow through positions (uniform), else first and last */
+    int group[EK_PLAN_MAX_DEVICES], stages, side[EK_PLAN_MAX_SIDES], pool[EK_PLAN_MAX_POOLS];
+};
+
+static void make_rows(struct builder *b, struct rows *r)
+{
+    const struct ek_problem *p = b->p;
+
+    for (uint32_t i = 0; i <= p->n_items; i++) {
+        double rhs = i == 0 ? 1 : i == p->n_items ? -1 : 0;
+        r->node[i] = p->uniform || rhs != 0 ? add_row(b, GLP_FX, rhs, rhs) : 0;
+    }
+    for (uint32_t g = 0; g < p->n_groups; g++)
+        r->group[g] =
+            add_row(b, p->use_all ? GLP_FX : GLP_UP, p->groups[g].count, p->groups[g].count);
+    r->stages = p->max_stages ? add_row(b, GLP_UP, 0, p->max_stages) : 0;
+    for (uint32_t s = 0; s < p->n_sides; s++)
+        r->side[s] = add_row(b, GLP_FX, 1, 1);
+    for (uint32_t i = 0; i < p->n_pools; i++)
+        r->pool[i] = add_row(b, GLP_UP, 0, (double)p->pools[i] / (double)EK_MIB);
+}
+
+static int flow_row(struct builder *b, int *at)
+{
+    if (*at == 0)
+        *at = add_row(b, GLP_FX, 0, 0);
+    return *at;
+}
+
+static enum ek_status put_flow(struct builder *b, struct rows *r, const struct ek_column *c, int v)
+{
+    const struct ek_problem *p = b->p;
+    uint32_t end = (uint32_t)c->last + 1;
+
+    if (c->first > c->last)
+        return EK_OK;
+    if (p->uniform || c->first == 0)
+        EK_TRY(put(b, r->node[c->first], v, 1));
+    else
+        EK_TRY(put(b, flow_row(b, &b->in_row[(uint32_t)(c->first - 1) * p->n_kinds + c->kind]), v,
+                   -1));
+    if (p->uniform || end == p->n_items)
+        return put(b, r->node[end], v, -1);
+    return put(b, flow_row(b, &b->out_row[(uint32_t)c->last * p->n_kinds + c->kind]), v, 1);
+}
+
+static enum ek_status put_sides(struct builder *b, struct rows *r, const struct ek_column *c, int v)
+{
+    const struct ek_problem *p = b->p;
+
+    for (uint32_t s = 0; s < p->n_sides; s++)
+        if (c->sides >> s & 1)
+            EK_TRY(put(b, r->side[s], v, 1));
+    if (p->uniform || p->n_sides == 0 || p->side_bytes == 0)
+        return EK_OK;
+    if (exits(b, c) && c->first > 0)
+        return put(b, flow_row(b, &b->side_out[c->kind]), v, 1);
+    if (!exits(b, c) && c->first == 0)
+        return put(b, flow_row(b, &b->side_in[c->kind]), v, -1);
+    return EK_OK;
+}
+
+static enum ek_status put_column(struct builder *b, struct rows *r, uint32_t i)
+{
+    const struct ek_problem *p = b->p;
+    const struct ek_column *c = &p->columns[i];
+    const struct ek_kind *k = &p->kinds[c->kind];
+    int v, pool = p->groups[k->group].pool;
+
+    EK_TRY(add_variable(b, column_cost(b, c), true, i, &v));
+    EK_TRY(put_flow(b, r, c, v));
+    EK_TRY(put_sides(b, r, c, v));
+    EK_TRY(put(b, r->group[k->group], v, k->tp));
+    if (r->stages)
+        EK_TRY(put(b, r->stages, v, 1));
+    if (pool >= 0)
+        EK_TRY(put(b, r->pool[pool], v, (double)c->total * k->tp / (double)EK_MIB));
+    return EK_OK;
+}
+
+static enum ek_status put_hops(struct builder *b)
+{
+    const struct ek_problem *p = b->p;
+    int v;
+
+    for (uint32_t i = 0; i + 1 < p->n_items; i++)
+        for (uint32_t from = 0; from < p->n_kinds; from++)
+            for (uint32_t to = 0; to < p->n_kinds; to++) {
+                int out = b->out_row[i * p->n_kinds + from], in = b->in_row[i * p->n_kinds + to];
+                double hop = ek_problem_hop(p, (int32_t)i, from, to);
+                if (!out || !in || isinf(hop) ||
+                    ek_problem_hop_work(p, (int32_t)i, from, to) > b->l->work)
+                    continue;
+                EK_TRY(add_variable(b, hop, false, UINT32_MAX, &v));
+                EK_TRY(put(b, out, v, -1));
+                EK_TRY(put(b, in, v, 1));
+            }
+    return EK_OK;
+}
+
+static enum ek_status put_side_hops(struct builder *b)
+{
+    const struct ek_problem *p = b->p;
+    int v;
+
+    for (uint32_t from = 0; from < p->n_kinds; from++)
+        for (uint32_t to = 0; to < p->n_kinds; to++) {
+            double hop = ek_problem_side_hop(p, from, to);
+            if (!b->side_out[from] || !b->side_in[to] || isinf(hop))
+                continue;
+            EK_TRY(add_variable(b, hop, false, UINT32_MAX, &v));
+            EK_TRY(put(b, b->side_out[from], v, -1));
+            EK_TRY(put(b, b->side_in[to], v, 1));
+        }
+    return EK_OK;
+}
+
+static enum ek_status build(struct builder *b)
+{
+    const struct ek_problem *p = b->p;
+    struct rows r = {0};
+
+    glp_set_obj_dir(b->lp, GLP_MIN);
+    b->out_row = ek_calloc((size_t)p->n_items * p->n_kinds, sizeof(int));
+    b->in_row = ek_calloc((size_t)p->n_items * p->n_kinds, sizeof(int));
+    b->side_out = ek_calloc(p->n_kinds, sizeof(int));
+    b->side_in = ek_calloc(p->n_kinds, sizeof(int));
+    if (!b->out_row || !b->in_row || !b->side_out || !b->side_in)
+        return EK_ENOMEM;
+    make_rows(b, &r);
+    for (size_t i = 0; i < p->n_columns; i++)
+        if (allowed(b, i))
+            EK_TRY(put_column(b, &r, (uint32_t)i));
+    if (!p->uniform) {
+        EK_TRY(put_hops(b));
+        EK_TRY(put_side_hops(b));
+    }
+    if (glp_get_num_cols(b->lp) > 0)
+        glp_load_matrix(b->lp, (int)b->n, b->rows, b->cols, b->values);
+    return EK_OK;
+}
+
+/* ---- Solving ------------------------------------------------------------------------------------
+ */
+struct watch {
+    struct ek_effort *e;
+    double cutoff; /* scaled: nothing above is of interest */
+    double bound;
+    bool cut;
+};
+
+static void on_node(glp_tree *tree, void *info)
+{
+    struct watch *w = info;
+    int best = glp_ios_best_node(tree);
+
+    if (best)
+        w->bound = glp_ios_node_bound(tree, best);
+    if (best && w->bound > w->cutoff) {
+        w->cut = true;
+        glp_ios_terminate(tree);
+    } else if (ek_effort_over(w->e)) {
+        glp_ios_terminate(tree);
+    }
+}
+
+static double exact_sum(const struct ek_problem *p, const struct ek_answer *a)
+{
+    double sum = 0;
+    uint32_t first = UINT32_MAX;
+
+    for (uint32_t i = 0; i < a->n; i++) {
+        const struct ek_column *c = &p->columns[a->columns[i]];
+        sum += c->sum;
+        if (i > 0 && c->first <= c->last)
+            sum += ek_problem_hop(p, c->first - 1, p->columns[a->columns[i - 1]].kind, c->kind);
+        if (c->first == 0)
+            first = c->kind;
+        if (p->n_sides && (c->sides >> p->exit_side & 1) && c->first > 0)
+            sum += ek_problem_side_hop(p, c->kind, first);
+    }
+    return sum;
+}
+
+/* Columns are built by position, so the variables come in the order of the chain. */
+static void read_solution(struct builder *b, struct ek_answer *out)
+{
+    out->n = 0;
+    for (int v = 1; v <= glp_get_num_cols(b->lp); v++)
+        if (b->column_of[v] != UINT32_MAX && glp_mip_col_val(b->lp, v) > 0.5 &&
+            out->n < EK_PLAN_MAX_DEVICES)
+            out->columns[out->n++] = b->column_of[v];
+    out->sum = exact_sum(b->p, out);
+}
+
+static void judge(struct builder *b, const struct watch *w, int rc, struct ek_answer *out)
+{
+    int status = glp_mip_status(b->lp);
+    bool stopped = rc == GLP_ETMLIM || rc == GLP_ESTOP;
+
+    if (rc == GLP_ENOPFS || rc == GLP_ENODFS || (rc == 0 && status != GLP_OPT) || w->cut) {
+        out->kind = EK_ANSWER_INFEASIBLE;
+        return;
+    }
+    if (status == GLP_OPT || status == GLP_FEAS)
+        read_solution(b, out);
+    out->kind = status == GLP_OPT && !stopped ? EK_ANSWER_OPTIMAL : EK_ANSWER_UNKNOWN;
+    out->bound = out->kind == EK_ANSWER_OPTIMAL ? out->sum : w->bound * b->scale;
+    if (out->kind == EK_ANSWER_OPTIMAL && out->sum > b->l->sum * (1 + 1e-9) + 1e-15)
+        out->kind = EK_ANSWER_INFEASIBLE;
+}
+
+static enum ek_status run(struct builder *b, struct ek_effort *e, struct ek_answer *out)
+{
+    struct watch w = {.e = e, .cutoff = b->l->sum * (1 + 1e-6) / b->scale, .bound = 0};
+    glp_iocp o;
+    uint64_t now = ek_now_ns();
+    int rc;
+
+    EK_TRY(build(b));
+    if (glp_get_num_cols(b->lp) == 0) {
+        out->kind = EK_ANSWER_INFEASIBLE;
+        return EK_OK;
+    }
+    glp_init_iocp(&o);
+    o.presolve = GLP_ON;
+    o.msg_lev = GLP_MSG_OFF;
+    o.cb_func = on_node;
+    o.cb_info = &w;
+    if (e->deadline_ns)
+        o.tm_lim = e->deadline_ns > now ? (int)((e->deadline_ns - now) / 1000000) + 1 : 1;
+    rc = glp_intopt(b->lp, &o);
+    if (rc == GLP_ETMLIM)
+        e->expired = true;
+    judge(b, &w, rc, out);
+    return EK_OK;
+}
+
+static _Thread_local jmp_buf on_error;
+
+static void glpk_failed(void *info)
+{
+    (void)info;
+    longjmp(on_error, 1);
+}
+
+static int silent(void *info, const char *s)
+{
+    (void)info;
+    (void)s;
+    return 1;
+}
+
+static double objective_scale(const struct ek_problem *p)
+{
+    double most = 0;
+
+    for (size_t i = 0; i < p->n_columns; i++)
+        most = fmax(most, p->columns[i].sum);
+    return most > 0 ? most / 1000 : 1;
+}
+
+/* Everything that may not be lost by the long jump lives in *b, which the caller owns. */
+static enum ek_status guarded(struct builder *b, struct ek_effort *e, struct ek_answer *out)
+{
+    if (setjmp(on_error)) {
+        glp_error_hook(NULL, NULL);
+        return ek_error(EK_ENOMEM, "GLPK failed inside: out of memory or numerical trouble");
+    }
+    glp_term_hook(silent, NULL);
+    glp_error_hook(glpk_failed, NULL);
+    b->lp = glp_create_prob();
+    return run(b, e, out);
+}
+
+enum ek_status ek_ilp_solve(const struct ek_problem *p, const struct ek_limits *l,
+                            const uint8_t *deny, struct ek_answer *out, void *effort)
+{
+    struct builder *b = ek_calloc(1, sizeof(*b));
+    struct ek_effort *e = effort;
+    uint64_t t0 = ek_now_ns();
+    enum ek_status st;
+
+    if (b == NULL)
+        return EK_ENOMEM;
+    b->p = p;
+    b->l = l;
+    b->deny = deny;
+    b->scale = objective_scale(p);
+    *out = (struct ek_answer){.kind = EK_ANSWER_UNKNOWN, .sum = INFINITY};
+    st = guarded(b, e, out);
+    glp_free_env(); /* the problem, and whatever an error left behind */
+    free(b->rows);
+    free(b->cols);
+    free(b->values);
+    free(b->column_of);
+    free(b->out_row);
+    free(b->in_row);
+    free(b->side_out);
+    free(b->side_in);
+    free(b);
+    e->solves++;
+    e->seconds += (double)(ek_now_ns() - t0) * 1e-9;
+    return st;
+}

@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * Memory and times of modules and stages for one workload.
+ */
+#include "planner/planner.h"
+#include "planner/problem.h"
+
+#include <math.h>
+
+/* ---- Bytes of one module's steps ----------------------------------------------------------------
+ * Measured points are interpolated linearly in the tokens of a step between the nearest points that
+ * are large enough in the other two, and rounded up: never under for what grows in a straight line
+ * or faster. Beyond the points they grow in proportion. */
+static uint64_t lerp_up(uint64_t a, uint64_t b, double f)
+{
+    return (uint64_t)ceil((double)a + ((double)b - (double)a) * f);
+}
+
+static struct ek_cost_space blend(const struct ek_cost_space *a, const struct ek_cost_space *b,
+                                  double f)
+{
+    struct ek_cost_space s = {.batch = b->batch, .tokens = b->tokens, .context = b->context};
+
+    s.activations = lerp_up(a->activations, b->activations, f);
+    s.workspace = lerp_up(a->workspace, b->workspace, f);
+    s.comm = lerp_up(a->comm, b->comm, f);
+    return s;
+}
+
+static bool covers(const struct ek_cost_space *s, uint32_t batch, uint32_t context)
+{
+    return s->batch >= batch && s->context >= context;
+}
+
+/* The smallest point of at least (dir > 0) or the largest of at most (dir < 0) that many tokens. */
+static const struct ek_cost_space *nearest(const struct ek_cost_memory *m, uint32_t tokens,
+                                           uint32_t batch, uint32_t context, int dir)
+{
+    const struct ek_cost_space *best = NULL;
+
+    for (size_t i = 0; i < m->n; i++) {
+        const struct ek_cost_space *s = &m->points[i];
+        if (!covers(s, batch, context) || (dir > 0 ? s->tokens < tokens : s->tokens > tokens))
+            continue;
+        if (best == NULL || (dir > 0 ? s->tokens < best->tokens : s->tokens > best->tokens) ||
+            (s->tokens == best->tokens &&
+             s->activations + s->workspace < best->activations + best->workspace))
+            best = s;
+    }
+    return best;
+}
+
+/* Nothing measured is large enough: the largest point, in proportion. */
+static struct ek_cost_space scaled(const struct ek_cost_memory *m, uint32_t tokens, uint32_t batch,
+                                   uint32_t context)
+{
+    struct ek_cost_space s = m->points[0];
+    double f;
+
+    for (size_t i = 1; i < m->n; i++)
+        if (m->points[i].activations + m->points[i].workspace > s.activations + s.workspace)
+            s = m->points[i];
+    f = fmax(1, (double)tokens / s.tokens) * fmax(1, (double)batch / s.batch);
+    f *= s.context ? fmax(1, (double)context / s.context) : 1;
+    s.activations = (uint64_t)fmin(ceil((double)s.activations * f), 1e15);
+    s.workspace = (uint64_t)fmin(ceil((double)s.workspace * f), 1e15);
+    s.comm = (uint64_t)fmin(ceil((double)s.comm * f), 1e15);
+    return s;
+}
+
+struct ek_cost_space ek_space_at(const struct ek_cost_memory *m, uint32_t tokens, uint32_t batch,
+                                 uint32_t context)
+{
+    const struct ek_cost_space *above = nearest(m, tokens, batch, context, 1);
+    const struct ek_cost_space *below = nearest(m, tokens, batch, context, -1);
+
+    if (above == NULL)
+        return scaled(m, tokens, batch, context);
+    if (below == NULL || below->tokens == above->tokens)
+        return *above;
+    return blend(below, above,
+                 (double)(tokens - below->tokens) / (double)(above->tokens - below->tokens));
+}
+
+/* ---- Stages -------------------------------------------------------------------------------------
+ */
+/* a * b * c, at most 2^60: a figure that large fits nowhere, and sums of them do not wrap. */
+static uint64_t product(uint64_t a, uint64_t b, uint64_t c)
+{
+    double d = (double)a * (double)b * (double)c;
+
+    return d > 1e18 ? (uint64_t)1 << 60 : a * b * c;
+}
+
+static uint64_t share(uint64_t bytes, uint32_t tp)
+{
+    return (bytes + tp - 1) / tp;
+}
+
+void ek_use_add(const struct ek_problem *p, uint32_t kind, uint32_t module, bool tied_here,
+                struct ek_memory_use *u)
+{
+    const struct ek_kind *k = &p->kinds[kind];
+    const struct ek_cost_module *m = &p->costs->modules[module];
+    const struct ek_modcost *c = ek_modcost_of(p, p->groups[k->group].cls, k->tp, module);
+
+    if (!tied_here)
+        u->weights += share(m->weights, k->tp);
+    u->kv += share(product(m->kv, p->workload.batch, p->workload.context), k->tp);
+    if (u->kv > (uint64_t)1 << 60)
+        u->kv = (uint64_t)1 << 60;
+    if (c->space.activations > u->activations)
+        u->activations = c->space.activations;
+    if (c->space.workspace > u->workspace)
+        u->workspace = c->space.workspace;
+    if (c->space.comm > u->comm)
+        u->comm = c->space.comm;
+}
+
+void ek_use_begin(const struct ek_problem *p, uint32_t kind, struct ek_memory_use *u)
+{
+    const struct ek_kind *k = &p->kinds[kind];
+    const struct ek_cost_class *cls = &p->costs->classes[p->groups[k->group].cls];
+
+    *u = (struct ek_memory_use){.overhead = cls->overhead + (k->tp > 1 ? cls->tp_reserve : 0)};
+}
+
+/* Adds what a stage takes whatever its modules, and sums up. */
+void ek_use_end(const struct ek_problem *p, uint32_t kind, struct ek_memory_use *u)
+{
+    const struct ek_kind *k = &p->kinds[kind];
+    const struct ek_cost_space *s = ek_stage_space(p, p->groups[k->group].cls, k->tp);
+
+    u->activations += s->activations;
+    u->workspace += s->workspace;
+    u->comm += s->comm;
+    u->total = u->weights + u->kv + u->activations + u->workspace + u->comm + u->overhead;
+}
+
+bool ek_tied_within(const struct ek_problem *p, uint32_t module, int32_t first, int32_t last)
+{
+    int32_t t = p->costs->modules[module].tied_to - (int32_t)p->first_item;
+
+    return t >= first && t <= last;
+}
+
+struct ek_memory_use ek_problem_memory(const struct ek_problem *p, uint32_t kind, int32_t first,
+                                       int32_t last, uint32_t sides)
+{
+    struct ek_memory_use u;
+
+    ek_use_begin(p, kind, &u);
+    for (int32_t i = first; i <= last; i++) {
+        uint32_t m = p->first_item + (uint32_t)i;
+        ek_use_add(p, kind, m, ek_tied_within(p, m, first, last), &u);
+    }
+    for (uint32_t s = 0; s < p->n_sides; s++)
+        for (uint32_t j = 0; (sides >> s & 1) && j < p->sides[s].n; j++)
+            ek_use_add(p, kind, p->sides[s].modules[j], false, &u);
+    ek_use_end(p, kind, &u);
+    return u;
+}
+
+/* ---- Times --------------------------------------------------------------------------------------
+ */
+#define MAX_CHUNKS 256 /* a longer prompt is sampled at so many chunks */
+
+uint32_t ek_workload_prompt(const struct ek_workload *w)
+{
+    uint64_t n = w->prompt + (uint64_t)w->images * w->image_tokens;
+
+    return n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
+}
+
+/* One prompt through prefill chunks. */
+static double prompt_seconds(const struct ek_cost_curve *c, const struct ek_workload *w,
+                             bool *outside)
+{
+    uint32_t prompt = ek_workload_prompt(w), chunk = w->prefill_chunk;
+    uint32_t n = chunk ? (prompt + chunk - 1) / chunk : 0;
+    uint32_t shown = n < MAX_CHUNKS ? n : MAX_CHUNKS;
+    double s = 0;
+
+    for (uint32_t i = 0; i < shown; i++) {
+        uint32_t j = n <= MAX_CHUNKS ? i : (uint32_t)((uint64_t)i * n / shown);
+        uint32_t end = (j + 1) * (uint64_t)chunk < prompt ? (j + 1) * chunk : prompt;
+        s += ek_curve_at(c, end - j * chunk, end, outside);
+    }
+    return shown ? s * n / shown : 0;
+}
+
+static bool constant(const struct ek_cost_curve *c)
+{
+    return c->points[0].x == 0;
+}
+
+double ek_prefill_seconds(const struct ek_problem *p, const struct ek_cost_curve *c, bool side,
+                          bool *outside)
+{
+    const struct ek_workload *w = &p->workload;
+    double sequences = (double)w->batch / p->micro_batches;
+
+    if (side) {
+        if (w->images == 0)
+            return 0;
+        if (constant(c))
+            return c->points[0].s / p->micro_batches;
+        return sequences * w->images * ek_curve_at(c, w->image_tokens, 0, outside);
+    }
+    if (ek_workload_prompt(w) == 0)
+        return 0;
+    if (constant(c)) /* of the whole batch, whatever its shape */
+        return c->points[0].s / p->micro_batches;
+    return sequences * prompt_seconds(c, w, outside);
+}
+
+double ek_decode_seconds(const struct ek_problem *p, const struct ek_cost_curve *c, bool *outside)
+{
+    const struct ek_workload *w = &p->workload;
+    double context = ek_workload_prompt(w) + (w->generate + 1) / 2.0;
+
+    if (w->generate == 0)
+        return 0;
+    return ek_curve_at(c, p->group_size, context, outside);
+}
+
+static int compare_stage(const struct ek_cost_stage *s, uint32_t cls, uint32_t tp, uint32_t first,
+                         uint32_t last)
+{
+    if (s->cls != cls)
+        return s->cls < cls ? -1 : 1;
+    if (s->tp != tp)
+        return s->tp < tp ? -1 : 1;
+    if (s->first != first)
+        return s->first < first ? -1 : 1;
+    return s->last < last ? -1 : s->last > last;
+}
+
+static const struct ek_cost_stage *measured_stage(const struct ek_costs *c, uint32_t cls,
+                                                  uint32_t tp, uint32_t first, uint32_t last)
+{
+    size_t low = 0, high = c->n_stages;
+
+    while (low < high) {
+        size_t mid = low + (high - low) / 2;
+        int d = compare_stage(&c->stages[mid], cls, tp, first, last);
+        if (d == 0)
+            return &c->stages[mid];
+        if (d < 0)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return NULL;
+}
+
+static bool add_module(const struct ek_problem *p, uint32_t cls, uint32_t tp, uint32_t module,
+                       double *prefill, double *decode, bool *outside)
+{
+    const struct ek_modcost *c = ek_modcost_of(p, cls, tp, module);
+
+    if (!c->known)
+        return false;
+    *prefill += c->prefill;
+    *decode += c->decode;
+    *outside = *outside || c->outside;
+    return true;
+}
+
+bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
+                      uint32_t sides, double *prefill, double *decode, bool *outside)
+{
+    const struct ek_kind *k = &p->kinds[kind];
+    uint32_t cls = p->groups[k->group].cls;
+    const struct ek_cost_stage *stage = NULL;
+    const struct ek_modcost *overhead = ek_stage_cost(p, cls, k->tp);
+
+    *prefill = overhead->prefill;
+    *decode = first <= last ? overhead->decode : 0;
+    if (first <= last && p->costs->n_stages)
+        stage = measured_stage(p->costs, cls, k->tp, (uint32_t)first, (uint32_t)last);
+    if (stage) {
+        *prefill = stage->prefill_s / p->micro_batches;
+        *decode = stage->decode_s;
+    }
+    for (int32_t i = first; !stage && i <= last; i++)
+        if (!add_module(p, cls, k->tp, p->first_item + (uint32_t)i, prefill, decode, outside))
+            return false;
+    for (uint32_t s = 0; s < p->n_sides; s++)
+        for (uint32_t j = 0; (sides >> s & 1) && j < p->sides[s].n; j++)
+            if (!add_module(p, cls, k->tp, p->sides[s].modules[j], prefill, decode, outside))
+                return false;
+    return true;
+}

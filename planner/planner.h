@@ -1,0 +1,341 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * planner: workload + costs + budgets -> plan. Costs come from a file (docs/costs.md), a profile,
+ * or an estimate; a problem is their evaluation for one workload, as numbers alone; an oracle
+ * answers "cheapest plan under these limits" (the dynamic program and GLPK, which share no code);
+ * solving is a sequence of such questions. Depends on base, model and the profiler's store.
+ *
+ * Units: bytes, seconds, tokens.
+ */
+#ifndef EK_PLANNER_H
+#define EK_PLANNER_H
+
+#include "base/base.h"
+#include "model/model.h"
+#include "profiler/store.h"
+
+#define EK_PLAN_NAME        64
+#define EK_PLAN_MAX_DEVICES 64
+#define EK_PLAN_MAX_CLASSES 64
+#define EK_PLAN_MAX_MODULES 1100
+#define EK_PLAN_MAX_SIDES   6 /* groups of side modules placed as one */
+#define EK_PLAN_MAX_TP      8
+#define EK_PLAN_MAX_MEMORY  ((uint64_t)1 << 50) /* sums over all modules stay under 2^64 */
+
+/* ---- Costs: everything the planner needs (docs/costs.md) ----------------------------------------
+ */
+struct ek_cost_point { /* a measured time: x is new tokens (prefill) or sequences (decode) */
+    double x, context, s;
+};
+struct ek_cost_curve { /* ordered by x, then context */
+    struct ek_cost_point *points;
+    size_t n;
+};
+struct ek_cost_times { /* of one signature on one class at one tensor-parallel degree */
+    uint32_t cls, sig, tp;
+    struct ek_cost_curve prefill, decode;
+};
+struct ek_cost_space { /* bytes of one signature for steps of at most tokens and batch sequences */
+    uint32_t batch, tokens, context;
+    uint64_t activations, workspace, comm;
+};
+struct ek_cost_memory {
+    uint32_t cls, sig, tp;
+    struct ek_cost_space *points;
+    size_t n;
+};
+struct ek_cost_module {
+    char name[128];
+    enum ek_module_kind kind;
+    uint32_t sig;      /* index into ek_costs.signatures */
+    uint64_t weights;  /* bytes */
+    uint64_t kv;       /* bytes a token adds to the cache */
+    uint64_t boundary; /* bytes a token carries over the output boundary */
+    bool side;
+    int32_t tied_to; /* module whose weights this one shares on a common device, or -1 */
+    int32_t layer;   /* number, or -1 */
+};
+struct ek_cost_device { /* one member of a class */
+    char name[EK_PLAN_NAME];
+    char uuid[48], threads[128];
+    uint32_t index;
+};
+struct ek_cost_class { /* identical devices */
+    char name[EK_PLAN_NAME];
+    char backend[8];
+    char model[96];
+    char memory_group[48]; /* devices of one group share one memory; "" when it is their own */
+    uint64_t memory;       /* what a process may take on one of them */
+    uint64_t overhead;     /* context and libraries */
+    uint64_t tp_reserve;   /* communication buffers of a device in a tensor-parallel group */
+    bool budgeted;         /* memory was declared for this device, not merely found */
+    bool estimate;         /* costs from a description, not measured */
+    struct ek_cost_device *devices;
+    uint32_t count;
+};
+struct ek_cost_link { /* one device of `from` to another of `to`: alpha + bytes / beta */
+    uint32_t from, to;
+    double alpha, beta;
+    char mechanism[24];
+};
+struct ek_cost_stage { /* a whole stage measured: takes the place of the sum over its modules */
+    uint32_t cls, tp, first, last; /* chain positions */
+    double prefill_s, decode_s;
+};
+struct ek_workload {
+    uint32_t batch, prompt, generate, context;
+    uint32_t micro_batches; /* 0: chosen */
+    uint32_t prefill_chunk; /* 0: the whole prompt at once */
+    uint32_t images, image_tokens;
+    char cache[12], act[12];
+};
+#define EK_WORKLOAD_INIT                                                                           \
+    {                                                                                              \
+        .batch = 1, .prompt = 512, .generate = 128, .cache = "F32", .act = "F32"                   \
+    }
+struct ek_costs {
+    char file[256]; /* where it came from, for messages */
+    char name[128], source[256];
+    char model_name[128], model_hash[33], architecture[64];
+    char profile_identity[33];
+    bool estimate;
+    struct ek_workload workload; /* defaults of the file */
+    struct ek_cost_class *classes;
+    size_t n_classes;
+    struct ek_cost_module *modules; /* execution order: sides first, then the chain */
+    size_t n_modules, n_sides;
+    char (*signatures)[EK_PLAN_NAME];
+    size_t n_signatures;
+    struct ek_cost_times *times;
+    size_t n_times;
+    struct ek_cost_memory *memory;
+    size_t n_memory;
+    struct ek_cost_stage *stages;
+    size_t n_stages;
+    struct ek_cost_link *links; /* one for each ordered pair of classes that can exchange data */
+    size_t n_links;
+};
+/* Reads a costs file; every value is checked, *out is freed with ek_costs_free (NULL is fine). */
+enum ek_status ek_costs_read(const char *path, struct ek_costs **out);
+enum ek_status ek_costs_from_json(const json_t *root, const char *where, struct ek_costs **out);
+json_t *ek_costs_json(const struct ek_costs *c); /* NULL: no memory */
+void ek_costs_free(struct ek_costs *c);
+/* Makes the index of a signature's name, adding it when new. */
+enum ek_status ek_costs_signature(struct ek_costs *c, const char *name, uint32_t *out);
+const struct ek_cost_times *ek_costs_times(const struct ek_costs *c, uint32_t cls, uint32_t sig,
+                                           uint32_t tp);
+const struct ek_cost_link *ek_costs_link(const struct ek_costs *c, uint32_t from, uint32_t to);
+/* Cross-checks: names unique, times for every module on some class, links known. */
+enum ek_status ek_costs_check(const struct ek_costs *c);
+/* Piecewise-linear in x and in the context, linear beyond the points; *outside is set when the
+ * query lies outside of them by more than a tenth. */
+double ek_curve_at(const struct ek_cost_curve *c, double x, double context, bool *outside);
+
+/* ---- Request: what a user asks for
+ * --------------------------------------------------------------- */
+enum ek_objective {
+    EK_OBJ_LATENCY,
+    EK_OBJ_THROUGHPUT,
+    EK_OBJ_BALANCE,      /* least of the largest used / budget */
+    EK_OBJ_BALANCE_TIME, /* least work of the busiest stage */
+    EK_OBJ_CONTEXT,      /* most tokens of context that fit */
+    EK_OBJ_BATCH,        /* most sequences that fit */
+    EK_N_OBJECTIVES
+};
+extern const char *const ek_objective_names[EK_N_OBJECTIVES];
+enum ek_rule_kind { EK_RULE_PIN, EK_RULE_BAN, EK_RULE_TOGETHER };
+struct ek_rule { /* module patterns are names or prefixes ending in '*' */
+    enum ek_rule_kind kind;
+    char module[128];
+    char other[128]; /* device name, or the second module of EK_RULE_TOGETHER */
+};
+struct ek_budget { /* --max-memory: of a device, a class, or "" for the next device in order */
+    char name[EK_PLAN_NAME];
+    uint64_t bytes;
+    double fraction;
+};
+struct ek_request {
+    struct ek_workload workload;
+    enum ek_objective objectives[EK_N_OBJECTIVES];
+    size_t n_objectives;
+    struct ek_budget *budgets;
+    size_t n_budgets;
+    struct ek_rule *rules;
+    size_t n_rules;
+    uint64_t margin;        /* bytes kept free on every device ... */
+    double margin_fraction; /* ... or a fraction of its memory, whichever is more */
+    bool fixed_order;       /* stages follow the order of the devices */
+    bool use_all;           /* no device unused */
+    uint32_t max_stages;    /* 0: as many as devices */
+    uint32_t tp;            /* 0: free; else every stage has this degree */
+    bool split_sides;       /* side modules are placed one by one */
+    bool sides_first;       /* side modules with the first stage (what vLLM and SGLang can do) */
+    double time_limit;      /* seconds of solving */
+    bool no_certificate;    /* dynamic program alone */
+    volatile const bool *stop;
+};
+#define EK_REQUEST_INIT                                                                            \
+    {                                                                                              \
+        .workload = EK_WORKLOAD_INIT, .objectives = {EK_OBJ_THROUGHPUT, EK_OBJ_BALANCE},           \
+        .n_objectives = 2, .time_limit = 60                                                        \
+    }
+void ek_request_free(struct ek_request *r); /* its arrays */
+
+/* ---- Problem: numbers alone
+ * ---------------------------------------------------------------------- */
+struct ek_group { /* interchangeable devices: equal costs, budget and rules */
+    uint32_t cls; /* class of the costs */
+    uint32_t members[EK_PLAN_MAX_DEVICES]; /* indices into ek_problem.devices */
+    uint32_t count;
+    uint64_t cap; /* budget less margin */
+    int32_t pool; /* shared memory that it draws from, or -1 */
+};
+struct ek_pdevice {
+    uint32_t cls, member; /* which device of the costs */
+    uint64_t memory, margin;
+    bool budgeted;
+    uint32_t group;
+    uint8_t *banned; /* [costs->n_modules] */
+};
+struct ek_kind { /* what one stage runs on: tp devices of a group */
+    uint32_t group, tp;
+};
+struct ek_memory_use {
+    uint64_t weights, kv, activations, workspace, comm, overhead, total;
+};
+struct ek_column { /* one possible stage; first > last: side modules alone */
+    uint32_t kind;
+    int32_t first, last; /* chain positions */
+    uint32_t sides;      /* bit a side group */
+    double prefill;      /* all prompts of a micro-batch group, seconds */
+    double decode;       /* one decode step of one group */
+    double work;         /* prefill + generate * decode */
+    double sum;          /* prefill / chunks + generate * decode: its part of the latency */
+    double ratio;        /* used / cap */
+    uint64_t total;      /* bytes on each of its devices */
+};
+struct ek_side_group {
+    uint32_t modules[16]; /* indices into ek_costs.modules */
+    uint32_t n;
+};
+#define EK_PLAN_MAX_POOLS 4
+struct ek_problem {
+    const struct ek_costs *costs;               /* borrowed */
+    struct ek_workload workload;                /* with every default filled in */
+    uint32_t micro_batches, group_size, chunks; /* chunks of one group's prompts */
+    uint32_t n_items, first_item; /* chain modules are costs->modules[first_item ...] */
+    struct ek_side_group sides[EK_PLAN_MAX_SIDES];
+    uint32_t n_sides;
+    struct ek_pdevice devices[EK_PLAN_MAX_DEVICES];
+    uint32_t n_devices;
+    struct ek_group groups[EK_PLAN_MAX_DEVICES];
+    uint32_t n_groups;
+    struct ek_kind *kinds;
+    uint32_t n_kinds;
+    uint64_t pools[EK_PLAN_MAX_POOLS]; /* bytes of each shared memory */
+    uint32_t n_pools;
+    uint32_t exit_side;        /* the side group whose output goes to the embedding */
+    struct ek_column *columns; /* ordered by first, kind, sides, last */
+    size_t n_columns;
+    size_t *start; /* [n_items + 2] first column of each position; side-only columns at n_items */
+    /* a hop from kind a to kind b: alpha + bytes * inv_beta at [a * n_kinds + b]; alpha is infinite
+     * where there is no link or the order forbids it */
+    double *hop_alpha, *hop_inv_beta;
+    double *boundary;             /* [n_items] bytes a token carries behind item i */
+    double side_bytes;            /* bytes that a group's images carry to the embedding's device */
+    double sum_steps, sum_tokens; /* of one group that are part of its latency */
+    double work_steps, work_tokens; /* of one group that keep a link busy */
+    struct ek_modcost *cost;        /* [class][degree][module], private to problem.c */
+    struct ek_pair {                /* modules that must share a stage */
+        uint32_t a, b;
+    } * together;
+    size_t n_together;
+    bool sides_first;
+    bool uniform; /* hops do not depend on the kinds */
+    bool use_all;
+    uint32_t max_stages; /* 0: no limit */
+    bool outside;        /* some cost lies outside of what was measured */
+};
+/* Evaluates costs for a request with m micro-batches. EK_NO when some module fits on no device; the
+ * message says which and what is missing. Borrows c. */
+enum ek_status ek_problem_new(const struct ek_costs *c, const struct ek_request *r, uint32_t m,
+                              struct ek_problem **out);
+void ek_problem_free(struct ek_problem *p);
+/* Seconds that a hop over the boundary behind item i adds to a group's latency, or infinity; and
+ * how long it keeps its link busy a group. */
+double ek_problem_hop(const struct ek_problem *p, int32_t i, uint32_t from, uint32_t to);
+double ek_problem_hop_work(const struct ek_problem *p, int32_t i, uint32_t from, uint32_t to);
+/* From the side modules' stage to the first stage (0 when they are one stage). */
+double ek_problem_side_hop(const struct ek_problem *p, uint32_t from, uint32_t first);
+/* Tokens of one prompt, images included. */
+uint32_t ek_workload_prompt(const struct ek_workload *w);
+/* Memory of a stage by kind on each of its devices. */
+struct ek_memory_use ek_problem_memory(const struct ek_problem *p, uint32_t kind, int32_t first,
+                                       int32_t last, uint32_t sides);
+/* Times of a stage; false when the class has none for one of its modules at that degree. */
+bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
+                      uint32_t sides, double *prefill, double *decode, bool *outside);
+
+/* ---- Oracles: the cheapest plan under limits
+ * ------------------------------------------------------ */
+struct ek_limits {  /* a column or hop above any of them is not allowed */
+    double work;    /* of a stage; and of a hop, as links overlap with computing */
+    double prefill; /* of a stage */
+    double ratio;   /* used / cap */
+    double sum;     /* answers above this are of no interest */
+};
+#define EK_LIMITS_NONE                                                                             \
+    {                                                                                              \
+        .work = INFINITY, .prefill = INFINITY, .ratio = INFINITY, .sum = INFINITY                  \
+    }
+enum ek_answer_kind { EK_ANSWER_NONE, EK_ANSWER_OPTIMAL, EK_ANSWER_INFEASIBLE, EK_ANSWER_UNKNOWN };
+struct ek_answer {
+    enum ek_answer_kind kind;              /* INFEASIBLE: no plan within the limits, sum included */
+    double sum;                            /* of the columns and hops */
+    double bound;                          /* proven lower bound when UNKNOWN */
+    uint32_t columns[EK_PLAN_MAX_DEVICES]; /* chain order, then side-only columns */
+    uint32_t n;
+};
+/* deny: columns not to use (one byte each), or NULL. */
+typedef enum ek_status (*ek_oracle_fn)(const struct ek_problem *p, const struct ek_limits *l,
+                                       const uint8_t *deny, struct ek_answer *out, void *state);
+struct ek_effort {        /* state of both oracles: limits and counters */
+    uint64_t deadline_ns; /* 0: none */
+    volatile const bool *stop;
+    uint64_t solves, labels;
+    double seconds;
+    bool expired;
+};
+enum ek_status ek_dp_solve(const struct ek_problem *p, const struct ek_limits *l,
+                           const uint8_t *deny, struct ek_answer *out, void *effort);
+enum ek_status ek_ilp_solve(const struct ek_problem *p, const struct ek_limits *l,
+                            const uint8_t *deny, struct ek_answer *out, void *effort);
+const char *ek_ilp_version(void);
+bool ek_effort_over(struct ek_effort *e);
+
+/* ---- Solving
+ * -------------------------------------------------------------------------------------- */
+struct ek_score {      /* of one plan; seconds for the workload's batch in steady state */
+    double latency;    /* one group: sum + fill of the prefill pipeline */
+    double throughput; /* seconds a batch: max(m * busiest stage, latency) */
+    double balance, balance_time;
+};
+struct ek_solution {
+    struct ek_problem *problem; /* owned */
+    struct ek_answer answer;
+    struct ek_score score;
+    double values[EK_N_OBJECTIVES], bounds[EK_N_OBJECTIVES]; /* in the order of the request */
+    uint32_t context, batch; /* that were planned for (found by context and batch objectives) */
+    bool proven, interrupted;
+    const char *cross_check; /* "equal", or why it was not made; static storage */
+    struct ek_effort dp, ilp;
+    uint32_t tried[32]; /* micro-batch counts considered */
+    size_t n_tried;
+};
+/* EK_NO: infeasible, with the reason. EK_EUNPROVEN is never returned: see ->proven. */
+enum ek_status ek_solve(const struct ek_costs *c, const struct ek_request *r,
+                        struct ek_solution **out);
+void ek_solution_free(struct ek_solution *s);
+struct ek_score ek_score_of(const struct ek_problem *p, const uint32_t *columns, uint32_t n);
+
+#endif

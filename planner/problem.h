@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * Private to problem.c and memory.c: the costs of modules evaluated for one workload.
+ */
+#ifndef EK_PLANNER_PROBLEM_H
+#define EK_PLANNER_PROBLEM_H
+
+#include "planner/planner.h"
+
+#define EK_N_TP 4 /* degrees 1, 2, 4, 8 */
+
+struct ek_modcost {
+    bool known, outside;
+    double prefill, decode; /* of one group: all its prompts, one step */
+    struct ek_cost_space space;
+};
+/* A module's, and (index n_modules) the stage's own overhead. */
+const struct ek_modcost *ek_modcost_of(const struct ek_problem *p, uint32_t cls, uint32_t tp,
+                                       uint32_t module);
+const struct ek_modcost *ek_stage_cost(const struct ek_problem *p, uint32_t cls, uint32_t tp);
+const struct ek_cost_space *ek_stage_space(const struct ek_problem *p, uint32_t cls, uint32_t tp);
+
+struct ek_cost_space ek_space_at(const struct ek_cost_memory *m, uint32_t tokens, uint32_t batch,
+                                 uint32_t context);
+double ek_prefill_seconds(const struct ek_problem *p, const struct ek_cost_curve *c, bool side,
+                          bool *outside);
+double ek_decode_seconds(const struct ek_problem *p, const struct ek_cost_curve *c, bool *outside);
+
+/* Memory of a stage, module by module. */
+void ek_use_begin(const struct ek_problem *p, uint32_t kind, struct ek_memory_use *u);
+void ek_use_add(const struct ek_problem *p, uint32_t kind, uint32_t module, bool tied_here,
+                struct ek_memory_use *u);
+void ek_use_end(const struct ek_problem *p, uint32_t kind, struct ek_memory_use *u);
+/* Whether the module shares the weights of one of the chain's items first .. last. */
+bool ek_tied_within(const struct ek_problem *p, uint32_t module, int32_t first, int32_t last);
+
+/* Devices, budgets, rules and groups (groups.c). */
+enum ek_status ek_problem_devices(struct ek_problem *p, const struct ek_request *r);
+/* May all modules of a stage stand on that kind's group? */
+bool ek_rules_allow(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
+                    uint32_t sides);
+
+#endif

@@ -1,0 +1,434 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * Solving a request: the objectives in order for each number of micro-batches by the dynamic
+ * program, the best of them held against the integer program, which must find the same values and
+ * that nothing is better.
+ */
+#include "planner/planner.h"
+#include "planner/levels.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_CONTEXT ((uint32_t)1 << 24)
+#define MAX_BATCH   ((uint32_t)1 << 16)
+
+const char *const ek_objective_names[EK_N_OBJECTIVES] = {
+    "latency", "throughput", "balance", "balance-time", "context", "batch",
+};
+
+void ek_request_free(struct ek_request *r)
+{
+    free(r->budgets);
+    free(r->rules);
+}
+
+void ek_solution_free(struct ek_solution *s)
+{
+    if (s)
+        ek_problem_free(s->problem);
+    free(s);
+}
+
+static bool searched(enum ek_objective o)
+{
+    return o == EK_OBJ_CONTEXT || o == EK_OBJ_BATCH;
+}
+
+/* ---- The largest context or batch ---------------------------------------------------------------
+ */
+struct attempt { /* one number of micro-batches */
+    struct ek_request request;
+    struct ek_problem *problem;
+    struct ek_search_state state;
+    struct ek_search_state before[EK_N_OBJECTIVES]; /* limits before each objective was settled */
+    struct ek_found found;
+    double values[EK_N_OBJECTIVES];
+    bool feasible, unknown;
+};
+
+static void set_size(struct ek_request *r, enum ek_objective o, uint32_t v)
+{
+    if (o == EK_OBJ_CONTEXT)
+        r->workload.context = v;
+    else
+        r->workload.batch = v;
+}
+
+/* Is there a plan at size v within the limits? *made: its problem, or NULL. */
+static enum ek_status try_size(const struct ek_costs *c, const struct attempt *a,
+                               enum ek_objective o, uint32_t v, ek_oracle_fn oracle,
+                               struct ek_problem **made, struct ek_found *f)
+{
+    struct ek_search_state s = a->state;
+    struct ek_request r = a->request;
+    enum ek_status st;
+
+    *made = NULL;
+    f->kind = EK_ANSWER_INFEASIBLE;
+    set_size(&r, o, v);
+    st = ek_problem_new(c, &r, a->problem ? a->problem->micro_batches : 1, made);
+    if (st == EK_NO)
+        return EK_OK;
+    EK_TRY(st);
+    s.p = *made;
+    s.oracle = oracle;
+    st = ek_least_latency(&s, s.latency, INFINITY, f);
+    if (st != EK_OK || f->kind == EK_ANSWER_INFEASIBLE) {
+        ek_problem_free(*made);
+        *made = NULL;
+    }
+    return st;
+}
+
+static enum ek_status grow_size(const struct ek_costs *c, struct attempt *a, enum ek_objective o,
+                                struct ek_found *out)
+{
+    const struct ek_workload *w = &a->problem->workload;
+    uint32_t low = o == EK_OBJ_CONTEXT ? ek_workload_prompt(w) + w->generate : 1;
+    uint32_t high = o == EK_OBJ_CONTEXT ? MAX_CONTEXT : MAX_BATCH;
+    struct ek_problem *best = NULL, *p;
+    struct ek_found f;
+
+    EK_TRY(try_size(c, a, o, low, a->state.oracle, &best, out));
+    out->value = low;
+    if (best == NULL)
+        return EK_OK;
+    while (low < high) { /* low fits, high + 1 does not */
+        uint32_t mid = high - (high - low) / 2;
+        if (out->value == low && high == (o == EK_OBJ_CONTEXT ? MAX_CONTEXT : MAX_BATCH) &&
+            low < high / 2)
+            mid = low * 2 < high ? low * 2 : high;
+        EK_TRY(try_size(c, a, o, mid, a->state.oracle, &p, &f));
+        if (p == NULL) {
+            high = mid - 1;
+            continue;
+        }
+        low = mid;
+        ek_problem_free(best);
+        best = p;
+        *out = f;
+        out->value = low;
+    }
+    ek_problem_free(a->problem);
+    a->problem = best;
+    a->state.p = best;
+    set_size(&a->request, o, low);
+    return EK_OK;
+}
+
+/* ---- One number of micro-batches ----------------------------------------------------------------
+ */
+static enum ek_status solve_levels(const struct ek_costs *c, struct attempt *a)
+{
+    const struct ek_request *r = &a->request;
+
+    for (size_t i = 0; i < r->n_objectives; i++) {
+        a->before[i] = a->state;
+        if (searched(r->objectives[i]))
+            EK_TRY(grow_size(c, a, r->objectives[i], &a->found));
+        else
+            EK_TRY(ek_level_solve(&a->state, r->objectives[i], &a->found));
+        a->values[i] = a->found.value;
+        a->feasible = a->found.answer.n > 0 && a->found.kind != EK_ANSWER_INFEASIBLE;
+        if (a->found.kind != EK_ANSWER_OPTIMAL) {
+            a->unknown = a->found.kind == EK_ANSWER_UNKNOWN;
+            return EK_OK;
+        }
+    }
+    /* of all plans that are best, the one of least latency */
+    EK_TRY(ek_least_latency(&a->state, a->state.latency, -INFINITY, &a->found));
+    a->feasible = a->found.answer.n > 0;
+    a->unknown = a->found.kind == EK_ANSWER_UNKNOWN;
+    return EK_OK;
+}
+
+static enum ek_status attempt_new(const struct ek_costs *c, const struct ek_request *r, uint32_t m,
+                                  ek_oracle_fn oracle, struct ek_effort *e, struct attempt *a)
+{
+    *a = (struct attempt){.request = *r};
+    EK_TRY(ek_problem_new(c, r, m, &a->problem));
+    a->state = (struct ek_search_state){.p = a->problem,
+                                        .oracle = oracle,
+                                        .effort = e,
+                                        .limits = EK_LIMITS_NONE,
+                                        .latency = INFINITY};
+    return EK_OK;
+}
+
+/* Better by more than rounding in the first objective that tells them apart. */
+static bool better(const struct attempt *a, const struct attempt *b)
+{
+    for (size_t i = 0; i < a->request.n_objectives; i++) {
+        double sign = searched(a->request.objectives[i]) ? -1 : 1;
+        double x = sign * a->values[i], y = sign * b->values[i];
+        if (fabs(x - y) > 1e-9 * fmax(fabs(x), fabs(y)))
+            return x < y;
+    }
+    return false;
+}
+
+static size_t micro_batch_choices(const struct ek_costs *c, const struct ek_request *r,
+                                  uint32_t out[32])
+{
+    static const uint32_t usual[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
+    uint32_t devices = 0, batch = r->workload.batch, last = 0;
+    bool free_choice = false;
+    size_t n = 0;
+
+    if (r->workload.micro_batches) {
+        out[0] = r->workload.micro_batches < batch ? r->workload.micro_batches : batch;
+        return 1;
+    }
+    for (size_t i = 0; i < r->n_objectives; i++)
+        free_choice = free_choice || r->objectives[i] == EK_OBJ_THROUGHPUT;
+    for (size_t k = 0; k < c->n_classes; k++)
+        devices += c->classes[k].count;
+    for (size_t i = 0; i < EK_ARRAY_LEN(usual); i++) {
+        uint32_t m = usual[i], size = (batch + m - 1) / m;
+        if (m > 1 && (!free_choice || m > batch || m > 2 * devices || size == last))
+            continue;
+        out[n++] = m;
+        last = size;
+    }
+    return n;
+}
+
+static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_request *r,
+                                   struct ek_solution *s, struct attempt *best)
+{
+    enum ek_status st = EK_OK, first = EK_OK;
+
+    for (size_t i = 0; i < s->n_tried; i++) {
+        struct attempt a;
+        st = attempt_new(c, r, s->tried[i], ek_dp_solve, &s->dp, &a);
+        if (st == EK_NO) {
+            first = st;
+            continue;
+        }
+        if (st == EK_OK)
+            st = solve_levels(c, &a);
+        if (st == EK_OK && (!best->problem || (a.feasible && !best->feasible) ||
+                            (a.feasible && better(&a, best)))) {
+            struct ek_problem *old = best->problem;
+            *best = a;
+            a.problem = old;
+        }
+        ek_problem_free(a.problem);
+        EK_TRY(st);
+    }
+    return best->problem ? EK_OK : first;
+}
+
+/* ---- The integer program's word -----------------------------------------------------------------
+ */
+static enum ek_status disagree(const char *what, double a, double b)
+{
+    return ek_error(EK_EENV,
+                    "internal error, no plan is made: integer program and dynamic program "
+                    "disagree on %s (%.17g and %.17g); please report the costs file",
+                    what, a, b);
+}
+
+static enum ek_status size_certified(const struct ek_costs *c, struct attempt *a,
+                                     enum ek_objective o, double value, struct ek_effort *e,
+                                     enum ek_answer_kind *kind)
+{
+    struct ek_problem *p;
+    struct ek_found f;
+    struct attempt at = *a;
+
+    *kind = EK_ANSWER_INFEASIBLE;
+    if (value + 1 > (o == EK_OBJ_CONTEXT ? MAX_CONTEXT : MAX_BATCH))
+        return EK_OK;
+    at.state.effort = e;
+    EK_TRY(try_size(c, &at, o, (uint32_t)value + 1, ek_ilp_solve, &p, &f));
+    ek_problem_free(p);
+    *kind = f.kind;
+    return EK_OK;
+}
+
+static enum ek_status certify_level(const struct ek_costs *c, struct attempt *a, size_t i,
+                                    struct ek_effort *e, enum ek_answer_kind *kind)
+{
+    enum ek_objective o = a->request.objectives[i];
+    struct ek_search_state before = a->before[i];
+    struct ek_found f;
+
+    if (searched(o)) {
+        EK_TRY(size_certified(c, a, o, a->values[i], e, kind));
+    } else {
+        before.p = a->problem;
+        before.oracle = ek_ilp_solve;
+        before.effort = e;
+        EK_TRY(ek_level_below(&before, o, a->values[i], &f));
+        *kind = f.kind;
+    }
+    if (*kind == EK_ANSWER_OPTIMAL)
+        return disagree(ek_objective_names[o], a->values[i], f.value);
+    return EK_OK;
+}
+
+/* The same final plan value, and nothing better at any objective. */
+static enum ek_status certify(const struct ek_costs *c, struct attempt *a, struct ek_effort *e,
+                              bool *done)
+{
+    struct ek_search_state s = a->state;
+    struct ek_found f;
+    enum ek_answer_kind kind;
+
+    *done = false;
+    s.oracle = ek_ilp_solve;
+    s.effort = e;
+    EK_TRY(ek_least_latency(&s, s.latency, -INFINITY, &f));
+    if (f.kind == EK_ANSWER_UNKNOWN)
+        return EK_OK;
+    if (f.kind != EK_ANSWER_OPTIMAL || fabs(f.value - a->found.value) > 1e-6 * f.value + 1e-12)
+        return disagree("the plan's latency", f.value, a->found.value);
+    for (size_t i = 0; i < a->request.n_objectives; i++) {
+        EK_TRY(certify_level(c, a, i, e, &kind));
+        if (kind == EK_ANSWER_UNKNOWN)
+            return EK_OK;
+    }
+    *done = true;
+    return EK_OK;
+}
+
+/* No other number of micro-batches is better in the first objective. */
+static enum ek_status certify_others(const struct ek_costs *c, const struct ek_request *r,
+                                     struct ek_solution *s, const struct attempt *best, bool *done)
+{
+    for (size_t i = 0; *done && i < s->n_tried; i++) {
+        struct attempt a;
+        struct ek_found f;
+        enum ek_status st;
+        if (s->tried[i] == best->problem->micro_batches || searched(r->objectives[0]))
+            continue;
+        st = attempt_new(c, &best->request, s->tried[i], ek_ilp_solve, &s->ilp, &a);
+        if (st == EK_NO)
+            continue;
+        EK_TRY(st);
+        st = ek_level_below(&a.state, r->objectives[0], best->values[0], &f);
+        ek_problem_free(a.problem);
+        EK_TRY(st);
+        if (f.kind == EK_ANSWER_OPTIMAL)
+            return disagree("the number of micro-batches", f.value, best->values[0]);
+        *done = f.kind == EK_ANSWER_INFEASIBLE;
+    }
+    return EK_OK;
+}
+
+/* ---- The whole ----------------------------------------------------------------------------------
+ */
+static enum ek_status check_request(const struct ek_request *r)
+{
+    if (r->n_objectives == 0)
+        return ek_error(EK_EUSAGE, "no objective");
+    for (size_t i = 0; i < r->n_objectives; i++) {
+        if (r->objectives[i] == EK_OBJ_BATCH && i > 0)
+            return ek_error(EK_EUSAGE, "the objective batch can only come first");
+        for (size_t j = 0; j < i; j++)
+            if (r->objectives[i] == r->objectives[j])
+                return ek_error(EK_EUSAGE, "the objective %s is there twice",
+                                ek_objective_names[r->objectives[i]]);
+    }
+    return EK_OK;
+}
+
+static void fill_solution(struct ek_solution *s, struct attempt *best)
+{
+    s->problem = best->problem;
+    s->answer = best->found.answer;
+    s->score = ek_score_of(s->problem, s->answer.columns, s->answer.n);
+    memcpy(s->values, best->values, sizeof(s->values));
+    memcpy(s->bounds, best->values, sizeof(s->bounds));
+    s->context = s->problem->workload.context;
+    s->batch = s->problem->workload.batch;
+}
+
+static enum ek_status no_plan(const struct ek_solution *s)
+{
+    if (s->dp.expired)
+        return ek_error(EK_EUNPROVEN, "stopped before any plan was found");
+    return ek_error(EK_NO, "no plan fits: every module fits on some device, but not all together "
+                           "within the budgets, rules and number of devices");
+}
+
+/* The dynamic program has too many states: the integer program alone. */
+static enum ek_status solve_by_ilp(const struct ek_costs *c, const struct ek_request *r,
+                                   struct ek_solution *s, struct attempt *best)
+{
+    struct attempt a;
+    uint32_t m = best->problem->micro_batches;
+
+    EK_TRY(attempt_new(c, r, m, ek_ilp_solve, &s->ilp, &a));
+    EK_TRY(solve_levels(c, &a));
+    if (a.feasible && (!a.unknown || !best->feasible)) {
+        ek_problem_free(best->problem);
+        *best = a;
+        s->proven = !a.unknown && s->n_tried == 1;
+    } else {
+        ek_problem_free(a.problem);
+    }
+    s->cross_check = s->proven ? "not made: too many states for the dynamic program"
+                               : "not made: stopped before the end";
+    return EK_OK;
+}
+
+static enum ek_status solve_and_certify(const struct ek_costs *c, const struct ek_request *r,
+                                        struct ek_solution *s, struct attempt *best)
+{
+    bool done = false;
+
+    EK_TRY(attempt_best(c, r, s, best));
+    if (best->unknown && !s->dp.expired) {
+        s->ilp.deadline_ns = s->dp.deadline_ns;
+        return solve_by_ilp(c, r, s, best);
+    }
+    if (!best->feasible || best->unknown) {
+        s->cross_check = "not made: stopped before the end";
+        return EK_OK;
+    }
+    s->cross_check = "not asked for";
+    s->proven = true;
+    if (r->no_certificate)
+        return EK_OK;
+    s->ilp.deadline_ns = s->dp.deadline_ns;
+    EK_TRY(certify(c, best, &s->ilp, &done));
+    EK_TRY(certify_others(c, r, s, best, &done));
+    s->proven = done;
+    s->cross_check = done ? "equal" : "not finished: stopped";
+    return EK_OK;
+}
+
+enum ek_status ek_solve(const struct ek_costs *c, const struct ek_request *r,
+                        struct ek_solution **out)
+{
+    struct ek_solution *s;
+    struct attempt best = {0};
+    enum ek_status st;
+
+    EK_TRY(check_request(r));
+    s = ek_calloc(1, sizeof(*s));
+    if (s == NULL)
+        return EK_ENOMEM;
+    s->n_tried = micro_batch_choices(c, r, s->tried);
+    s->dp.stop = s->ilp.stop = r->stop;
+    if (r->time_limit > 0)
+        s->dp.deadline_ns = ek_now_ns() + (uint64_t)(r->time_limit * 1e9);
+    EK_GOTO(solve_and_certify(c, r, s, &best), st, fail);
+    if (!best.feasible) {
+        st = no_plan(s);
+        goto fail;
+    }
+    fill_solution(s, &best);
+    s->interrupted = s->dp.expired || s->ilp.expired;
+    *out = s;
+    return EK_OK;
+
+fail:
+    ek_problem_free(best.problem);
+    ek_solution_free(s);
+    return st;
+}
