@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later
  *
- * Costs: life, look-ups, interpolation and the checks that hold whatever they were made from.
+ * Costs: life, look-ups and the checks that hold whatever they were made from.
  */
 #include "planner/planner.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,8 +14,8 @@ void ek_costs_free(struct ek_costs *c)
     for (size_t i = 0; i < c->n_classes; i++)
         free(c->classes[i].devices);
     for (size_t i = 0; i < c->n_times; i++) {
-        free(c->times[i].prefill.points);
-        free(c->times[i].decode.points);
+        free(c->times[i].prefill.rows);
+        free(c->times[i].decode.rows);
     }
     for (size_t i = 0; i < c->n_memory; i++)
         free(c->memory[i].points);
@@ -64,89 +63,6 @@ const struct ek_cost_link *ek_costs_link(const struct ek_costs *c, uint32_t from
         if (c->links[i].from == from && c->links[i].to == to)
             return &c->links[i];
     return NULL;
-}
-
-/* ---- Interpolation ------------------------------------------------------------------------------
- * The points form lines of equal x. Within a line the time is linear between its contexts; a line
- * of a single context borrows the slope of the nearest line that has two, scaled by x. */
-struct line {
-    size_t begin, end; /* points of equal x */
-};
-
-static struct line line_at(const struct ek_cost_curve *c, size_t begin)
-{
-    size_t end = begin + 1;
-
-    while (end < c->n && c->points[end].x == c->points[begin].x)
-        end++;
-    return (struct line){begin, end};
-}
-
-static double linear(double x0, double y0, double x1, double y1, double x)
-{
-    return x1 == x0 ? y0 : y0 + (y1 - y0) * (x - x0) / (x1 - x0);
-}
-
-/* Seconds a token of context adds, a token of x: from the nearest line that can tell. */
-static double context_slope(const struct ek_cost_curve *c, double x)
-{
-    double best = INFINITY, slope = 0;
-
-    for (size_t i = 0; i < c->n;) {
-        struct line l = line_at(c, i);
-        const struct ek_cost_point *a = &c->points[l.begin], *b = &c->points[l.end - 1];
-        if (b->context > a->context && fabs(a->x - x) < best && a->x > 0) {
-            best = fabs(a->x - x);
-            slope = fmax((b->s - a->s) / (b->context - a->context) / a->x, 0);
-        }
-        i = l.end;
-    }
-    return slope;
-}
-
-static double line_value(const struct ek_cost_curve *c, struct line l, double context)
-{
-    const struct ek_cost_point *p = c->points;
-    size_t i = l.begin;
-
-    if (l.end - l.begin == 1)
-        return p[i].s + context_slope(c, p[i].x) * p[i].x * (context - p[i].context);
-    while (i + 2 < l.end && p[i + 1].context < context)
-        i++;
-    return linear(p[i].context, p[i].s, p[i + 1].context, p[i + 1].s, context);
-}
-
-static bool beyond(double v, double low, double high)
-{
-    return v < low * 0.9 - 1e-9 || v > high * 1.1 + 1e-9;
-}
-
-double ek_curve_at(const struct ek_cost_curve *c, double x, double context, bool *outside)
-{
-    struct line a = line_at(c, 0), b = a;
-    double low = INFINITY, high = 0, va, vb, v;
-
-    if (c->points[0].x == 0) /* a constant */
-        return c->points[0].s;
-    for (size_t i = 0; i < c->n; i++) {
-        low = fmin(low, c->points[i].context);
-        high = fmax(high, c->points[i].context);
-    }
-    if (outside && (beyond(x, c->points[0].x, c->points[c->n - 1].x) || beyond(context, low, high)))
-        *outside = true;
-    if (a.end < c->n)
-        b = line_at(c, a.end);
-    while (b.end < c->n && c->points[b.begin].x < x) {
-        a = b;
-        b = line_at(c, b.end);
-    }
-    va = line_value(c, a, context);
-    vb = line_value(c, b, context);
-    if (a.begin == b.begin) /* one line: the time does not shrink with x, and grows in proportion */
-        v = x > c->points[0].x ? va * x / c->points[0].x : va;
-    else
-        v = linear(c->points[a.begin].x, va, c->points[b.begin].x, vb, x);
-    return fmax(v, c->points[0].s * 1e-3); /* extrapolation never reaches nothing */
 }
 
 /* ---- Checks -------------------------------------------------------------------------------------

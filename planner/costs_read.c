@@ -166,6 +166,9 @@ static enum ek_status read_class(struct reader *r, const json_t *o)
     EK_TRY(read_string(r, o, "backend", true, k->backend, sizeof(k->backend)));
     EK_TRY(read_string(r, o, "model", true, k->model, sizeof(k->model)));
     EK_TRY(read_string(r, o, "memory_group", true, k->memory_group, sizeof(k->memory_group)));
+    k->slow_prefill = k->slow_decode = 1;
+    EK_TRY(ek_json_opt_real(o, at(r), "slow_prefill", 1, 1000, &k->slow_prefill));
+    EK_TRY(ek_json_opt_real(o, at(r), "slow_decode", 1, 1000, &k->slow_decode));
     EK_TRY(ek_json_opt_bool(o, at(r), "budgeted", &k->budgeted));
     EK_TRY(ek_json_opt_bool(o, at(r), "estimate", &k->estimate));
     k->count = count;
@@ -257,45 +260,56 @@ static enum ek_status number(struct reader *r, const json_t *v, const char *key,
     return EK_OK;
 }
 
-static int compare_points(const void *a, const void *b)
+static int compare_rows(const void *a, const void *b)
 {
-    const struct ek_cost_point *p = a, *q = b;
+    const struct ek_store_key *p = &((const struct ek_store_time_row *)a)->key;
+    const struct ek_store_key *q = &((const struct ek_store_time_row *)b)->key;
 
-    if (p->x != q->x)
-        return p->x < q->x ? -1 : 1;
+    if (p->batch != q->batch)
+        return p->batch < q->batch ? -1 : 1;
+    if (p->tokens != q->tokens)
+        return p->tokens < q->tokens ? -1 : 1;
     return p->context < q->context ? -1 : p->context > q->context;
 }
 
-static enum ek_status read_point(struct reader *r, const json_t *row, const char *key,
-                                 struct ek_cost_point *p)
+/* [tokens, context, seconds] in prefill, [sequences, context, seconds] in decode. */
+static enum ek_status read_row(struct reader *r, const json_t *v, const char *key,
+                               enum ek_phase phase, struct ek_store_time_row *row)
 {
-    if (!json_is_array(row) || json_array_size(row) != 3)
-        return field_error(r, key, "must be a number or an array of [x, context, seconds]");
-    EK_TRY(number(r, json_array_get(row, 0), key, 1, 1e9, &p->x));
-    EK_TRY(number(r, json_array_get(row, 1), key, 0, 1e9, &p->context));
-    return number(r, json_array_get(row, 2), key, 0, MAX_SECONDS, &p->s);
+    double x, context;
+
+    if (!json_is_array(v) || json_array_size(v) != 3)
+        return field_error(r, key, "must be a number or arrays of [tokens, context, seconds]");
+    EK_TRY(number(r, json_array_get(v, 0), key, 1, 1e9, &x));
+    EK_TRY(number(r, json_array_get(v, 1), key, 0, 1e9, &context));
+    row->key.phase = phase;
+    row->key.batch = phase == EK_PHASE_DECODE ? (uint32_t)x : 1;
+    row->key.tokens = phase == EK_PHASE_DECODE ? 1 : (uint32_t)x;
+    row->key.context = (uint32_t)context;
+    return number(r, json_array_get(v, 2), key, 0, MAX_SECONDS, &row->time.median_s);
 }
 
-/* A number is the time whatever the shape: one point at x = 0. */
+/* A number is the time whatever the shape. */
 static enum ek_status read_curve(struct reader *r, const json_t *o, const char *key,
-                                 struct ek_cost_curve *c)
+                                 enum ek_phase phase, struct ek_cost_curve *c)
 {
     const json_t *v = json_object_get(o, key);
     size_t n = json_is_array(v) ? json_array_size(v) : 1;
 
     if (n == 0 || n > MAX_POINTS)
         return field_error(r, key, "must have 1 to 4096 points");
-    c->points = ek_calloc(n, sizeof(*c->points));
-    if (c->points == NULL)
+    c->rows = ek_calloc(n, sizeof(*c->rows));
+    if (c->rows == NULL)
         return EK_ENOMEM;
     c->n = n;
-    if (!json_is_array(v))
-        return number(r, v, key, 0, MAX_SECONDS, &c->points[0].s);
+    c->constant = !json_is_array(v);
+    if (c->constant)
+        return number(r, v, key, 0, MAX_SECONDS, &c->rows[0].time.median_s);
     for (size_t i = 0; i < n; i++)
-        EK_TRY(read_point(r, json_array_get(v, i), key, &c->points[i]));
-    qsort(c->points, n, sizeof(*c->points), compare_points);
+        EK_TRY(read_row(r, json_array_get(v, i), key, phase, &c->rows[i]));
+    qsort(c->rows, n, sizeof(*c->rows), compare_rows);
     for (size_t i = 1; i < n; i++)
-        if (compare_points(&c->points[i - 1], &c->points[i]) == 0)
+        if (compare_rows(&c->rows[i - 1], &c->rows[i]) == 0)
             return field_error(r, key, "holds the same point twice");
     return EK_OK;
 }
@@ -307,8 +321,8 @@ static enum ek_status read_times(struct reader *r, const json_t *o)
     EK_TRY(read_class_name(r, o, "class", &t->cls));
     EK_TRY(read_signature(r, o, &t->sig));
     EK_TRY(read_tp(r, o, &t->tp));
-    EK_TRY(read_curve(r, o, "prefill", &t->prefill));
-    return read_curve(r, o, "decode", &t->decode);
+    EK_TRY(read_curve(r, o, "prefill", EK_PHASE_PREFILL, &t->prefill));
+    return read_curve(r, o, "decode", EK_PHASE_DECODE, &t->decode);
 }
 
 static enum ek_status read_space(struct reader *r, const json_t *row, struct ek_cost_space *s)
@@ -340,6 +354,8 @@ static enum ek_status read_memory(struct reader *r, const json_t *o)
     EK_TRY(read_class_name(r, o, "class", &m->cls));
     EK_TRY(read_signature(r, o, &m->sig));
     EK_TRY(read_tp(r, o, &m->tp));
+    EK_TRY(read_bytes(r, o, "weights", true, 0, &m->weights));
+    EK_TRY(ek_json_opt_u64(o, at(r), "kv_block", 0, (uint64_t)1 << 32, &m->kv_block));
     EK_TRY(ek_json_array(o, at(r), "points", &list));
     n = json_array_size(list);
     if (n == 0 || n > MAX_POINTS)
@@ -468,6 +484,29 @@ static enum ek_status read_workload(struct reader *r, const json_t *root)
     return EK_OK;
 }
 
+static int compare_stages(const void *a, const void *b)
+{
+    const struct ek_cost_stage *p = a, *q = b;
+    uint32_t x[] = {p->cls, p->tp, p->first, p->last}, y[] = {q->cls, q->tp, q->first, q->last};
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(x); i++)
+        if (x[i] != y[i])
+            return x[i] < y[i] ? -1 : 1;
+    return 0;
+}
+
+static enum ek_status sort_stages(struct ek_costs *c)
+{
+    if (c->n_stages)
+        qsort(c->stages, c->n_stages, sizeof(*c->stages), compare_stages);
+    for (size_t i = 1; i < c->n_stages; i++)
+        if (compare_stages(&c->stages[i - 1], &c->stages[i]) == 0)
+            return ek_error(EK_EFORMAT, "%s: stages: %u to %u of class \"%s\" is there twice",
+                            c->file, c->stages[i].first, c->stages[i].last,
+                            c->classes[c->stages[i].cls].name);
+    return EK_OK;
+}
+
 static enum ek_status read_head(struct reader *r, const json_t *root)
 {
     const json_t *model = json_object_get(root, "model");
@@ -486,6 +525,8 @@ static enum ek_status read_head(struct reader *r, const json_t *root)
     EK_TRY(read_string(r, root, "profile", true, r->c->profile_identity,
                        sizeof(r->c->profile_identity)));
     EK_TRY(ek_json_opt_bool(root, at(r), "estimate", &r->c->estimate));
+    r->c->page = 1;
+    EK_TRY(read_u32(r, root, "page", 1, 65536, &r->c->page));
     if (model == NULL)
         return EK_OK;
     if (!json_is_object(model))
@@ -512,6 +553,7 @@ enum ek_status ek_costs_from_json(const json_t *root, const char *where, struct 
     EK_GOTO(read_workload(&r, root), st, fail);
     for (size_t i = 0; i < EK_ARRAY_LEN(sections); i++)
         EK_GOTO(read_section(&r, root, &sections[i]), st, fail);
+    EK_GOTO(sort_stages(c), st, fail);
     EK_GOTO(ek_costs_check(c), st, fail);
     *out = c;
     return EK_OK;

@@ -16,11 +16,12 @@ static const char *const kind_names[] = {
 static json_t *class_json(const struct ek_cost_class *k)
 {
     json_t *devices = json_array();
-    json_t *o = json_pack("{s:s s:s s:s s:I s:I s:I s:I s:s s:b s:b}", "name", k->name, "backend",
-                          k->backend, "model", k->model, "count", (json_int_t)k->count, "memory",
-                          (json_int_t)k->memory, "overhead", (json_int_t)k->overhead, "tp_reserve",
-                          (json_int_t)k->tp_reserve, "memory_group", k->memory_group, "budgeted",
-                          k->budgeted, "estimate", k->estimate);
+    json_t *o = json_pack("{s:s s:s s:s s:I s:I s:I s:I s:s s:b s:b s:f s:f}", "name", k->name,
+                          "backend", k->backend, "model", k->model, "count", (json_int_t)k->count,
+                          "memory", (json_int_t)k->memory, "overhead", (json_int_t)k->overhead,
+                          "tp_reserve", (json_int_t)k->tp_reserve, "memory_group", k->memory_group,
+                          "budgeted", k->budgeted, "estimate", k->estimate, "slow_prefill",
+                          k->slow_prefill, "slow_decode", k->slow_decode);
 
     for (uint32_t i = 0; i < k->count; i++) {
         const struct ek_cost_device *d = &k->devices[i];
@@ -48,12 +49,15 @@ static json_t *curve_json(const struct ek_cost_curve *c)
 {
     json_t *list;
 
-    if (c->n == 1 && c->points[0].x == 0)
-        return json_real(c->points[0].s);
+    if (c->constant)
+        return json_real(c->rows[0].time.median_s);
     list = json_array();
-    for (size_t i = 0; i < c->n; i++)
-        json_array_append_new(list, json_pack("[f f f]", c->points[i].x, c->points[i].context,
-                                              c->points[i].s));
+    for (size_t i = 0; i < c->n; i++) {
+        const struct ek_store_key *k = &c->rows[i].key;
+        uint32_t x = k->phase == EK_PHASE_DECODE ? k->batch : k->batch * k->tokens;
+        json_array_append_new(list, json_pack("[I I f]", (json_int_t)x, (json_int_t)k->context,
+                                              c->rows[i].time.median_s));
+    }
     return list;
 }
 
@@ -74,8 +78,9 @@ static json_t *memory_json(const struct ek_costs *c, const struct ek_cost_memory
                             (json_int_t)m->points[i].tokens, (json_int_t)m->points[i].context,
                             (json_int_t)m->points[i].activations,
                             (json_int_t)m->points[i].workspace, (json_int_t)m->points[i].comm));
-    return json_pack("{s:s s:s s:I s:o}", "class", c->classes[m->cls].name, "signature",
-                     c->signatures[m->sig], "tp", (json_int_t)m->tp, "points", list);
+    return json_pack("{s:s s:s s:I s:I s:I s:o}", "class", c->classes[m->cls].name, "signature",
+                     c->signatures[m->sig], "tp", (json_int_t)m->tp, "weights",
+                     (json_int_t)m->weights, "kv_block", (json_int_t)m->kv_block, "points", list);
 }
 
 static json_t *stage_json(const struct ek_costs *c, const struct ek_cost_stage *s)
@@ -112,10 +117,10 @@ static json_t *workload_json(const struct ek_workload *w)
 
 json_t *ek_costs_json(const struct ek_costs *c)
 {
-    json_t *root =
-        json_pack("{s:s s:i s:s s:s s:b s:{s:s s:s s:s}}", "format", "evenkeel-costs", "version", 1,
-                  "name", c->name, "source", c->source, "estimate", c->estimate, "model", "name",
-                  c->model_name, "hash", c->model_hash, "architecture", c->architecture);
+    json_t *root = json_pack("{s:s s:i s:s s:s s:b s:I s:{s:s s:s s:s}}", "format",
+                             "evenkeel-costs", "version", 1, "name", c->name, "source", c->source,
+                             "estimate", c->estimate, "page", (json_int_t)c->page, "model", "name",
+                             c->model_name, "hash", c->model_hash, "architecture", c->architecture);
 
     if (root == NULL)
         return NULL;

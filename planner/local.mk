@@ -1,5 +1,12 @@
 if HAVE_PLANNER
 noinst_LIBRARIES += libplanner.a
-libplanner_a_SOURCES = planner/planner.h planner/costs.c planner/costs_read.c planner/costs_write.c planner/problem.h planner/groups.c planner/bound.h planner/levels.h planner/levels.c \
-	planner/problem.c planner/memory.c planner/dp.c planner/bound.c planner/ilp.c planner/solve.c
+libplanner_a_SOURCES = planner/planner.h planner/problem.h planner/bound.h planner/levels.h \
+	planner/costs.c planner/costs_read.c planner/costs_write.c planner/groups.c planner/problem.c \
+	planner/memory.c planner/bound.c planner/dp.c planner/ilp.c planner/levels.c planner/solve.c \
+	planner/place.c planner/plan_json.c planner/plan_print.c
+
+bin_PROGRAMS += evenkeel-plan
+evenkeel_plan_SOURCES = planner/main.c planner/commands.h planner/cmd_plan.c
+evenkeel_plan_LDADD = libplanner.a libstore.a libmodel.a libbase.a $(PLANNER_LIBS)
+PLANNER_LIBS = -lglpk $(SQLITE_LIBS) $(ONIG_LIBS) $(UTF8PROC_LIBS) $(JANSSON_LIBS) -lm
 endif

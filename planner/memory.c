@@ -8,22 +8,22 @@
 #include <math.h>
 
 /* ---- Bytes of one module's steps ----------------------------------------------------------------
- * Measured points are interpolated linearly in the tokens of a step between the nearest points that
- * are large enough in the other two, and rounded up: never under for what grows in a straight line
- * or faster. Beyond the points they grow in proportion. */
+ * docs/measurement.md: the smallest point that is large enough, activations linear in the tokens
+ * between two such points; never under. Beyond the points they grow in proportion. */
 static uint64_t lerp_up(uint64_t a, uint64_t b, double f)
 {
     return (uint64_t)ceil((double)a + ((double)b - (double)a) * f);
 }
 
+/* Activations are affine in the tokens of a step; workspace grows in steps. */
 static struct ek_cost_space blend(const struct ek_cost_space *a, const struct ek_cost_space *b,
                                   double f)
 {
-    struct ek_cost_space s = {.batch = b->batch, .tokens = b->tokens, .context = b->context};
+    struct ek_cost_space s = *b;
 
     s.activations = lerp_up(a->activations, b->activations, f);
-    s.workspace = lerp_up(a->workspace, b->workspace, f);
-    s.comm = lerp_up(a->comm, b->comm, f);
+    if (s.activations > b->activations)
+        s.activations = b->activations;
     return s;
 }
 
@@ -104,9 +104,12 @@ void ek_use_add(const struct ek_problem *p, uint32_t kind, uint32_t module, bool
     const struct ek_cost_module *m = &p->costs->modules[module];
     const struct ek_modcost *c = ek_modcost_of(p, p->groups[k->group].cls, k->tp, module);
 
+    uint32_t page = p->costs->page, blocks = (p->workload.context + page - 1) / page;
+    uint64_t kv = c->kv_block ? c->kv_block : m->kv * page;
+
     if (!tied_here)
-        u->weights += share(m->weights, k->tp);
-    u->kv += share(product(m->kv, p->workload.batch, p->workload.context), k->tp);
+        u->weights += c->weights ? c->weights : share(m->weights, k->tp);
+    u->kv += share(product(kv, p->workload.batch, blocks), c->kv_block ? 1 : k->tp);
     if (u->kv > (uint64_t)1 << 60)
         u->kv = (uint64_t)1 << 60;
     if (c->space.activations > u->activations)
@@ -184,14 +187,12 @@ static double prompt_seconds(const struct ek_cost_curve *c, const struct ek_work
     for (uint32_t i = 0; i < shown; i++) {
         uint32_t j = n <= MAX_CHUNKS ? i : (uint32_t)((uint64_t)i * n / shown);
         uint32_t end = (j + 1) * (uint64_t)chunk < prompt ? (j + 1) * chunk : prompt;
-        s += ek_curve_at(c, end - j * chunk, end, outside);
+        struct ek_point at = {EK_PHASE_PREFILL, 1, end - j * chunk, end};
+        bool out = false;
+        s += ek_interpolate(c->rows, c->n, &at, &out);
+        *outside = *outside || out;
     }
     return shown ? s * n / shown : 0;
-}
-
-static bool constant(const struct ek_cost_curve *c)
-{
-    return c->points[0].x == 0;
 }
 
 double ek_prefill_seconds(const struct ek_problem *p, const struct ek_cost_curve *c, bool side,
@@ -199,29 +200,34 @@ double ek_prefill_seconds(const struct ek_problem *p, const struct ek_cost_curve
 {
     const struct ek_workload *w = &p->workload;
     double sequences = (double)w->batch / p->micro_batches;
+    bool out = false;
 
-    if (side) {
-        if (w->images == 0)
-            return 0;
-        if (constant(c))
-            return c->points[0].s / p->micro_batches;
-        return sequences * w->images * ek_curve_at(c, w->image_tokens, 0, outside);
-    }
-    if (ek_workload_prompt(w) == 0)
+    if (side ? w->images == 0 : ek_workload_prompt(w) == 0)
         return 0;
-    if (constant(c)) /* of the whole batch, whatever its shape */
-        return c->points[0].s / p->micro_batches;
+    if (c->constant) /* of the whole batch, whatever its shape */
+        return c->rows[0].time.median_s / p->micro_batches;
+    if (side) {
+        struct ek_point at = {EK_PHASE_PREFILL, 1, w->image_tokens, w->image_tokens};
+        double s = ek_interpolate(c->rows, c->n, &at, &out);
+        *outside = *outside || out;
+        return sequences * w->images * s;
+    }
     return sequences * prompt_seconds(c, w, outside);
 }
 
 double ek_decode_seconds(const struct ek_problem *p, const struct ek_cost_curve *c, bool *outside)
 {
     const struct ek_workload *w = &p->workload;
-    double context = ek_workload_prompt(w) + (w->generate + 1) / 2.0;
+    uint32_t context = ek_workload_prompt(w) + (w->generate + 1) / 2;
+    struct ek_point at = {EK_PHASE_DECODE, p->group_size, 1, context};
+    bool out = false;
+    double s;
 
     if (w->generate == 0)
         return 0;
-    return ek_curve_at(c, p->group_size, context, outside);
+    s = c->constant ? c->rows[0].time.median_s : ek_interpolate(c->rows, c->n, &at, &out);
+    *outside = *outside || out;
+    return s;
 }
 
 static int compare_stage(const struct ek_cost_stage *s, uint32_t cls, uint32_t tp, uint32_t first,
@@ -267,6 +273,20 @@ static bool add_module(const struct ek_problem *p, uint32_t cls, uint32_t tp, ui
     return true;
 }
 
+/* Stages at work at the same time slow each other where they share a memory bus. */
+static void slow_down(const struct ek_problem *p, uint32_t cls, int32_t first, int32_t last,
+                      double *prefill, double *decode)
+{
+    const struct ek_cost_class *k = &p->costs->classes[cls];
+
+    if (first == 0 && last == (int32_t)p->n_items - 1) /* alone */
+        return;
+    if (p->chunks > 1)
+        *prefill *= k->slow_prefill;
+    if (p->micro_batches > 1)
+        *decode *= k->slow_decode;
+}
+
 bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
                       uint32_t sides, double *prefill, double *decode, bool *outside)
 {
@@ -290,5 +310,6 @@ bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, 
         for (uint32_t j = 0; (sides >> s & 1) && j < p->sides[s].n; j++)
             if (!add_module(p, cls, k->tp, p->sides[s].modules[j], prefill, decode, outside))
                 return false;
+    slow_down(p, cls, first, last, prefill, decode);
     return true;
 }

@@ -24,12 +24,10 @@
 
 /* ---- Costs: everything the planner needs (docs/costs.md) ----------------------------------------
  */
-struct ek_cost_point { /* a measured time: x is new tokens (prefill) or sequences (decode) */
-    double x, context, s;
-};
-struct ek_cost_curve { /* ordered by x, then context */
-    struct ek_cost_point *points;
+struct ek_cost_curve { /* times of one phase, interpolated by the store's ek_interpolate */
+    struct ek_store_time_row *rows; /* key: phase, batch, tokens, context; time: median_s */
     size_t n;
+    bool constant; /* one row: the time of the workload whatever its shape */
 };
 struct ek_cost_times { /* of one signature on one class at one tensor-parallel degree */
     uint32_t cls, sig, tp;
@@ -41,6 +39,8 @@ struct ek_cost_space { /* bytes of one signature for steps of at most tokens and
 };
 struct ek_cost_memory {
     uint32_t cls, sig, tp;
+    uint64_t weights;  /* as the device holds them; 0: the module's own figure */
+    uint64_t kv_block; /* bytes a sequence takes per page of cache; 0: the module's own figure */
     struct ek_cost_space *points;
     size_t n;
 };
@@ -68,8 +68,9 @@ struct ek_cost_class { /* identical devices */
     uint64_t memory;       /* what a process may take on one of them */
     uint64_t overhead;     /* context and libraries */
     uint64_t tp_reserve;   /* communication buffers of a device in a tensor-parallel group */
-    bool budgeted;         /* memory was declared for this device, not merely found */
-    bool estimate;         /* costs from a description, not measured */
+    double slow_prefill, slow_decode; /* times are so much longer while other devices work */
+    bool budgeted;                    /* memory was declared for this device, not merely found */
+    bool estimate;                    /* costs from a description, not measured */
     struct ek_cost_device *devices;
     uint32_t count;
 };
@@ -99,6 +100,7 @@ struct ek_costs {
     char model_name[128], model_hash[33], architecture[64];
     char profile_identity[33];
     bool estimate;
+    uint32_t page;               /* tokens a block of the cache */
     struct ek_workload workload; /* defaults of the file */
     struct ek_cost_class *classes;
     size_t n_classes;
@@ -127,10 +129,6 @@ const struct ek_cost_times *ek_costs_times(const struct ek_costs *c, uint32_t cl
 const struct ek_cost_link *ek_costs_link(const struct ek_costs *c, uint32_t from, uint32_t to);
 /* Cross-checks: names unique, times for every module on some class, links known. */
 enum ek_status ek_costs_check(const struct ek_costs *c);
-/* Piecewise-linear in x and in the context, linear beyond the points; *outside is set when the
- * query lies outside of them by more than a tenth. */
-double ek_curve_at(const struct ek_cost_curve *c, double x, double context, bool *outside);
-
 /* ---- Request: what a user asks for
  * --------------------------------------------------------------- */
 enum ek_objective {
@@ -337,5 +335,33 @@ enum ek_status ek_solve(const struct ek_costs *c, const struct ek_request *r,
                         struct ek_solution **out);
 void ek_solution_free(struct ek_solution *s);
 struct ek_score ek_score_of(const struct ek_problem *p, const uint32_t *columns, uint32_t n);
+
+/* ---- Plan: stages on named devices (docs/formats.md: plan.json)
+ * ------------------------------------------------ */
+struct ek_placed_stage {
+    uint32_t column;                  /* index into ek_problem.columns */
+    uint32_t devices[EK_PLAN_MAX_TP]; /* indices into ek_problem.devices */
+    uint32_t n_devices;
+    int32_t first, last; /* chain positions; first > last: side modules alone */
+    uint32_t sides;
+    double prefill_s, decode_s,
+        handoff_s; /* all prompts of the batch; one step of a group; its hop */
+};
+struct ek_placement { /* execution order: side modules' stages first */
+    struct ek_placed_stage stages[2 * EK_PLAN_MAX_DEVICES];
+    size_t n_stages;
+    struct ek_memory_use memory[EK_PLAN_MAX_DEVICES]; /* by device */
+    bool used[EK_PLAN_MAX_DEVICES];
+    double prefill_s, decode_s, tokens_per_s;
+};
+void ek_place(const struct ek_problem *p, const uint32_t *columns, uint32_t n,
+              struct ek_placement *out);
+const char *ek_pdevice_name(const struct ek_problem *p, uint32_t d);
+/* The plan file's value; NULL when there is no memory. */
+json_t *ek_plan_json(const struct ek_costs *c, const struct ek_request *r,
+                     const struct ek_solution *s);
+/* For people. */
+void ek_plan_print(const struct ek_costs *c, const struct ek_solution *s,
+                   const struct ek_request *r, FILE *out);
 
 #endif

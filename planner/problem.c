@@ -72,7 +72,7 @@ static enum ek_status fill_workload(struct ek_problem *p, const struct ek_reques
 
 /* ---- Costs of modules ---------------------------------------------------------------------------
  */
-static void price_memory(struct ek_problem *p, uint32_t sigs)
+static void price_memory(struct ek_problem *p, uint32_t n)
 {
     const struct ek_workload *w = &p->workload;
     uint32_t tokens = w->prefill_chunk > p->group_size ? w->prefill_chunk : p->group_size;
@@ -80,11 +80,14 @@ static void price_memory(struct ek_problem *p, uint32_t sigs)
     for (size_t i = 0; i < p->costs->n_memory; i++) {
         const struct ek_cost_memory *m = &p->costs->memory[i];
         struct ek_cost_space s = ek_space_at(m, tokens, w->batch, w->context);
-        if (m->sig == 0)
-            slot(p, m->cls, m->tp, sigs)->space = s;
-        for (uint32_t k = 0; k < sigs; k++)
-            if (p->costs->modules[k].sig == m->sig)
-                slot(p, m->cls, m->tp, k)->space = s;
+        for (uint32_t k = 0; k <= n; k++) {
+            struct ek_modcost *c = slot(p, m->cls, m->tp, k);
+            if (k < n ? p->costs->modules[k].sig != m->sig : m->sig != 0)
+                continue;
+            c->space = s;
+            c->weights = m->weights;
+            c->kv_block = m->kv_block;
+        }
     }
 }
 

@@ -13,6 +13,7 @@ struct ek_modcost {
     bool known, outside;
     double prefill, decode; /* of one group: all its prompts, one step */
     struct ek_cost_space space;
+    uint64_t weights, kv_block; /* measured on the class; 0: the module's own figures */
 };
 /* A module's, and (index n_modules) the stage's own overhead. */
 const struct ek_modcost *ek_modcost_of(const struct ek_problem *p, uint32_t cls, uint32_t tp,

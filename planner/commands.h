@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * Private to the program evenkeel-plan: its subcommands and their options.
+ */
+#ifndef EK_PLANNER_COMMANDS_H
+#define EK_PLANNER_COMMANDS_H
+
+#include "planner/planner.h"
+
+struct ek_command {
+    const char *name, *summary;
+    /* argv[0] is the subcommand's name. *code: the exit code when the status is EK_OK. */
+    enum ek_status (*run)(int argc, char **argv, int *code);
+};
+extern const struct ek_command ek_command_plan;
+
+extern volatile bool ek_stopped; /* set by SIGINT */
+
+#endif

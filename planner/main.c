@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * evenkeel-plan: decides which device holds which layer, and proves it. `evenkeel` runs it for its
+ * subcommands plan, export and report.
+ */
+#include "planner/commands.h"
+
+#include <config.h>
+
+#include <signal.h>
+#include <string.h>
+
+static const struct ek_command *const commands[] = {
+    &ek_command_plan,
+};
+
+volatile bool ek_stopped;
+
+static void on_interrupt(int sig)
+{
+    (void)sig;
+    ek_stopped = true;
+    signal(SIGINT, SIG_DFL); /* the second one is meant */
+}
+
+static void usage(FILE *out)
+{
+    fputs("usage: evenkeel-plan COMMAND [ARGUMENT]...\n\n", out);
+    for (size_t i = 0; i < EK_ARRAY_LEN(commands); i++)
+        fprintf(out, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
+    fputs("\nevenkeel-plan COMMAND --help says more.\n", out);
+}
+
+int main(int argc, char **argv)
+{
+    enum ek_status st;
+    int code = 0;
+
+    if (argc < 2) {
+        usage(stderr);
+        return ek_exit_code(EK_EUSAGE);
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
+        usage(stdout);
+        return 0;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        printf("evenkeel-plan %s\n", PACKAGE_VERSION);
+        return 0;
+    }
+    for (size_t i = 0; i < EK_ARRAY_LEN(commands); i++) {
+        if (strcmp(commands[i]->name, argv[1]) != 0)
+            continue;
+        signal(SIGINT, on_interrupt);
+        st = commands[i]->run(argc - 1, argv + 1, &code);
+        if (st == EK_OK)
+            return code;
+        fprintf(stderr, "evenkeel: %s\n", ek_last_error());
+        return ek_exit_code(st);
+    }
+    fprintf(stderr, "evenkeel: there is no command \"%s\"\n", argv[1]);
+    usage(stderr);
+    return ek_exit_code(EK_EUSAGE);
+}
