@@ -18,8 +18,9 @@ static enum ek_status run_linear(struct ek_stage *s, const struct stage_linear *
     return EK_OK;
 }
 
-static enum ek_status run_norm_qkv(struct ek_stage *s, const struct stage_layer *l, uint32_t n,
-                                   const void *x, void *qkv)
+static enum ek_status run_norm_linear(struct ek_stage *s, const float *norm,
+                                      const struct stage_linear *l, uint32_t n, const void *x,
+                                      void *out)
 {
     const struct ek_ops *ops = s->dev->ops;
     uint32_t hidden = s->m->config.hidden;
@@ -27,10 +28,10 @@ static enum ek_status run_norm_qkv(struct ek_stage *s, const struct stage_layer 
     void *xn = stage_at(s, s->at.xn);
 
     if (ops->norm_linear != NULL)
-        return ops->norm_linear(s->dev, x, l->norm, eps, n, l->qkv.mats, l->qkv.n,
-                                l->qkv.has_bias ? l->qkv.biases : NULL, qkv, l->qkv.rows);
-    EK_TRY(ops->rms_norm(s->dev, x, hidden, l->norm, eps, n, hidden, xn, hidden));
-    return run_linear(s, &l->qkv, xn, hidden, n, qkv, l->qkv.rows, 0);
+        return ops->norm_linear(s->dev, x, norm, eps, n, l->mats, l->n,
+                                l->has_bias ? l->biases : NULL, out, l->rows);
+    EK_TRY(ops->rms_norm(s->dev, x, hidden, norm, eps, n, hidden, xn, hidden));
+    return run_linear(s, l, xn, hidden, n, out, l->rows, 0);
 }
 
 static enum ek_status run_attention(struct ek_stage *s, const struct stage_layer *l,
@@ -42,7 +43,7 @@ static enum ek_status run_attention(struct ek_stage *s, const struct stage_layer
     char *qkv = stage_at(s, s->at.scratch);
     void *out = qkv + ek_round_up(s->opt.max_tokens * ld * stage_act_bytes(s), STAGE_ALIGN);
 
-    EK_TRY(run_norm_qkv(s, l, batch->n_tokens, x, qkv));
+    EK_TRY(run_norm_linear(s, l->norm, &l->qkv, batch->n_tokens, x, qkv));
     EK_TRY(ops->rope_append(s->dev, qkv, ld, &s->rope, batch, c->n_heads, &l->kv));
     EK_TRY(ops->attention(s->dev, qkv, ld, batch, &l->kv, c->n_heads, s->softmax_scale, out, ldo));
     return run_linear(s, &l->o, out, ldo, batch->n_tokens, x, c->hidden, EK_LINEAR_ADD);
@@ -53,17 +54,15 @@ static enum ek_status run_feed_forward(struct ek_stage *s, const struct stage_la
 {
     const struct ek_ops *ops = s->dev->ops;
     const struct ek_config *c = &s->m->config;
-    float eps = (float)c->norm_eps;
     size_t inner = c->intermediate;
-    void *xn = stage_at(s, s->at.xn);
     char *both = stage_at(s, s->at.scratch);
     void *h = both + ek_round_up(s->opt.max_tokens * 2 * inner * stage_act_bytes(s), STAGE_ALIGN);
 
-    if (ops->norm_gate_up != NULL) {
-        EK_TRY(ops->norm_gate_up(s->dev, x, l->norm2, eps, n, l->gate_up.mats, h, inner));
+    if (ops->norm_gate_up != NULL && !l->gate_up.has_bias) {
+        EK_TRY(ops->norm_gate_up(s->dev, x, l->norm2, (float)c->norm_eps, n, l->gate_up.mats, h,
+                                 inner));
     } else {
-        EK_TRY(ops->rms_norm(s->dev, x, c->hidden, l->norm2, eps, n, c->hidden, xn, c->hidden));
-        EK_TRY(run_linear(s, &l->gate_up, xn, c->hidden, n, both, 2 * inner, 0));
+        EK_TRY(run_norm_linear(s, l->norm2, &l->gate_up, n, x, both));
         EK_TRY(ops->swiglu(s->dev, both, 2 * inner, n, c->intermediate, h, inner));
     }
     return run_linear(s, &l->down, h, inner, n, x, c->hidden, EK_LINEAR_ADD);

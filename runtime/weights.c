@@ -116,7 +116,7 @@ static enum ek_status add_biases(struct walk *w, const struct ek_module *mod,
     *has = false;
     for (uint32_t i = 0; i < n; i++) {
         rows += parts[i].rows;
-        *has |= parts[i].bias != EK_N_ROLES && ek_module_tensor(mod, parts[i].bias, -1) != NULL;
+        *has |= ek_module_tensor(mod, parts[i].bias, -1) != NULL;
     }
     *out = NULL;
     if (!*has)
@@ -124,7 +124,7 @@ static enum ek_status add_biases(struct walk *w, const struct ek_module *mod,
     *out = vec = take_vector(w, rows);
     for (uint32_t i = 0, at = 0; i < n; at += parts[i++].rows) {
         const struct ek_tensor *t;
-        if (parts[i].bias == EK_N_ROLES || ek_module_tensor(mod, parts[i].bias, -1) == NULL)
+        if (ek_module_tensor(mod, parts[i].bias, -1) == NULL)
             continue;
         EK_TRY(need(mod, parts[i].bias, parts[i].rows, 0, &t));
         EK_TRY(add_load(w, t, NULL, 0, vec ? vec + at : NULL));
@@ -180,16 +180,17 @@ static enum ek_status add_layer(struct walk *w, const struct ek_module *mod, str
                                {EK_ROLE_K, EK_ROLE_K_BIAS, kv},
                                {EK_ROLE_V, EK_ROLE_V_BIAS, kv}};
     const struct part o = {EK_ROLE_O, EK_ROLE_O_BIAS, c->hidden};
-    const struct part gate_up[] = {{EK_ROLE_GATE, EK_N_ROLES, ff}, {EK_ROLE_UP, EK_N_ROLES, ff}};
-    const struct part down = {EK_ROLE_DOWN, EK_N_ROLES, c->hidden};
+    const struct part gate_up[] = {{EK_ROLE_GATE, EK_ROLE_GATE_BIAS, ff},
+                                   {EK_ROLE_UP, EK_ROLE_UP_BIAS, ff}};
+    const struct part down = {EK_ROLE_DOWN, EK_ROLE_DOWN_BIAS, c->hidden};
 
     EK_TRY(add_vector(w, mod, EK_ROLE_NORM, c->hidden, &l->norm));
     EK_TRY(add_linear(w, mod, qkv, 3, c->hidden, true, &l->qkv));
     EK_TRY(add_linear(w, mod, &o, 1, q, true, &l->o));
     EK_TRY(add_vector(w, mod, EK_ROLE_NORM2, c->hidden, &l->norm2));
-    /* the fused operation takes gate and up apart */
-    EK_TRY(add_linear(w, mod, gate_up, 2, c->hidden, w->s->dev->ops->norm_gate_up == NULL,
-                      &l->gate_up));
+    /* the fused operation takes gate and up apart, and no biases */
+    EK_TRY(add_linear(w, mod, gate_up, 2, c->hidden,
+                      w->s->dev->ops->norm_gate_up == NULL || c->mlp_bias, &l->gate_up));
     return add_linear(w, mod, &down, 1, ff, true, &l->down);
 }
 

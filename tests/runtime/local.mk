@@ -1,0 +1,9 @@
+RUNTIME_TEST_LIBS = libruntime.a libkernels.a libmodel.a libbase.a $(BLAS_LIBS) $(JANSSON_LIBS) \
+	$(ONIG_LIBS) $(UTF8PROC_LIBS) $(CUDA_LIBS) $(TEST_LIBS)
+
+check_PROGRAMS += tests/runtime/check_engine
+TESTS += tests/runtime/check_engine
+tests_runtime_check_engine_SOURCES = tests/runtime/check_engine.c tests/runtime/support.c \
+	tests/runtime/support.h
+tests_runtime_check_engine_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_runtime_check_engine_LDADD = $(RUNTIME_TEST_LIBS)
