@@ -204,14 +204,29 @@ static enum ek_status refuse_leftovers(const struct ek_model *m)
     return st;
 }
 
+/* Unused tensors may be absent: they are then left out. */
+static enum ek_status bind_module(struct ek_model *m, const struct ek_family *family,
+                                  struct ek_module *mod)
+{
+    struct found f;
+    size_t kept = 0;
+
+    for (size_t i = 0; i < mod->n_tensors; i++) {
+        struct ek_tensor t = mod->tensors[i];
+        if (t.role == EK_ROLE_UNUSED && !find_tensor(m, mod, &t, &f))
+            continue;
+        EK_TRY(bind_tensor(m, mod, &t));
+        if (m->files->gguf && family->gguf_permuted && mod->kind == EK_MODULE_LAYER)
+            t.unpermute_heads = permuted_heads(&m->config, t.role);
+        mod->tensors[kept++] = t;
+    }
+    mod->n_tensors = kept;
+    return EK_OK;
+}
+
 enum ek_status ek_tensors_bind(struct ek_model *m, const struct ek_family *family)
 {
     for (size_t i = 0; i < m->n_modules; i++)
-        for (size_t j = 0; j < m->modules[i].n_tensors; j++) {
-            struct ek_tensor *t = &m->modules[i].tensors[j];
-            EK_TRY(bind_tensor(m, &m->modules[i], t));
-            if (m->files->gguf && family->gguf_permuted && m->modules[i].kind == EK_MODULE_LAYER)
-                t->unpermute_heads = permuted_heads(&m->config, t->role);
-        }
+        EK_TRY(bind_module(m, family, &m->modules[i]));
     return refuse_leftovers(m);
 }

@@ -53,6 +53,20 @@ static enum ek_status open_shard(struct ek_model_files *f, const char *dir, cons
     return EK_OK;
 }
 
+/* A file that the index names; one that is not there is the index's fault. */
+static enum ek_status open_named(struct ek_model_files *f, const char *dir, const char *index,
+                                 const char *tensor, const char *name)
+{
+    char *path = ek_path_join(dir, name);
+    bool there = path && ek_file_exists(path);
+
+    free(path);
+    if (!there)
+        return ek_error(EK_EFORMAT, "%s: weight_map of '%.128s' names '%s', which is missing",
+                        index, tensor, name);
+    return open_shard(f, dir, name);
+}
+
 static enum ek_status reserve(struct ek_model_files *f, size_t n)
 {
     f->shards = ek_calloc(n, sizeof(*f->shards));
@@ -93,7 +107,7 @@ static enum ek_status open_index(struct ek_model_files *f, const char *dir, cons
             continue;
         if (f->n_shards == SHARDS_MAX)
             return ek_error(EK_EFORMAT, "%s: more than %d files", index, SHARDS_MAX);
-        EK_TRY(open_shard(f, dir, json_string_value(v)));
+        EK_TRY(open_named(f, dir, index, tensor, json_string_value(v)));
     }
     return check_map(f, index);
 }

@@ -10,3 +10,10 @@ tests_model_check_tokenizer_LDADD = libmodel.a libbase.a $(JANSSON_LIBS) $(ONIG_
 	$(UTF8PROC_LIBS) $(TEST_LIBS)
 EXTRA_DIST += tests/fixtures/tokenizers tests/reference/make_tokenizers.py \
 	tests/reference/compare_tokenizers.py
+EXTRA_DIST += tests/fixtures/configs
+MODEL_TEST_LIBS = libmodel.a libbase.a $(JANSSON_LIBS) $(ONIG_LIBS) $(UTF8PROC_LIBS) $(TEST_LIBS)
+check_PROGRAMS += tests/model/check_files
+TESTS += tests/model/check_files
+tests_model_check_files_SOURCES = tests/model/check_files.c tests/model/files.c tests/model/files.h
+tests_model_check_files_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_model_check_files_LDADD = $(MODEL_TEST_LIBS)
