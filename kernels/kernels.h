@@ -185,6 +185,9 @@ struct ek_ops {
     uint64_t (*alloc_bytes)(const struct ek_device *dev, size_t bytes);
     uint64_t (*mat_bytes)(const struct ek_device *dev, enum ek_dtype dtype, uint32_t rows,
                           uint32_t cols);
+    /* Takes bytes for later allocations under tag at once, so that nothing is lost to the driver's
+     * granules. NULL: no use. */
+    enum ek_status (*reserve)(struct ek_device *dev, enum ek_tag tag, uint64_t bytes);
 
     /* ---- operations */
     /* out[i] = row ids[i] of table */
@@ -236,6 +239,14 @@ struct ek_ops {
     enum ek_status (*norm_gate_up)(struct ek_device *dev, const void *x, const float *norm_weight,
                                    float eps, uint32_t n, const struct ek_mat mats[2], void *out,
                                    size_t ldo);
+    /* rms_norm, the products of q, k and v (mats, biases: NULL or one a matrix), rotation, and k and
+     * v into the cache: rope_append of norm_linear. out gets the rotated q; its columns of k and v
+     * may be left as they were. */
+    enum ek_status (*norm_qkv_rope)(struct ek_device *dev, const void *x, const float *norm_weight,
+                                    float eps, const struct ek_batch *batch,
+                                    const struct ek_mat mats[3], const float *const biases[3],
+                                    const struct ek_rope *rope, const struct ek_kv *kv, void *out,
+                                    size_t ldo);
 
     /* ---- ceilings, measured by the profiler with the backend's own best kernels */
     /* reads every byte of p once (the sum keeps it honest) */

@@ -19,3 +19,20 @@ kernels/cpu/hash.h: $(CPU_KERNEL_SOURCES)
 	  echo "#define CPU_KERNELS_HASH \"$$sum\"" > $@.tmp && mv $@.tmp $@
 kernels/cpu/device.$(OBJEXT): kernels/cpu/hash.h
 CLEANFILES += kernels/cpu/hash.h
+
+if HAVE_CUDA
+CUDA_KERNEL_SOURCES = kernels/cuda/cuda.h kernels/cuda/launch.h kernels/cuda/device.c \
+	kernels/cuda/gemm.c kernels/cuda/matrix.c kernels/cuda/memory.c kernels/cuda/nvml.c \
+	kernels/cuda/ops.c kernels/cuda/queue.c kernels/cuda/attention.cuh \
+	kernels/cuda/attention_any.cu kernels/cuda/attention_decode.cu \
+	kernels/cuda/attention_prefill.cu kernels/cuda/common.cuh kernels/cuda/dequantize.cu \
+	kernels/cuda/few.cu kernels/cuda/one.cuh kernels/cuda/one_plain.cu kernels/cuda/one_q32.cu \
+	kernels/cuda/one_qk.cu kernels/cuda/rope.cu kernels/cuda/rows.cu kernels/cuda/weights.cuh
+libkernels_a_SOURCES += $(CUDA_KERNEL_SOURCES)
+kernels/cuda/hash.h: $(CUDA_KERNEL_SOURCES)
+	@$(MKDIR_P) kernels/cuda
+	$(AM_V_GEN)sum=`cd $(top_srcdir) && cat $(CUDA_KERNEL_SOURCES) | md5sum | cut -c1-32` && \
+	  echo "#define CUDA_KERNELS_HASH \"$$sum\"" > $@.tmp && mv $@.tmp $@
+kernels/cuda/device.$(OBJEXT): kernels/cuda/hash.h
+CLEANFILES += kernels/cuda/hash.h
+endif

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared by the attention kernels: where a context's token lies in the paged cache.
+#ifndef EK_CUDA_ATTENTION_CUH
+#define EK_CUDA_ATTENTION_CUH
+
+#include "kernels/cuda/common.cuh"
+
+#define LOG2E 1.44269504f
+
+__device__ __forceinline__ size_t slot_of(const struct ek_cu_attention &a, uint32_t seq,
+                                          uint32_t token)
+{
+    uint32_t page = a.kv.page;
+
+    return (size_t)a.batch.block_table[(size_t)seq * a.batch.max_blocks + token / page] * page +
+           token % page;
+}
+
+#endif

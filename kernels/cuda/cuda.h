@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The CUDA backend's own header: the device, and what its C files offer to each other.
+ * Threads: one issues to a device at a time; several devices may stand for one GPU, each with its
+ * own stream, budget and tags.
+ */
+#ifndef EK_CUDA_CUDA_H
+#define EK_CUDA_CUDA_H
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/launch.h"
+
+#define EK_CU_ALIGN     256         /* of every allocation, so that wide loads are aligned */
+#define EK_CU_TAKEN     (64 * 1024) /* uploads up to this size are taken at once ... */
+#define EK_CU_N_STAGING 32          /* ... into a ring of so many pinned buffers */
+#define EK_CU_N_PLANS   256         /* products whose algorithm is remembered */
+#define EK_CU_GEMM_WORK (32u << 20) /* bytes of cuBLASLt's workspace */
+#define EK_CU_FEW       16          /* tokens up to which a product is our own */
+#define EK_CU_MAX_PARTS 64          /* of a sequence's context in decode attention */
+
+extern const struct ek_ops ek_ops_cuda;
+
+struct ek_cu_slab; /* memory.c: device memory that allocations are cut from */
+
+struct ek_cu_memory {
+    struct ek_cu_slab *slabs;
+    struct ek_usage usage[EK_N_TAGS];
+    uint64_t total, budget;
+};
+
+enum ek_cu_scratch {                     /* device memory that grows to the largest shape seen */
+                     EK_CU_NORMED,       /* normalised rows before a product */
+                     EK_CU_GATE_UP_ROWS, /* gate and up before they are joined */
+                     EK_CU_WEIGHTS,      /* a dequantised tile of a matrix */
+                     EK_CU_BIAS,
+                     EK_CU_PARTIAL, /* decode attention's parts */
+                     EK_CU_ARRIVED,
+                     EK_CU_SINK,
+                     EK_CU_LT, /* cuBLASLt's */
+                     EK_CU_N_SCRATCH
+};
+
+struct ek_cu_key { /* everything that chooses an algorithm */
+    enum ek_dtype in, out;
+    uint32_t rows, cols, n, align;
+    size_t ldx, ldo;
+    bool add, bias;
+};
+struct ek_cu_plan {
+    struct ek_cu_key key;
+    bool used;
+    cublasLtMatmulAlgo_t algo;
+    size_t work;
+};
+
+struct ek_cuda {
+    struct ek_device base;
+    int gpu;
+    struct ek_cu_queue queue;
+    struct ek_cu_memory memory;
+    struct {
+        void *p;
+        size_t bytes;
+    } scratch[EK_CU_N_SCRATCH];
+    struct {
+        void *host; /* EK_CU_N_STAGING * EK_CU_TAKEN, pinned */
+        cudaEvent_t passed[EK_CU_N_STAGING];
+        uint32_t next;
+    } staging;
+    cublasLtHandle_t lt;
+    bool captured;            /* a graph was: scratch memory keeps its address */
+    struct ek_cu_plan *plans; /* [EK_CU_N_PLANS], open addressing */
+};
+
+static inline struct ek_cuda *ek_cuda(struct ek_device *dev)
+{
+    return (struct ek_cuda *)dev;
+}
+/* Makes the device's GPU current in this thread. */
+void ek_cuda_use(const struct ek_cuda *d);
+/* The status of a failed call, its message recorded: out of memory is told apart and cleared. */
+enum ek_status ek_cuda_failed(const struct ek_cuda *d, cudaError_t e, const char *what);
+/* Runs a CUDA call; on failure returns from the enclosing function. */
+#define EK_CU_TRY(d, call)                                                                         \
+    do {                                                                                           \
+        cudaError_t ek_cu_e_ = (call);                                                             \
+        if (ek_cu_e_ != cudaSuccess)                                                               \
+            return ek_cuda_failed((d), ek_cu_e_, #call);                                           \
+    } while (0)
+/* The same for launchers, named by the operation. */
+enum ek_status ek_cuda_issued(const struct ek_cuda *d, cudaError_t e, const char *op);
+
+/* info.c: what a GPU is, without a context on it where NVML can be loaded */
+enum ek_status ek_cuda_info(int gpu, struct ek_device_info *out);
+enum ek_status ek_cuda_list(struct ek_device_info **infos, size_t *n);
+/* nvml.c: false where NVML is not there. */
+struct ek_nvml_facts {
+    char driver[40];
+    uint64_t total, free;
+};
+bool ek_nvml_facts(const char *pci, struct ek_nvml_facts *out);
+
+/* memory.c */
+enum ek_status ek_cuda_alloc(struct ek_device *dev, enum ek_tag tag, size_t bytes, void **out);
+void ek_cuda_release(struct ek_device *dev, void *p);
+enum ek_status ek_cuda_reserve(struct ek_device *dev, enum ek_tag tag, uint64_t bytes);
+uint64_t ek_cuda_alloc_bytes(const struct ek_device *dev, size_t bytes);
+void ek_cuda_usage(struct ek_device *dev, struct ek_usage by_tag[EK_N_TAGS]);
+void ek_cuda_reset_peaks(struct ek_device *dev);
+uint64_t ek_cuda_memory_free(struct ek_device *dev);
+void ek_cuda_memory_close(struct ek_cuda *d);
+/* *out: at least bytes, valid until the next larger request; zeroed when fresh. */
+enum ek_status ek_cuda_scratch(struct ek_cuda *d, enum ek_cu_scratch which, size_t bytes,
+                               void **out);
+enum ek_status ek_cuda_host_alloc(struct ek_device *dev, size_t bytes, void **out);
+void ek_cuda_host_free(struct ek_device *dev, void *p);
+
+/* queue.c: copies, events, graphs */
+enum ek_status ek_cuda_queue_open(struct ek_cuda *d);
+void ek_cuda_queue_close(struct ek_cuda *d);
+enum ek_status ek_cuda_upload(struct ek_device *dev, void *dst, const void *src, size_t n);
+enum ek_status ek_cuda_download(struct ek_device *dev, void *dst, const void *src, size_t n);
+enum ek_status ek_cuda_copy(struct ek_device *dev, void *dst, const void *src, size_t n);
+enum ek_status ek_cuda_copy_from(struct ek_device *dev, void *dst, struct ek_device *src_dev,
+                                 const void *src, size_t n);
+enum ek_status ek_cuda_zero(struct ek_device *dev, void *dst, size_t n);
+enum ek_status ek_cuda_event_new(struct ek_device *dev, struct ek_event **out);
+void ek_cuda_event_free(struct ek_event *e);
+enum ek_status ek_cuda_event_record(struct ek_device *dev, struct ek_event *e);
+enum ek_status ek_cuda_event_wait(struct ek_device *dev, struct ek_event *e);
+enum ek_status ek_cuda_event_sync(struct ek_event *e);
+double ek_cuda_event_seconds(struct ek_event *from, struct ek_event *to);
+enum ek_status ek_cuda_sync(struct ek_device *dev);
+enum ek_status ek_cuda_graph_begin(struct ek_device *dev);
+enum ek_status ek_cuda_graph_end(struct ek_device *dev, struct ek_graph **out);
+enum ek_status ek_cuda_graph_launch(struct ek_device *dev, struct ek_graph *g);
+void ek_cuda_graph_free(struct ek_graph *g);
+
+/* matrix.c: weights and products */
+enum ek_status ek_cuda_mat_new(struct ek_device *dev, enum ek_dtype dtype, uint32_t rows,
+                               uint32_t cols, struct ek_mat *out);
+enum ek_status ek_cuda_mat_ready(struct ek_device *dev, struct ek_mat *m);
+void ek_cuda_mat_free(struct ek_device *dev, struct ek_mat *m);
+uint64_t ek_cuda_mat_bytes(const struct ek_device *dev, enum ek_dtype dtype, uint32_t rows,
+                           uint32_t cols);
+enum ek_status ek_cuda_linear(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                              const struct ek_mat *w, const float *bias, void *out, size_t ldo,
+                              int flags);
+enum ek_status ek_cuda_norm_linear(struct ek_device *dev, const void *x, const float *norm_weight,
+                                   float eps, uint32_t n, const struct ek_mat *mats, size_t n_mats,
+                                   const float *const *biases, void *out, size_t ldo);
+enum ek_status ek_cuda_norm_gate_up(struct ek_device *dev, const void *x, const float *norm_weight,
+                                    float eps, uint32_t n, const struct ek_mat mats[2], void *out,
+                                    size_t ldo);
+enum ek_status ek_cuda_norm_qkv_rope(struct ek_device *dev, const void *x, const float *norm_weight,
+                                     float eps, const struct ek_batch *batch,
+                                     const struct ek_mat mats[3], const float *const biases[3],
+                                     const struct ek_rope *rope, const struct ek_kv *kv, void *out,
+                                     size_t ldo);
+/* gemm.c: large products by cuBLASLt. w: [rows][cols] of type in, x: [n][ldx] of type in. */
+struct ek_cu_gemm {
+    const void *w, *x;
+    enum ek_dtype in, out_type;
+    uint32_t rows, cols, n;
+    size_t ldx, ldo;
+    const void *bias; /* of out_type, or NULL */
+    void *out;
+    bool add;
+};
+enum ek_status ek_cuda_gemm_open(struct ek_cuda *d);
+void ek_cuda_gemm_close(struct ek_cuda *d);
+enum ek_status ek_cuda_gemm(struct ek_cuda *d, const struct ek_cu_gemm *g);
+
+/* ops.c: entries of the table, declared as kernels.h describes them */
+enum ek_status ek_cuda_embed(struct ek_device *dev, const struct ek_mat *table, const int32_t *ids,
+                             uint32_t n, void *out);
+enum ek_status ek_cuda_rms_norm(struct ek_device *dev, const void *x, size_t ldx,
+                                const float *weight, float eps, uint32_t n, uint32_t dim, void *out,
+                                size_t ldo);
+enum ek_status ek_cuda_layer_norm(struct ek_device *dev, const void *x, const float *weight,
+                                  const float *bias, float eps, uint32_t n, uint32_t dim,
+                                  void *out);
+enum ek_status ek_cuda_swiglu(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                              uint32_t dim, void *out, size_t ldo);
+enum ek_status ek_cuda_gather(struct ek_device *dev, const void *x, size_t ldx, const int32_t *rows,
+                              uint32_t n, uint32_t dim, void *out);
+enum ek_status ek_cuda_argmax(struct ek_device *dev, const float *logits, uint32_t n,
+                              uint32_t vocab, int32_t *ids);
+enum ek_status ek_cuda_convert(struct ek_device *dev, const void *x, enum ek_dtype from, void *out,
+                               enum ek_dtype to, size_t n);
+enum ek_status ek_cuda_rope_append(struct ek_device *dev, void *qkv, size_t ld,
+                                   const struct ek_rope *rope, const struct ek_batch *batch,
+                                   uint32_t heads, const struct ek_kv *kv);
+enum ek_status ek_cuda_attention(struct ek_device *dev, const void *q, size_t ldq,
+                                 const struct ek_batch *batch, const struct ek_kv *kv,
+                                 uint32_t heads, float scale, void *out, size_t ldo);
+
+#endif

@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * GPUs: what they are, opening and closing a device on one, and errors of the CUDA runtime.
+ */
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/hash.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_GPUS 64
+
+/* ---- errors ------------------------------------------------------------------------------------
+ */
+enum ek_status ek_cuda_failed(const struct ek_cuda *d, cudaError_t e, const char *what)
+{
+    size_t avail = 0, total = 0;
+    char a[EK_UNIT_LEN], t[EK_UNIT_LEN];
+
+    cudaGetLastError(); /* an out of memory is not sticky: cleared */
+    if (e != cudaErrorMemoryAllocation)
+        return ek_error(EK_EDEVICE, "%s: %s: %s (%s)", d->base.spec.name, what,
+                        cudaGetErrorString(e), cudaGetErrorName(e));
+    cudaMemGetInfo(&avail, &total);
+    return ek_error(EK_ENOMEM, "%s: %s: out of memory (%s of %s are free)", d->base.spec.name, what,
+                    ek_format_bytes(a, avail), ek_format_bytes(t, total));
+}
+
+enum ek_status ek_cuda_issued(const struct ek_cuda *d, cudaError_t e, const char *op)
+{
+    if (e == cudaSuccess)
+        return EK_OK;
+    if (e == cudaErrorNotSupported)
+        return ek_error(EK_EUNSUPPORTED, "%s: %s: no kernel for these types", d->base.spec.name,
+                        op);
+    return ek_cuda_failed(d, e, op);
+}
+
+void ek_cuda_use(const struct ek_cuda *d)
+{
+    static _Thread_local int current = -1;
+
+    if (current != d->gpu && cudaSetDevice(d->gpu) == cudaSuccess)
+        current = d->gpu;
+}
+
+/* ---- what is there -----------------------------------------------------------------------------
+ */
+static void format_uuid(const cudaUUID_t *u, char out[48])
+{
+    const unsigned char *b = (const unsigned char *)u->bytes;
+
+    snprintf(out, 48, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x",
+             b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13],
+             b[14], b[15]);
+}
+
+/* Driver and library versions: a measurement made with others is another measurement. */
+static void format_driver(const struct ek_nvml_facts *f, bool known, char *out, size_t n)
+{
+    char text[160];
+    int runtime = 0;
+
+    cudaRuntimeGetVersion(&runtime);
+    snprintf(text, sizeof(text), "%s CUDA %d.%d cuBLASLt %zu", known ? f->driver : "unknown",
+             runtime / 1000, runtime % 1000 / 10, cublasLtGetVersion());
+    snprintf(out, n, "%.63s", text);
+}
+
+enum ek_status ek_cuda_info(int gpu, struct ek_device_info *out)
+{
+    struct cudaDeviceProp p;
+    struct ek_nvml_facts f = {0};
+    struct ek_device_info info = {0};
+    cudaError_t e = cudaGetDeviceProperties(&p, gpu);
+    bool known;
+
+    if (e != cudaSuccess)
+        return ek_error(EK_EENV, "GPU %d: %s", gpu, cudaGetErrorString(e));
+    snprintf(info.model, sizeof(info.model), "%.95s", p.name);
+    format_uuid(&p.uuid, info.uuid);
+    snprintf(info.pci, sizeof(info.pci), "%08x:%02x:%02x.0", (unsigned)p.pciDomainID,
+             (unsigned)p.pciBusID, (unsigned)p.pciDeviceID);
+    known = ek_nvml_facts(info.pci, &f);
+    format_driver(&f, known, info.driver, sizeof(info.driver));
+    snprintf(info.kernels, sizeof(info.kernels), "%s", CUDA_KERNELS_HASH);
+    snprintf(info.memory_group, sizeof(info.memory_group), "%s", p.integrated ? "host" : info.uuid);
+    info.memory_total = p.totalGlobalMem;
+    info.memory_free = known ? f.free : p.totalGlobalMem;
+    info.compute_major = (uint32_t)p.major;
+    info.compute_minor = (uint32_t)p.minor;
+    info.n_units = (uint32_t)p.multiProcessorCount;
+    info.cache_bytes = (uint64_t)p.l2CacheSize;
+    *out = info;
+    return EK_OK;
+}
+
+/* No driver and no GPU are no error: there are no such devices. */
+static int gpu_count(void)
+{
+    int n = 0;
+
+    if (cudaGetDeviceCount(&n) != cudaSuccess) {
+        cudaGetLastError();
+        return 0;
+    }
+    return n < MAX_GPUS ? n : MAX_GPUS;
+}
+
+enum ek_status ek_cuda_list(struct ek_device_info **infos, size_t *n)
+{
+    int count = gpu_count();
+    struct ek_device_info *list = ek_calloc(count ? (size_t)count : 1, sizeof(*list));
+
+    if (list == NULL)
+        return EK_ENOMEM;
+    for (int i = 0; i < count; i++) {
+        enum ek_status st = ek_cuda_info(i, &list[i]);
+
+        if (st != EK_OK) {
+            free(list);
+            return st;
+        }
+    }
+    *infos = list;
+    *n = (size_t)count;
+    return EK_OK;
+}
+
+/* ---- opening -----------------------------------------------------------------------------------
+ */
+/* Copies between GPUs go over NVLink or PCIe directly where the machine allows it. */
+static enum ek_status enable_peers(struct ek_cuda *d)
+{
+    int n = gpu_count();
+
+    for (int peer = 0; peer < n; peer++) {
+        int can = 0;
+        cudaError_t e;
+
+        if (peer == d->gpu || cudaDeviceCanAccessPeer(&can, d->gpu, peer) != cudaSuccess || !can)
+            continue;
+        e = cudaDeviceEnablePeerAccess(peer, 0);
+        if (e == cudaErrorPeerAccessAlreadyEnabled)
+            cudaGetLastError();
+        else if (e != cudaSuccess)
+            return ek_cuda_failed(d, e, "cudaDeviceEnablePeerAccess");
+    }
+    return EK_OK;
+}
+
+static enum ek_status check_type(const struct ek_cuda *d, enum ek_dtype act)
+{
+    if (act != EK_F32 && act != EK_BF16 && act != EK_F16)
+        return ek_error(EK_EUNSUPPORTED, "%s: activations of type %s: only F32, BF16 and F16",
+                        d->base.spec.name, ek_dtype_name(act));
+    if (act == EK_BF16 && d->base.info.compute_major < 8)
+        return ek_error(EK_EUNSUPPORTED, "%s: %s has no BF16 (compute capability %u.%u)",
+                        d->base.spec.name, d->base.info.model, d->base.info.compute_major,
+                        d->base.info.compute_minor);
+    return EK_OK;
+}
+
+static uint64_t budget_of(const struct ek_device_spec *spec, const struct ek_device_info *info)
+{
+    if (spec->memory)
+        return spec->memory;
+    return (uint64_t)(spec->memory_fraction * (double)info->memory_total);
+}
+
+static void device_close(struct ek_device *dev)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+
+    if (d == NULL)
+        return;
+    ek_cuda_use(d);
+    ek_cuda_queue_close(d);
+    ek_cuda_gemm_close(d);
+    ek_cuda_memory_close(d);
+    free(d);
+}
+
+static enum ek_status device_open(const struct ek_device_spec *spec, enum ek_dtype act,
+                                  struct ek_device **out)
+{
+    struct ek_cuda *d;
+    enum ek_status st;
+
+    if ((int)spec->index >= gpu_count())
+        return ek_error(EK_EENV, "%s: there is no such GPU (%d found)", spec->name, gpu_count());
+    if ((d = ek_calloc(1, sizeof(*d))) == NULL)
+        return EK_ENOMEM;
+    d->base.ops = &ek_ops_cuda;
+    d->base.spec = *spec;
+    d->base.act = act;
+    d->gpu = (int)spec->index;
+    EK_GOTO(ek_cuda_info(d->gpu, &d->base.info), st, fail);
+    EK_GOTO(check_type(d, act), st, fail);
+    d->memory.budget = budget_of(spec, &d->base.info);
+    d->queue.n_sm = d->base.info.n_units;
+    d->queue.pdl = d->base.info.compute_major >= 9;
+    ek_cuda_use(d);
+    EK_GOTO(ek_cuda_queue_open(d), st, fail);
+    EK_GOTO(ek_cuda_gemm_open(d), st, fail);
+    EK_GOTO(enable_peers(d), st, fail);
+    *out = &d->base;
+    return EK_OK;
+
+fail:
+    device_close(&d->base);
+    return st;
+}
+
+static enum ek_status read_bytes(struct ek_device *dev, const void *p, size_t n)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    void *sink;
+
+    ek_cuda_use(d);
+    EK_TRY(ek_cuda_scratch(d, EK_CU_SINK, sizeof(uint32_t), &sink));
+    return ek_cuda_issued(d, ek_cu_read(&d->queue, p, n, sink), "read_bytes");
+}
+
+const struct ek_ops ek_ops_cuda = {
+    .name = "cuda",
+    .open = device_open,
+    .close = device_close,
+    .list = ek_cuda_list,
+    .alloc = ek_cuda_alloc,
+    .release = ek_cuda_release,
+    .usage = ek_cuda_usage,
+    .reset_peaks = ek_cuda_reset_peaks,
+    .memory_free = ek_cuda_memory_free,
+    .host_alloc = ek_cuda_host_alloc,
+    .host_free = ek_cuda_host_free,
+    .upload = ek_cuda_upload,
+    .download = ek_cuda_download,
+    .copy = ek_cuda_copy,
+    .copy_from = ek_cuda_copy_from,
+    .zero = ek_cuda_zero,
+    .event_new = ek_cuda_event_new,
+    .event_free = ek_cuda_event_free,
+    .event_record = ek_cuda_event_record,
+    .event_wait = ek_cuda_event_wait,
+    .event_sync = ek_cuda_event_sync,
+    .event_seconds = ek_cuda_event_seconds,
+    .sync = ek_cuda_sync,
+    .graph_begin = ek_cuda_graph_begin,
+    .graph_end = ek_cuda_graph_end,
+    .graph_launch = ek_cuda_graph_launch,
+    .graph_free = ek_cuda_graph_free,
+    .mat_new = ek_cuda_mat_new,
+    .mat_ready = ek_cuda_mat_ready,
+    .mat_free = ek_cuda_mat_free,
+    .alloc_bytes = ek_cuda_alloc_bytes,
+    .mat_bytes = ek_cuda_mat_bytes,
+    .embed = ek_cuda_embed,
+    .rms_norm = ek_cuda_rms_norm,
+    .layer_norm = ek_cuda_layer_norm,
+    .linear = ek_cuda_linear,
+    .rope_append = ek_cuda_rope_append,
+    .attention = ek_cuda_attention,
+    .swiglu = ek_cuda_swiglu,
+    .gather = ek_cuda_gather,
+    .argmax = ek_cuda_argmax,
+    .convert = ek_cuda_convert,
+    .norm_linear = ek_cuda_norm_linear,
+    .norm_gate_up = ek_cuda_norm_gate_up,
+    .norm_qkv_rope = ek_cuda_norm_qkv_rope,
+    .reserve = ek_cuda_reserve,
+    .read_bytes = read_bytes,
+};

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the .cu files offer to the C side of the CUDA backend: thin launchers. Each issues its
+ * kernels on a queue and returns the launch's error. Shapes are checked by the callers.
+ */
+#ifndef EK_CUDA_LAUNCH_H
+#define EK_CUDA_LAUNCH_H
+
+#include <cuda_runtime_api.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#include "kernels/kernels.h"
+
+struct ek_cu_queue {
+    cudaStream_t stream;
+    uint32_t n_sm;
+    bool pdl; /* programmatic dependent launch: compute capability 9.0 and later */
+};
+
+/* ---- few-token products: weights are read once, at memory speed --------------------------------
+ */
+enum ek_cu_mode {
+    EK_CU_LINEAR,  /* up to 3 matrices side by side */
+    EK_CU_GATE_UP, /* mats 0, 1: out = silu(x gate) * (x up) */
+    EK_CU_QKV,     /* mats 0..2: q rotated to out, k rotated and v to the cache */
+};
+struct ek_cu_product {
+    const void *x;     /* [n][ldx] act; ldx is used by products of several tokens alone */
+    const float *norm; /* RMS norm weight [cols] applied to x first, or NULL */
+    float eps;
+    uint32_t cols;
+    size_t row_bytes; /* of a weight row: the same for all mats */
+    struct {
+        const uint8_t *data;
+        const float *bias; /* or NULL */
+        uint32_t rows;
+    } mat[3];
+    uint32_t n_mats;
+    void *out;
+    int flags; /* EK_LINEAR_* */
+    size_t ldx, ldo;
+    /* EK_CU_QKV */
+    struct ek_rope rope;
+    struct ek_kv kv;
+    const int32_t *positions, *slots;
+    uint32_t n_tokens; /* row length of positions */
+};
+/* One token. cols is a multiple of 8 (32 or 256 for block types), rows 16-byte aligned. */
+cudaError_t ek_cu_product_one(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
+                              enum ek_cu_mode mode, const struct ek_cu_product *p);
+cudaError_t ek_cu_one_plain(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
+                            enum ek_cu_mode mode, const struct ek_cu_product *p);
+cudaError_t ek_cu_one_q32(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
+                          enum ek_cu_mode mode, const struct ek_cu_product *p);
+cudaError_t ek_cu_one_qk(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
+                         enum ek_cu_mode mode, const struct ek_cu_product *p);
+/* 2 to 16 tokens of BF16 or F16 on tensor cores; EK_CU_LINEAR with one matrix. cols is a multiple
+ * of 32. */
+cudaError_t ek_cu_product_few(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
+                              uint32_t n, const struct ek_cu_product *p);
+
+/* ---- weights ------------------------------------------------------------------------------------
+ */
+/* rows x cols of a matrix to act, [rows][cols] */
+cudaError_t ek_cu_dequantize(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
+                             const void *src, size_t row_bytes, uint32_t rows, uint32_t cols,
+                             void *out);
+cudaError_t ek_cu_embed(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
+                        const void *table, size_t row_bytes, uint32_t rows, uint32_t cols,
+                        const int32_t *ids, uint32_t n, void *out);
+
+/* ---- rows and elements --------------------------------------------------------------------------
+ */
+cudaError_t ek_cu_rms_norm(const struct ek_cu_queue *q, enum ek_dtype act, const void *x,
+                           size_t ldx, const float *weight, float eps, uint32_t n, uint32_t dim,
+                           void *out, size_t ldo);
+cudaError_t ek_cu_layer_norm(const struct ek_cu_queue *q, enum ek_dtype act, const void *x,
+                             const float *weight, const float *bias, float eps, uint32_t n,
+                             uint32_t dim, void *out);
+cudaError_t ek_cu_swiglu(const struct ek_cu_queue *q, enum ek_dtype act, const void *x, size_t ldx,
+                         uint32_t n, uint32_t dim, void *out, size_t ldo);
+cudaError_t ek_cu_gelu(const struct ek_cu_queue *q, enum ek_dtype act, void *x, size_t ldx,
+                       uint32_t n, uint32_t dim, bool tanh_form);
+cudaError_t ek_cu_gather(const struct ek_cu_queue *q, enum ek_dtype act, const void *x, size_t ldx,
+                         const int32_t *rows, uint32_t n, uint32_t dim, void *out);
+cudaError_t ek_cu_convert(const struct ek_cu_queue *q, const void *x, enum ek_dtype from, void *out,
+                          enum ek_dtype to, size_t n);
+cudaError_t ek_cu_argmax(const struct ek_cu_queue *q, const float *logits, uint32_t n,
+                         uint32_t vocab, int32_t *ids);
+/* sink: 4 bytes of device memory that are written only if the sum of all words is a magic number */
+cudaError_t ek_cu_read(const struct ek_cu_queue *q, const void *p, size_t n, uint32_t *sink);
+
+/* ---- attention ----------------------------------------------------------------------------------
+ */
+cudaError_t ek_cu_rope_append(const struct ek_cu_queue *q, enum ek_dtype act, void *qkv, size_t ld,
+                              const struct ek_rope *rope, const struct ek_batch *batch,
+                              uint32_t heads, const struct ek_kv *kv);
+struct ek_cu_attention {
+    const void *q; /* [n_tokens][ldq] act */
+    size_t ldq;
+    struct ek_batch batch;
+    struct ek_kv kv;
+    uint32_t heads;
+    float scale;
+    void *out; /* [n_tokens][ldo] act */
+    size_t ldo;
+    /* decode: parts of the context */
+    uint32_t part, n_parts; /* tokens a part; parts of the longest context */
+    float *partial;         /* [seqs][heads][n_parts][v_dim + 2]: sum, then maximum and weight */
+    uint32_t *arrived;      /* [seqs * kv_heads * tiles] zero before and after */
+};
+/* Any shape and cache type: one block a token and head. */
+cudaError_t ek_cu_attention_any(const struct ek_cu_queue *q, enum ek_dtype act,
+                                const struct ek_cu_attention *a);
+/* BF16 or F16, the cache of the same type, head_dim = v_dim = 64 or 128: one token a sequence... */
+cudaError_t ek_cu_attention_decode(const struct ek_cu_queue *q, enum ek_dtype act,
+                                   const struct ek_cu_attention *a);
+/* ... and many. */
+cudaError_t ek_cu_attention_prefill(const struct ek_cu_queue *q, enum ek_dtype act,
+                                    const struct ek_cu_attention *a);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Weight matrices and products with them. One token: our kernels, which read the weights once at
+ * memory speed and take the norm, the bias, the residual, the activation along. A few tokens: our
+ * tensor-core kernel. Many: cuBLASLt, from the matrix itself or from a tile of it converted to the
+ * type of the activations.
+ */
+#include "kernels/cuda/cuda.h"
+
+#include <string.h>
+
+#define TILE_BYTES ((size_t)64 << 20) /* of a converted matrix, at most */
+
+static bool weight_type(enum ek_dtype t)
+{
+    return t == EK_F32 || t == EK_F16 || t == EK_BF16 || (t >= EK_Q4_0 && t <= EK_Q6_K);
+}
+
+static size_t row_bytes(const struct ek_mat *m)
+{
+    return m->rows ? (size_t)(m->bytes / m->rows) : 0;
+}
+
+/* ---- life --------------------------------------------------------------------------------------
+ */
+uint64_t ek_cuda_mat_bytes(const struct ek_device *dev, enum ek_dtype dtype, uint32_t rows,
+                           uint32_t cols)
+{
+    size_t bytes;
+
+    if (ek_dtype_bytes(dtype, cols, &bytes) != EK_OK || !ek_mul_size(bytes, rows, &bytes))
+        return UINT64_MAX;
+    return ek_cuda_alloc_bytes(dev, bytes);
+}
+
+enum ek_status ek_cuda_mat_new(struct ek_device *dev, enum ek_dtype dtype, uint32_t rows,
+                               uint32_t cols, struct ek_mat *out)
+{
+    struct ek_mat m = {.dtype = dtype, .rows = rows, .cols = cols};
+    size_t bytes;
+
+    if (!weight_type(dtype))
+        return ek_error(EK_EUNSUPPORTED, "%s: no products with weights of type %s", dev->spec.name,
+                        ek_dtype_name(dtype));
+    EK_TRY(ek_dtype_bytes(dtype, cols, &bytes));
+    if (!ek_mul_size(bytes, rows, &bytes))
+        return ek_error(EK_EFORMAT, "a matrix of %u x %u overflows", rows, cols);
+    m.bytes = bytes;
+    EK_TRY(ek_cuda_alloc(dev, EK_TAG_WEIGHTS, bytes, &m.data));
+    *out = m;
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_mat_ready(struct ek_device *dev, struct ek_mat *m)
+{
+    (void)dev;
+    (void)m; /* kernels read the checkpoint's own form */
+    return EK_OK;
+}
+
+void ek_cuda_mat_free(struct ek_device *dev, struct ek_mat *m)
+{
+    ek_cuda_release(dev, m->data);
+    *m = (struct ek_mat){0};
+}
+
+/* ---- which way ---------------------------------------------------------------------------------
+ */
+/* Rows can be read in 16-byte pieces, and their products staged in shared memory. */
+static bool readable(const struct ek_cuda *d, const struct ek_mat *m)
+{
+    size_t x = (size_t)m->cols * (d->base.act == EK_F32 ? 4 : 2);
+
+    if (m->cols % 8 || x > 160 * 1024)
+        return false;
+    return m->dtype >= EK_Q4_0 || row_bytes(m) % 16 == 0;
+}
+
+static void add_matrix(struct ek_cu_product *p, const struct ek_mat *m, const float *bias)
+{
+    p->mat[p->n_mats].data = m->data;
+    p->mat[p->n_mats].rows = m->rows;
+    p->mat[p->n_mats].bias = bias;
+    p->n_mats++;
+    p->cols = m->cols;
+    p->row_bytes = row_bytes(m);
+}
+
+/* Matrices that one launch can read: equal type and columns. */
+static bool alike(const struct ek_cuda *d, const struct ek_mat *mats, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (mats[i].dtype != mats[0].dtype || mats[i].cols != mats[0].cols ||
+            !readable(d, &mats[i]))
+            return false;
+    return n <= 3;
+}
+
+/* ---- many tokens -------------------------------------------------------------------------------
+ */
+/* The bias in the type of the output, as cuBLASLt wants it. */
+static enum ek_status bias_as(struct ek_cuda *d, const float *bias, uint32_t rows,
+                              enum ek_dtype type, const void **out)
+{
+    void *p;
+
+    *out = bias;
+    if (bias == NULL || type == EK_F32)
+        return EK_OK;
+    EK_TRY(ek_cuda_scratch(d, EK_CU_BIAS, (size_t)rows * 2, &p));
+    EK_TRY(ek_cuda_issued(d, ek_cu_convert(&d->queue, bias, EK_F32, p, type, rows), "linear"));
+    *out = p;
+    return EK_OK;
+}
+
+/* Converts rows of the matrix a tile at a time and multiplies with it. */
+static enum ek_status tiled(struct ek_cuda *d, const struct ek_mat *w, struct ek_cu_gemm g)
+{
+    size_t element = d->base.act == EK_F32 ? 4 : 2, out_element = g.out_type == EK_F32 ? 4 : 2;
+    size_t tile = TILE_BYTES / (w->cols * element) / 16 * 16;
+    const char *bias = g.bias;
+    char *out = g.out;
+    void *buffer;
+
+    if (tile < 16)
+        tile = 16;
+    if (tile > w->rows)
+        tile = w->rows;
+    EK_TRY(ek_cuda_scratch(d, EK_CU_WEIGHTS, tile * w->cols * element, &buffer));
+    for (size_t r = 0; r < w->rows; r += tile) {
+        uint32_t n = (uint32_t)(w->rows - r < tile ? w->rows - r : tile);
+        const char *src = (const char *)w->data + r * row_bytes(w);
+
+        EK_TRY(ek_cuda_issued(d,
+                              ek_cu_dequantize(&d->queue, w->dtype, d->base.act, src, row_bytes(w),
+                                               n, w->cols, buffer),
+                              "linear"));
+        g.w = buffer;
+        g.rows = n;
+        g.bias = bias ? bias + r * out_element : NULL;
+        g.out = out + r * out_element;
+        EK_TRY(ek_cuda_gemm(d, &g));
+    }
+    return EK_OK;
+}
+
+static enum ek_status many(struct ek_cuda *d, const void *x, size_t ldx, uint32_t n,
+                           const struct ek_mat *w, const float *bias, void *out, size_t ldo,
+                           int flags)
+{
+    enum ek_dtype act = d->base.act;
+    struct ek_cu_gemm g = {.w = w->data,
+                           .x = x,
+                           .in = act,
+                           .rows = w->rows,
+                           .cols = w->cols,
+                           .n = n,
+                           .ldx = ldx,
+                           .ldo = ldo,
+                           .out = out};
+
+    g.out_type = flags & EK_LINEAR_OUT_F32 ? EK_F32 : act;
+    g.add = flags & EK_LINEAR_ADD;
+    EK_TRY(bias_as(d, bias, w->rows, g.out_type, &g.bias));
+    EK_TRY(w->dtype == act ? ek_cuda_gemm(d, &g) : tiled(d, w, g));
+    if (flags & (EK_LINEAR_GELU | EK_LINEAR_GELU_TANH))
+        return ek_cuda_issued(
+            d, ek_cu_gelu(&d->queue, g.out_type, out, ldo, n, w->rows, flags & EK_LINEAR_GELU_TANH),
+            "gelu");
+    return EK_OK;
+}
+
+/* ---- entries of the table ----------------------------------------------------------------------
+ */
+static bool few_can(const struct ek_cuda *d, const struct ek_mat *w, const void *x, size_t ldx)
+{
+    return d->base.act != EK_F32 && w->cols % 32 == 0 && ldx % 8 == 0 && (uintptr_t)x % 16 == 0;
+}
+
+enum ek_status ek_cuda_linear(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                              const struct ek_mat *w, const float *bias, void *out, size_t ldo,
+                              int flags)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    struct ek_cu_product p = {.x = x, .out = out, .flags = flags, .ldx = ldx, .ldo = ldo};
+
+    if (flags & EK_LINEAR_ADD && flags & (EK_LINEAR_GELU | EK_LINEAR_GELU_TANH))
+        return ek_error(EK_EUNSUPPORTED, "linear: a GELU and a residual in one product");
+    ek_cuda_use(d);
+    add_matrix(&p, w, bias);
+    if (n == 1 && readable(d, w) && (uintptr_t)x % 16 == 0)
+        return ek_cuda_issued(d, ek_cu_product_one(&d->queue, w->dtype, dev->act, EK_CU_LINEAR, &p),
+                              "linear");
+    if (n > 1 && n <= EK_CU_FEW && readable(d, w) && few_can(d, w, x, ldx))
+        return ek_cuda_issued(d, ek_cu_product_few(&d->queue, w->dtype, dev->act, n, &p), "linear");
+    return n ? many(d, x, ldx, n, w, bias, out, ldo, flags) : EK_OK;
+}
+
+/* Normalised rows in scratch memory. */
+static enum ek_status normed(struct ek_cuda *d, const void *x, const float *weight, float eps,
+                             uint32_t n, uint32_t dim, void **out)
+{
+    size_t element = d->base.act == EK_F32 ? 4 : 2;
+
+    EK_TRY(ek_cuda_scratch(d, EK_CU_NORMED, n * element * dim, out));
+    return ek_cuda_issued(
+        d, ek_cu_rms_norm(&d->queue, d->base.act, x, dim, weight, eps, n, dim, *out, dim),
+        "rms_norm");
+}
+
+enum ek_status ek_cuda_norm_linear(struct ek_device *dev, const void *x, const float *norm_weight,
+                                   float eps, uint32_t n, const struct ek_mat *mats, size_t n_mats,
+                                   const float *const *biases, void *out, size_t ldo)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    struct ek_cu_product p = {.x = x, .norm = norm_weight, .eps = eps, .out = out, .ldo = ldo};
+    size_t element = dev->act == EK_F32 ? 4 : 2;
+    char *at = out;
+    void *xn;
+
+    ek_cuda_use(d);
+    if (n == 1 && alike(d, mats, n_mats) && (uintptr_t)x % 16 == 0) {
+        for (size_t i = 0; i < n_mats; i++)
+            add_matrix(&p, &mats[i], biases ? biases[i] : NULL);
+        return ek_cuda_issued(
+            d, ek_cu_product_one(&d->queue, mats[0].dtype, dev->act, EK_CU_LINEAR, &p),
+            "norm_linear");
+    }
+    EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, &xn));
+    for (size_t i = 0; i < n_mats; i++) {
+        EK_TRY(ek_cuda_linear(dev, xn, mats[i].cols, n, &mats[i], biases ? biases[i] : NULL, at,
+                              ldo, 0));
+        at += mats[i].rows * element;
+    }
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_norm_gate_up(struct ek_device *dev, const void *x, const float *norm_weight,
+                                    float eps, uint32_t n, const struct ek_mat mats[2], void *out,
+                                    size_t ldo)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    struct ek_cu_product p = {.x = x, .norm = norm_weight, .eps = eps, .out = out, .ldo = ldo};
+    size_t element = dev->act == EK_F32 ? 4 : 2;
+    uint32_t dim = mats[0].rows;
+    void *xn, *both;
+
+    ek_cuda_use(d);
+    if (n == 1 && alike(d, mats, 2) && (uintptr_t)x % 16 == 0) {
+        add_matrix(&p, &mats[0], NULL);
+        add_matrix(&p, &mats[1], NULL);
+        return ek_cuda_issued(
+            d, ek_cu_product_one(&d->queue, mats[0].dtype, dev->act, EK_CU_GATE_UP, &p),
+            "norm_gate_up");
+    }
+    EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, &xn));
+    EK_TRY(ek_cuda_scratch(d, EK_CU_GATE_UP_ROWS, (size_t)n * 2 * dim * element, &both));
+    for (size_t i = 0; i < 2; i++)
+        EK_TRY(ek_cuda_linear(dev, xn, mats[i].cols, n, &mats[i], NULL,
+                              (char *)both + i * dim * element, (size_t)2 * dim, 0));
+    return ek_cuda_issued(
+        d, ek_cu_swiglu(&d->queue, dev->act, both, (size_t)2 * dim, n, dim, out, ldo),
+        "norm_gate_up");
+}
+
+enum ek_status ek_cuda_norm_qkv_rope(struct ek_device *dev, const void *x, const float *norm_weight,
+                                     float eps, const struct ek_batch *batch,
+                                     const struct ek_mat mats[3], const float *const biases[3],
+                                     const struct ek_rope *rope, const struct ek_kv *kv, void *out,
+                                     size_t ldo)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    struct ek_cu_product p = {
+        .x = x, .norm = norm_weight, .eps = eps, .out = out, .ldo = ldo, .rope = *rope, .kv = *kv};
+    uint32_t heads = mats[0].rows / kv->head_dim;
+
+    ek_cuda_use(d);
+    if (batch->n_tokens == 1 && alike(d, mats, 3) && (uintptr_t)x % 16 == 0 &&
+        kv->dtype == dev->act && kv->v_dim == kv->head_dim && kv->head_dim % 2 == 0) {
+        for (size_t i = 0; i < 3; i++)
+            add_matrix(&p, &mats[i], biases ? biases[i] : NULL);
+        p.positions = batch->positions;
+        p.slots = batch->slots;
+        p.n_tokens = batch->n_tokens;
+        return ek_cuda_issued(d,
+                              ek_cu_product_one(&d->queue, mats[0].dtype, dev->act, EK_CU_QKV, &p),
+                              "norm_qkv_rope");
+    }
+    EK_TRY(
+        ek_cuda_norm_linear(dev, x, norm_weight, eps, batch->n_tokens, mats, 3, biases, out, ldo));
+    return ek_cuda_issued(
+        d, ek_cu_rope_append(&d->queue, dev->act, out, ldo, rope, batch, heads, kv), "rope_append");
+}

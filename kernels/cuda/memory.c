@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Device memory: slabs taken from the driver in its own granules, allocations cut from them, each
+ * with a tag. An allocation released and cut again is safe without waiting, as one stream orders
+ * everything that a device does. reserve() makes one slab of exactly what a stage will need, so
+ * that next to nothing is lost to granules.
+ */
+#include "kernels/cuda/cuda.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define GRANULE (2u << 20) /* what the driver rounds up to */
+#define SLAB    (8u << 20) /* of small allocations, when nothing was reserved */
+
+struct block { /* address order within a slab */
+    struct block *next;
+    size_t at, bytes;
+    enum ek_tag tag;
+    bool used;
+};
+struct ek_cu_slab {
+    struct ek_cu_slab *next;
+    char *base;
+    size_t bytes;
+    enum ek_tag tag; /* allocations of one tag alone */
+    struct block *blocks;
+};
+
+static void slab_free(struct ek_cu_slab *s)
+{
+    struct block *b, *next;
+
+    for (b = s->blocks; b; b = next) {
+        next = b->next;
+        free(b);
+    }
+    cudaFree(s->base);
+    free(s);
+}
+
+static enum ek_status slab_new(struct ek_cuda *d, enum ek_tag tag, size_t bytes,
+                               struct ek_cu_slab **out)
+{
+    struct ek_cu_slab *s = ek_calloc(1, sizeof(*s));
+    cudaError_t e;
+
+    if (s == NULL || (s->blocks = ek_calloc(1, sizeof(*s->blocks))) == NULL) {
+        free(s);
+        return EK_ENOMEM;
+    }
+    s->bytes = ek_round_up(bytes, GRANULE);
+    s->tag = tag;
+    s->blocks->bytes = s->bytes;
+    e = cudaMalloc((void **)&s->base, s->bytes);
+    if (e != cudaSuccess) {
+        free(s->blocks);
+        free(s);
+        return ek_cuda_failed(d, e, "cudaMalloc");
+    }
+    s->next = d->memory.slabs;
+    d->memory.slabs = s;
+    *out = s;
+    return EK_OK;
+}
+
+/* Cuts bytes from the first free block that holds them; NULL when none does or no host memory. */
+static struct block *slab_cut(struct ek_cu_slab *s, enum ek_tag tag, size_t bytes)
+{
+    for (struct block *b = s->blocks; b; b = b->next) {
+        struct block *rest;
+
+        if (b->used || b->bytes < bytes)
+            continue;
+        if (b->bytes > bytes) {
+            if ((rest = ek_calloc(1, sizeof(*rest))) == NULL)
+                return NULL;
+            *rest = (struct block){.next = b->next, .at = b->at + bytes, .bytes = b->bytes - bytes};
+            b->next = rest;
+            b->bytes = bytes;
+        }
+        b->used = true;
+        b->tag = tag;
+        return b;
+    }
+    return NULL;
+}
+
+static void count(struct ek_cu_memory *m, enum ek_tag tag, size_t bytes)
+{
+    struct ek_usage *u = &m->usage[tag];
+
+    u->now += bytes;
+    m->total += bytes;
+    if (u->now > u->peak)
+        u->peak = u->now;
+}
+
+static enum ek_status over_budget(const struct ek_cuda *d, enum ek_tag tag, size_t bytes)
+{
+    char want[EK_UNIT_LEN], used[EK_UNIT_LEN], budget[EK_UNIT_LEN];
+
+    return ek_error(EK_ENOMEM, "%s: %s for %s: %s of the budget of %s are in use",
+                    d->base.spec.name, ek_format_bytes(want, bytes), ek_tag_names[tag],
+                    ek_format_bytes(used, d->memory.total),
+                    ek_format_bytes(budget, d->memory.budget));
+}
+
+uint64_t ek_cuda_alloc_bytes(const struct ek_device *dev, size_t bytes)
+{
+    (void)dev;
+    return ek_round_up(bytes ? bytes : 1, EK_CU_ALIGN);
+}
+
+enum ek_status ek_cuda_alloc(struct ek_device *dev, enum ek_tag tag, size_t bytes, void **out)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    struct ek_cu_slab *s;
+    struct block *b = NULL;
+
+    if (bytes > SIZE_MAX / 2)
+        return ek_error(EK_ENOMEM, "%s: %zu bytes asked for", dev->spec.name, bytes);
+    bytes = ek_cuda_alloc_bytes(dev, bytes);
+    if (d->memory.budget && d->memory.total + bytes > d->memory.budget)
+        return over_budget(d, tag, bytes);
+    ek_cuda_use(d);
+    for (s = d->memory.slabs; s && b == NULL; s = b ? s : s->next)
+        if (s->tag == tag)
+            b = slab_cut(s, tag, bytes);
+    if (b == NULL) {
+        EK_TRY(slab_new(d, tag, bytes < SLAB / 2 ? SLAB : bytes, &s));
+        if ((b = slab_cut(s, tag, bytes)) == NULL)
+            return EK_ENOMEM;
+    }
+    count(&d->memory, tag, bytes);
+    *out = s->base + b->at;
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_reserve(struct ek_device *dev, enum ek_tag tag, uint64_t bytes)
+{
+    struct ek_cu_slab *s;
+
+    ek_cuda_use(ek_cuda(dev));
+    return bytes ? slab_new(ek_cuda(dev), tag, bytes, &s) : EK_OK;
+}
+
+static void merge_free(struct ek_cu_slab *s)
+{
+    for (struct block *b = s->blocks; b; b = b->next)
+        while (!b->used && b->next && !b->next->used) {
+            struct block *gone = b->next;
+
+            b->bytes += gone->bytes;
+            b->next = gone->next;
+            free(gone);
+        }
+}
+
+void ek_cuda_release(struct ek_device *dev, void *p)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    struct ek_cu_slab **at, *s;
+
+    for (at = &d->memory.slabs; p && (s = *at) != NULL; at = &s->next) {
+        size_t offset = (size_t)((char *)p - s->base);
+        struct block *b;
+
+        if ((char *)p < s->base || offset >= s->bytes)
+            continue;
+        for (b = s->blocks; b && b->at != offset; b = b->next)
+            ;
+        if (b == NULL || !b->used)
+            return;
+        b->used = false;
+        d->memory.usage[b->tag].now -= b->bytes;
+        d->memory.total -= b->bytes;
+        merge_free(s);
+        if (!s->blocks->used && s->blocks->next == NULL) {
+            *at = s->next;
+            ek_cuda_use(d);
+            slab_free(s);
+        }
+        return;
+    }
+}
+
+void ek_cuda_usage(struct ek_device *dev, struct ek_usage by_tag[EK_N_TAGS])
+{
+    memcpy(by_tag, ek_cuda(dev)->memory.usage, sizeof(ek_cuda(dev)->memory.usage));
+}
+
+void ek_cuda_reset_peaks(struct ek_device *dev)
+{
+    for (int t = 0; t < EK_N_TAGS; t++)
+        ek_cuda(dev)->memory.usage[t].peak = ek_cuda(dev)->memory.usage[t].now;
+}
+
+uint64_t ek_cuda_memory_free(struct ek_device *dev)
+{
+    const struct ek_cuda *d = ek_cuda(dev);
+    size_t avail = 0, total = 0;
+    uint64_t left;
+
+    ek_cuda_use(d);
+    if (cudaMemGetInfo(&avail, &total) != cudaSuccess)
+        return 0;
+    if (d->memory.budget == 0)
+        return avail;
+    left = d->memory.budget > d->memory.total ? d->memory.budget - d->memory.total : 0;
+    return left < avail ? left : avail;
+}
+
+void ek_cuda_memory_close(struct ek_cuda *d)
+{
+    struct ek_cu_slab *s, *next;
+
+    for (s = d->memory.slabs; s; s = next) {
+        next = s->next;
+        slab_free(s);
+    }
+    d->memory.slabs = NULL;
+}
+
+enum ek_status ek_cuda_scratch(struct ek_cuda *d, enum ek_cu_scratch which, size_t bytes,
+                               void **out)
+{
+    void *p;
+
+    if (d->scratch[which].bytes < bytes) {
+        if (!d->captured) /* else a graph may hold its address: kept until the device closes */
+            ek_cuda_release(&d->base, d->scratch[which].p);
+        d->scratch[which].p = NULL;
+        d->scratch[which].bytes = 0;
+        EK_TRY(ek_cuda_alloc(&d->base, EK_TAG_WORKSPACE, bytes, &p));
+        d->scratch[which].p = p;
+        d->scratch[which].bytes = bytes;
+        EK_CU_TRY(d, cudaMemsetAsync(p, 0, bytes, d->queue.stream));
+    }
+    *out = d->scratch[which].p;
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_host_alloc(struct ek_device *dev, size_t bytes, void **out)
+{
+    ek_cuda_use(ek_cuda(dev));
+    EK_CU_TRY(ek_cuda(dev), cudaHostAlloc(out, bytes ? bytes : 1, cudaHostAllocPortable));
+    return EK_OK;
+}
+
+void ek_cuda_host_free(struct ek_device *dev, void *p)
+{
+    ek_cuda_use(ek_cuda(dev));
+    if (p)
+        cudaFreeHost(p);
+}

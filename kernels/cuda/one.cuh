@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products with one token: the whole weight is read once, so these kernels are as fast as memory.
+// A warp takes a unit: one output row, or two that belong together (gate and up; the two elements
+// that rotate as a pair). Its lanes read 16 bytes each, UNROLL loads of a row in flight while the
+// ones before are multiplied; the next unit's loads start before this unit's sum is reduced, and
+// the first ones before the kernel ahead has finished. The token (normalised here when asked) is
+// in shared memory.
+#ifndef EK_CUDA_ONE_CUH
+#define EK_CUDA_ONE_CUH
+
+#include "kernels/cuda/weights.cuh"
+
+#define ONE_THREADS 256
+#define ONE_WARPS   (ONE_THREADS / 32)
+
+// Loads in flight a row and lane, and blocks a multiprocessor that their registers allow.
+template <int W> constexpr int UNROLL = W == EK_F32 ? 2 : 4;
+template <int W, int R> constexpr int RESIDENT = R == 1 && W != EK_F32 ? 3 : 2;
+
+// ---- the token
+template <typename T>
+__device__ __forceinline__ void stage_token(const T *x, const float *norm, float eps, uint32_t cols,
+                                            T *to)
+{
+    __shared__ float tmp[32];
+    float v[8], sum = 0;
+
+    for (uint32_t i = 8 * threadIdx.x; i < cols; i += 8 * ONE_THREADS) {
+        load8(x + i, v);
+        store8(to + i, v);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            sum += v[j] * v[j];
+    }
+    if (norm) {
+        float r = rsqrtf(block_sum(sum, tmp) / (float)cols + eps);
+
+        for (uint32_t i = 8 * threadIdx.x; i < cols; i += 8 * ONE_THREADS) {
+            float w[8];
+
+            load8(to + i, v);
+            load8(norm + i, w);
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                v[j] = round_to<T>(v[j] * r) * w[j];
+            store8(to + i, v);
+        }
+    }
+    __syncthreads();
+}
+
+// ---- units: which rows belong together
+// A pair of a head that rotates together, by number: first the rotated pairs, then the rest.
+__device__ __forceinline__ uint2 pair_of(const struct ek_rope &rope, uint32_t i)
+{
+    uint32_t half = rope.dim / 2;
+
+    if (i >= half || rope.interleaved)
+        return make_uint2(2 * i, 2 * i + 1);
+    return make_uint2(i, i + half);
+}
+
+template <int MODE> struct Unit;
+template <> struct Unit<EK_CU_LINEAR> {
+    static const int rows = 1;
+    static __device__ __forceinline__ void find(const ek_cu_product &p, uint32_t u, uint32_t *m,
+                                                uint32_t row[1])
+    {
+        *m = 0;
+        while (*m + 1 < p.n_mats && u >= p.mat[*m].rows)
+            u -= p.mat[(*m)++].rows;
+        row[0] = u;
+    }
+    static __device__ __forceinline__ const uint8_t *data(const ek_cu_product &p, uint32_t m, int)
+    {
+        return p.mat[m].data;
+    }
+};
+template <> struct Unit<EK_CU_GATE_UP> {
+    static const int rows = 2;
+    static __device__ __forceinline__ void find(const ek_cu_product &, uint32_t u, uint32_t *m,
+                                                uint32_t row[2])
+    {
+        *m = 0;
+        row[0] = row[1] = u;
+    }
+    static __device__ __forceinline__ const uint8_t *data(const ek_cu_product &p, uint32_t, int r)
+    {
+        return p.mat[r].data;
+    }
+};
+template <> struct Unit<EK_CU_QKV> {
+    static const int rows = 2;
+    static __device__ __forceinline__ void find(const ek_cu_product &p, uint32_t u, uint32_t *m,
+                                                uint32_t row[2])
+    {
+        uint32_t pairs = p.kv.head_dim / 2;
+
+        *m = 0;
+        while (*m + 1 < p.n_mats && u >= p.mat[*m].rows / 2)
+            u -= p.mat[(*m)++].rows / 2;
+        uint2 pair = pair_of(p.rope, u % pairs);
+        row[0] = u / pairs * p.kv.head_dim + pair.x;
+        row[1] = u / pairs * p.kv.head_dim + pair.y;
+    }
+    static __device__ __forceinline__ const uint8_t *data(const ek_cu_product &p, uint32_t m, int)
+    {
+        return p.mat[m].data;
+    }
+};
+
+// ---- what becomes of a unit's sums (one lane)
+template <typename T, int MODE> struct Finish;
+template <typename T> struct Finish<T, EK_CU_LINEAR> {
+    static __device__ __forceinline__ void run(const ek_cu_product &p, uint32_t u, uint32_t m,
+                                               const uint32_t row[1], const float sum[1])
+    {
+        finish_linear<T>(p, u, p.mat[m].bias ? sum[0] + p.mat[m].bias[row[0]] : sum[0]);
+    }
+};
+template <typename T> struct Finish<T, EK_CU_GATE_UP> {
+    static __device__ __forceinline__ void run(const ek_cu_product &p, uint32_t u, uint32_t,
+                                               const uint32_t *, const float sum[2])
+    {
+        ((T *)p.out)[u] = from_f<T>(silu(round_to<T>(sum[0])) * round_to<T>(sum[1]));
+    }
+};
+template <typename T> struct Finish<T, EK_CU_QKV> {
+    static __device__ __forceinline__ void run(const ek_cu_product &p, uint32_t, uint32_t m,
+                                               const uint32_t row[2], const float sum[2])
+    {
+        uint32_t dim = p.kv.head_dim, at = row[0] % dim, half = p.rope.dim / 2;
+        float a = sum[0], b = sum[1];
+
+        if (p.mat[m].bias)
+            a += p.mat[m].bias[row[0]], b += p.mat[m].bias[row[1]];
+        a = round_to<T>(a), b = round_to<T>(b);
+        if (m < 2 && at < p.rope.dim) {
+            uint32_t i = p.rope.interleaved ? at / 2 : at % half, s = 0, first = i;
+            float sn, cs;
+
+            while (s < 2 && p.rope.sections[0] && first >= p.rope.sections[s])
+                first -= p.rope.sections[s++];
+            sincosf((float)p.positions[s * p.n_tokens] * p.rope.inv_freq[i], &sn, &cs);
+            sn *= p.rope.amplitude, cs *= p.rope.amplitude;
+            float ra = a * cs - b * sn;
+            b = b * cs + a * sn;
+            a = ra;
+        }
+        T *to = (T *)p.out;
+        if (m > 0) {
+            if (p.slots[0] < 0)
+                return;
+            to = (T *)(m == 1 ? p.kv.k : p.kv.v) + (size_t)p.slots[0] * p.kv.kv_heads * dim;
+        }
+        to[row[0]] = from_f<T>(a);
+        to[row[1]] = from_f<T>(b);
+    }
+};
+
+// ---- the kernel
+template <int W, int R> struct Batch { // loads in flight
+    typename Weight<W>::Raw raw[R][UNROLL<W>];
+
+    __device__ __forceinline__ void load(const uint8_t *const row[R], uint32_t c, uint32_t chunks)
+    {
+#pragma unroll
+        for (int i = 0; i < UNROLL<W>; i++)
+#pragma unroll
+            for (int r = 0; r < R; r++)
+                raw[r][i] = c + 32 * i < chunks ? Weight<W>::load(row[r], c + 32 * i)
+                                                : typename Weight<W>::Raw{};
+    }
+    template <typename T>
+    __device__ __forceinline__ void multiply(const T *x, uint32_t c, uint32_t chunks,
+                                             float sum[R]) const
+    {
+#pragma unroll
+        for (int i = 0; i < UNROLL<W>; i++) {
+            uint32_t at = c + 32 * i < chunks ? c + 32 * i : 0; // zeros times what is there
+            float xv[8], wv[8];
+
+            load4(x + Weight<W>::lo(at), xv);
+            load4(x + Weight<W>::hi(at), xv + 4);
+#pragma unroll
+            for (int r = 0; r < R; r++) {
+                Weight<W>::decode(raw[r][i], at, wv);
+#pragma unroll
+                for (int j = 0; j < 8; j++)
+                    sum[r] = fmaf(xv[j], wv[j], sum[r]);
+            }
+        }
+    }
+};
+
+template <int W, typename T, int MODE>
+__global__ void __launch_bounds__(ONE_THREADS, RESIDENT<W, Unit<MODE>::rows>)
+    one_k(const ek_cu_product p, uint32_t units)
+{
+    const int R = Unit<MODE>::rows;
+    extern __shared__ uint4 shared[];
+    T *x = reinterpret_cast<T *>(shared);
+    uint32_t lane = threadIdx.x % 32, stride = gridDim.x * ONE_WARPS;
+    uint32_t u = blockIdx.x + gridDim.x * (threadIdx.x / 32), chunks = p.cols / 8, m, row[R];
+    const uint8_t *at[R];
+    Batch<W, R> next;
+
+    auto open = [&](uint32_t unit) {
+        Unit<MODE>::find(p, unit, &m, row);
+#pragma unroll
+        for (int r = 0; r < R; r++)
+            at[r] = Unit<MODE>::data(p, m, r) + row[r] * p.row_bytes;
+        next.load(at, lane, chunks);
+    };
+    if (u < units)
+        open(u);
+    pdl_next();
+    pdl_wait();
+    stage_token((const T *)p.x, p.norm, p.eps, p.cols, x);
+    while (u < units) {
+        uint32_t this_u = u, this_m = m, this_row[R];
+        float sum[R];
+
+#pragma unroll
+        for (int r = 0; r < R; r++)
+            sum[r] = 0, this_row[r] = row[r];
+        u += stride;
+        for (uint32_t c = lane;; c += 32 * UNROLL<W>) {
+            Batch<W, R> now = next;
+            bool last = c - lane + 32 * UNROLL<W> >= chunks;
+
+            if (!last)
+                next.load(at, c + 32 * UNROLL<W>, chunks);
+            else if (u < units)
+                open(u);
+            now.multiply(x, c, chunks, sum);
+            if (last)
+                break;
+        }
+#pragma unroll
+        for (int r = 0; r < R; r++)
+            sum[r] = warp_sum(sum[r]);
+        if (lane == 0)
+            Finish<T, MODE>::run(p, this_u, this_m, this_row, sum);
+    }
+}
+
+template <int W, typename T, int MODE>
+static cudaError_t one_launch(const struct ek_cu_queue *q, const struct ek_cu_product *p)
+{
+    uint32_t rows = 0, units, blocks, most = RESIDENT<W, Unit<MODE>::rows> * q->n_sm;
+
+    for (uint32_t i = 0; i < p->n_mats; i++)
+        rows += p->mat[i].rows;
+    units = rows / Unit<MODE>::rows;
+    blocks = div_up(units, ONE_WARPS);
+    return launch(q, one_k<W, T, MODE>, blocks < most ? blocks : most, ONE_THREADS,
+                  p->cols * sizeof(T), *p, units);
+}
+
+template <int W>
+static cudaError_t one_any(const struct ek_cu_queue *q, enum ek_dtype act, enum ek_cu_mode mode,
+                           const struct ek_cu_product *p)
+{
+    EK_DISPATCH_ACT(act, T, {
+        switch (mode) {
+        case EK_CU_LINEAR:
+            return one_launch<W, T, EK_CU_LINEAR>(q, p);
+        case EK_CU_GATE_UP:
+            return one_launch<W, T, EK_CU_GATE_UP>(q, p);
+        case EK_CU_QKV:
+            return one_launch<W, T, EK_CU_QKV>(q, p);
+        }
+        return cudaErrorNotSupported;
+    });
+}
+
+#endif

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Entries of the table that need little more than their launcher.
+ */
+#include "kernels/cuda/cuda.h"
+
+#define PART 64u /* tokens of a sequence's context that one block of decode attention takes */
+
+static enum ek_status issue(struct ek_device *dev, cudaError_t e, const char *op)
+{
+    return ek_cuda_issued(ek_cuda(dev), e, op);
+}
+
+static const struct ek_cu_queue *queue(struct ek_device *dev)
+{
+    ek_cuda_use(ek_cuda(dev));
+    return &ek_cuda(dev)->queue;
+}
+
+enum ek_status ek_cuda_embed(struct ek_device *dev, const struct ek_mat *table, const int32_t *ids,
+                             uint32_t n, void *out)
+{
+    size_t row = table->rows ? (size_t)(table->bytes / table->rows) : 0;
+
+    if (n == 0)
+        return EK_OK;
+    return issue(dev,
+                 ek_cu_embed(queue(dev), table->dtype, dev->act, table->data, row, table->rows,
+                             table->cols, ids, n, out),
+                 "embed");
+}
+
+enum ek_status ek_cuda_rms_norm(struct ek_device *dev, const void *x, size_t ldx,
+                                const float *weight, float eps, uint32_t n, uint32_t dim, void *out,
+                                size_t ldo)
+{
+    if (n == 0)
+        return EK_OK;
+    return issue(dev, ek_cu_rms_norm(queue(dev), dev->act, x, ldx, weight, eps, n, dim, out, ldo),
+                 "rms_norm");
+}
+
+enum ek_status ek_cuda_layer_norm(struct ek_device *dev, const void *x, const float *weight,
+                                  const float *bias, float eps, uint32_t n, uint32_t dim, void *out)
+{
+    if (n == 0)
+        return EK_OK;
+    return issue(dev, ek_cu_layer_norm(queue(dev), dev->act, x, weight, bias, eps, n, dim, out),
+                 "layer_norm");
+}
+
+enum ek_status ek_cuda_swiglu(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                              uint32_t dim, void *out, size_t ldo)
+{
+    if (n == 0)
+        return EK_OK;
+    return issue(dev, ek_cu_swiglu(queue(dev), dev->act, x, ldx, n, dim, out, ldo), "swiglu");
+}
+
+enum ek_status ek_cuda_gather(struct ek_device *dev, const void *x, size_t ldx, const int32_t *rows,
+                              uint32_t n, uint32_t dim, void *out)
+{
+    if (n == 0)
+        return EK_OK;
+    return issue(dev, ek_cu_gather(queue(dev), dev->act, x, ldx, rows, n, dim, out), "gather");
+}
+
+enum ek_status ek_cuda_argmax(struct ek_device *dev, const float *logits, uint32_t n,
+                              uint32_t vocab, int32_t *ids)
+{
+    if (n == 0)
+        return EK_OK;
+    return issue(dev, ek_cu_argmax(queue(dev), logits, n, vocab, ids), "argmax");
+}
+
+enum ek_status ek_cuda_convert(struct ek_device *dev, const void *x, enum ek_dtype from, void *out,
+                               enum ek_dtype to, size_t n)
+{
+    if (n == 0)
+        return EK_OK;
+    return issue(dev, ek_cu_convert(queue(dev), x, from, out, to, n), "convert");
+}
+
+enum ek_status ek_cuda_rope_append(struct ek_device *dev, void *qkv, size_t ld,
+                                   const struct ek_rope *rope, const struct ek_batch *batch,
+                                   uint32_t heads, const struct ek_kv *kv)
+{
+    if (batch->n_tokens == 0)
+        return EK_OK;
+    return issue(dev, ek_cu_rope_append(queue(dev), dev->act, qkv, ld, rope, batch, heads, kv),
+                 "rope_append");
+}
+
+/* ---- attention ---------------------------------------------------------------------------------
+ */
+static bool fast_shape(const struct ek_cuda *d, const struct ek_cu_attention *a)
+{
+    bool dims = a->kv.head_dim == a->kv.v_dim && (a->kv.head_dim == 64 || a->kv.head_dim == 128);
+    bool aligned = a->ldq % 8 == 0 && a->ldo % 2 == 0 && (uintptr_t)a->q % 16 == 0 &&
+                   (uintptr_t)a->out % 4 == 0;
+
+    return d->base.act != EK_F32 && a->kv.dtype == d->base.act && dims && aligned;
+}
+
+/* Parts of the context, so that there are blocks for all multiprocessors, and their memory. The
+ * split depends on shapes alone: the same batch gives the same bits. */
+static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
+{
+    uint32_t group = a->heads / a->kv.kv_heads, tiles = (group + 15) / 16;
+    uint32_t blocks = a->batch.n_seqs * a->kv.kv_heads * tiles;
+    uint32_t wanted = 4 * d->queue.n_sm / (blocks ? blocks : 1);
+    uint32_t longest = a->batch.max_kv ? a->batch.max_kv : 1;
+    size_t floats;
+    void *p;
+
+    wanted = wanted < 1 ? 1 : wanted > EK_CU_MAX_PARTS ? EK_CU_MAX_PARTS : wanted;
+    a->part = (longest + wanted - 1) / wanted;
+    a->part = (a->part + PART - 1) / PART * PART;
+    a->n_parts = (longest + a->part - 1) / a->part;
+    floats = (size_t)a->batch.n_seqs * a->heads * a->n_parts * (a->kv.v_dim + 2);
+    EK_TRY(ek_cuda_scratch(d, EK_CU_PARTIAL, floats * sizeof(float), &p));
+    a->partial = p;
+    EK_TRY(ek_cuda_scratch(d, EK_CU_ARRIVED, blocks * sizeof(uint32_t), &p));
+    a->arrived = p;
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_attention(struct ek_device *dev, const void *q, size_t ldq,
+                                 const struct ek_batch *batch, const struct ek_kv *kv,
+                                 uint32_t heads, float scale, void *out, size_t ldo)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    struct ek_cu_attention a = {.q = q,
+                                .ldq = ldq,
+                                .batch = *batch,
+                                .kv = *kv,
+                                .heads = heads,
+                                .scale = scale,
+                                .out = out,
+                                .ldo = ldo};
+
+    if (batch->n_tokens == 0)
+        return EK_OK;
+    if (kv->kv_heads == 0 || heads % kv->kv_heads)
+        return ek_error(EK_EUNSUPPORTED, "attention: %u heads over %u cached heads", heads,
+                        kv->kv_heads);
+    ek_cuda_use(d);
+    if (!fast_shape(d, &a))
+        return issue(dev, ek_cu_attention_any(&d->queue, dev->act, &a), "attention");
+    if (batch->max_q > 1)
+        return issue(dev, ek_cu_attention_prefill(&d->queue, dev->act, &a), "attention");
+    EK_TRY(plan_parts(d, &a));
+    return issue(dev, ek_cu_attention_decode(&d->queue, dev->act, &a), "attention");
+}

@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A device's queue is one stream: copies, events, and sequences of operations captured as graphs.
+ */
+#include "kernels/cuda/cuda.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct ek_event {
+    cudaEvent_t event;
+    struct ek_cuda *dev;
+};
+struct ek_graph {
+    cudaGraphExec_t exec;
+    struct ek_cuda *dev;
+};
+
+enum ek_status ek_cuda_queue_open(struct ek_cuda *d)
+{
+    EK_CU_TRY(d, cudaStreamCreateWithFlags(&d->queue.stream, cudaStreamNonBlocking));
+    EK_CU_TRY(d, cudaHostAlloc(&d->staging.host, (size_t)EK_CU_N_STAGING * EK_CU_TAKEN,
+                               cudaHostAllocPortable));
+    for (int i = 0; i < EK_CU_N_STAGING; i++)
+        EK_CU_TRY(d, cudaEventCreateWithFlags(&d->staging.passed[i], cudaEventDisableTiming));
+    return EK_OK;
+}
+
+void ek_cuda_queue_close(struct ek_cuda *d)
+{
+    if (d->queue.stream)
+        cudaStreamSynchronize(d->queue.stream);
+    for (int i = 0; i < EK_CU_N_STAGING; i++)
+        if (d->staging.passed[i])
+            cudaEventDestroy(d->staging.passed[i]);
+    if (d->staging.host)
+        cudaFreeHost(d->staging.host);
+    if (d->queue.stream)
+        cudaStreamDestroy(d->queue.stream);
+}
+
+/* ---- copies ------------------------------------------------------------------------------------
+ */
+enum ek_status ek_cuda_upload(struct ek_device *dev, void *dst, const void *src, size_t n)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    uint32_t i = d->staging.next;
+    char *taken = (char *)d->staging.host + (size_t)i * EK_CU_TAKEN;
+
+    ek_cuda_use(d);
+    if (n > EK_CU_TAKEN) {
+        EK_CU_TRY(d, cudaMemcpyAsync(dst, src, n, cudaMemcpyHostToDevice, d->queue.stream));
+        return EK_OK;
+    }
+    EK_CU_TRY(d, cudaEventSynchronize(d->staging.passed[i]));
+    memcpy(taken, src, n);
+    EK_CU_TRY(d, cudaMemcpyAsync(dst, taken, n, cudaMemcpyHostToDevice, d->queue.stream));
+    EK_CU_TRY(d, cudaEventRecord(d->staging.passed[i], d->queue.stream));
+    d->staging.next = (i + 1) % EK_CU_N_STAGING;
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_download(struct ek_device *dev, void *dst, const void *src, size_t n)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+
+    ek_cuda_use(d);
+    EK_CU_TRY(d, cudaMemcpyAsync(dst, src, n, cudaMemcpyDeviceToHost, d->queue.stream));
+    EK_CU_TRY(d, cudaStreamSynchronize(d->queue.stream));
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_copy(struct ek_device *dev, void *dst, const void *src, size_t n)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+
+    ek_cuda_use(d);
+    EK_CU_TRY(d, cudaMemcpyAsync(dst, src, n, cudaMemcpyDeviceToDevice, d->queue.stream));
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_copy_from(struct ek_device *dev, void *dst, struct ek_device *src_dev,
+                                 const void *src, size_t n)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    struct ek_cuda *from;
+
+    if (src_dev->ops != dev->ops)
+        return ek_error(EK_EUNSUPPORTED, "no copy from %s to %s but through the host",
+                        src_dev->spec.name, dev->spec.name);
+    from = ek_cuda(src_dev);
+    ek_cuda_use(d);
+    if (from->gpu == d->gpu)
+        return ek_cuda_copy(dev, dst, src, n);
+    EK_CU_TRY(d, cudaMemcpyPeerAsync(dst, d->gpu, src, from->gpu, n, d->queue.stream));
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_zero(struct ek_device *dev, void *dst, size_t n)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+
+    ek_cuda_use(d);
+    EK_CU_TRY(d, cudaMemsetAsync(dst, 0, n, d->queue.stream));
+    return EK_OK;
+}
+
+/* ---- order -------------------------------------------------------------------------------------
+ */
+enum ek_status ek_cuda_event_new(struct ek_device *dev, struct ek_event **out)
+{
+    struct ek_event *e = ek_calloc(1, sizeof(*e));
+    cudaError_t err;
+
+    if (e == NULL)
+        return EK_ENOMEM;
+    e->dev = ek_cuda(dev);
+    ek_cuda_use(e->dev);
+    if ((err = cudaEventCreate(&e->event)) != cudaSuccess) {
+        free(e);
+        return ek_cuda_failed(ek_cuda(dev), err, "cudaEventCreate");
+    }
+    *out = e;
+    return EK_OK;
+}
+
+void ek_cuda_event_free(struct ek_event *e)
+{
+    if (e == NULL)
+        return;
+    cudaEventDestroy(e->event);
+    free(e);
+}
+
+enum ek_status ek_cuda_event_record(struct ek_device *dev, struct ek_event *e)
+{
+    ek_cuda_use(ek_cuda(dev));
+    EK_CU_TRY(ek_cuda(dev), cudaEventRecord(e->event, ek_cuda(dev)->queue.stream));
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_event_wait(struct ek_device *dev, struct ek_event *e)
+{
+    ek_cuda_use(ek_cuda(dev));
+    EK_CU_TRY(ek_cuda(dev), cudaStreamWaitEvent(ek_cuda(dev)->queue.stream, e->event, 0));
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_event_sync(struct ek_event *e)
+{
+    EK_CU_TRY(e->dev, cudaEventSynchronize(e->event));
+    return EK_OK;
+}
+
+double ek_cuda_event_seconds(struct ek_event *from, struct ek_event *to)
+{
+    float ms = 0;
+
+    return cudaEventElapsedTime(&ms, from->event, to->event) == cudaSuccess ? ms * 1e-3 : -1;
+}
+
+enum ek_status ek_cuda_sync(struct ek_device *dev)
+{
+    ek_cuda_use(ek_cuda(dev));
+    EK_CU_TRY(ek_cuda(dev), cudaStreamSynchronize(ek_cuda(dev)->queue.stream));
+    return EK_OK;
+}
+
+/* ---- graphs ------------------------------------------------------------------------------------
+ */
+enum ek_status ek_cuda_graph_begin(struct ek_device *dev)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+
+    ek_cuda_use(d);
+    EK_CU_TRY(d, cudaStreamBeginCapture(d->queue.stream, cudaStreamCaptureModeThreadLocal));
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_graph_end(struct ek_device *dev, struct ek_graph **out)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    struct ek_graph *g;
+    cudaGraph_t captured;
+    cudaError_t e;
+
+    ek_cuda_use(d);
+    EK_CU_TRY(d, cudaStreamEndCapture(d->queue.stream, &captured));
+    if ((g = ek_calloc(1, sizeof(*g))) == NULL) {
+        cudaGraphDestroy(captured);
+        return EK_ENOMEM;
+    }
+    g->dev = d;
+    d->captured = true;
+    e = cudaGraphInstantiate(&g->exec, captured, 0);
+    cudaGraphDestroy(captured);
+    if (e == cudaSuccess)
+        e = cudaGraphUpload(g->exec, d->queue.stream);
+    if (e != cudaSuccess) {
+        ek_cuda_graph_free(g);
+        return ek_cuda_failed(d, e, "cudaGraphInstantiate");
+    }
+    *out = g;
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_graph_launch(struct ek_device *dev, struct ek_graph *g)
+{
+    ek_cuda_use(ek_cuda(dev));
+    EK_CU_TRY(ek_cuda(dev), cudaGraphLaunch(g->exec, ek_cuda(dev)->queue.stream));
+    return EK_OK;
+}
+
+void ek_cuda_graph_free(struct ek_graph *g)
+{
+    if (g == NULL)
+        return;
+    if (g->exec)
+        cudaGraphExecDestroy(g->exec);
+    free(g);
+}

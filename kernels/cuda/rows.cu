@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+// Operations on rows and elements: norms, activations, gathers, conversions, argmax. All of them
+// are bound by memory: one pass over the row where it fits, 8 elements at a time where rows allow.
+#include "kernels/cuda/common.cuh"
+
+#define ROW_THREADS 256
+
+// ---- norms
+template <typename T>
+__global__ void rms_norm_k(const T *x, size_t ldx, const float *weight, float eps, uint32_t dim,
+                           T *out, size_t ldo)
+{
+    __shared__ float tmp[32];
+    const T *row = x + blockIdx.x * ldx;
+    T *to = out + blockIdx.x * ldo;
+    float sum = 0;
+
+    pdl_next();
+    pdl_wait();
+    for (uint32_t i = threadIdx.x; i < dim; i += ROW_THREADS) {
+        float v = to_f(row[i]);
+        sum += v * v;
+    }
+    float r = rsqrtf(block_sum(sum, tmp) / (float)dim + eps);
+    for (uint32_t i = threadIdx.x; i < dim; i += ROW_THREADS)
+        to[i] = from_f<T>(round_to<T>(to_f(row[i]) * r) * weight[i]);
+}
+
+// The same for rows of 8-element pieces.
+template <typename T>
+__global__ void rms_norm_wide(const T *x, size_t ldx, const float *weight, float eps, uint32_t dim,
+                              T *out, size_t ldo)
+{
+    __shared__ float tmp[32];
+    const T *row = x + blockIdx.x * ldx;
+    T *to = out + blockIdx.x * ldo;
+    float sum = 0, v[8];
+
+    pdl_next();
+    pdl_wait();
+    for (uint32_t i = 8 * threadIdx.x; i < dim; i += 8 * ROW_THREADS) {
+        load8(row + i, v);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            sum += v[j] * v[j];
+    }
+    float r = rsqrtf(block_sum(sum, tmp) / (float)dim + eps);
+    for (uint32_t i = 8 * threadIdx.x; i < dim; i += 8 * ROW_THREADS) {
+        float w[8];
+        load8(row + i, v);
+        load8(weight + i, w);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            v[j] = round_to<T>(v[j] * r) * w[j];
+        store8(to + i, v);
+    }
+}
+
+static bool wide(size_t element, const void *x, size_t ldx, const void *out, size_t ldo,
+                 uint32_t dim)
+{
+    uintptr_t all = (uintptr_t)x | (uintptr_t)out | ldx * element | ldo * element;
+
+    return dim % 8 == 0 && all % 16 == 0;
+}
+
+extern "C" cudaError_t ek_cu_rms_norm(const struct ek_cu_queue *q, enum ek_dtype act, const void *x,
+                                      size_t ldx, const float *weight, float eps, uint32_t n,
+                                      uint32_t dim, void *out, size_t ldo)
+{
+    EK_DISPATCH_ACT(act, T, {
+        bool w = wide(sizeof(T), x, ldx, out, ldo, dim) && (uintptr_t)weight % 16 == 0;
+        return launch(q, w ? rms_norm_wide<T> : rms_norm_k<T>, n, ROW_THREADS, 0, (const T *)x, ldx,
+                      weight, eps, dim, (T *)out, ldo);
+    });
+}
+
+template <typename T>
+__global__ void layer_norm_k(const T *x, const float *weight, const float *bias, float eps,
+                             uint32_t dim, T *out)
+{
+    __shared__ float tmp[32];
+    const T *row = x + (size_t)blockIdx.x * dim;
+    T *to = out + (size_t)blockIdx.x * dim;
+    float sum = 0, squares = 0;
+
+    pdl_next();
+    pdl_wait();
+    for (uint32_t i = threadIdx.x; i < dim; i += ROW_THREADS)
+        sum += to_f(row[i]);
+    float mean = block_sum(sum, tmp) / (float)dim;
+    for (uint32_t i = threadIdx.x; i < dim; i += ROW_THREADS) {
+        float v = to_f(row[i]) - mean;
+        squares += v * v;
+    }
+    float r = rsqrtf(block_sum(squares, tmp) / (float)dim + eps);
+    for (uint32_t i = threadIdx.x; i < dim; i += ROW_THREADS) {
+        float v = (to_f(row[i]) - mean) * r * weight[i];
+        to[i] = from_f<T>(bias ? v + bias[i] : v);
+    }
+}
+
+extern "C" cudaError_t ek_cu_layer_norm(const struct ek_cu_queue *q, enum ek_dtype act,
+                                        const void *x, const float *weight, const float *bias,
+                                        float eps, uint32_t n, uint32_t dim, void *out)
+{
+    EK_DISPATCH_ACT(act, T,
+                    return launch(q, layer_norm_k<T>, n, ROW_THREADS, 0, (const T *)x, weight, bias,
+                                  eps, dim, (T *)out));
+}
+
+// ---- activations
+template <typename T>
+__global__ void swiglu_k(const T *x, size_t ldx, uint32_t dim, T *out, size_t ldo)
+{
+    const T *row = x + blockIdx.y * ldx;
+
+    pdl_next();
+    pdl_wait();
+    for (uint32_t i = blockIdx.x * ROW_THREADS + threadIdx.x; i < dim; i += gridDim.x * ROW_THREADS)
+        out[blockIdx.y * ldo + i] = from_f<T>(silu(to_f(row[i])) * to_f(row[dim + i]));
+}
+
+template <typename T>
+__global__ void swiglu_wide(const T *x, size_t ldx, uint32_t dim, T *out, size_t ldo)
+{
+    const T *row = x + blockIdx.y * ldx;
+    uint32_t i = 8 * (blockIdx.x * ROW_THREADS + threadIdx.x);
+    float g[8], u[8];
+
+    pdl_next();
+    pdl_wait();
+    if (i >= dim)
+        return;
+    load8(row + i, g);
+    load8(row + dim + i, u);
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+        g[j] = silu(g[j]) * u[j];
+    store8(out + blockIdx.y * ldo + i, g);
+}
+
+extern "C" cudaError_t ek_cu_swiglu(const struct ek_cu_queue *q, enum ek_dtype act, const void *x,
+                                    size_t ldx, uint32_t n, uint32_t dim, void *out, size_t ldo)
+{
+    EK_DISPATCH_ACT(act, T, {
+        for (uint32_t at = 0; at < n; at += 65535) { // a grid's second side is no longer
+            uint32_t m = n - at < 65535 ? n - at : 65535;
+            const T *from = (const T *)x + at * ldx;
+            T *to = (T *)out + at * ldo;
+            bool w = wide(sizeof(T), x, ldx, out, ldo, dim);
+            dim3 grid(div_up(dim, w ? 8 * ROW_THREADS : ROW_THREADS), m);
+            cudaError_t e = launch(q, w ? swiglu_wide<T> : swiglu_k<T>, grid, ROW_THREADS, 0, from,
+                                   ldx, dim, to, ldo);
+            if (e != cudaSuccess)
+                return e;
+        }
+        return cudaSuccess;
+    });
+}
+
+template <typename T>
+__global__ void gelu_k(T *x, size_t ldx, uint32_t n, uint32_t dim, bool tanh_form)
+{
+    pdl_next();
+    pdl_wait();
+    for (size_t i = blockIdx.x * (size_t)ROW_THREADS + threadIdx.x; i < (size_t)n * dim;
+         i += gridDim.x * (size_t)ROW_THREADS) {
+        T *at = x + i / dim * ldx + i % dim;
+        float v = to_f(*at);
+        float inner = tanh_form ? tanhf(0.7978845608f * (v + 0.044715f * v * v * v))
+                                : erff(v * 0.7071067812f);
+        *at = from_f<T>(0.5f * v * (1.0f + inner));
+    }
+}
+
+extern "C" cudaError_t ek_cu_gelu(const struct ek_cu_queue *q, enum ek_dtype act, void *x,
+                                  size_t ldx, uint32_t n, uint32_t dim, bool tanh_form)
+{
+    EK_DISPATCH_ACT(act, T,
+                    return launch(q, gelu_k<T>, 8 * q->n_sm, ROW_THREADS, 0, (T *)x, ldx, n, dim,
+                                  tanh_form));
+}
+
+// ---- moving
+template <typename T>
+__global__ void gather_k(const T *x, size_t ldx, const int32_t *rows, uint32_t dim, T *out)
+{
+    pdl_next();
+    pdl_wait();
+    const T *row = x + (size_t)rows[blockIdx.x] * ldx;
+    for (uint32_t i = threadIdx.x; i < dim; i += ROW_THREADS)
+        out[(size_t)blockIdx.x * dim + i] = row[i];
+}
+
+extern "C" cudaError_t ek_cu_gather(const struct ek_cu_queue *q, enum ek_dtype act, const void *x,
+                                    size_t ldx, const int32_t *rows, uint32_t n, uint32_t dim,
+                                    void *out)
+{
+    EK_DISPATCH_ACT(act, T,
+                    return launch(q, gather_k<T>, n, ROW_THREADS, 0, (const T *)x, ldx, rows, dim,
+                                  (T *)out));
+}
+
+template <typename F, typename T> __global__ void convert_k(const F *x, T *out, size_t n)
+{
+    pdl_next();
+    pdl_wait();
+    for (size_t i = blockIdx.x * (size_t)ROW_THREADS + threadIdx.x; i < n;
+         i += gridDim.x * (size_t)ROW_THREADS)
+        out[i] = from_f<T>(to_f(x[i]));
+}
+
+template <typename F>
+static cudaError_t convert_from(const struct ek_cu_queue *q, const F *x, void *out,
+                                enum ek_dtype to, size_t n)
+{
+    size_t blocks = (n + ROW_THREADS - 1) / ROW_THREADS, most = 16 * (size_t)q->n_sm;
+
+    EK_DISPATCH_ACT(to, T,
+                    return launch(q, convert_k<F, T>, (uint32_t)(blocks < most ? blocks : most),
+                                  ROW_THREADS, 0, x, (T *)out, n));
+}
+
+extern "C" cudaError_t ek_cu_convert(const struct ek_cu_queue *q, const void *x, enum ek_dtype from,
+                                     void *out, enum ek_dtype to, size_t n)
+{
+    EK_DISPATCH_ACT(from, F, return convert_from<F>(q, (const F *)x, out, to, n));
+}
+
+// ---- argmax: the lowest index among the largest; a NaN is never the largest
+struct best {
+    float v;
+    int32_t i;
+};
+__device__ __forceinline__ best better(best a, best b)
+{
+    return b.v > a.v || (b.v == a.v && b.i < a.i) ? b : a;
+}
+__device__ __forceinline__ best warp_best(best a)
+{
+#pragma unroll
+    for (int d = 16; d; d /= 2)
+        a = better(a, {__shfl_xor_sync(0xffffffffu, a.v, d), __shfl_xor_sync(0xffffffffu, a.i, d)});
+    return a;
+}
+
+__global__ void __launch_bounds__(1024) argmax_k(const float *logits, uint32_t vocab, int32_t *ids)
+{
+    __shared__ best tmp[32];
+    const float *row = logits + (size_t)blockIdx.x * vocab;
+    best a = {-INFINITY, 0x7fffffff};
+
+    pdl_next();
+    pdl_wait();
+#pragma unroll 8
+    for (uint32_t i = threadIdx.x; i < vocab; i += 1024)
+        a = better(a, {row[i], (int32_t)i});
+    a = warp_best(a);
+    if (threadIdx.x % 32 == 0)
+        tmp[threadIdx.x / 32] = a;
+    __syncthreads();
+    if (threadIdx.x >= 32)
+        return;
+    a = warp_best(tmp[threadIdx.x]);
+    if (threadIdx.x == 0)
+        ids[blockIdx.x] = a.i == 0x7fffffff ? 0 : a.i;
+}
+
+extern "C" cudaError_t ek_cu_argmax(const struct ek_cu_queue *q, const float *logits, uint32_t n,
+                                    uint32_t vocab, int32_t *ids)
+{
+    return launch(q, argmax_k, n, 1024, 0, logits, vocab, ids);
+}
+
+// ---- the read ceiling
+__global__ void __launch_bounds__(512) read_k(const uint8_t *p, size_t n, uint32_t *sink)
+{
+    size_t stride = (size_t)gridDim.x * 512, i = (size_t)blockIdx.x * 512 + threadIdx.x;
+    size_t pieces = n / 16;
+    uint32_t sum = 0;
+
+    pdl_next();
+    pdl_wait();
+    for (; i + 3 * stride < pieces; i += 4 * stride) {
+        uint4 v[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            v[j] = load_stream(p + 16 * (i + j * stride));
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            sum += v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
+    }
+    for (; i < pieces; i += stride) {
+        uint4 v = load_stream(p + 16 * i);
+        sum += v.x ^ v.y ^ v.z ^ v.w;
+    }
+    if (blockIdx.x == 0 && threadIdx.x < n % 16)
+        sum += p[n - 1 - threadIdx.x];
+    if (sum == 0x9e3779b9u)
+        *sink = sum;
+}
+
+extern "C" cudaError_t ek_cu_read(const struct ek_cu_queue *q, const void *p, size_t n,
+                                  uint32_t *sink)
+{
+    return launch(q, read_k, 8 * q->n_sm, 512, 0, (const uint8_t *)p, n, sink);
+}
