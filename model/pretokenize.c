@@ -13,7 +13,7 @@
 #include <string.h>
 
 /* A search may backtrack this often, and this often more a byte: linear, whatever the pattern. */
-#define RETRIES          1000000u
+#define RETRIES          100000u
 #define RETRIES_PER_BYTE 100u
 #define STACK_ENTRIES    (1u << 22)
 #define PARSE_DEPTH      200

@@ -78,11 +78,16 @@ static bool is_directory(const char *path)
     return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
 }
 
+/* By its first bytes, whatever it is called. */
 static bool is_gguf(const char *path)
 {
-    size_t n = strlen(path);
+    FILE *f = fopen(path, "rb");
+    char magic[4] = "";
+    bool yes = f != NULL && fread(magic, 1, 4, f) == 4 && memcmp(magic, "GGUF", 4) == 0;
 
-    return n > 5 && strcmp(path + n - 5, ".gguf") == 0;
+    if (f != NULL)
+        fclose(f);
+    return yes;
 }
 
 static enum ek_status open_json(const char *file, const char *dir, struct ek_tokenizer **out)
@@ -134,10 +139,10 @@ enum ek_status ek_tokenizer_open(const char *path, struct ek_tokenizer **out)
     struct ek_tokenizer *t;
     enum ek_status st;
 
-    if (is_gguf(path))
-        st = ek_tokenizer_from_gguf(path, &t);
+    if (is_directory(path))
+        st = open_in_directory(path, &t);
     else
-        st = is_directory(path) ? open_in_directory(path, &t) : open_file(path, &t);
+        st = is_gguf(path) ? ek_tokenizer_from_gguf(path, &t) : open_file(path, &t);
     EK_TRY(st);
     if ((st = ek_chat_recognise(t)) != EK_OK) {
         ek_tokenizer_free(t);

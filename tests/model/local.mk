@@ -8,6 +8,12 @@ tests_model_check_tokenizer_SOURCES = tests/model/check_tokenizer.c
 tests_model_check_tokenizer_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_model_check_tokenizer_LDADD = libmodel.a libbase.a $(JANSSON_LIBS) $(ONIG_LIBS) \
 	$(UTF8PROC_LIBS) $(TEST_LIBS)
+check_PROGRAMS += tests/model/check_tokenizer_files
+TESTS += tests/model/check_tokenizer_files
+tests_model_check_tokenizer_files_SOURCES = tests/model/check_tokenizer_files.c
+tests_model_check_tokenizer_files_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_model_check_tokenizer_files_LDADD = libmodel.a libbase.a $(JANSSON_LIBS) $(ONIG_LIBS) \
+	$(UTF8PROC_LIBS) $(TEST_LIBS)
 EXTRA_DIST += tests/fixtures/tokenizers tests/reference/make_tokenizers.py \
 	tests/reference/compare_tokenizers.py
 EXTRA_DIST += tests/fixtures/configs
