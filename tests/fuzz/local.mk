@@ -30,3 +30,8 @@ FUZZERS += tests/fuzz/fuzz_config
 tests_fuzz_fuzz_config_SOURCES = tests/fuzz/fuzz_config.c $(FUZZER_MAIN)
 tests_fuzz_fuzz_config_LDADD = $(FUZZER_LIBS)
 tests_fuzz_fuzz_config_LDFLAGS = $(FUZZER_FLAGS)
+
+FUZZERS += tests/fuzz/fuzz_tokenizer
+tests_fuzz_fuzz_tokenizer_SOURCES = tests/fuzz/fuzz_tokenizer.c $(FUZZER_MAIN)
+tests_fuzz_fuzz_tokenizer_LDADD = $(FUZZER_LIBS)
+tests_fuzz_fuzz_tokenizer_LDFLAGS = $(FUZZER_FLAGS)
