@@ -15,7 +15,7 @@ import own_deepseek
 import own_qwen25vl
 import own_text
 import own_vl2
-from common import FIXTURES
+from common import FIXTURES, assert_pillow
 
 
 @contextlib.contextmanager
@@ -243,6 +243,7 @@ MUTANTS = [
 
 
 def main():
+    assert_pillow()
     torch.set_num_threads(1)
     dull = 0
     for name, mistake, changes in MUTANTS:

@@ -12,7 +12,7 @@ import own_deepseek
 import own_qwen25vl
 import own_text
 import own_vl2
-from common import FIXTURES
+from common import FIXTURES, assert_pillow
 
 # Each takes the folder, the ids and the reference's tensors (for its images).
 OWN = {
@@ -62,6 +62,7 @@ def check(folder):
 
 
 if __name__ == "__main__":
+    assert_pillow()
     torch.set_num_threads(1)
     names = sys.argv[1:] or sorted(p.parent.name for p in FIXTURES.glob("*/config.json"))
     sys.exit(0 if all([check(FIXTURES / n) for n in names]) else 1)

@@ -12,6 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from common import (
     FIXTURES,
     Weights,
+    assert_pillow,
     byte_tokenizer,
     decoder_ends,
     picture,
@@ -271,6 +272,7 @@ def main():
 
 
 if __name__ == "__main__":
+    assert_pillow()
     tool.exact_arithmetic()
     torch.set_num_threads(1)
     main()

@@ -56,6 +56,7 @@ from tokenizers import Tokenizer  # noqa: E402
 from common import (
     FIXTURES,
     Weights,
+    assert_pillow,
     byte_tokenizer,
     picture,
     say,
@@ -360,6 +361,7 @@ def make(name):
 
 
 if __name__ == "__main__":
+    assert_pillow()
     tool.exact_arithmetic()
     torch.set_num_threads(1)
     for variant in sys.argv[3:] or VARIANTS:
