@@ -7,3 +7,15 @@ tests_runtime_check_engine_SOURCES = tests/runtime/check_engine.c tests/runtime/
 	tests/runtime/support.h
 tests_runtime_check_engine_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_runtime_check_engine_LDADD = $(RUNTIME_TEST_LIBS)
+
+check_PROGRAMS += tests/runtime/check_plan
+TESTS += tests/runtime/check_plan
+tests_runtime_check_plan_SOURCES = tests/runtime/check_plan.c tests/runtime/support.c
+tests_runtime_check_plan_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_runtime_check_plan_LDADD = $(RUNTIME_TEST_LIBS)
+
+check_PROGRAMS += tests/runtime/check_sampling
+TESTS += tests/runtime/check_sampling
+tests_runtime_check_sampling_SOURCES = tests/runtime/check_sampling.c
+tests_runtime_check_sampling_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_runtime_check_sampling_LDADD = $(RUNTIME_TEST_LIBS)
