@@ -35,3 +35,15 @@ FUZZERS += tests/fuzz/fuzz_tokenizer
 tests_fuzz_fuzz_tokenizer_SOURCES = tests/fuzz/fuzz_tokenizer.c $(FUZZER_MAIN)
 tests_fuzz_fuzz_tokenizer_LDADD = $(FUZZER_LIBS)
 tests_fuzz_fuzz_tokenizer_LDFLAGS = $(FUZZER_FLAGS)
+
+RUNTIME_FUZZER_LIBS = libruntime.a libkernels.a $(FUZZER_LIBS) $(BLAS_LIBS) $(CUDA_LIBS)
+
+FUZZERS += tests/fuzz/fuzz_plan
+tests_fuzz_fuzz_plan_SOURCES = tests/fuzz/fuzz_plan.c $(FUZZER_MAIN)
+tests_fuzz_fuzz_plan_LDADD = $(RUNTIME_FUZZER_LIBS)
+tests_fuzz_fuzz_plan_LDFLAGS = $(FUZZER_FLAGS)
+
+FUZZERS += tests/fuzz/fuzz_reference
+tests_fuzz_fuzz_reference_SOURCES = tests/fuzz/fuzz_reference.c $(FUZZER_MAIN)
+tests_fuzz_fuzz_reference_LDADD = $(RUNTIME_FUZZER_LIBS)
+tests_fuzz_fuzz_reference_LDFLAGS = $(FUZZER_FLAGS)

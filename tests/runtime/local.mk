@@ -19,3 +19,9 @@ TESTS += tests/runtime/check_sampling
 tests_runtime_check_sampling_SOURCES = tests/runtime/check_sampling.c
 tests_runtime_check_sampling_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_runtime_check_sampling_LDADD = $(RUNTIME_TEST_LIBS)
+
+check_PROGRAMS += tests/runtime/check_reference
+TESTS += tests/runtime/check_reference
+tests_runtime_check_reference_SOURCES = tests/runtime/check_reference.c tests/runtime/support.c
+tests_runtime_check_reference_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_runtime_check_reference_LDADD = $(RUNTIME_TEST_LIBS)
