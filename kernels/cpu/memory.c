@@ -44,9 +44,11 @@ static enum ek_status book(struct cpu_device *dev, enum ek_tag tag, size_t bytes
 
 static void *get_pages(size_t bytes)
 {
-    void *p = aligned_alloc(bytes >= HUGE_PAGE ? HUGE_PAGE : ALIGN, bytes);
+    void *p;
 
-    if (p && bytes >= HUGE_PAGE)
+    if (posix_memalign(&p, bytes >= HUGE_PAGE ? HUGE_PAGE : ALIGN, bytes) != 0)
+        return NULL;
+    if (bytes >= HUGE_PAGE)
         (void)madvise(p, bytes, MADV_HUGEPAGE); /* a wish */
     return p;
 }

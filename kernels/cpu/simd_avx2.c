@@ -13,6 +13,7 @@
 #else
 #pragma GCC target("avx2,fma,f16c")
 #endif
+#include "kernels/cpu/simd/compiler.h"
 #include "kernels/cpu/simd/vec_avx2.h"
 #include "kernels/cpu/simd/decode.h"
 #include "kernels/cpu/simd/products.h"

@@ -15,6 +15,7 @@
 #else
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
 #endif
+#include "kernels/cpu/simd/compiler.h"
 #include "kernels/cpu/simd/vec_avx512.h"
 #include "kernels/cpu/simd/decode.h"
 #include "kernels/cpu/simd/products.h"

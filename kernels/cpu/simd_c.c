@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "kernels/cpu/simd/compiler.h"
 #include "kernels/cpu/simd/vec_c.h"
 #include "kernels/cpu/simd/decode.h"
 #include "kernels/cpu/simd/products.h"

@@ -1,7 +1,56 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Quants of more than four bits brought to one byte each, 32 in a register (AVX2 and AVX-512).
+ * What AVX2 and AVX-512 share: scales, and quants of more than four bits brought to one byte each,
+ * 32 in a register.
  */
+static inline uint16_t u16_of(const void *p)
+{
+    uint16_t v;
+
+    memcpy(&v, p, sizeof(v));
+    return v;
+}
+
+static inline int32_t i32_of(const void *p)
+{
+    int32_t v;
+
+    memcpy(&v, p, sizeof(v));
+    return v;
+}
+
+/* half floats at a, b, c, d */
+static inline void v_four_halves(const void *a, const void *b, const void *c, const void *d,
+                                 float out[4])
+{
+    __m128i h = _mm_cvtsi32_si128(u16_of(a));
+
+    h = _mm_insert_epi16(h, u16_of(b), 1);
+    h = _mm_insert_epi16(h, u16_of(c), 2);
+    h = _mm_insert_epi16(h, u16_of(d), 3);
+    _mm_storeu_ps(out, _mm_cvtph_ps(h));
+}
+
+/* pairs of half floats at a, b, c, d */
+static inline void v_four_pairs(const void *a, const void *b, const void *c, const void *d,
+                                float out[8])
+{
+    __m128i h = _mm_cvtsi32_si128(i32_of(a));
+
+    h = _mm_insert_epi32(h, i32_of(b), 1);
+    h = _mm_insert_epi32(h, i32_of(c), 2);
+    h = _mm_insert_epi32(h, i32_of(d), 3);
+    _mm256_storeu_ps(out, _mm256_cvtph_ps(h));
+}
+
+/* the eight bytes, lowest first, times d */
+static inline void v_eight_bytes(uint64_t bytes, float d, float out[8])
+{
+    __m256i i = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)bytes));
+
+    _mm256_storeu_ps(out, _mm256_mul_ps(_mm256_cvtepi32_ps(i), _mm256_set1_ps(d)));
+}
+
 static inline __m256i load32(const void *p)
 {
     return _mm256_loadu_si256(p);

@@ -5,23 +5,22 @@
  * decoded in registers, once for all tokens.
  */
 /* acc[r][t] += unit u of row r times the same inputs of token t */
-#define DEFINE_TILE(T, dtype)                                                                      \
+#define DEFINE_TILE(T, dtype, group, RS, MS)                                                       \
     INLINE void tile_##T(const uint8_t *const row[4], size_t units, const float *x, size_t ldx,    \
                          const int n, float *y, size_t ldy)                                        \
     {                                                                                              \
-        float d[4][CHUNK_UNITS], m[4][CHUNK_UNITS];                                                \
+        float scales[MAX_SCALES];                                                                  \
         vec acc[4][TILE], w[UV];                                                                   \
                                                                                                    \
         UNROLL for (int r = 0; r < 4; r++) UNROLL for (int t = 0; t < n; t++) acc[r][t] =          \
             v_set1(0.0f);                                                                          \
-        for (size_t u0 = 0; u0 < units; u0 += CHUNK_UNITS) {                                       \
-            size_t nu = units - u0 < CHUNK_UNITS ? units - u0 : CHUNK_UNITS;                       \
-            UNROLL for (int r = 0; r < 4; r++) scales_##T(row[r], u0, nu, d[r], m[r]);             \
-            for (size_t u = 0; u < nu; u++) {                                                      \
-                const float *xu = x + (u0 + u) * CPU_UNIT;                                         \
+        for (size_t g = 0; g < units; g += group) {                                                \
+            scales_##T(row, g, scales);                                                            \
+            for (size_t u = 0; u < group; u++) {                                                   \
+                const float *xu = x + (g + u) * CPU_UNIT;                                          \
                 UNROLL for (int r = 0; r < 4; r++)                                                 \
                 {                                                                                  \
-                    unit_##T(row[r], u0 + u, d[r][u], m[r][u], w);                                 \
+                    unit_##T(row[r], g + u, scales[r * RS + u], scales[r * RS + u + MS], w);       \
                     UNROLL for (int t = 0; t < n; t++) UNROLL for (int j = 0; j < UV; j++)         \
                         acc[r][t] = v_fma(w[j], v_load(xu + (size_t)t * ldx + j * VL), acc[r][t]); \
                 }                                                                                  \
@@ -56,7 +55,7 @@ INLINE void tile_f32(const uint8_t *const row[4], size_t units, const float *x, 
     case k:                                                                                        \
         tile_##T(row, units, x, ldx, k <= TILE ? k : TILE, y, ldy);                                \
         break;
-#define DEFINE_DOTS(T, dtype)                                                                      \
+#define DEFINE_DOTS(T, dtype, group, RS, MS)                                                       \
     static void four_##T(const uint8_t *const row[4], size_t units, const float *x, size_t ldx,    \
                          uint32_t n, float *y, size_t ldy)                                         \
     {                                                                                              \

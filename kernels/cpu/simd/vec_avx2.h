@@ -164,7 +164,16 @@ static inline __m256i v_split(const uint8_t *q)
 /* low nibbles are elements 0..15 */
 static inline void v_nibbles(const uint8_t *q, float d, float m, vec w[4])
 {
-    v_bytes(v_split(q), d, m, w);
+    const __m256i nibble = _mm256_set1_epi32(15);
+    vec scale = v_set1(d), min = v_set1(m);
+
+    UNROLL for (int j = 0; j < 2; j++)
+    {
+        __m256i b =
+            _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(q + j * 8)));
+        w[j] = v_fma(_mm256_cvtepi32_ps(_mm256_and_si256(b, nibble)), scale, min);
+        w[j + 2] = v_fma(_mm256_cvtepi32_ps(_mm256_srli_epi32(b, 4)), scale, min);
+    }
 }
 
 /* the same with a fifth bit: bit i of high is element i's */

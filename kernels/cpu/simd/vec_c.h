@@ -114,10 +114,45 @@ static inline void v_store_bf16(uint16_t *p, vec v)
         p[i] = ek_f32_to_bf16(v[i]);
 }
 
+/* half floats at a, b, c, d */
+static inline void v_four_halves(const void *a, const void *b, const void *c, const void *d,
+                                 float out[4])
+{
+    const void *const from[4] = {a, b, c, d};
+    uint16_t h;
+
+    for (int i = 0; i < 4; i++) {
+        memcpy(&h, from[i], sizeof(h));
+        out[i] = ek_f16_to_f32(h);
+    }
+}
+
+/* pairs of half floats at a, b, c, d */
+static inline void v_four_pairs(const uint8_t *a, const uint8_t *b, const uint8_t *c,
+                                const uint8_t *d, float out[8])
+{
+    float first[4], second[4];
+
+    v_four_halves(a, b, c, d, first);
+    v_four_halves(a + 2, b + 2, c + 2, d + 2, second);
+    for (int i = 0; i < 4; i++) {
+        out[2 * i] = first[i];
+        out[2 * i + 1] = second[i];
+    }
+}
+
+/* the eight bytes, lowest first, times d */
+static inline void v_eight_bytes(uint64_t bytes, float d, float out[8])
+{
+    for (int i = 0; i < 8; i++)
+        out[i] = (float)(bytes >> 8 * i & 255) * d;
+}
+
 /* 32 quants of four bits: w = q * d + m; low nibbles are elements 0..15 */
 static inline void v_nibbles(const uint8_t *q, float d, float m, vec w[CPU_UNIT / VL])
 {
-    for (int j = 0; j < 4; j++) {
+    UNROLL for (int j = 0; j < 4; j++)
+    {
         const uint8_t *p = q + j * 4;
         ivec b = {p[0], p[1], p[2], p[3]};
         w[j] = v_fma(__builtin_convertvector(b & 15, vec), v_set1(d), v_set1(m));
@@ -129,10 +164,11 @@ static inline void v_nibbles(const uint8_t *q, float d, float m, vec w[CPU_UNIT 
 static inline void v_nibbles5(const uint8_t *q, uint32_t high, float d, float m,
                               vec w[CPU_UNIT / VL])
 {
-    for (int j = 0; j < 8; j++) {
+    UNROLL for (int j = 0; j < 8; j++)
+    {
         const uint8_t *p = q + j % 4 * 4;
         ivec b = {p[0], p[1], p[2], p[3]};
-        int32_t h = (int32_t)(high >> j * 4);
+        int32_t h = (int32_t)(high >> j * 4 & 15);
         ivec five = {h << 4 & 16, h << 3 & 16, h << 2 & 16, h << 1 & 16};
         b = j < 4 ? b & 15 : b >> 4;
         w[j] = v_fma(__builtin_convertvector(b | five, vec), v_set1(d), v_set1(m));
@@ -142,7 +178,8 @@ static inline void v_nibbles5(const uint8_t *q, uint32_t high, float d, float m,
 /* 32 unsigned bytes */
 static inline void v_bytes(const uint8_t *q, float d, float m, vec w[CPU_UNIT / VL])
 {
-    for (int j = 0; j < 8; j++) {
+    UNROLL for (int j = 0; j < 8; j++)
+    {
         const uint8_t *p = q + j * 4;
         ivec b = {p[0], p[1], p[2], p[3]};
         w[j] = v_fma(__builtin_convertvector(b, vec), v_set1(d), v_set1(m));
@@ -182,7 +219,8 @@ static inline void v_k_six(const uint8_t *q, int shift, const uint8_t *high, int
 
 static inline void v_q8(const int8_t *q, float d, vec w[CPU_UNIT / VL])
 {
-    for (int j = 0; j < 8; j++) {
+    UNROLL for (int j = 0; j < 8; j++)
+    {
         const int8_t *p = q + j * 4;
         ivec b = {p[0], p[1], p[2], p[3]};
         w[j] = __builtin_convertvector(b, vec) * v_set1(d);
