@@ -25,3 +25,9 @@ TESTS += tests/runtime/check_reference
 tests_runtime_check_reference_SOURCES = tests/runtime/check_reference.c tests/runtime/support.c
 tests_runtime_check_reference_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_runtime_check_reference_LDADD = $(RUNTIME_TEST_LIBS)
+
+check_PROGRAMS += tests/runtime/check_generate
+TESTS += tests/runtime/check_generate
+tests_runtime_check_generate_SOURCES = tests/runtime/check_generate.c tests/runtime/support.c
+tests_runtime_check_generate_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_runtime_check_generate_LDADD = $(RUNTIME_TEST_LIBS)

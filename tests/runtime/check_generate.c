@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Generation and the benchmark: the same tokens whatever the grouping, stops, streaming.
+ */
+#include "tests/runtime/support.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { PROMPTS = 5 };
+
+static struct ek_model *model;
+static int32_t *ids;
+static struct ek_prompt prompts[PROMPTS];
+
+static void make_prompts(void)
+{
+    static const size_t lengths[PROMPTS] = {7, 1, 33, 16, 20};
+    size_t at = 0;
+
+    model = small_model(3);
+    ids = random_ids(model, 100, 9);
+    for (int i = 0; i < PROMPTS; at += lengths[i++])
+        prompts[i] = (struct ek_prompt){ids + at, lengths[i]};
+}
+
+static void free_prompts(void)
+{
+    free(ids);
+    ek_model_close(model);
+}
+
+static struct ek_plan *plan_of(uint32_t n_devices, uint32_t batch, uint32_t groups, uint32_t chunk)
+{
+    uint32_t cuts[] = {2, 4, (uint32_t)model->n_modules};
+    struct plan_shape shape = {.n_devices = n_devices,
+                               .n_stages = n_devices,
+                               .cuts = cuts,
+                               .batch = batch,
+                               .context = 96,
+                               .chunk = chunk,
+                               .micro_batches = groups};
+
+    cuts[n_devices - 1] = (uint32_t)model->n_modules;
+    return make_plan(model, &shape);
+}
+
+static struct ek_completion *generate(struct ek_plan *p, const struct ek_generate_options *opt,
+                                      struct ek_generate_timing *t)
+{
+    struct ek_engine *e = open_engine(model, p);
+    struct ek_completion *c = NULL;
+
+    ck_ok(ek_generate(e, prompts, PROMPTS, opt, &c, t));
+    ek_engine_close(e);
+    ek_plan_free(p);
+    return c;
+}
+
+static void must_be_equal(const struct ek_completion *a, const struct ek_completion *b)
+{
+    for (int i = 0; i < PROMPTS; i++) {
+        ck_assert_uint_eq(a[i].n, b[i].n);
+        ck_assert_int_eq(a[i].finish, b[i].finish);
+        ck_assert_int_eq(memcmp(a[i].ids, b[i].ids, a[i].n * sizeof(*a[i].ids)), 0);
+    }
+}
+
+START_TEST(the_tokens_do_not_depend_on_devices_groups_or_chunks)
+{
+    static const uint32_t forms[][4] = {/* devices, batch, groups, chunk */
+                                        {1, 5, 5, 16},
+                                        {2, 5, 2, 16},
+                                        {3, 5, 3, 64},
+                                        {2, 2, 2, 16},
+                                        {1, 1, 1, 7}};
+    struct ek_generate_options opts[] = {
+        {.sampling = EK_SAMPLING_GREEDY, .max_tokens = 20},
+        {.sampling = {0.8, 40, 0.95, 0.01, 77}, .max_tokens = 20},
+    };
+
+    for (size_t k = 0; k < EK_ARRAY_LEN(opts); k++) {
+        struct ek_generate_timing t;
+        struct ek_completion *want = generate(plan_of(1, 5, 1, 16), &opts[k], &t);
+        ck_assert_uint_eq(t.prompt_tokens, 77);
+        ck_assert_uint_eq(t.new_tokens, PROMPTS * 20);
+        ck_assert_double_gt(t.decode_step_s, 0);
+        for (size_t i = 0; i < EK_ARRAY_LEN(forms); i++) {
+            const uint32_t *f = forms[i];
+            struct ek_completion *got = generate(plan_of(f[0], f[1], f[2], f[3]), &opts[k], &t);
+            must_be_equal(got, want);
+            ek_completions_free(got, PROMPTS);
+        }
+        ek_completions_free(want, PROMPTS);
+    }
+}
+END_TEST
+
+START_TEST(greedy_generation_equals_teacher_forcing)
+{
+    struct ek_generate_options opt = {.sampling = EK_SAMPLING_GREEDY, .max_tokens = 12};
+    struct ek_completion *c = generate(plan_of(2, 5, 2, 16), &opt, NULL);
+    struct ek_plan *p = plan_of(1, 1, 1, 16);
+    struct ek_engine *e = open_engine(model, p);
+
+    for (int i = 0; i < PROMPTS; i++) {
+        size_t n = prompts[i].n + c[i].n - 1;
+        int32_t *all = ek_calloc(n, sizeof(*all)), *best = ek_calloc(n, sizeof(*best));
+        uint32_t seq;
+        memcpy(all, prompts[i].ids, prompts[i].n * sizeof(*all));
+        memcpy(all + prompts[i].n, c[i].ids, (c[i].n - 1) * sizeof(*all));
+        ck_ok(ek_engine_seq_open(e, &seq));
+        ck_ok(ek_engine_prefill(e, seq, all, n, EK_LOGITS_ALL, NULL, best));
+        ck_assert_int_eq(memcmp(best + prompts[i].n - 1, c[i].ids, c[i].n * sizeof(*best)), 0);
+        ek_engine_seq_close(e, seq);
+        free(all);
+        free(best);
+    }
+    ek_engine_close(e);
+    ek_plan_free(p);
+    ek_completions_free(c, PROMPTS);
+}
+END_TEST
+
+START_TEST(a_stop_id_ends_its_sequence_alone)
+{
+    struct ek_generate_options opt = {.sampling = EK_SAMPLING_GREEDY, .max_tokens = 15};
+    struct ek_completion *free_run = generate(plan_of(2, 5, 2, 16), &opt, NULL), *c;
+    int32_t stop = free_run[2].ids[6];
+
+    opt.stop = &stop;
+    opt.n_stop = 1;
+    c = generate(plan_of(2, 5, 2, 16), &opt, NULL);
+    for (int i = 0; i < PROMPTS; i++) {
+        size_t first = 0;
+        while (first < 15 && free_run[i].ids[first] != stop)
+            first++;
+        ck_assert_uint_eq(c[i].n, first < 15 ? first + 1 : 15);
+        ck_assert_int_eq(c[i].finish, first < 15 ? EK_FINISH_STOP : EK_FINISH_LENGTH);
+        ck_assert_int_eq(memcmp(c[i].ids, free_run[i].ids, c[i].n * sizeof(stop)), 0);
+    }
+    ck_assert_int_eq(c[2].finish, EK_FINISH_STOP);
+    ek_completions_free(c, PROMPTS);
+    ek_completions_free(free_run, PROMPTS);
+}
+END_TEST
+
+START_TEST(generation_ends_where_the_context_does)
+{
+    struct ek_generate_options opt = {.sampling = EK_SAMPLING_GREEDY, .max_tokens = 1000};
+    struct ek_completion *c = generate(plan_of(2, 5, 2, 16), &opt, NULL);
+
+    for (int i = 0; i < PROMPTS; i++) {
+        ck_assert_uint_eq(c[i].n, 96 - prompts[i].n + 1);
+        ck_assert_int_eq(c[i].finish, EK_FINISH_LENGTH);
+    }
+    ek_completions_free(c, PROMPTS);
+}
+END_TEST
+
+/* ---- streaming */
+struct stream {
+    int32_t got[PROMPTS][64];
+    size_t n[PROMPTS], limit;
+    bool cancel;
+    size_t cancel_at, total;
+};
+
+static bool on_token(void *user, size_t prompt, int32_t id)
+{
+    struct stream *s = user;
+
+    s->got[prompt][s->n[prompt]++] = id;
+    if (++s->total == s->cancel_at)
+        s->cancel = true;
+    return s->n[prompt] < s->limit;
+}
+
+START_TEST(tokens_are_streamed_and_a_callback_ends_its_sequence)
+{
+    struct stream s = {.limit = 9};
+    struct ek_generate_options opt = {
+        .sampling = EK_SAMPLING_GREEDY, .max_tokens = 15, .on_token = on_token, .user = &s};
+    struct ek_completion *c = generate(plan_of(2, 5, 2, 16), &opt, NULL);
+
+    for (int i = 0; i < PROMPTS; i++) {
+        ck_assert_uint_eq(c[i].n, 9);
+        ck_assert_uint_eq(s.n[i], 9);
+        ck_assert_int_eq(c[i].finish, EK_FINISH_CALLBACK);
+        ck_assert_int_eq(memcmp(c[i].ids, s.got[i], 9 * sizeof(int32_t)), 0);
+    }
+    ek_completions_free(c, PROMPTS);
+}
+END_TEST
+
+START_TEST(an_interrupt_gives_what_there_is_and_frees_the_engine)
+{
+    struct stream s = {.limit = 100, .cancel_at = 12};
+    struct ek_generate_options opt = {.sampling = EK_SAMPLING_GREEDY,
+                                      .max_tokens = 30,
+                                      .on_token = on_token,
+                                      .user = &s,
+                                      .cancel = &s.cancel};
+    struct ek_plan *p = plan_of(2, 5, 2, 16);
+    struct ek_engine *e = open_engine(model, p);
+    struct ek_completion *c = NULL;
+    uint32_t seq;
+
+    ck_assert_int_eq(ek_generate(e, prompts, PROMPTS, &opt, &c, NULL), EK_EINTR);
+    ck_assert_ptr_nonnull(c);
+    ck_assert_uint_le(s.total, 12 + PROMPTS);
+    ek_completions_free(c, PROMPTS);
+    for (int i = 0; i < PROMPTS; i++) /* every slot is free again */
+        ck_ok(ek_engine_seq_open(e, &seq));
+    ek_engine_close(e);
+    ek_plan_free(p);
+}
+END_TEST
+
+START_TEST(impossible_requests_are_refused)
+{
+    struct ek_generate_options opt = {.sampling = EK_SAMPLING_GREEDY, .max_tokens = 3};
+    struct ek_plan *p = plan_of(1, 2, 1, 16);
+    struct ek_engine *e = open_engine(model, p);
+    struct ek_prompt none = {ids, 0}, much = {ids, 97};
+    struct ek_completion *c = NULL;
+
+    ck_assert_int_eq(ek_generate(e, &none, 1, &opt, &c, NULL), EK_EUSAGE);
+    ck_assert_int_eq(ek_generate(e, &much, 1, &opt, &c, NULL), EK_EUSAGE);
+    ck_assert_ptr_nonnull(strstr(ek_last_error(), "97"));
+    ck_assert_int_eq(ek_generate(e, prompts, 0, &opt, &c, NULL), EK_EUSAGE);
+    opt.max_tokens = 0;
+    ck_assert_int_eq(ek_generate(e, prompts, 1, &opt, &c, NULL), EK_EUSAGE);
+    opt.max_tokens = 3;
+    opt.sampling.top_p = 7;
+    opt.sampling.temperature = 1;
+    ck_assert_int_eq(ek_generate(e, prompts, 1, &opt, &c, NULL), EK_EUSAGE);
+    ck_assert_ptr_null(c);
+    ek_engine_close(e);
+    ek_plan_free(p);
+}
+END_TEST
+
+START_TEST(the_benchmark_times_every_part)
+{
+    struct ek_bench_options opt = {.batch = 4, .prompt = 40, .generate = 9, .repeats = 2};
+    struct ek_plan *p = plan_of(2, 5, 2, 16);
+    struct ek_engine *e = open_engine(model, p);
+    struct ek_bench_result r;
+
+    ck_ok(ek_bench_run(e, &opt, &r));
+    ck_assert_uint_eq(r.n_stages, 2);
+    ck_assert_uint_eq(r.n_devices, 2);
+    ck_assert_uint_eq(r.prefill_s.n, 2);
+    ck_assert_uint_eq(r.decode_s.n, 2 * 8);
+    ck_assert_double_gt(r.decode_s.min, 0);
+    ck_assert(r.decode_s.min <= r.decode_s.median && r.decode_s.median <= r.decode_s.max);
+    ck_assert_double_gt(r.decode_total_s, 0);
+    for (uint32_t i = 0; i < 2; i++) {
+        ck_assert_uint_eq(r.prefill[i].tokens, 2 * 160);
+        ck_assert_uint_eq(r.prefill[i].steps, 2 * 10);
+        ck_assert_uint_eq(r.decode[i].tokens, 2 * 8 * 4);
+        ck_assert_uint_eq(r.decode[i].steps, 2 * 8 * 2); /* two groups */
+        ck_assert_double_gt(r.decode[i].busy_s, 0);
+        ck_assert_uint_gt(r.usage[i][EK_TAG_WEIGHTS].peak, 0);
+    }
+    ek_bench_result_clear(&r);
+    opt.batch = 6;
+    ck_assert_int_eq(ek_bench_run(e, &opt, &r), EK_EUSAGE);
+    opt.batch = 1, opt.prompt = 97;
+    ck_assert_int_eq(ek_bench_run(e, &opt, &r), EK_EUSAGE);
+    ek_engine_close(e);
+    ek_plan_free(p);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("generate");
+    TCase *tc = tcase_create("generate");
+    SRunner *sr = srunner_create(s);
+    int failed;
+
+    tcase_set_timeout(tc, 60);
+    tcase_add_checked_fixture(tc, make_prompts, free_prompts);
+    tcase_add_test(tc, the_tokens_do_not_depend_on_devices_groups_or_chunks);
+    tcase_add_test(tc, greedy_generation_equals_teacher_forcing);
+    tcase_add_test(tc, a_stop_id_ends_its_sequence_alone);
+    tcase_add_test(tc, generation_ends_where_the_context_does);
+    tcase_add_test(tc, tokens_are_streamed_and_a_callback_ends_its_sequence);
+    tcase_add_test(tc, an_interrupt_gives_what_there_is_and_frees_the_engine);
+    tcase_add_test(tc, impossible_requests_are_refused);
+    tcase_add_test(tc, the_benchmark_times_every_part);
+    suite_add_tcase(s, tc);
+    srunner_run_all(sr, CK_ENV);
+    failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
