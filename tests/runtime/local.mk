@@ -31,3 +31,10 @@ TESTS += tests/runtime/check_generate
 tests_runtime_check_generate_SOURCES = tests/runtime/check_generate.c tests/runtime/support.c
 tests_runtime_check_generate_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_runtime_check_generate_LDADD = $(RUNTIME_TEST_LIBS)
+
+check_PROGRAMS += tests/runtime/check_stage
+TESTS += tests/runtime/check_stage
+tests_runtime_check_stage_SOURCES = tests/runtime/check_stage.c tests/runtime/recorder.c \
+	tests/runtime/recorder.h tests/runtime/support.c
+tests_runtime_check_stage_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_runtime_check_stage_LDADD = $(RUNTIME_TEST_LIBS)
