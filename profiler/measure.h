@@ -49,6 +49,7 @@ struct point_space {
     enum ek_phase phase;
     uint32_t max_width; /* batch (decode) or tokens (prefill) */
     uint32_t max_context;
+    uint32_t max_cached; /* tokens of all sequences that fit into the cache together */
     bool deep;           /* the time depends on the context */
     double target;       /* relative error of interpolation that is good enough */
     uint32_t max_widths; /* at most so many widths, however badly interpolation does */
@@ -60,5 +61,67 @@ enum ek_status points_measure(const struct point_space *space, point_fn fn, void
 size_t points_corners(const struct point_space *space, struct ek_point out[4]);
 /* Most points that points_measure will ask for. */
 size_t points_most(const struct point_space *space);
+
+/* ---- batch.c: the batch of a point --------------------------------------------------------------
+ */
+struct rig_batch;
+enum ek_status rig_batch_new(const struct ek_model *m, uint32_t max_tokens, uint32_t max_seqs,
+                             uint32_t max_context, struct rig_batch **out);
+void rig_batch_free(struct rig_batch *b); /* NULL is fine */
+/* Makes it that of a point, which is within the bounds. */
+void rig_batch_set(struct rig_batch *b, const struct ek_point *at);
+/* Of the point set last; logits of the last token of each sequence. Borrowed. */
+const struct ek_batch_host *rig_batch_host(const struct rig_batch *b);
+int32_t *rig_batch_ids(struct rig_batch *b); /* [max_seqs], room for ids */
+
+/* ---- rig.c: the runtime's own stages under the clock ------------------------------------------
+ */
+/* Like modules [first, first + run) of a model. The rig runs n of them in one stage and 2 n in
+ * another, and takes the slope; a module that is alone of its kind (run == 1) is run as a stage of
+ * its own, and the stage's own time is taken off. */
+struct rig_group {
+    size_t first;
+    uint32_t run;
+    const struct ek_module *module; /* the first */
+};
+struct rig_options {
+    struct ek_device *dev; /* borrowed, as the model is */
+    const struct ek_model *m;
+    enum ek_dtype cache;
+    uint32_t max_batch, max_prompt, max_context;
+    const struct ek_ceilings *ceilings;
+    uint64_t memory; /* bytes that the rig may take */
+    bool thorough;
+};
+struct rig;
+enum ek_status rig_new(const struct rig_options *opt, const struct rig_group *group,
+                       struct rig **out);
+void rig_free(struct rig *r); /* NULL is fine */
+/* Time of the module at a point and, beside it, of a stage without modules. EK_NO: the gate refuses
+ * it. overhead_s: a stage's own time, known already (groups of one only). */
+enum ek_status rig_measure(struct rig *r, const struct ek_point *at, double overhead_s,
+                           struct ek_store_time *module, struct ek_store_time *stage);
+/* Most tokens that caches of the rig can hold within its memory. */
+uint32_t rig_max_cached(const struct rig_options *opt, const struct rig_group *group);
+/* Runs a point over and over until *stop: a neighbour at work. */
+enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, volatile const bool *stop);
+
+/* ---- memory.c: bytes by tag of a module alone -------------------------------------------------
+ */
+/* Rows of a signature over tokens and batches; those that are there are left out. opt->dev has
+ * nothing allocated and has run nothing. */
+enum ek_status memory_measure(const struct rig_options *opt, const struct rig_group *group,
+                              struct ek_store *store, int64_t device);
+/* Rows of EK_STORE_STAGE: what a hand-over takes on devices[i]. The others are where it goes. */
+enum ek_status memory_of_links(const struct rig_options *opt, struct ek_device *const *devices,
+                               size_t n, size_t i, struct ek_store *store, int64_t device);
+
+/* ---- ceilings.c */
+/* Fills n bytes with normal numbers of a type (F32, BF16, F16): neither power nor caches shall have
+ * it easier than with weights. */
+enum ek_status rig_fill_random(struct ek_device *dev, void *p, size_t n, enum ek_dtype dtype);
+/* Bytes a second at which the device reads a set of that many bytes over and over: from its caches
+ * when they hold it. */
+enum ek_status ceilings_read_rate(struct ek_device *dev, uint64_t bytes, double *rate);
 
 #endif

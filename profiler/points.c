@@ -34,15 +34,20 @@ static struct ek_point point_at(const struct point_space *s, uint32_t width, dou
 {
     struct ek_point p = {.phase = s->phase, .batch = 1, .tokens = 1};
     uint32_t least = s->phase == EK_PHASE_DECODE ? 1 : width;
-    uint32_t most = s->max_context > least ? s->max_context : least;
+    uint32_t most = s->max_context;
 
-    if (s->phase == EK_PHASE_DECODE)
+    if (s->phase == EK_PHASE_DECODE) {
         p.batch = width;
-    else
+        if (most > s->max_cached / width)
+            most = s->max_cached / width;
+        least = most < EK_PAGE ? most : EK_PAGE; /* a cache of one block: what a first step sees */
+    } else {
         p.tokens = width;
-    /* decode's least: a cache of one block is what the first step sees */
-    if (s->phase == EK_PHASE_DECODE)
-        least = most < EK_PAGE ? most : EK_PAGE;
+        if (most > s->max_cached)
+            most = s->max_cached;
+    }
+    least = least ? least : 1;
+    most = most > least ? most : least;
     p.context = least + (uint32_t)lround((double)(most - least) * (s->deep ? depth : 0));
     return p;
 }

@@ -9,20 +9,28 @@
 #include "profiler/store.h"
 #include "runtime/runtime.h"
 
-/* ---- Ceilings and links of devices
- * ---------------------------------------------------------------- */
+/* ---- Ceilings and links of devices ---------------------------------------------------------- */
 struct ek_ceilings {
     double read_bandwidth, copy_bandwidth; /* bytes/s */
     double peak_f32, peak_bf16, peak_f16;  /* FLOP/s of a large product; 0: not supported */
     uint64_t overhead;                     /* bytes taken before our first allocation */
 };
+/* Takes seconds. The device should have some hundred MiB of memory free: less than a few times its
+ * last-level cache would be measured out of that. */
 enum ek_status ek_measure_ceilings(struct ek_device *dev, struct ek_ceilings *out);
-/* One link by the fastest mechanism that the runtime has for the pair. */
+/* One link by the fastest mechanism that the runtime has for the pair. Needs some 100 MiB. */
 enum ek_status ek_measure_link(struct ek_device *from, struct ek_device *to,
                                struct ek_store_link *out);
 
-/* ---- Profiling a model
- * -------------------------------------------------------------------------------- */
+/* The row of an opened device, without ceilings. */
+void ek_profile_device_row(const struct ek_device *dev, struct ek_store_device *out);
+/* Rows, ceilings and the matrix of links of devices: what is in the store already stays, unless
+ * again. Budgets of the specs go into the rows and do not limit these measurements. */
+enum ek_status ek_profile_devices(struct ek_store *store, const struct ek_device_spec *specs,
+                                  size_t n, enum ek_dtype act, bool again,
+                                  volatile const bool *stop);
+
+/* ---- Profiling a model ---------------------------------------------------------------------- */
 struct ek_profile_options {
     const struct ek_device_spec *devices;
     size_t n_devices;
@@ -37,8 +45,12 @@ struct ek_profile_options {
         .act = EK_F32, .cache = EK_F32, .max_batch = 8, .max_prompt = 512, .max_context = 2048,    \
         .target_error = 0.03                                                                       \
     }
-/* Resumable: points whose key is committed are skipped. */
+/* Resumable: points whose key is committed are skipped. Devices are measured one after the other,
+ * each within its budget, then each with the others at work. Weights are the model's (open it with
+ * synthetic weights to profile without a checkpoint). Shows progress on stderr. */
 enum ek_status ek_profile(const struct ek_model *m, struct ek_store *store,
                           const struct ek_profile_options *opt);
+/* Most rows of times that ek_profile will write for these options: for a dry run. */
+size_t ek_profile_most(const struct ek_model *m, const struct ek_profile_options *opt);
 
 #endif

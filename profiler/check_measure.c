@@ -1,0 +1,272 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * When sampling stops, which points are measured, what the gate refuses: on simulated clocks and
+ * cost functions, so that the answers are exact.
+ */
+#include "profiler/measure.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Sampling ---------------------------------------------------------------------------------
+ */
+
+struct machine {
+    uint64_t now_ns, seed;
+    double mean, spread;  /* of normal noise, relative */
+    uint32_t spike_every; /* that sample takes ten times as long; 0: none */
+    double drift;         /* the spread grows by this a sample */
+    uint32_t n;
+    enum ek_status fail_at_5;
+};
+
+static enum ek_status sample(void *ctx, double v[TIMING_VALUES])
+{
+    struct machine *m = ctx;
+    double t = m->mean * (1 + (m->spread + m->drift * m->n) * ek_random_normal(&m->seed));
+
+    if (++m->n == 5 && m->fail_at_5 != EK_OK)
+        return ek_error(m->fail_at_5, "failed");
+    if (m->spike_every && m->n % m->spike_every == 0)
+        t *= 10;
+    m->now_ns += (uint64_t)(fabs(t) * 1e9);
+    v[0] = t;
+    v[1] = 2 * t;
+    return EK_OK;
+}
+
+static uint64_t simulated(void *ctx)
+{
+    return ((struct machine *)ctx)->now_ns;
+}
+
+static const struct {
+    struct machine machine;
+    const char *stop;
+    uint32_t least, most; /* samples */
+} runs[] = {
+    {{.mean = 1e-3, .spread = 1e-4}, "converged", 10, 10},
+    {{.mean = 1e-3, .spread = 0.02}, "converged", 11, 100},
+    {{.mean = 1e-3, .spread = 0.02, .spike_every = 7}, "converged", 11, 200},
+    {{.mean = 1e-5, .spread = 0.20}, "stable-noise", 64, 999},
+    {{.mean = 1e-6, .spread = 0.01, .drift = 0.05}, "timeout", 1000, 1000},
+    {{.mean = 0.2, .spread = 0.20}, "timeout", 4, 6},
+    {{.mean = 5, .spread = 1e-4}, "timeout", 3, 3},
+};
+
+START_TEST(sampling_stops_when_the_median_is_known_or_time_is_up)
+{
+    struct timing_rule rule = TIMING_RULE_INIT;
+    struct machine m = runs[_i].machine;
+    struct ek_store_time t[TIMING_VALUES];
+
+    m.seed = 11;
+    ck_assert_int_eq(timing_run(&rule, sample, simulated, &m, t), EK_OK);
+    ck_assert_msg(strcmp(t[0].stop, runs[_i].stop) == 0, "%s after %u", t[0].stop, t[0].n);
+    ck_assert_uint_ge(t[0].n, runs[_i].least);
+    ck_assert_uint_le(t[0].n, runs[_i].most);
+    ck_assert_double_ge(t[0].median_s, t[0].min_s);
+    ck_assert_double_eq_tol(t[1].median_s, 2 * t[0].median_s, 1e-12);
+    if (strcmp(t[0].stop, "converged") == 0) /* four standard errors */
+        ck_assert_double_eq_tol(t[0].median_s, m.mean, m.mean * 0.02);
+}
+END_TEST
+
+START_TEST(a_failing_sample_is_passed_on)
+{
+    struct timing_rule rule = TIMING_RULE_INIT;
+    struct machine m = {.mean = 1e-3, .fail_at_5 = EK_EDEVICE};
+    struct ek_store_time t[TIMING_VALUES];
+
+    ck_assert_int_eq(timing_run(&rule, sample, simulated, &m, t), EK_EDEVICE);
+    m = (struct machine){.mean = NAN};
+    ck_assert_int_eq(timing_run(&rule, sample, simulated, &m, t), EK_EDEVICE);
+}
+END_TEST
+
+START_TEST(median_and_its_deviation)
+{
+    double v[] = {5, 1, 9, 3}, w[] = {2, 100, 1}, scratch[4];
+
+    ck_assert_double_eq(timing_median(v, 4), 4);
+    ck_assert_double_eq(timing_mad(v, 4, 4, scratch), 2);
+    ck_assert_double_eq(timing_median(w, 3), 2);
+    ck_assert_double_eq(timing_mad(w, 3, 2, scratch), 1);
+    ck_assert_double_eq(timing_median(w, 1), 1);
+}
+END_TEST
+
+/* ---- Gate -------------------------------------------------------------------------------------
+ */
+
+START_TEST(times_that_beat_the_ceilings_are_refused)
+{
+    struct gate_work w = {.bytes = 1e9, .flops = 1e10, .bandwidth = 1e10, .peak = 1e12};
+
+    ck_assert_int_eq(gate_check(&w, 0.1, "layer"), EK_OK);
+    ck_assert_int_eq(gate_check(&w, 0.0985, "layer"), EK_OK); /* within the grace */
+    ck_assert_int_eq(gate_check(&w, 0.09, "layer"), EK_NO);
+    ck_assert_ptr_nonnull(strstr(ek_last_error(), "layer: would read 11.11 GB/s"));
+    w.flops = 2e11;
+    ck_assert_int_eq(gate_check(&w, 0.15, "layer"), EK_NO);
+    ck_assert_ptr_nonnull(strstr(ek_last_error(), "GFLOP/s"));
+    w.peak = w.bandwidth = 0; /* not known: nothing to hold it against */
+    ck_assert_int_eq(gate_check(&w, 1e-9, "layer"), EK_OK);
+    ck_assert_int_eq(gate_check(&w, 0, "layer"), EK_NO);
+    ck_assert_int_eq(gate_check(&w, -1e-6, "layer"), EK_NO);
+}
+END_TEST
+
+/* ---- Points -----------------------------------------------------------------------------------
+ */
+
+struct world {
+    double (*cost)(const struct ek_point *);
+    struct ek_store_time_row rows[128];
+    size_t n;
+    bool refuse_first;
+};
+
+/* Straight lines in both directions. */
+static double straight(const struct ek_point *p)
+{
+    double width = p->phase == EK_PHASE_DECODE ? p->batch : p->tokens;
+
+    return 1e-3 + 1e-4 * width + 1e-8 * width * p->context;
+}
+
+/* Bound by memory up to 40 tokens, by arithmetic beyond. */
+static double roofline(const struct ek_point *p)
+{
+    double width = p->phase == EK_PHASE_DECODE ? p->batch : p->tokens;
+
+    return fmax(1e-3, 2.5e-5 * width) + 1e-9 * width * p->context;
+}
+
+/* The cache of a long context is slower to read. */
+static double cliff(const struct ek_point *p)
+{
+    return 1e-3 + (p->context > 1500 ? 3e-6 * p->context : 1e-6 * p->context);
+}
+
+static enum ek_status measure(void *ctx, const struct ek_point *at, struct ek_store_time *out)
+{
+    struct world *w = ctx;
+
+    for (size_t i = 0; i < w->n; i++) {
+        const struct ek_store_key *k = &w->rows[i].key;
+        ck_assert_msg(k->batch != at->batch || k->tokens != at->tokens || k->context != at->context,
+                      "asked twice: %u %u %u", at->batch, at->tokens, at->context);
+    }
+    ck_assert_uint_ge(at->context, at->tokens);
+    w->rows[w->n].key = (struct ek_store_key){
+        .phase = at->phase, .batch = at->batch, .tokens = at->tokens, .context = at->context};
+    *out = (struct ek_store_time){.median_s = w->cost(at), .n = 10};
+    w->rows[w->n++].time = *out;
+    if (w->refuse_first && w->n == 1)
+        return ek_error(EK_NO, "refused");
+    return EK_OK;
+}
+
+static double worst_miss(const struct world *w, const struct point_space *s)
+{
+    double worst = 0;
+
+    for (uint32_t width = 1; width <= s->max_width; width++)
+        for (uint32_t c = 32; c <= s->max_context; c += 97) {
+            bool decode = s->phase == EK_PHASE_DECODE;
+            struct ek_point p = {s->phase, decode ? width : 1, decode ? 1 : width, c};
+            if (p.context < p.tokens)
+                continue;
+            double want = w->cost(&p), got = ek_interpolate(w->rows, w->n, &p, NULL);
+            worst = fmax(worst, fabs(got - want) / want);
+        }
+    return worst;
+}
+
+static const struct {
+    struct point_space space;
+    double (*cost)(const struct ek_point *);
+    size_t least, most; /* points */
+    double miss;
+} spaces[] = {
+    {{EK_PHASE_DECODE, 8, 2048, 1 << 20, true, 0.03, 8}, straight, 7, 7, 1e-6},
+    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 8}, straight, 7, 11, 0.02},
+    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 16}, roofline, 11, 27, 0.06},
+    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 5}, roofline, 11, 13, 1},
+    {{EK_PHASE_DECODE, 1, 2048, 1 << 20, true, 0.03, 8}, cliff, 5, 5, 1.2},
+    {{EK_PHASE_DECODE, 8, 2048, 1 << 20, false, 0.03, 8}, straight, 3, 3, 1},
+    {{EK_PHASE_DECODE, 1, 16, 1 << 20, true, 0.03, 8}, straight, 1, 1, 1},
+    {{EK_PHASE_PREFILL, 64, 64, 1 << 20, true, 0.03, 8}, straight, 4, 8, 0.01},
+};
+
+START_TEST(points_are_added_where_interpolation_misses)
+{
+    const struct point_space *s = &spaces[_i].space;
+    struct world w = {.cost = spaces[_i].cost};
+    struct ek_point corners[4];
+
+    ck_assert_int_eq(points_measure(s, measure, &w), EK_OK);
+    ck_assert_msg(w.n >= spaces[_i].least && w.n <= spaces[_i].most, "%zu points", w.n);
+    ck_assert_uint_le(w.n, points_most(s));
+    ck_assert_uint_le(points_corners(s, corners), w.n);
+    for (size_t i = 0; i < points_corners(s, corners); i++)
+        ck_assert_uint_eq(corners[i].context, w.rows[i].key.context);
+    if (s->deep)
+        ck_assert_double_le(worst_miss(&w, s), spaces[_i].miss);
+}
+END_TEST
+
+START_TEST(a_refused_point_leaves_the_others)
+{
+    struct world w = {.cost = straight, .refuse_first = true};
+    struct point_space s = {EK_PHASE_DECODE, 8, 2048, 1 << 20, true, 0.03, 8};
+
+    ck_assert_int_eq(points_measure(&s, measure, &w), EK_OK);
+    ck_assert_uint_ge(w.n, 7);
+}
+END_TEST
+
+static double noisy(const struct ek_point *p)
+{
+    uint64_t seed = p->batch * 977 + p->tokens * 131 + p->context;
+
+    return straight(p) * (1 + 0.02 * ek_random_normal(&seed));
+}
+
+START_TEST(the_same_measurements_lead_to_the_same_points)
+{
+    struct world a = {.cost = noisy}, b = {.cost = noisy};
+    struct point_space s = {EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 12};
+
+    ck_assert_int_eq(points_measure(&s, measure, &a), EK_OK);
+    ck_assert_int_eq(points_measure(&s, measure, &b), EK_OK);
+    ck_assert_uint_eq(a.n, b.n);
+    ck_assert_mem_eq(a.rows, b.rows, a.n * sizeof(a.rows[0]));
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("measure");
+    TCase *tc = tcase_create("measure");
+    SRunner *sr;
+    int failed;
+
+    tcase_add_loop_test(tc, sampling_stops_when_the_median_is_known_or_time_is_up, 0,
+                        EK_ARRAY_LEN(runs));
+    tcase_add_test(tc, a_failing_sample_is_passed_on);
+    tcase_add_test(tc, median_and_its_deviation);
+    tcase_add_test(tc, times_that_beat_the_ceilings_are_refused);
+    tcase_add_loop_test(tc, points_are_added_where_interpolation_misses, 0, EK_ARRAY_LEN(spaces));
+    tcase_add_test(tc, a_refused_point_leaves_the_others);
+    tcase_add_test(tc, the_same_measurements_lead_to_the_same_points);
+    suite_add_tcase(suite, tc);
+    sr = srunner_create(suite);
+    srunner_run_all(sr, CK_ENV);
+    failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Memory of a module alone. What a stage allocates at its making is asked of the runtime for every
+ * shape and held against the device's own account at the largest; the backend's scratch, which
+ * appears when a module runs, is read from that account after running ever larger steps.
+ */
+#include "profiler/measure.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_SIZES = 34 };
+
+struct sizes { /* ascending */
+    uint32_t at[MAX_SIZES];
+    size_t n;
+};
+
+/* 1, then powers of two from least, then max itself. */
+static struct sizes ladder(uint32_t least, uint32_t max)
+{
+    struct sizes s = {.at = {1}, .n = 1};
+
+    for (uint64_t v = least; v < max; v *= 2)
+        if (v > 1)
+            s.at[s.n++] = (uint32_t)v;
+    if (max > 1)
+        s.at[s.n++] = max;
+    return s;
+}
+
+struct subject { /* the stages that show a module's memory */
+    const struct rig_options *opt;
+    const struct rig_group *group;
+    size_t company[8]; /* the last layer and everything up to the module; or the module alone */
+    size_t n_company;
+    uint32_t max_tokens;
+    uint64_t workspace[MAX_SIZES]; /* after steps of tokens.at[i] and all smaller ones */
+    struct sizes tokens, batches;
+};
+
+/* Logits come on top of a layer's buffers: the norm and the head are looked at behind a layer. */
+static void find_company(struct subject *s)
+{
+    const struct ek_model *m = s->opt->m;
+    size_t at = s->group->first, first = at;
+
+    if (s->group->module->kind == EK_MODULE_NORM || s->group->module->kind == EK_MODULE_HEAD)
+        while (first > 0 && at - first + 1 < EK_ARRAY_LEN(s->company) && !m->modules[first].side &&
+               m->modules[first].kind != EK_MODULE_LAYER)
+            first--;
+    if (m->modules[first].kind != EK_MODULE_LAYER)
+        first = at;
+    for (size_t i = first; i <= at; i++)
+        s->company[s->n_company++] = i;
+}
+
+static struct ek_stage_options options_at(const struct subject *s, uint32_t batch, uint32_t tokens)
+{
+    return (struct ek_stage_options){.page = EK_PAGE,
+                                     .n_blocks =
+                                         (uint32_t)ek_cache_blocks(batch, s->opt->max_context),
+                                     .max_tokens = tokens,
+                                     .max_seqs = batch,
+                                     .max_context = s->opt->max_context,
+                                     .max_logits = batch,
+                                     .cache = s->opt->cache};
+}
+
+/* ---- Scratch ----------------------------------------------------------------------------------
+ */
+
+static uint64_t workspace_now(struct ek_device *dev)
+{
+    struct ek_usage u[EK_N_TAGS];
+
+    dev->ops->usage(dev, u);
+    return u[EK_TAG_WORKSPACE].peak;
+}
+
+static enum ek_status run_step(struct subject *s, struct ek_stage *stage, struct rig_batch *b,
+                               const struct ek_point *at)
+{
+    struct ek_batch batch;
+    const int32_t *rows;
+    uint32_t n_rows;
+
+    rig_batch_set(b, at);
+    EK_TRY(ek_stage_upload(stage, rig_batch_host(b), &batch, &rows, &n_rows));
+    EK_TRY(ek_stage_run(stage, &batch, ek_stage_hidden(stage),
+                        ek_stage_has_head(stage) ? (void *)ek_stage_logits(stage)
+                                                 : ek_stage_hidden(stage),
+                        rows, n_rows));
+    return s->opt->dev->ops->sync(s->opt->dev);
+}
+
+/* Decode steps first, then prefill steps of ever more tokens, all as deep as the cache goes. */
+static enum ek_status run_all(struct subject *s, struct ek_stage *stage, struct rig_batch *b,
+                              uint32_t n_blocks)
+{
+    uint32_t deepest = n_blocks * EK_PAGE;
+
+    for (size_t i = 0; i < s->batches.n; i++) {
+        struct ek_point p = {EK_PHASE_DECODE, s->batches.at[i], 1, deepest / s->batches.at[i]};
+        if (p.context > s->opt->max_context)
+            p.context = s->opt->max_context;
+        EK_TRY(run_step(s, stage, b, &p));
+    }
+    for (size_t i = 0; i < s->tokens.n; i++) {
+        struct ek_point p = {EK_PHASE_PREFILL, 1, s->tokens.at[i], s->opt->max_context};
+        if (p.context > deepest)
+            p.context = deepest;
+        if (p.context < p.tokens)
+            p.context = p.tokens;
+        EK_TRY(run_step(s, stage, b, &p));
+        s->workspace[i] = workspace_now(s->opt->dev);
+    }
+    return EK_OK;
+}
+
+/* What the runtime says it will take, and what the device says it took. */
+static enum ek_status compare(const struct subject *s, const uint64_t said[EK_N_TAGS])
+{
+    struct ek_device *dev = s->opt->dev;
+    struct ek_usage u[EK_N_TAGS];
+
+    dev->ops->usage(dev, u);
+    for (int tag = 0; tag < EK_N_TAGS; tag++)
+        if (tag != EK_TAG_WORKSPACE && u[tag].now != said[tag])
+            return ek_error(EK_EDEVICE,
+                            "%s: %s: the runtime counts %llu bytes of %s, the device %llu",
+                            dev->spec.name, s->group->module->name, (unsigned long long)said[tag],
+                            ek_tag_names[tag], (unsigned long long)u[tag].now);
+    return EK_OK;
+}
+
+/* A cache that fits: the whole workload, or less where the device cannot hold it. */
+static uint32_t fitting_blocks(const struct subject *s)
+{
+    uint64_t all = ek_cache_blocks(s->opt->max_batch, s->opt->max_context);
+    uint64_t cached = rig_max_cached(s->opt, s->group) / EK_PAGE;
+    uint64_t least = ek_cache_blocks(1, s->max_tokens);
+
+    if (least < s->opt->max_batch)
+        least = s->opt->max_batch;
+    return (uint32_t)(all < cached ? all : cached > least ? cached : least);
+}
+
+static enum ek_status measure_workspace(struct subject *s)
+{
+    struct ek_stage_options o = options_at(s, s->opt->max_batch, s->max_tokens);
+    struct rig_batch *b = NULL;
+    struct ek_stage *stage = NULL;
+    uint64_t said[EK_N_TAGS];
+    enum ek_status st;
+
+    o.n_blocks = fitting_blocks(s);
+    EK_TRY(ek_stage_memory(s->opt->dev, s->opt->m, s->company, s->n_company, &o, said));
+    EK_TRY(rig_batch_new(s->opt->m, s->max_tokens, o.max_seqs,
+                         o.max_context > s->max_tokens ? o.max_context : s->max_tokens, &b));
+    EK_GOTO(ek_stage_new(s->opt->dev, s->opt->m, s->company, s->n_company, &o, &stage), st, done);
+    EK_GOTO(compare(s, said), st, done);
+    st = run_all(s, stage, b, o.n_blocks);
+done:
+    ek_stage_free(stage);
+    rig_batch_free(b);
+    return st;
+}
+
+/* ---- Rows -------------------------------------------------------------------------------------
+ */
+
+static struct ek_store_memory row_at(const struct rig_options *o, int64_t device,
+                                     const char *signature, uint32_t batch, uint32_t tokens)
+{
+    struct ek_store_memory m = {
+        .device = device, .batch = batch, .tokens = tokens, .context = o->max_context};
+
+    snprintf(m.signature, sizeof(m.signature), "%s", signature);
+    snprintf(m.act, sizeof(m.act), "%s", ek_dtype_name(o->dev->act));
+    snprintf(m.cache, sizeof(m.cache), "%s", ek_dtype_name(o->cache));
+    return m;
+}
+
+static enum ek_status put_row(const struct subject *s, struct ek_store *store, int64_t device,
+                              uint32_t batch, size_t t)
+{
+    struct ek_store_memory row =
+        row_at(s->opt, device, s->group->module->signature, batch, s->tokens.at[t]);
+    struct ek_stage_options o = options_at(s, batch, s->tokens.at[t]);
+    uint64_t own[EK_N_TAGS], with[EK_N_TAGS];
+
+    EK_TRY(ek_stage_memory(s->opt->dev, s->opt->m, &s->group->first, 1, &o, own));
+    EK_TRY(ek_stage_memory(s->opt->dev, s->opt->m, s->company, s->n_company, &o, with));
+    row.weights = own[EK_TAG_WEIGHTS];
+    row.kv = own[EK_TAG_KV];
+    row.activations = with[EK_TAG_ACTIVATIONS];
+    row.comm = own[EK_TAG_COMM];
+    row.workspace = s->workspace[t];
+    return ek_store_put_memory(store, &row);
+}
+
+static bool all_there(const struct subject *s, struct ek_store *store, int64_t device)
+{
+    for (size_t b = 0; b < s->batches.n; b++)
+        for (size_t t = 0; t < s->tokens.n; t++) {
+            struct ek_store_memory row = row_at(s->opt, device, s->group->module->signature,
+                                                s->batches.at[b], s->tokens.at[t]);
+            if (!ek_store_has_memory(store, &row))
+                return false;
+        }
+    return true;
+}
+
+enum ek_status memory_measure(const struct rig_options *opt, const struct rig_group *group,
+                              struct ek_store *store, int64_t device)
+{
+    struct subject s = {.opt = opt, .group = group};
+
+    s.max_tokens = opt->max_prompt > opt->max_batch ? opt->max_prompt : opt->max_batch;
+    s.tokens = ladder(16, s.max_tokens);
+    s.batches = ladder(2, opt->max_batch);
+    find_company(&s);
+    if (all_there(&s, store, device))
+        return EK_OK;
+    EK_TRY(measure_workspace(&s));
+    for (size_t b = 0; b < s.batches.n; b++)
+        for (size_t t = 0; t < s.tokens.n; t++)
+            EK_TRY(put_row(&s, store, device, s.batches.at[b], t));
+    return EK_OK;
+}
+
+enum ek_status memory_of_links(const struct rig_options *opt, struct ek_device *const *devices,
+                               size_t n, size_t i, struct ek_store *store, int64_t device)
+{
+    uint32_t max = opt->max_prompt > opt->max_batch ? opt->max_prompt : opt->max_batch;
+    struct sizes tokens = ladder(16, max);
+
+    for (size_t t = 0; t < tokens.n; t++) {
+        struct ek_store_memory row =
+            row_at(opt, device, EK_STORE_STAGE, opt->max_batch, tokens.at[t]);
+        size_t elements = (size_t)tokens.at[t] * opt->m->config.hidden;
+        uint64_t out = 0, in = 0, here, there;
+        for (size_t j = 0; j < n; j++) {
+            if (j == i)
+                continue;
+            ek_link_memory(devices[i], devices[j], elements, &here, &there);
+            out = here > out ? here : out;
+            ek_link_memory(devices[j], devices[i], elements, &there, &here);
+            in = here > in ? here : in;
+        }
+        row.comm = out + in;
+        EK_TRY(ek_store_put_memory(store, &row));
+    }
+    return EK_OK;
+}

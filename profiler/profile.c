@@ -1,0 +1,417 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Profiling a model: which modules are distinct, in what order they are measured, and the way of
+ * each row into the store. Everything asked for is looked up there first, so a profile that was
+ * stopped at any instant goes on where it was.
+ */
+#include "profiler/profile.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Distinct modules -------------------------------------------------------------------------
+ */
+
+static bool seen(const struct ek_model *m, size_t i)
+{
+    for (size_t j = 0; j < i; j++)
+        if (strcmp(m->modules[j].signature, m->modules[i].signature) == 0)
+            return true;
+    return false;
+}
+
+/* The longest run of neighbours of module i's signature. */
+static struct rig_group longest_run(const struct ek_model *m, size_t i)
+{
+    const char *signature = m->modules[i].signature;
+    struct rig_group best = {.first = i, .run = 0};
+    uint32_t run = 0;
+
+    for (size_t j = i; j < m->n_modules; j++) {
+        run = strcmp(m->modules[j].signature, signature) == 0 ? run + 1 : 0;
+        if (run > best.run)
+            best = (struct rig_group){.first = j + 1 - run, .run = run};
+    }
+    best.module = &m->modules[best.first];
+    return best;
+}
+
+static int by_run(const void *a, const void *b)
+{
+    const struct rig_group *x = a, *y = b;
+
+    if (x->run != y->run)
+        return x->run < y->run ? 1 : -1;
+    return x->first < y->first ? -1 : 1;
+}
+
+enum ek_status profile_groups(const struct ek_model *m, struct rig_group **out, size_t *n)
+{
+    struct rig_group *groups = ek_calloc(m->n_modules, sizeof(*groups));
+    size_t k = 0;
+
+    if (!groups)
+        return EK_ENOMEM;
+    for (size_t i = 0; i < m->n_modules; i++)
+        if (!m->modules[i].side && !seen(m, i))
+            groups[k++] = longest_run(m, i);
+    qsort(groups, k, sizeof(*groups), by_run); /* the first one tells the stage's own time */
+    *out = groups;
+    *n = k;
+    return EK_OK;
+}
+
+/* ---- Points of a module -----------------------------------------------------------------------
+ */
+
+struct point_space profile_space(const struct rig_options *rig, const struct rig_group *g,
+                                 enum ek_phase phase, double target)
+{
+    bool decode = phase == EK_PHASE_DECODE, deep = g->module->kind == EK_MODULE_LAYER;
+    bool per_sequence = g->module->kind == EK_MODULE_NORM || g->module->kind == EK_MODULE_HEAD;
+    uint32_t widths = rig->thorough ? 12 : deep ? (decode ? 4 : 6) : 3;
+
+    return (struct point_space){.phase = phase,
+                                .max_width = decode ? rig->max_batch : rig->max_prompt,
+                                .max_context = rig->max_context,
+                                .max_cached = rig_max_cached(rig, g),
+                                .deep = deep,
+                                .target = target,
+                                .max_widths = !decode && per_sequence ? 2 : widths};
+}
+
+static const char *launch_of(const struct ek_device *dev, enum ek_phase phase)
+{
+    return dev->ops->graph_begin && phase == EK_PHASE_DECODE ? "graph" : "eager";
+}
+
+struct ek_store_key profile_key(const struct profile_device *d, const char *signature,
+                                const struct ek_point *at, uint32_t busy)
+{
+    struct ek_store_key k = {.device = d->row.id,
+                             .phase = at->phase,
+                             .batch = at->batch,
+                             .tokens = at->tokens,
+                             .context = at->context,
+                             .busy = busy};
+
+    snprintf(k.signature, sizeof(k.signature), "%s", signature);
+    snprintf(k.act, sizeof(k.act), "%s", ek_dtype_name(d->rig.dev->act));
+    snprintf(k.cache, sizeof(k.cache), "%s", ek_dtype_name(d->rig.cache));
+    snprintf(k.launch, sizeof(k.launch), "%s", launch_of(d->rig.dev, at->phase));
+    return k;
+}
+
+/* Rows of a signature under this device's types and launch modes alone. */
+enum ek_status profile_rows(const struct profile_device *d, const char *signature,
+                            struct ek_store_time_row **out, size_t *n)
+{
+    struct ek_store_time_row *rows;
+    size_t all, kept = 0;
+
+    EK_TRY(ek_store_times(d->p->store, d->row.id, signature, &rows, &all));
+    for (size_t i = 0; i < all; i++) {
+        const struct ek_store_key *k = &rows[i].key;
+        if (strcmp(k->act, ek_dtype_name(d->rig.dev->act)) == 0 &&
+            strcmp(k->cache, ek_dtype_name(d->rig.cache)) == 0 &&
+            strcmp(k->launch, launch_of(d->rig.dev, k->phase)) == 0)
+            rows[kept++] = rows[i];
+    }
+    *out = rows;
+    *n = kept;
+    return EK_OK;
+}
+
+static bool same_point(const struct ek_store_key *k, const struct ek_point *at)
+{
+    return k->phase == at->phase && k->batch == at->batch && k->tokens == at->tokens &&
+           k->context == at->context;
+}
+
+/* EK_NO: not measured yet. */
+static enum ek_status find_row(const struct profile_device *d, const char *signature,
+                               const struct ek_point *at, struct ek_store_time *out)
+{
+    struct ek_store_time_row *rows;
+    enum ek_status st = EK_NO;
+    size_t n;
+
+    EK_TRY(profile_rows(d, signature, &rows, &n));
+    for (size_t i = 0; i < n; i++)
+        if (same_point(&rows[i].key, at)) {
+            *out = rows[i].time;
+            st = EK_OK;
+        }
+    free(rows);
+    return st;
+}
+
+struct visit { /* of one module on one device */
+    struct profile_device *d;
+    const struct rig_group *group;
+    struct rig *rig; /* made when the first point is really measured */
+};
+
+static enum ek_status stage_overhead(const struct profile_device *d, const struct ek_point *at,
+                                     double *seconds)
+{
+    struct ek_store_time_row *rows;
+    double t;
+    size_t n;
+
+    EK_TRY(profile_rows(d, EK_STORE_STAGE, &rows, &n));
+    t = ek_interpolate(rows, n, at, NULL);
+    *seconds = t > 0 ? t : 0;
+    free(rows);
+    return EK_OK;
+}
+
+/* The module's row last: without it the point is measured again, and the stage's row stays. */
+static enum ek_status put_rows(const struct visit *v, const struct ek_point *at,
+                               const struct ek_store_time *module,
+                               const struct ek_store_time *stage)
+{
+    struct ek_store_key k = profile_key(v->d, EK_STORE_STAGE, at, 0);
+    bool first = v->group == &v->d->p->groups[0];
+
+    if (first && v->group->run > 1)
+        EK_TRY(ek_store_put_time(v->d->p->store, &k, stage));
+    k = profile_key(v->d, v->group->module->signature, at, 0);
+    return ek_store_put_time(v->d->p->store, &k, module);
+}
+
+static void say_point(const struct visit *v, const struct ek_point *at)
+{
+    struct profile *p = v->d->p;
+    char detail[160];
+
+    snprintf(detail, sizeof(detail), "%s %s, %s %u x %u of %u", v->d->row.name,
+             v->group->module->name, at->phase == EK_PHASE_DECODE ? "decode" : "prefill", at->batch,
+             at->tokens, at->context);
+    ek_progress_set(p->progress, ++p->done, detail);
+}
+
+static enum ek_status measure_point(void *ctx, const struct ek_point *at, struct ek_store_time *out)
+{
+    struct visit *v = ctx;
+    struct profile *p = v->d->p;
+    struct ek_store_time stage;
+    double overhead = 0;
+    enum ek_status st;
+
+    say_point(v, at);
+    st = find_row(v->d, v->group->module->signature, at, out);
+    if (st != EK_NO)
+        return st;
+    EK_TRY(devices_stopped(p->opt->stop));
+    if (!v->rig)
+        EK_TRY(rig_new(&v->d->rig, v->group, &v->rig));
+    if (v->group->run == 1)
+        EK_TRY(stage_overhead(v->d, at, &overhead));
+    st = rig_measure(v->rig, at, overhead, out, &stage);
+    if (st == EK_NO) {
+        ek_note("left out: %s", ek_last_error());
+        p->left_out++;
+    }
+    EK_TRY(st);
+    return put_rows(v, at, out, &stage);
+}
+
+static enum ek_status measure_group(struct profile_device *d, const struct rig_group *g)
+{
+    struct visit v = {.d = d, .group = g};
+    enum ek_status st = EK_OK;
+
+    for (int phase = EK_PHASE_PREFILL; phase <= EK_PHASE_DECODE && st == EK_OK; phase++) {
+        struct profile *p = d->p;
+        struct point_space s =
+            profile_space(&d->rig, g, (enum ek_phase)phase, p->opt->target_error);
+        uint64_t begin = p->done;
+        st = points_measure(&s, measure_point, &v);
+        p->done = begin + points_most(&s);
+    }
+    rig_free(v.rig);
+    return st;
+}
+
+/* ---- Devices ----------------------------------------------------------------------------------
+ */
+
+enum ek_status profile_open(struct profile *p, size_t i, struct profile_device *out)
+{
+    const struct ek_profile_options *o = p->opt;
+    struct profile_device d = {.p = p};
+    struct ek_device *dev;
+    enum ek_status st;
+
+    EK_TRY(devices_open(&o->devices[i], o->act, true, &dev));
+    ek_profile_device_row(dev, &d.row);
+    EK_GOTO(ek_store_put_device(p->store, &d.row), st, fail);
+    EK_GOTO(devices_find(p->store, d.row.id, &d.row), st, fail);
+    d.ceilings = (struct ek_ceilings){.read_bandwidth = d.row.read_bandwidth,
+                                      .copy_bandwidth = d.row.copy_bandwidth,
+                                      .peak_f32 = d.row.peak_f32,
+                                      .peak_bf16 = d.row.peak_bf16,
+                                      .peak_f16 = d.row.peak_f16};
+    d.rig = profile_rig_options(p->m, o, dev);
+    *out = d;
+    out->rig.ceilings = &out->ceilings;
+    return EK_OK;
+fail:
+    ek_device_close(dev);
+    return st;
+}
+
+struct rig_options profile_rig_options(const struct ek_model *m, const struct ek_profile_options *o,
+                                       struct ek_device *dev)
+{
+    uint64_t total = dev ? dev->info.memory_total : 0;
+
+    return (struct rig_options){.dev = dev,
+                                .m = m,
+                                .cache = o->cache,
+                                .max_batch = o->max_batch,
+                                .max_prompt = o->max_prompt,
+                                .max_context = o->max_context,
+                                .memory = dev && dev->spec.memory ? dev->spec.memory : total / 2,
+                                .thorough = o->thorough};
+}
+
+/* Scratch stays with a device, so each module sees a fresh one. */
+static enum ek_status measure_memory(struct profile *p, size_t i)
+{
+    for (size_t g = 0; g < p->n_groups; g++) {
+        struct profile_device d;
+        EK_TRY(devices_stopped(p->opt->stop));
+        EK_TRY(profile_open(p, i, &d));
+        enum ek_status st = memory_measure(&d.rig, &p->groups[g], p->store, d.row.id);
+        ek_device_close(d.rig.dev);
+        EK_TRY(st);
+        ek_progress_set(p->progress, ++p->done, p->opt->devices[i].name);
+    }
+    return EK_OK;
+}
+
+static enum ek_status measure_times(struct profile *p, size_t i)
+{
+    struct profile_device d;
+    enum ek_status st = EK_OK;
+
+    EK_TRY(profile_open(p, i, &d));
+    for (size_t g = 0; g < p->n_groups && st == EK_OK; g++)
+        st = measure_group(&d, &p->groups[g]);
+    ek_device_close(d.rig.dev);
+    return st;
+}
+
+/* What hand-overs take, which depends on the other devices. */
+static enum ek_status measure_hand_overs(struct profile *p)
+{
+    size_t n = p->opt->n_devices;
+    struct profile_device *d = ek_calloc(n, sizeof(*d));
+    struct ek_device **devices = ek_calloc(n, sizeof(*devices));
+    enum ek_status st = d && devices ? EK_OK : EK_ENOMEM;
+
+    for (size_t i = 0; i < n && st == EK_OK; i++) {
+        st = profile_open(p, i, &d[i]);
+        if (st == EK_OK)
+            devices[i] = d[i].rig.dev;
+    }
+    for (size_t i = 0; i < n && st == EK_OK; i++)
+        st = memory_of_links(&d[i].rig, devices, n, i, p->store, d[i].row.id);
+    for (size_t i = 0; devices && i < n; i++)
+        ek_device_close(devices[i]);
+    free(devices);
+    free(d);
+    return st;
+}
+
+static enum ek_status measure_all(struct profile *p)
+{
+    const struct ek_profile_options *o = p->opt;
+
+    EK_TRY(ek_profile_devices(p->store, o->devices, o->n_devices, o->act, false, o->stop));
+    EK_TRY(measure_hand_overs(p));
+    for (size_t i = 0; i < o->n_devices; i++)
+        EK_TRY(measure_memory(p, i));
+    for (size_t i = 0; i < o->n_devices; i++)
+        EK_TRY(measure_times(p, i));
+    return profile_busy(p);
+}
+
+/* ---- The whole --------------------------------------------------------------------------------
+ */
+
+static enum ek_status check_options(const struct ek_model *m, const struct ek_profile_options *o)
+{
+    if (o->n_devices == 0 || o->n_devices > EK_MAX_DEVICES)
+        return ek_error(EK_EUSAGE, "profile: %zu devices, between 1 and %d can be measured",
+                        o->n_devices, EK_MAX_DEVICES);
+    if (!o->max_batch || !o->max_prompt || o->max_context < o->max_prompt || o->max_batch > 4096 ||
+        o->max_context > 1 << 20)
+        return ek_error(EK_EUSAGE,
+                        "profile: batch %u, prompt %u, context %u: batch and prompt must be at "
+                        "least 1, the prompt within the context, batch <= 4096, context <= 2^20",
+                        o->max_batch, o->max_prompt, o->max_context);
+    if (!(o->target_error > 0 && o->target_error < 1))
+        return ek_error(EK_EUSAGE, "profile: a target error of %g is not between 0 and 1",
+                        o->target_error);
+    for (size_t i = 0; i < m->n_modules; i++)
+        if (m->modules[i].side)
+            ek_note("%s: not measured, this program does not run it yet", m->modules[i].name);
+    return EK_OK;
+}
+
+static enum ek_status put_model(struct profile *p)
+{
+    json_t *json = ek_model_json(p->m);
+    char *text = json ? ek_json_text(json) : NULL;
+    enum ek_status st =
+        text ? ek_store_put_model(p->store, p->m->hash, p->m->name, text) : EK_ENOMEM;
+
+    free(text);
+    json_decref(json);
+    return st;
+}
+
+size_t ek_profile_most(const struct ek_model *m, const struct ek_profile_options *opt)
+{
+    struct rig_options rig = profile_rig_options(m, opt, NULL);
+    struct rig_group *groups;
+    size_t n, most = 0;
+
+    rig.memory = UINT64_MAX;
+    if (profile_groups(m, &groups, &n) != EK_OK)
+        return 0;
+    for (size_t g = 0; g < n; g++)
+        for (int phase = 0; phase < 2; phase++) {
+            struct point_space s = profile_space(&rig, &groups[g], (enum ek_phase)phase, 1);
+            most += points_most(&s);
+        }
+    free(groups);
+    return most * opt->n_devices;
+}
+
+enum ek_status ek_profile(const struct ek_model *m, struct ek_store *store,
+                          const struct ek_profile_options *opt)
+{
+    struct profile p = {.m = m, .store = store, .opt = opt};
+    enum ek_status st;
+
+    EK_TRY(check_options(m, opt));
+    EK_TRY(profile_groups(m, &p.groups, &p.n_groups));
+    EK_GOTO(ek_store_session_begin(store, m->hash), st, done);
+    EK_GOTO(put_model(&p), st, done);
+    p.progress = ek_progress_new("profile", ek_profile_most(m, opt) + p.n_groups * opt->n_devices);
+    st = measure_all(&p);
+    ek_progress_free(p.progress);
+    if (st == EK_OK)
+        st = ek_store_session_end(store, "complete");
+    else /* the message is the failure's */
+        (void)ek_store_session_end(store, st == EK_EINTR ? "interrupted" : "failed");
+    if (st == EK_OK && p.left_out)
+        ek_note("%u points could not be measured; plans interpolate without them", p.left_out);
+done:
+    free(p.groups);
+    return st;
+}

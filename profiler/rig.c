@@ -1,0 +1,439 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The rig: the runtime's own stages under the clock. A module's cost is the slope between a stage
+ * of n like modules and one of 2 n, run in turns, so that neither what a stage takes once a step
+ * nor a slow moment of the machine counts as the module's; the intercept is the stage's own time. n
+ * is chosen so that the weights do not stay in the last-level cache between two runs, as they would
+ * not in a stage of a real model.
+ */
+#include "profiler/measure.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { WARM_UP = 2 /* a graph is captured at the second run */ };
+
+struct rig {
+    struct rig_options opt;
+    struct rig_group group;
+    struct ek_ceilings ceilings; /* raised when they prove too low */
+    struct ek_stage *stages[2];  /* of n and of 2 n modules; [1] is NULL for a module alone */
+    uint32_t n;
+    struct ek_stage_options cap;
+    struct rig_batch *batch;
+    void *in;    /* hidden states or normalised rows that every run starts from */
+    void *ids;   /* of the best logits */
+    void *flush; /* read before a run of a module alone, so that its weights are cold */
+    size_t flush_bytes;
+    struct ek_event *mark[2];
+    double least[2]; /* seconds of the quickest run of either stage at this point */
+};
+
+static bool alone(const struct rig *r)
+{
+    return r->group.run == 1;
+}
+
+static bool per_sequence(const struct rig_group *g)
+{
+    return g->module->kind == EK_MODULE_NORM || g->module->kind == EK_MODULE_HEAD;
+}
+
+/* ---- What a point costs -----------------------------------------------------------------------
+ */
+
+static uint64_t kv_bytes(const struct rig_options *o, const struct rig_group *g)
+{
+    return ek_module_kv_bytes(o->m, g->module, o->cache);
+}
+
+static uint64_t blocks_at(const struct ek_point *at)
+{
+    return ek_cache_blocks(at->batch, at->context);
+}
+
+static struct gate_work work_at(const struct rig *r, const struct ek_point *at)
+{
+    const struct ek_model *m = r->opt.m;
+    uint64_t tokens = per_sequence(&r->group) ? at->batch : (uint64_t)at->batch * at->tokens;
+    struct gate_work w = {.bandwidth = r->ceilings.read_bandwidth};
+
+    w.bytes = ek_module_read_bytes(m, r->group.module, tokens) +
+              (double)at->batch * at->context * (double)kv_bytes(&r->opt, &r->group);
+    w.flops = per_sequence(&r->group)
+                  ? ek_module_flops(m, r->group.module, tokens, tokens, false)
+                  : at->batch * ek_module_flops(m, r->group.module, at->tokens, at->context, false);
+    w.peak = fmax(r->ceilings.peak_f32, fmax(r->ceilings.peak_bf16, r->ceilings.peak_f16));
+    return w;
+}
+
+/* Weights and cache of one module at a point. */
+static uint64_t bytes_at(const struct rig *r, const struct ek_point *at)
+{
+    return r->group.module->weight_bytes + blocks_at(at) * EK_PAGE * kv_bytes(&r->opt, &r->group);
+}
+
+/* Modules of the shorter stage; both stages hold 3 n. 0: not even n = 1 fits. */
+static uint32_t choose_n(const struct rig *r, const struct ek_point *at)
+{
+    struct gate_work w = work_at(r, at);
+    double bytes = (double)bytes_at(r, at), n;
+    double seconds =
+        fmax(w.bandwidth > 0 ? w.bytes / w.bandwidth : 0, w.peak > 0 ? w.flops / w.peak : 0);
+    uint32_t power = 1;
+
+    if (alone(r))
+        return bytes * 1.1 < (double)r->opt.memory;
+    n = fmin(2.0 * (double)r->opt.dev->info.cache_bytes / (3 * bytes),
+             (r->opt.thorough ? 0.1 : 0.02) / (3 * seconds));
+    n = fmin(fmax(n, 1), 0.8 * (double)r->opt.memory / (3 * bytes));
+    if (n >= r->group.run / 2)
+        return r->group.run / 2;
+    while (power * 2 <= n) /* few different values: stages are built anew for each */
+        power *= 2;
+    return n < 1 ? 0 : power;
+}
+
+uint32_t rig_max_cached(const struct rig_options *opt, const struct rig_group *group)
+{
+    uint64_t kv = kv_bytes(opt, group), all = (uint64_t)opt->max_batch * opt->max_context;
+    double room = 0.8 * (double)opt->memory / 3 - (double)group->module->weight_bytes;
+
+    if (kv == 0 || room / (double)kv >= (double)all)
+        return all > UINT32_MAX ? UINT32_MAX : (uint32_t)all;
+    /* whole blocks for each sequence */
+    room = room / (double)kv - (double)opt->max_batch * EK_PAGE;
+    return room < EK_PAGE ? EK_PAGE : (uint32_t)room;
+}
+
+/* ---- Building ---------------------------------------------------------------------------------
+ */
+
+static void drop_stages(struct rig *r)
+{
+    for (int i = 0; i < 2; i++) {
+        ek_stage_free(r->stages[i]);
+        r->stages[i] = NULL;
+    }
+}
+
+static enum ek_status build_stage(struct rig *r, uint32_t n, struct ek_stage **out)
+{
+    size_t *modules = ek_calloc(n, sizeof(*modules));
+    enum ek_status st;
+
+    if (!modules)
+        return EK_ENOMEM;
+    for (uint32_t i = 0; i < n; i++)
+        modules[i] = r->group.first + i;
+    st = ek_stage_new(r->opt.dev, r->opt.m, modules, n, &r->cap, out);
+    free(modules);
+    return st;
+}
+
+/* Most blocks of the points of this phase that are run with the same n. */
+static uint64_t blocks_for(const struct rig *r, const struct ek_point *at, uint32_t n)
+{
+    uint32_t cached = rig_max_cached(&r->opt, &r->group);
+    uint64_t most = blocks_at(at);
+
+    for (uint32_t b = at->phase == EK_PHASE_DECODE ? r->opt.max_batch : 1; b; b /= 2)
+        for (int end = 0; end < 2; end++) {
+            struct ek_point p = {at->phase, b, at->tokens, end ? cached / b : at->context};
+            if (p.context > r->opt.max_context)
+                p.context = r->opt.max_context;
+            if (choose_n(r, &p) == n && blocks_at(&p) > most)
+                most = blocks_at(&p);
+        }
+    return most;
+}
+
+static enum ek_status build(struct rig *r, const struct ek_point *at, uint32_t n)
+{
+    uint64_t blocks = blocks_for(r, at, n);
+
+    drop_stages(r);
+    r->n = n;
+    r->cap.n_blocks = blocks > UINT32_MAX ? UINT32_MAX : (uint32_t)blocks;
+    EK_TRY(build_stage(r, n, &r->stages[0]));
+    return alone(r) ? EK_OK : build_stage(r, 2 * n, &r->stages[1]);
+}
+
+/* Stages for a point: those there are, where they will do. */
+static enum ek_status prepare(struct rig *r, const struct ek_point *at)
+{
+    uint32_t n = choose_n(r, at);
+
+    if (n == 0)
+        return ek_error(EK_NO, "does not fit into the memory of %s", r->opt.dev->spec.name);
+    if (!r->stages[0] || n != r->n || blocks_at(at) > r->cap.n_blocks) {
+        enum ek_status st = build(r, at, n);
+        if (st != EK_OK)
+            drop_stages(r);
+        EK_TRY(st == EK_ENOMEM ? EK_NO : st); /* what else the machine runs has the memory */
+    }
+    rig_batch_set(r->batch, at);
+    return EK_OK;
+}
+
+static enum ek_status make_buffers(struct rig *r)
+{
+    struct ek_device *dev = r->opt.dev;
+    const struct ek_config *c = &r->opt.m->config;
+    size_t act = ek_dtype_block_bytes(dev->act);
+    size_t in = (size_t)r->cap.max_tokens * c->hidden * act;
+    uint64_t weights = 0, llc = dev->info.cache_bytes;
+
+    EK_TRY(dev->ops->alloc(dev, EK_TAG_ACTIVATIONS, in, &r->in));
+    EK_TRY(rig_fill_random(dev, r->in, in, dev->act));
+    EK_TRY(dev->ops->alloc(dev, EK_TAG_ACTIVATIONS, r->cap.max_logits * sizeof(int32_t), &r->ids));
+    for (int i = 0; i < 2; i++)
+        EK_TRY(dev->ops->event_new(dev, &r->mark[i]));
+    for (size_t i = 0; i < r->opt.m->n_modules; i++)
+        weights += r->opt.m->modules[i].weight_bytes;
+    /* a module alone, in a model that no cache holds: a stage would have evicted it */
+    if (!alone(r) || weights <= llc || !llc)
+        return EK_OK;
+    r->flush_bytes = (size_t)(2 * llc < r->opt.memory / 4 ? 2 * llc : r->opt.memory / 4);
+    return dev->ops->alloc(dev, EK_TAG_WORKSPACE, r->flush_bytes, &r->flush);
+}
+
+enum ek_status rig_new(const struct rig_options *opt, const struct rig_group *group,
+                       struct rig **out)
+{
+    struct rig *r = ek_calloc(1, sizeof(*r));
+    uint32_t tokens = opt->max_prompt > opt->max_batch ? opt->max_prompt : opt->max_batch;
+    enum ek_status st;
+
+    if (!r)
+        return EK_ENOMEM;
+    r->opt = *opt;
+    r->group = *group;
+    r->ceilings = *opt->ceilings;
+    r->cap = (struct ek_stage_options){.page = EK_PAGE,
+                                       .max_tokens = tokens,
+                                       .max_seqs = opt->max_batch,
+                                       .max_context = opt->max_context,
+                                       .max_logits = opt->max_batch,
+                                       .cache = opt->cache};
+    EK_GOTO(rig_batch_new(opt->m, tokens, opt->max_batch, opt->max_context, &r->batch), st, fail);
+    EK_GOTO(make_buffers(r), st, fail);
+    *out = r;
+    return EK_OK;
+fail:
+    rig_free(r);
+    return st;
+}
+
+void rig_free(struct rig *r)
+{
+    if (!r)
+        return;
+    const struct ek_ops *ops = r->opt.dev->ops;
+    drop_stages(r);
+    for (int i = 0; i < 2; i++)
+        if (r->mark[i])
+            ops->event_free(r->mark[i]);
+    void *buffers[] = {r->flush, r->ids, r->in};
+    for (size_t i = 0; i < EK_ARRAY_LEN(buffers); i++)
+        if (buffers[i])
+            ops->release(r->opt.dev, buffers[i]);
+    rig_batch_free(r->batch);
+    free(r);
+}
+
+/* ---- Running ----------------------------------------------------------------------------------
+ */
+
+/* A step as the engine's workers run it: the batch to the device, the modules, the best ids back.
+ */
+static enum ek_status step(struct rig *r, struct ek_stage *s)
+{
+    const struct ek_ops *ops = r->opt.dev->ops;
+    const struct ek_batch_host *h = rig_batch_host(r->batch);
+    bool head = ek_stage_has_head(s);
+    struct ek_batch batch;
+    const int32_t *rows;
+    uint32_t n_rows;
+
+    EK_TRY(ek_stage_upload(s, h, &batch, &rows, &n_rows));
+    EK_TRY(ek_stage_run(s, &batch, r->in, head ? (void *)ek_stage_logits(s) : ek_stage_hidden(s),
+                        rows, n_rows));
+    if (!head)
+        return EK_OK;
+    EK_TRY(ops->argmax(r->opt.dev, ek_stage_logits(s), n_rows, r->opt.m->config.vocab, r->ids));
+    return ops->download(r->opt.dev, rig_batch_ids(r->batch), r->ids,
+                         h->n_logits * sizeof(int32_t));
+}
+
+static enum ek_status timed_step(struct rig *r, struct ek_stage *s, double *seconds)
+{
+    const struct ek_ops *ops = r->opt.dev->ops;
+
+    if (r->flush)
+        EK_TRY(ops->read_bytes(r->opt.dev, r->flush, r->flush_bytes));
+    EK_TRY(ops->event_record(r->opt.dev, r->mark[0]));
+    EK_TRY(step(r, s));
+    EK_TRY(ops->event_record(r->opt.dev, r->mark[1]));
+    EK_TRY(ops->event_sync(r->mark[1]));
+    *seconds = ops->event_seconds(r->mark[0], r->mark[1]);
+    return EK_OK;
+}
+
+/* [0]: of one module; [1]: of a stage without any. */
+static enum ek_status sample(void *ctx, double values[TIMING_VALUES])
+{
+    struct rig *r = ctx;
+    double one, two;
+
+    EK_TRY(timed_step(r, r->stages[0], &one));
+    r->least[0] = fmin(r->least[0], one);
+    if (alone(r)) {
+        values[0] = one;
+        return EK_OK;
+    }
+    EK_TRY(timed_step(r, r->stages[1], &two));
+    r->least[1] = fmin(r->least[1], two);
+    values[0] = (two - one) / r->n;
+    values[1] = 2 * one - two;
+    return EK_OK;
+}
+
+static uint64_t clock_of_host(void *ctx)
+{
+    (void)ctx;
+    return ek_now_ns();
+}
+
+/* Ten samples and a little more of what the last run to warm up took. */
+static enum ek_status warm_up(struct rig *r, struct timing_rule *rule)
+{
+    double skip[TIMING_VALUES], seconds = 0;
+
+    for (int i = 0; i < WARM_UP; i++) {
+        uint64_t begin = ek_now_ns();
+        EK_TRY(sample(r, skip));
+        seconds = (double)(ek_now_ns() - begin) * 1e-9;
+    }
+    *rule = (struct timing_rule)TIMING_RULE_INIT;
+    rule->timeout_s = r->opt.thorough ? fmin(2 + 50 * seconds, 60) : fmin(0.3 + 12 * seconds, 4);
+    rule->noise = r->opt.thorough ? 0.0025 : 0.005;
+    return EK_OK;
+}
+
+/* The intercept is a small difference of large times. What the quickest runs do not show, and what
+ * is within twice its own error, is noise: then a stage's own time is not told from none. */
+static void judge_intercept(const struct rig *r, struct ek_store_time *stage)
+{
+    double quickest = 2 * r->least[0] - r->least[1];
+
+    stage->min_s = fmax(fmin(stage->min_s, quickest), 0);
+    stage->median_s = fmax(fmin(stage->median_s, quickest), 0);
+    if (timing_error(stage) > 0.5)
+        stage->median_s = 0;
+}
+
+/* A module alone: what is small beside the stage's own time is not told apart from it well. */
+static double less_overhead(double seconds, double overhead_s)
+{
+    return fmax(seconds - overhead_s, seconds / 8);
+}
+
+/* *whole: the time that the gate judges. */
+static enum ek_status time_point(struct rig *r, double overhead_s, struct ek_store_time *module,
+                                 struct ek_store_time *stage, double *whole)
+{
+    struct ek_store_time t[TIMING_VALUES];
+    struct timing_rule rule;
+
+    EK_TRY(warm_up(r, &rule));
+    r->least[0] = r->least[1] = INFINITY;
+    EK_TRY(timing_run(&rule, sample, clock_of_host, r, t));
+    *whole = t[0].median_s;
+    if (alone(r)) {
+        t[0].median_s = less_overhead(t[0].median_s, overhead_s);
+        t[0].min_s = less_overhead(t[0].min_s, overhead_s);
+    } else {
+        t[0].min_s = fmax((r->least[1] - r->least[0]) / r->n, 0);
+        judge_intercept(r, &t[1]);
+    }
+    *module = t[0];
+    *stage = t[1];
+    return EK_OK;
+}
+
+/* ---- The gate ---------------------------------------------------------------------------------
+ */
+
+/* The rate at which the bytes that a run goes round in can be read: from a cache that holds them,
+ * faster than from memory. */
+static enum ek_status bandwidth_of_set(struct rig *r, const struct ek_point *at, double *rate)
+{
+    struct ek_device *dev = r->opt.dev;
+    double set = (double)bytes_at(r, at) * (alone(r) ? 1 : 3 * r->n);
+    double room = (double)dev->ops->memory_free(dev) / 2;
+
+    if (r->flush || set > 4 * (double)dev->info.cache_bytes || room < 1 << 20)
+        return EK_OK;
+    EK_TRY(ceilings_read_rate(dev, (uint64_t)fmin(set, room), rate));
+    *rate = fmax(*rate, r->ceilings.read_bandwidth);
+    return EK_OK;
+}
+
+/* Ceilings measured in a slow moment of the machine refuse what is true: look again. */
+static enum ek_status look_again(struct rig *r)
+{
+    struct ek_device *dev = r->opt.dev;
+    struct ek_ceilings now;
+
+    drop_stages(r); /* their memory is needed */
+    EK_TRY(ek_measure_ceilings(dev, &now));
+    r->ceilings.read_bandwidth = fmax(r->ceilings.read_bandwidth, now.read_bandwidth);
+    r->ceilings.peak_f32 = fmax(r->ceilings.peak_f32, now.peak_f32);
+    r->ceilings.peak_bf16 = fmax(r->ceilings.peak_bf16, now.peak_bf16);
+    r->ceilings.peak_f16 = fmax(r->ceilings.peak_f16, now.peak_f16);
+    return EK_OK;
+}
+
+static enum ek_status pass_gate(struct rig *r, const struct ek_point *at, double seconds)
+{
+    struct gate_work w = work_at(r, at);
+    char what[160];
+
+    if (w.bytes > seconds * w.bandwidth) /* faster than from memory: is it from a cache? */
+        EK_TRY(bandwidth_of_set(r, at, &w.bandwidth));
+    snprintf(what, sizeof(what), "%s: %s, %s, batch %u, tokens %u, context %u",
+             r->opt.dev->spec.name, r->group.module->name,
+             at->phase == EK_PHASE_DECODE ? "decode" : "prefill", at->batch, at->tokens,
+             at->context);
+    return gate_check(&w, seconds, what);
+}
+
+enum ek_status rig_measure(struct rig *r, const struct ek_point *at, double overhead_s,
+                           struct ek_store_time *module, struct ek_store_time *stage)
+{
+    enum ek_status st = EK_NO;
+    double whole;
+
+    for (int attempt = 0; attempt < 2; attempt++) {
+        EK_TRY(prepare(r, at));
+        EK_TRY(time_point(r, overhead_s, module, stage, &whole));
+        st = pass_gate(r, at, whole);
+        if (st != EK_NO)
+            return st;
+        if (attempt == 0)
+            EK_TRY(look_again(r));
+    }
+    return st;
+}
+
+enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, volatile const bool *stop)
+{
+    double skip;
+
+    EK_TRY(prepare(r, at));
+    while (!*stop)
+        EK_TRY(timed_step(r, r->stages[0], &skip));
+    return EK_OK;
+}
