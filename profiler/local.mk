@@ -1,12 +1,11 @@
-check_PROGRAMS += tests/profiler/check_store
-TESTS += tests/profiler/check_store
-tests_profiler_check_store_SOURCES = tests/profiler/check_store.c
-tests_profiler_check_store_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
-tests_profiler_check_store_LDADD = libstore.a libbase.a $(SQLITE_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
+# The database of measurements (read by the planner too), and what measures into it.
+noinst_LIBRARIES += libstore.a
+libstore_a_SOURCES = profiler/store.h profiler/store_internal.h profiler/store.c \
+	profiler/store_schema.c profiler/store_sql.c profiler/store_devices.c \
+	profiler/store_measurements.c profiler/interpolate.c
 
-check_PROGRAMS += tests/profiler/check_measure
-TESTS += tests/profiler/check_measure
-tests_profiler_check_measure_SOURCES = tests/profiler/check_measure.c
-tests_profiler_check_measure_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
-tests_profiler_check_measure_LDADD = libprofiler.a libstore.a libbase.a $(SQLITE_LIBS) \
-	$(JANSSON_LIBS) $(TEST_LIBS)
+noinst_LIBRARIES += libprofiler.a
+libprofiler_a_SOURCES = profiler/profiler.h profiler/measure.h profiler/profile.h \
+	profiler/timing.c profiler/gate.c profiler/points.c profiler/batch.c profiler/ceilings.c \
+	profiler/links.c profiler/rig.c profiler/memory.c profiler/devices.c profiler/profile.c \
+	profiler/busy.c
