@@ -192,14 +192,14 @@ static const struct {
     size_t least, most; /* points */
     double miss;
 } spaces[] = {
-    {{EK_PHASE_DECODE, 8, 2048, true, 0.03, 8}, straight, 7, 7, 1e-6},
-    {{EK_PHASE_PREFILL, 512, 2048, true, 0.03, 8}, straight, 7, 11, 0.02},
-    {{EK_PHASE_PREFILL, 512, 2048, true, 0.03, 16}, roofline, 11, 27, 0.06},
-    {{EK_PHASE_PREFILL, 512, 2048, true, 0.03, 5}, roofline, 11, 13, 1},
-    {{EK_PHASE_DECODE, 1, 2048, true, 0.03, 8}, cliff, 5, 5, 1.2},
-    {{EK_PHASE_DECODE, 8, 2048, false, 0.03, 8}, straight, 3, 3, 1},
-    {{EK_PHASE_DECODE, 1, 16, true, 0.03, 8}, straight, 1, 1, 1},
-    {{EK_PHASE_PREFILL, 64, 64, true, 0.03, 8}, straight, 4, 8, 0.01},
+    {{EK_PHASE_DECODE, 8, 2048, 1 << 20, true, 0.03, 8}, straight, 7, 7, 1e-6},
+    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 8}, straight, 7, 11, 0.02},
+    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 16}, roofline, 11, 27, 0.06},
+    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 5}, roofline, 11, 13, 1},
+    {{EK_PHASE_DECODE, 1, 2048, 1 << 20, true, 0.03, 8}, cliff, 5, 5, 1.2},
+    {{EK_PHASE_DECODE, 8, 2048, 1 << 20, false, 0.03, 8}, straight, 3, 3, 1},
+    {{EK_PHASE_DECODE, 1, 16, 1 << 20, true, 0.03, 8}, straight, 1, 1, 1},
+    {{EK_PHASE_PREFILL, 64, 64, 1 << 20, true, 0.03, 8}, straight, 4, 8, 0.01},
 };
 
 START_TEST(points_are_added_where_interpolation_misses)
@@ -222,7 +222,7 @@ END_TEST
 START_TEST(a_refused_point_leaves_the_others)
 {
     struct world w = {.cost = straight, .refuse_first = true};
-    struct point_space s = {EK_PHASE_DECODE, 8, 2048, true, 0.03, 8};
+    struct point_space s = {EK_PHASE_DECODE, 8, 2048, 1 << 20, true, 0.03, 8};
 
     ck_assert_int_eq(points_measure(&s, measure, &w), EK_OK);
     ck_assert_uint_ge(w.n, 7);
@@ -239,7 +239,7 @@ static double noisy(const struct ek_point *p)
 START_TEST(the_same_measurements_lead_to_the_same_points)
 {
     struct world a = {.cost = noisy}, b = {.cost = noisy};
-    struct point_space s = {EK_PHASE_PREFILL, 512, 2048, true, 0.03, 12};
+    struct point_space s = {EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 12};
 
     ck_assert_int_eq(points_measure(&s, measure, &a), EK_OK);
     ck_assert_int_eq(points_measure(&s, measure, &b), EK_OK);
