@@ -33,3 +33,9 @@ TESTS += tests/model/check_model
 tests_model_check_model_SOURCES = tests/model/check_model.c tests/model/files.c tests/model/files.h
 tests_model_check_model_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_model_check_model_LDADD = $(MODEL_TEST_LIBS)
+check_PROGRAMS += tests/model/check_weights
+TESTS += tests/model/check_weights
+tests_model_check_weights_SOURCES = tests/model/check_weights.c tests/model/files.c \
+	tests/model/files.h
+tests_model_check_weights_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_model_check_weights_LDADD = libmodel.a libkernels.a $(MODEL_TEST_LIBS)
