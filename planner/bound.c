@@ -25,7 +25,7 @@ double ek_bound_column_cost(const struct ek_problem *p, const struct ek_column *
 
 double ek_bound_hop(const struct ek_bound *b, int32_t i, uint32_t from, uint32_t to)
 {
-    if (ek_problem_hop_work(b->p, i, from, to) > b->limits->work)
+    if (ek_problem_hop_work(b->p, i, from, to) > b->limits->hop)
         return INFINITY;
     return ek_problem_hop(b->p, i, from, to);
 }

@@ -334,7 +334,7 @@ static enum ek_status search(struct ek_bound *b, double upper, uint32_t keep, st
     enum ek_status st;
 
     *found = *whole = false;
-    s.track_first = !p->uniform && p->n_sides && p->side_bytes > 0;
+    s.track_first = !p->uniform && p->n_sides && p->workload.images > 0;
     if (!make_radix(&s))
         return EK_OK;
     for (uint32_t r = 0; r < b->n_resources; r++)

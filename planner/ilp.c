@@ -68,6 +68,9 @@ static bool allowed(const struct builder *b, size_t i)
 {
     const struct ek_column *c = &b->p->columns[i];
 
+    if (b->p->uniform && c->first > 0 && c->first <= c->last &&
+        ek_problem_hop_work(b->p, c->first - 1, c->kind, c->kind) > b->l->hop)
+        return false;
     return c->work <= b->l->work && c->prefill <= b->l->prefill && c->ratio <= b->l->ratio &&
            !(b->deny && b->deny[i]);
 }
@@ -129,7 +132,7 @@ static void make_rows(struct builder *b, struct rows *r)
     for (uint32_t s = 0; s < p->n_sides; s++)
         r->side[s] = add_row(b, GLP_FX, 1, 1);
     for (uint32_t i = 0; i < p->n_pools; i++)
-        r->pool[i] = add_row(b, GLP_UP, 0, (double)p->pools[i] / (double)EK_MIB);
+        r->pool[i] = add_row(b, GLP_UP, 0, 1);
 }
 
 static int flow_row(struct builder *b, int *at)
@@ -163,7 +166,7 @@ static enum ek_status put_sides(struct builder *b, struct rows *r, const struct 
     for (uint32_t s = 0; s < p->n_sides; s++)
         if (c->sides >> s & 1)
             EK_TRY(put(b, r->side[s], v, 1));
-    if (p->uniform || p->n_sides == 0 || p->side_bytes == 0)
+    if (p->uniform || p->n_sides == 0 || p->workload.images == 0)
         return EK_OK;
     if (exits(b, c) && c->first > 0)
         return put(b, flow_row(b, &b->side_out[c->kind]), v, 1);
@@ -186,7 +189,8 @@ static enum ek_status put_column(struct builder *b, struct rows *r, uint32_t i)
     if (r->stages)
         EK_TRY(put(b, r->stages, v, 1));
     if (pool >= 0)
-        EK_TRY(put(b, r->pool[pool], v, (double)c->total * k->tp / (double)EK_MIB));
+        EK_TRY(
+            put(b, r->pool[pool], v, (double)c->total * k->tp / fmax(1, (double)p->pools[pool])));
     return EK_OK;
 }
 
@@ -201,7 +205,7 @@ static enum ek_status put_hops(struct builder *b)
                 int out = b->out_row[i * p->n_kinds + from], in = b->in_row[i * p->n_kinds + to];
                 double hop = ek_problem_hop(p, (int32_t)i, from, to);
                 if (!out || !in || isinf(hop) ||
-                    ek_problem_hop_work(p, (int32_t)i, from, to) > b->l->work)
+                    ek_problem_hop_work(p, (int32_t)i, from, to) > b->l->hop)
                     continue;
                 EK_TRY(add_variable(b, hop, false, UINT32_MAX, &v));
                 EK_TRY(put(b, out, v, -1));

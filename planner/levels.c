@@ -82,7 +82,7 @@ enum ek_status ek_least_latency(const struct ek_search_state *s, double cutoff, 
             if (out->kind != EK_ANSWER_UNKNOWN)
                 out->kind = EK_ANSWER_OPTIMAL;
         }
-        if (w == 0 || a.kind == EK_ANSWER_UNKNOWN || best <= enough)
+        if (w == 0 || longest == 0 || a.kind == EK_ANSWER_UNKNOWN || best <= enough)
             return EK_OK;
         l.prefill = fmin(nextafter(longest, 0), (fmin(best, ek_widen(cutoff)) - a.sum) / w);
         if (l.prefill < 0)
@@ -115,7 +115,7 @@ static size_t collect_hops(const struct ek_search_state *s, double *v)
         for (size_t k = 0; k < pairs; k++) {
             double h = ek_problem_hop_work(p, (int32_t)i, (uint32_t)(k / p->n_kinds),
                                            (uint32_t)(k % p->n_kinds));
-            if (h <= s->limits.work && !isinf(h))
+            if (h <= s->limits.hop && !isinf(h))
                 v[n++] = h;
         }
     }
@@ -139,7 +139,7 @@ static enum ek_status collect(const struct ek_search_state *s, enum ek_objective
             c->prefill <= s->limits.prefill && !(s->deny && s->deny[i]))
             t->v[n++] = o == EK_OBJ_BALANCE ? c->ratio : c->work;
     }
-    if (o != EK_OBJ_BALANCE)
+    if (o == EK_OBJ_THROUGHPUT)
         n += collect_hops(s, t->v + n);
     qsort(t->v, n, sizeof(double), compare_double);
     for (size_t i = 0; i < n; i++)
@@ -151,9 +151,11 @@ static enum ek_status collect(const struct ek_search_state *s, enum ek_objective
 static void set_threshold(struct ek_search_state *s, enum ek_objective o, double v)
 {
     if (o == EK_OBJ_BALANCE)
-        s->limits.ratio = v;
+        s->limits.ratio = fmin(s->limits.ratio, v);
     else
-        s->limits.work = v;
+        s->limits.work = fmin(s->limits.work, v);
+    if (o == EK_OBJ_THROUGHPUT)
+        s->limits.hop = fmin(s->limits.hop, v);
 }
 
 /* Whether a plan exists under threshold v; throughput also wants its latency under m * v. */
@@ -244,7 +246,7 @@ static enum ek_status throughput_below(const struct ek_search_state *s, const st
     out->value = ek_score_of(s->p, out->answer.columns, out->answer.n).throughput;
     if (k == 0)
         return EK_OK;
-    at.limits.work = t->v[k - 1];
+    set_threshold(&at, EK_OBJ_THROUGHPUT, t->v[k - 1]);
     cutoff = fmin(cutoff, out->value);
     EK_TRY(ek_least_latency(&at, cutoff, -INFINITY, &f));
     if (f.kind == EK_ANSWER_UNKNOWN) {
@@ -304,6 +306,8 @@ void ek_level_settle(struct ek_search_state *s, enum ek_objective o, double valu
         s->latency = fmin(s->latency, v);
     if (o == EK_OBJ_THROUGHPUT || o == EK_OBJ_BALANCE_TIME)
         s->limits.work = fmin(s->limits.work, v / s->p->micro_batches);
+    if (o == EK_OBJ_THROUGHPUT)
+        s->limits.hop = fmin(s->limits.hop, v / s->p->micro_batches);
     if (o == EK_OBJ_BALANCE)
         s->limits.ratio = fmin(s->limits.ratio, v);
 }

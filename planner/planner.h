@@ -237,7 +237,7 @@ struct ek_problem {
     size_t n_columns;
     size_t *start; /* [n_items + 2] first column of each position; side-only columns at n_items */
     /* a hop from kind a to kind b: alpha + bytes * inv_beta at [a * n_kinds + b]; alpha is infinite
-     * where there is no link or the order forbids it */
+     * where there is no link */
     double *hop_alpha, *hop_inv_beta;
     double *boundary;             /* [n_items] bytes a token carries behind item i */
     double side_bytes;            /* bytes that a group's images carry to the embedding's device */
@@ -250,7 +250,7 @@ struct ek_problem {
     size_t n_together;
     bool sides_first;
     bool uniform; /* hops do not depend on the kinds */
-    bool use_all;
+    bool use_all, fixed_order;
     uint32_t max_stages; /* 0: no limit */
     bool outside;        /* some cost lies outside of what was measured */
 };
@@ -277,14 +277,15 @@ bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, 
 /* ---- Oracles: the cheapest plan under limits
  * ------------------------------------------------------ */
 struct ek_limits {  /* a column or hop above any of them is not allowed */
-    double work;    /* of a stage; and of a hop, as links overlap with computing */
+    double work;    /* of a stage */
+    double hop;     /* that a hop keeps its link busy: links overlap with computing */
     double prefill; /* of a stage */
     double ratio;   /* used / cap */
     double sum;     /* answers above this are of no interest */
 };
 #define EK_LIMITS_NONE                                                                             \
     {                                                                                              \
-        .work = INFINITY, .prefill = INFINITY, .ratio = INFINITY, .sum = INFINITY                  \
+        .work = INFINITY, .hop = INFINITY, .prefill = INFINITY, .ratio = INFINITY, .sum = INFINITY \
     }
 enum ek_answer_kind { EK_ANSWER_NONE, EK_ANSWER_OPTIMAL, EK_ANSWER_INFEASIBLE, EK_ANSWER_UNKNOWN };
 struct ek_answer {

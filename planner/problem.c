@@ -168,8 +168,7 @@ static enum ek_status make_kinds(struct ek_problem *p, const struct ek_request *
         return EK_ENOMEM;
     for (uint32_t g = 0; g < p->n_groups; g++)
         for (uint32_t tp = 1; tp <= EK_PLAN_MAX_TP && tp <= p->groups[g].count; tp *= 2)
-            if ((r->tp == 0 || r->tp == tp) && (tp == 1 || p->groups[g].pool < 0) &&
-                has_degree(p->costs, p->groups[g].cls, tp))
+            if ((r->tp == 0 || r->tp == tp) && has_degree(p->costs, p->groups[g].cls, tp))
                 p->kinds[p->n_kinds++] = (struct ek_kind){g, tp};
     if (p->n_kinds == 0)
         return ek_error(EK_NO, "no device has times at tensor-parallel degree %u", r->tp);
@@ -178,7 +177,7 @@ static enum ek_status make_kinds(struct ek_problem *p, const struct ek_request *
 
 /* ---- Hops ---------------------------------------------------------------------------------------
  */
-static void set_hop(struct ek_problem *p, const struct ek_request *r, uint32_t a, uint32_t b)
+static void set_hop(struct ek_problem *p, uint32_t a, uint32_t b)
 {
     const struct ek_group *ga = &p->groups[p->kinds[a].group], *gb = &p->groups[p->kinds[b].group];
     const struct ek_cost_link *l = ek_costs_link(p->costs, ga->cls, gb->cls);
@@ -190,8 +189,6 @@ static void set_hop(struct ek_problem *p, const struct ek_request *r, uint32_t a
     } else if (p->costs->n_links) {
         p->hop_alpha[i] = INFINITY;
     }
-    if (r->fixed_order && gb->members[0] <= ga->members[0])
-        p->hop_alpha[i] = INFINITY;
     if (ga == gb && p->kinds[a].tp + p->kinds[b].tp > ga->count)
         p->hop_alpha[i] = INFINITY;
 }
@@ -246,7 +243,7 @@ static enum ek_status make_hops(struct ek_problem *p, const struct ek_request *r
         return EK_ENOMEM;
     for (uint32_t a = 0; a < p->n_kinds; a++)
         for (uint32_t b = 0; b < p->n_kinds; b++)
-            set_hop(p, r, a, b);
+            set_hop(p, a, b);
     p->uniform = all_alike(p, r->fixed_order);
     if (p->uniform)
         level_hops(p);
@@ -262,10 +259,18 @@ static enum ek_status make_hops(struct ek_problem *p, const struct ek_request *r
     return EK_OK;
 }
 
+static bool backwards(const struct ek_problem *p, uint32_t from, uint32_t to)
+{
+    return p->fixed_order &&
+           p->groups[p->kinds[to].group].members[0] <= p->groups[p->kinds[from].group].members[0];
+}
+
 double ek_problem_hop(const struct ek_problem *p, int32_t i, uint32_t from, uint32_t to)
 {
     size_t k = (size_t)from * p->n_kinds + to;
 
+    if (backwards(p, from, to))
+        return INFINITY;
     return p->sum_steps * p->hop_alpha[k] + p->sum_tokens * p->boundary[i] * p->hop_inv_beta[k];
 }
 
@@ -280,7 +285,7 @@ double ek_problem_side_hop(const struct ek_problem *p, uint32_t from, uint32_t f
 {
     size_t k = (size_t)from * p->n_kinds + first;
 
-    if (p->side_bytes == 0)
+    if (p->workload.images == 0)
         return 0;
     return p->hop_alpha[k] + p->side_bytes * p->hop_inv_beta[k];
 }
@@ -439,6 +444,7 @@ enum ek_status ek_problem_new(const struct ek_costs *c, const struct ek_request 
     p->first_item = (uint32_t)c->n_sides;
     p->n_items = (uint32_t)(c->n_modules - c->n_sides);
     p->use_all = r->use_all;
+    p->fixed_order = r->fixed_order;
     p->max_stages = r->max_stages;
     p->sides_first = r->sides_first;
     EK_GOTO(fill_workload(p, r, m), st, fail);

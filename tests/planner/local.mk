@@ -1,0 +1,10 @@
+if HAVE_PLANNER
+PLANNER_TEST_LIBS = libplanner.a libstore.a libmodel.a libbase.a $(PLANNER_LIBS) $(TEST_LIBS)
+
+check_PROGRAMS += tests/planner/check_brute
+TESTS += tests/planner/check_brute
+tests_planner_check_brute_SOURCES = tests/planner/check_brute.c tests/planner/brute.h \
+	tests/planner/brute.c tests/planner/instances.h tests/planner/instances.c
+tests_planner_check_brute_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_planner_check_brute_LDADD = $(PLANNER_TEST_LIBS)
+endif

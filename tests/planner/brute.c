@@ -1,0 +1,358 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+#include "tests/planner/brute.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_STAGES 8
+#define MAX_PLANS  400000
+
+struct stage {
+    uint32_t device, tp, cls;
+    int first, last; /* chain items; first > last: none */
+    uint32_t sides;
+};
+struct dev {
+    uint32_t cls;
+    uint64_t memory;
+    bool budgeted;
+    const char *name;
+};
+struct brute {
+    const struct ek_costs *c;
+    const struct ek_request *r;
+    struct dev devices[16];
+    uint32_t n_devices, n_items, n_sides, m, group, chunks, prompt;
+    uint32_t side_of[32]; /* side group of each side module */
+    struct stage stages[MAX_STAGES];
+    uint32_t n_stages;
+    bool used[16];
+    double (*found)[EK_N_OBJECTIVES + 1]; /* objective values and latency of each plan */
+    size_t n, cap;
+};
+
+static bool named(const struct brute *b, uint32_t d, const char *name)
+{
+    return strcmp(b->devices[d].name, name) == 0 ||
+           strcmp(b->c->classes[b->devices[d].cls].name, name) == 0;
+}
+
+static bool matches(const char *pattern, const char *name)
+{
+    size_t n = strlen(pattern);
+
+    return pattern[n - 1] == '*' ? strncmp(pattern, name, n - 1) == 0 : strcmp(pattern, name) == 0;
+}
+
+static bool holds(const struct brute *b, const struct stage *s, uint32_t module)
+{
+    int item = (int)module - (int)b->c->n_sides;
+
+    if (module < b->c->n_sides)
+        return s->sides >> b->side_of[module] & 1;
+    return item >= s->first && item <= s->last;
+}
+
+static bool allowed(const struct brute *b, const struct stage *s, uint32_t module)
+{
+    for (size_t i = 0; i < b->r->n_rules; i++) {
+        const struct ek_rule *rule = &b->r->rules[i];
+        if (!matches(rule->module, b->c->modules[module].name))
+            continue;
+        for (uint32_t k = 0; k < s->tp; k++) {
+            bool here = named(b, s->device + k, rule->other);
+            if (rule->kind == EK_RULE_PIN ? !here : rule->kind == EK_RULE_BAN && here)
+                return false;
+        }
+        for (uint32_t o = 0; rule->kind == EK_RULE_TOGETHER && o < b->c->n_modules; o++)
+            if (matches(rule->other, b->c->modules[o].name) && !holds(b, s, o))
+                return false;
+    }
+    for (size_t i = 0; i < b->r->n_rules; i++)
+        if (b->r->rules[i].kind == EK_RULE_TOGETHER &&
+            matches(b->r->rules[i].other, b->c->modules[module].name))
+            for (uint32_t o = 0; o < b->c->n_modules; o++)
+                if (matches(b->r->rules[i].module, b->c->modules[o].name) && !holds(b, s, o))
+                    return false;
+    return true;
+}
+
+static const struct ek_cost_times *times(const struct brute *b, const struct stage *s, uint32_t sig)
+{
+    for (size_t i = 0; i < b->c->n_times; i++)
+        if (b->c->times[i].cls == s->cls && b->c->times[i].tp == s->tp && b->c->times[i].sig == sig)
+            return &b->c->times[i];
+    return NULL;
+}
+
+/* Memory, prefill of a group and decode step of one stage; false where it cannot be. */
+static bool price(const struct brute *b, const struct stage *s, double *prefill, double *decode,
+                  double *total)
+{
+    const struct ek_cost_class *k = &b->c->classes[s->cls];
+    const struct ek_workload *w = &b->r->workload;
+    const struct ek_cost_times *own = times(b, s, 0);
+    uint64_t act = 0, work = 0, sum = k->overhead + (s->tp > 1 ? k->tp_reserve : 0);
+    bool alone = s->first == 0 && s->last == (int)b->n_items - 1;
+
+    *prefill = own && b->prompt ? own->prefill.rows[0].time.median_s / b->m : 0;
+    *decode = own && s->first <= s->last ? own->decode.rows[0].time.median_s : 0;
+    if (w->generate == 0)
+        *decode = 0;
+    for (uint32_t i = 0; i < b->c->n_modules; i++) {
+        const struct ek_cost_module *m = &b->c->modules[i];
+        const struct ek_cost_times *t = times(b, s, m->sig);
+        bool tied;
+        if (!holds(b, s, i))
+            continue;
+        if (t == NULL || !allowed(b, s, i))
+            return false;
+        if (m->side ? w->images : b->prompt)
+            *prefill += t->prefill.rows[0].time.median_s / b->m;
+        if (!m->side && w->generate)
+            *decode += t->decode.rows[0].time.median_s;
+        tied = m->tied_to >= 0 && holds(b, s, (uint32_t)m->tied_to);
+        sum += tied ? 0 : (m->weights + s->tp - 1) / s->tp;
+        sum += (m->kv * w->batch * w->context + s->tp - 1) / s->tp;
+        for (size_t p = 0; p < b->c->n_memory; p++)
+            if (b->c->memory[p].cls == s->cls && b->c->memory[p].tp == s->tp &&
+                b->c->memory[p].sig == m->sig) {
+                act = act > b->c->memory[p].points[0].activations
+                          ? act
+                          : b->c->memory[p].points[0].activations;
+                work = work > b->c->memory[p].points[0].workspace
+                           ? work
+                           : b->c->memory[p].points[0].workspace;
+            }
+    }
+    *prefill *= !alone && b->chunks > 1 ? k->slow_prefill : 1;
+    *decode *= !alone && b->m > 1 ? k->slow_decode : 1;
+    *total = (double)(sum + act + work);
+    return *total <= (double)b->devices[s->device].memory;
+}
+
+static double hop(const struct brute *b, uint32_t from, uint32_t to, double steps, double bytes)
+{
+    if (b->c->n_links == 0)
+        return 0;
+    for (size_t i = 0; i < b->c->n_links; i++)
+        if (b->c->links[i].from == from && b->c->links[i].to == to)
+            return steps * b->c->links[i].alpha + bytes / b->c->links[i].beta;
+    return INFINITY;
+}
+
+/* A shared memory holds all stages of its devices that have no budget of their own. */
+static bool pools_hold(const struct brute *b, const double *totals)
+{
+    for (uint32_t d = 0; d < b->n_devices; d++) {
+        const char *name = b->c->classes[b->devices[d].cls].memory_group;
+        double used = 0, cap = INFINITY;
+        if (name[0] == '\0' || b->devices[d].budgeted)
+            continue;
+        for (uint32_t e = 0; e < b->n_devices; e++)
+            if (strcmp(b->c->classes[b->devices[e].cls].memory_group, name) == 0 &&
+                !b->devices[e].budgeted)
+                cap = fmin(cap, (double)b->devices[e].memory);
+        for (uint32_t s = 0; s < b->n_stages; s++)
+            if (strcmp(b->c->classes[b->stages[s].cls].memory_group, name) == 0 &&
+                !b->devices[b->stages[s].device].budgeted)
+                used += totals[s] * b->stages[s].tp;
+        if (used > cap)
+            return false;
+    }
+    return true;
+}
+
+static void record(struct brute *b, const double v[4])
+{
+    double *row;
+
+    if (b->n == b->cap) {
+        b->cap = b->cap ? b->cap * 2 : 256;
+        b->found = realloc(b->found, b->cap * sizeof(*b->found));
+    }
+    row = b->found[b->n++];
+    for (size_t i = 0; i < b->r->n_objectives; i++)
+        row[i] = v[b->r->objectives[i]];
+    row[EK_N_OBJECTIVES] = v[EK_OBJ_LATENCY];
+}
+
+static uint32_t exit_group(const struct brute *b)
+{
+    uint32_t g = 0;
+
+    for (uint32_t i = 0; i < b->c->n_sides; i++)
+        if (b->c->modules[i].kind != EK_MODULE_VECTOR)
+            g = b->side_of[i];
+    return g;
+}
+
+static void evaluate(struct brute *b)
+{
+    const struct ek_workload *w = &b->r->workload;
+    double latency = 0, longest = 0, work = 0, ratio = 0, links = 0, v[4], totals[MAX_STAGES];
+    double kept = b->chunks > 1 ? (double)(b->chunks - 1) / b->chunks : 0;
+
+    for (uint32_t i = 0; i < b->n_stages; i++) {
+        const struct stage *s = &b->stages[i], *before = i ? &b->stages[i - 1] : NULL;
+        double p, d;
+        if (!price(b, s, &p, &d, &totals[i]))
+            return;
+        latency += p / b->chunks + w->generate * d;
+        longest = fmax(longest, p);
+        work = fmax(work, p + w->generate * d);
+        ratio = fmax(ratio, totals[i] / (double)b->devices[s->device].memory);
+        if (before && s->first <= s->last) {
+            double bytes = (double)b->c->modules[b->c->n_sides + (uint32_t)s->first - 1].boundary;
+            double chunk = w->prefill_chunk < b->prompt ? w->prefill_chunk : b->prompt;
+            latency += hop(b, before->cls, s->cls, (b->prompt ? 1 : 0) + w->generate,
+                           bytes * (chunk + (double)w->generate * b->group));
+            links =
+                fmax(links, hop(b, before->cls, s->cls, (b->prompt ? b->chunks : 0) + w->generate,
+                                bytes * ((double)w->batch / b->m * b->prompt +
+                                         (double)w->generate * b->group)));
+        }
+        if (b->n_sides && (s->sides >> exit_group(b) & 1) && s->first != 0 && w->images)
+            latency += hop(b, s->cls, b->stages[0].cls, 1,
+                           (double)b->c->modules[b->c->n_sides].boundary * w->images *
+                               w->image_tokens * b->group);
+    }
+    if (!pools_hold(b, totals) || isinf(latency) || isinf(links))
+        return;
+    v[EK_OBJ_LATENCY] = latency + kept * longest;
+    v[EK_OBJ_BALANCE] = ratio;
+    v[EK_OBJ_BALANCE_TIME] = work * b->m;
+    v[EK_OBJ_THROUGHPUT] = fmax(fmax(work, links) * b->m, v[EK_OBJ_LATENCY]);
+    record(b, v);
+}
+
+static bool enough(const struct brute *b)
+{
+    for (uint32_t d = 0; d < b->n_devices; d++)
+        if (b->r->use_all && !b->used[d])
+            return false;
+    return !b->r->max_stages || b->n_stages <= b->r->max_stages;
+}
+
+/* Stages may take tp neighbouring devices of a class (they are alike; order does not matter). */
+static bool take(struct brute *b, uint32_t d, uint32_t tp, bool on)
+{
+    for (uint32_t k = 0; k < tp; k++)
+        if (on && (d + k >= b->n_devices || b->used[d + k] ||
+                   b->devices[d + k].cls != b->devices[d].cls ||
+                   b->devices[d + k].memory != b->devices[d].memory))
+            return false;
+    for (uint32_t k = 0; k < tp; k++)
+        b->used[d + k] = on;
+    return true;
+}
+
+static void place_sides(struct brute *b, uint32_t group)
+{
+    uint32_t n = b->n_stages;
+
+    if (group == b->n_sides) {
+        if (enough(b))
+            evaluate(b);
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        b->stages[i].sides |= 1u << group;
+        place_sides(b, group + 1);
+        b->stages[i].sides &= ~(1u << group);
+    }
+    for (uint32_t tp = 1; tp <= 2; tp *= 2)
+        for (uint32_t d = 0; d < b->n_devices; d++) {
+            if ((b->r->tp && b->r->tp != tp) || n == MAX_STAGES || !take(b, d, tp, true))
+                continue;
+            b->stages[b->n_stages++] = (struct stage){
+                d, tp, b->devices[d].cls, (int)b->n_items, (int)b->n_items - 1, 1u << group};
+            place_sides(b, group + 1);
+            b->n_stages--;
+            take(b, d, tp, false);
+        }
+}
+
+static void place_chain(struct brute *b, int first)
+{
+    if (first == (int)b->n_items) {
+        place_sides(b, 0);
+        return;
+    }
+    for (uint32_t tp = 1; tp <= 2; tp *= 2)
+        for (uint32_t d = 0; d < b->n_devices; d++) {
+            if ((b->r->tp && b->r->tp != tp) || b->n_stages == MAX_STAGES ||
+                (b->r->fixed_order &&
+                 (tp > 1 || (b->n_stages && d <= b->stages[b->n_stages - 1].device))) ||
+                !take(b, d, tp, true))
+                continue;
+            for (int last = first; last < (int)b->n_items; last++) {
+                b->stages[b->n_stages++] = (struct stage){d, tp, b->devices[d].cls, first, last, 0};
+                place_chain(b, last + 1);
+                b->n_stages--;
+            }
+            take(b, d, tp, false);
+        }
+}
+
+static void set_devices(struct brute *b)
+{
+    size_t next = 0;
+
+    for (uint32_t k = 0; k < b->c->n_classes; k++)
+        for (uint32_t i = 0; i < b->c->classes[k].count; i++) {
+            const struct ek_cost_class *cls = &b->c->classes[k];
+            b->devices[b->n_devices++] =
+                (struct dev){k, cls->memory, cls->budgeted, cls->devices[i].name};
+        }
+    for (size_t i = 0; i < b->r->n_budgets; i++)
+        for (uint32_t d = 0; d < b->n_devices; d++)
+            if (b->r->budgets[i].name[0] ? named(b, d, b->r->budgets[i].name)
+                                         : b->r->n_budgets == 1 || d == next + i) {
+                uint64_t v = b->r->budgets[i].bytes;
+                b->devices[d].memory = v < b->devices[d].memory ? v : b->devices[d].memory;
+                b->devices[d].budgeted = true;
+            }
+    for (uint32_t d = 0; d < b->n_devices; d++) {
+        uint64_t part = (uint64_t)(b->r->margin_fraction * (double)b->devices[d].memory);
+        uint64_t margin = part > b->r->margin ? part : b->r->margin;
+        b->devices[d].memory -= margin < b->devices[d].memory ? margin : b->devices[d].memory;
+    }
+}
+
+void brute_solve(const struct ek_costs *c, const struct ek_request *r, struct brute_values *out)
+{
+    struct brute b = {.c = c, .r = r, .n_items = (uint32_t)(c->n_modules - c->n_sides)};
+    const struct ek_workload *w = &r->workload;
+    uint32_t chunk;
+
+    memset(out, 0, sizeof(*out));
+    b.m = w->micro_batches;
+    b.group = (w->batch + b.m - 1) / b.m;
+    b.prompt = w->prompt + w->images * w->image_tokens;
+    chunk = w->prefill_chunk < b.prompt ? w->prefill_chunk : b.prompt;
+    b.chunks = chunk ? b.group * ((b.prompt + chunk - 1) / chunk) : 1;
+    for (uint32_t i = 0; i < c->n_sides; i++)
+        b.side_of[i] = r->split_sides ? i : 0;
+    b.n_sides = c->n_sides == 0 ? 0 : r->split_sides ? (uint32_t)c->n_sides : 1;
+    set_devices(&b);
+    place_chain(&b, 0);
+    out->plans = b.n;
+    out->feasible = b.n > 0;
+    for (size_t o = 0; o <= r->n_objectives && b.n; o++) {
+        size_t at = o < r->n_objectives ? o : EK_N_OBJECTIVES, n = 0;
+        double best = INFINITY;
+        for (size_t i = 0; i < b.n; i++)
+            best = fmin(best, b.found[i][at]);
+        if (o < r->n_objectives)
+            out->values[o] = best;
+        else
+            out->latency = best;
+        for (size_t i = 0; i < b.n; i++)
+            if (b.found[i][at] <= best + fabs(best) * 2e-9 + 1e-15)
+                memcpy(b.found[n++], b.found[i], sizeof(*b.found));
+        b.n = n;
+    }
+    free(b.found);
+}

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * The third opinion: every plan of a tiny instance, priced by formulas written again from
+ * docs/planner.md, sharing no code with the planner.
+ */
+#ifndef EK_TESTS_BRUTE_H
+#define EK_TESTS_BRUTE_H
+
+#include "planner/planner.h"
+
+struct brute_values {
+    bool feasible;
+    double values[EK_N_OBJECTIVES];
+    double latency; /* least of all plans that are best in every objective */
+    uint64_t plans; /* that were priced */
+};
+/* Instances have constant times and at most one memory point a signature. */
+void brute_solve(const struct ek_costs *c, const struct ek_request *r, struct brute_values *out);
+
+#endif

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * Brute force against the planner on random tiny instances. EK_BRUTE=N runs N of them.
+ */
+#include "tests/planner/brute.h"
+#include "tests/planner/instances.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+
+static bool near(double a, double b)
+{
+    return fabs(a - b) <= 1e-7 * fmax(fabs(a), fabs(b)) + 1e-12;
+}
+
+static void hold_against(uint64_t seed, const struct ek_costs *c, const struct ek_request *r,
+                         uint64_t counts[2])
+{
+    struct brute_values b;
+    struct ek_solution *s = NULL;
+    enum ek_status st;
+
+    brute_solve(c, r, &b);
+    st = ek_solve(c, r, &s);
+    counts[b.feasible]++;
+    ck_assert_msg(st == (b.feasible ? EK_OK : EK_NO), "seed %llu: status %d, brute %s: %s",
+                  (unsigned long long)seed, st, b.feasible ? "feasible" : "infeasible",
+                  ek_last_error());
+    if (s) {
+        ck_assert_msg(s->proven, "seed %llu: not proven", (unsigned long long)seed);
+        for (size_t i = 0; i < r->n_objectives; i++)
+            ck_assert_msg(near(s->values[i], b.values[i]),
+                          "seed %llu, %s: planner %.12g, brute %.12g", (unsigned long long)seed,
+                          ek_objective_names[r->objectives[i]], s->values[i], b.values[i]);
+        ck_assert_msg(near(s->score.latency, b.latency), "seed %llu: latency %.12g, brute %.12g",
+                      (unsigned long long)seed, s->score.latency, b.latency);
+    }
+    ek_solution_free(s);
+}
+
+START_TEST(brute_force_agrees_on_random_instances)
+{
+    const char *env = getenv("EK_BRUTE");
+    uint64_t n = env ? strtoull(env, NULL, 10) : 3000, counts[2] = {0, 0};
+
+    for (uint64_t seed = 0; seed < n; seed++) {
+        struct ek_costs *c;
+        struct ek_request r;
+        tiny_instance(seed, &c, &r);
+        if (c)
+            hold_against(seed, c, &r, counts);
+        ek_costs_free(c);
+        ek_request_free(&r);
+    }
+    if (env)
+        printf("brute force: %llu feasible, %llu infeasible instances agree\n",
+               (unsigned long long)counts[1], (unsigned long long)counts[0]);
+    ck_assert_uint_gt(counts[0], n / 20);
+    ck_assert_uint_gt(counts[1], n / 4);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("brute");
+    TCase *t = tcase_create("brute");
+    SRunner *sr;
+    int failed;
+
+    tcase_set_timeout(t, 0);
+    tcase_add_test(t, brute_force_agrees_on_random_instances);
+    suite_add_tcase(s, t);
+    sr = srunner_create(s);
+    srunner_run_all(sr, CK_ENV);
+    failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
