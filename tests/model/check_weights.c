@@ -285,13 +285,15 @@ static void check_rows(const struct ek_model *m, enum ek_role role, bool is_perm
     const struct ek_tensor *t = ek_module_tensor(&m->modules[1], role, -1);
     uint64_t rows = t->shape[0], row = t->bytes / rows;
     char *all = malloc(t->bytes), *part = malloc(t->bytes);
+    size_t bad = 0;
 
     ck_assert_int_eq(ek_model_read(m, t, 0, t->bytes, all), EK_OK);
     for (uint64_t r = 0; r < rows; r++) {
         uint64_t from = is_permuted ? permuted(r) : r;
-        ck_assert_int_eq(all[r * row], (char)(from & 0x3f));
-        ck_assert_int_eq(all[r * row + row - 1], (char)(from & 0x3f));
+        bad += all[r * row] != (char)(from & 0x3f);
+        bad += all[r * row + row - 1] != (char)(from & 0x3f);
     }
+    ck_assert_uint_eq(bad, 0);
     /* pieces that start and end inside heads */
     ck_assert_int_eq(ek_model_read(m, t, 77 * row, 100 * row, part), EK_OK);
     ck_assert_mem_eq(part, all + 77 * row, 100 * row);
@@ -385,14 +387,16 @@ static void moments(const struct ek_tensor *t, uint64_t seed, double *mean, doub
     unsigned char *raw = malloc(t->bytes);
     float *values = malloc(n * sizeof(*values));
     double sum = 0, squares = 0;
+    size_t bad = 0; /* an assertion a value would be slow */
 
     ck_assert_int_eq(ek_synthetic_read(seed, t, 0, t->bytes, raw), EK_OK);
     ck_assert_int_eq(ek_dequantize(t->dtype, raw, values, n), EK_OK);
     for (size_t i = 0; i < n; i++) {
-        ck_assert(isfinite(values[i]));
+        bad += !isfinite(values[i]);
         sum += values[i];
         squares += (double)values[i] * values[i];
     }
+    ck_assert_uint_eq(bad, 0);
     *mean = sum / (double)n;
     *deviation = sqrt(squares / (double)n - *mean * *mean);
     free(raw);
