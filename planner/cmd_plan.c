@@ -29,7 +29,8 @@ static const char help[] =
     "  --image-tokens N      tokens of one image\n"
     "  --micro-batches N     groups of sequences in flight (chosen)\n"
     "  --prefill-chunk N     most new tokens of one prefill step (512)\n"
-    "  --cache TYPE          type of the cache: F32, F16, BF16, ...\n"
+    "  --cache TYPE          type of the cache: F32, F16, BF16, ... (that of the profile)\n"
+    "  --act TYPE            type of the activations (that of the profile)\n"
     "Constraints\n"
     "  --max-memory SIZE...  \"15GB 15GB\", 15GiB,15GiB, 0.9, cuda:0=20GiB: one for all or one for "
     "each\n"
@@ -80,6 +81,7 @@ enum {
     O_TIME_LIMIT,
     O_FORCE,
     O_WRITE_COSTS,
+    O_ACT,
     O_JSON,
     O_QUIET,
     O_HELP,
@@ -99,6 +101,7 @@ static const struct option options[] = {
     {"micro-batches", required_argument, NULL, O_MICRO},
     {"prefill-chunk", required_argument, NULL, O_CHUNK},
     {"cache", required_argument, NULL, O_CACHE},
+    {"act", required_argument, NULL, O_ACT},
     {"max-memory", required_argument, NULL, O_MAX_MEMORY},
     {"margin", required_argument, NULL, O_MARGIN},
     {"pin", required_argument, NULL, O_PIN},
@@ -125,7 +128,7 @@ struct arguments {
     struct ek_request request;
     struct ek_workload given; /* fields that the command line set; 0 elsewhere */
     bool given_generate, given_prompt;
-    const char *model, *db, *costs, *devices, *output, *write_costs;
+    const char *model, *db, *costs, *devices, *output, *write_costs, *act;
     bool force, json, done;
 };
 
@@ -319,6 +322,9 @@ static enum ek_status file_option(struct arguments *a, int o)
     case 'o':
         a->output = optarg;
         return EK_OK;
+    case O_ACT:
+        a->act = optarg;
+        return EK_OK;
     case O_WRITE_COSTS:
         a->write_costs = optarg;
         return EK_OK;
@@ -393,9 +399,22 @@ static void merge_workload(struct arguments *a, const struct ek_costs *c)
  */
 static enum ek_status get_costs(struct arguments *a, struct ek_costs **c)
 {
+    const struct ek_model_options o = EK_MODEL_OPTIONS_INIT;
+    struct ek_profile_choice choice = {
+        .devices = a->devices, .act = a->act, .cache = a->given.cache[0] ? a->given.cache : NULL};
+    struct ek_model *m = NULL;
+    struct ek_store *store = NULL;
+    enum ek_status st;
+
     if (a->costs)
         return ek_costs_read(a->costs, c);
-    return ek_error(EK_EUNSUPPORTED, "plan: profiles are not read yet");
+    EK_TRY(ek_model_open(a->model, &o, &m));
+    EK_GOTO(ek_store_open(a->db, EK_STORE_READ, &store), st, end);
+    st = ek_costs_from_profile(m, store, &choice, c);
+end:
+    ek_store_close(store);
+    ek_model_close(m);
+    return st;
 }
 
 static enum ek_status show(const struct arguments *a, const struct ek_costs *c,

@@ -129,6 +129,16 @@ const struct ek_cost_times *ek_costs_times(const struct ek_costs *c, uint32_t cl
 const struct ek_cost_link *ek_costs_link(const struct ek_costs *c, uint32_t from, uint32_t to);
 /* Cross-checks: names unique, times for every module on some class, links known. */
 enum ek_status ek_costs_check(const struct ek_costs *c);
+struct ek_profile_choice { /* NULL: all devices; the types of the first rows */
+    const char *devices, *act, *cache;
+};
+/* Costs of a model from the rows of a profile. */
+enum ek_status ek_costs_from_profile(const struct ek_model *m, struct ek_store *store,
+                                     const struct ek_profile_choice *choice, struct ek_costs **out);
+/* Modules, names, bytes and workload types of a model, into costs that have none. */
+enum ek_status ek_costs_add_modules(struct ek_costs *c, const struct ek_model *m, enum ek_dtype act,
+                                    enum ek_dtype cache);
+
 /* ---- Request: what a user asks for
  * --------------------------------------------------------------- */
 enum ek_objective {

@@ -75,7 +75,7 @@ static enum ek_status fill_workload(struct ek_problem *p, const struct ek_reques
 static void price_memory(struct ek_problem *p, uint32_t n)
 {
     const struct ek_workload *w = &p->workload;
-    uint32_t tokens = w->prefill_chunk > p->group_size ? w->prefill_chunk : p->group_size;
+    uint32_t tokens = w->prefill_chunk > w->batch ? w->prefill_chunk : w->batch;
 
     for (size_t i = 0; i < p->costs->n_memory; i++) {
         const struct ek_cost_memory *m = &p->costs->memory[i];
