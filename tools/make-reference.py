@@ -41,7 +41,9 @@ def load(path, dtype="float32", device="cpu"):
 
     A tensor that the class misses or does not know means that this is not the model that was
     meant, so it is an error here although transformers only warns."""
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    name = (config.architectures or [""])[0]
+    model, info = getattr(transformers, name, transformers.AutoModelForCausalLM).from_pretrained(
         path,
         dtype=DTYPES[dtype],
         attn_implementation="eager",
@@ -61,19 +63,28 @@ def versions():
     return f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
 
 
+def hub_name(name):
+    """A module's name as the hub's files have it: newer classes nest the parts of a Qwen2.5-VL."""
+    return name.replace("model.language_model.", "model.").replace("model.visual", "visual")
+
+
 def traced_modules(model):
-    """(name in the checkpoint, module) of the embedding, every layer and the final norm."""
-    layers = [
-        n
-        for n, m in model.named_modules()
-        if isinstance(m, torch.nn.ModuleList) and n.endswith("layers")
-    ]
+    """(name in the checkpoint, module): every layer, the final norm, a vision tower, its blocks."""
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)}
+    stems = {n for n in lists if n.endswith((".layers", "visual.blocks"))}
     for name, module in model.named_modules():
         stem, _, last = name.rpartition(".")
-        if stem in layers and last.isdigit():
-            yield name, module
-        elif last in ("embed_tokens", "norm") and f"{stem}.layers" in layers:
-            yield name, module
+        if stem in stems or f"{stem}.layers" in stems and last == "norm" or last == "visual":
+            yield hub_name(name), module
+
+
+def first_layer(model):
+    """(name of the embedding in the checkpoint, first layer): what the layer is given is traced,
+    since images have taken their places by then."""
+    for name, module in model.named_modules():
+        if name.endswith(".layers.0"):
+            return hub_name(name).removesuffix("layers.0") + "embed_tokens", module
+    raise SystemExit("no layers found to trace")
 
 
 @torch.no_grad()
@@ -83,18 +94,119 @@ def forward(model, ids, trace=False, **inputs):
 
     def keep(name):
         def hook(_module, _args, out):
-            out = out[0] if isinstance(out, tuple) else out
+            out = out[0] if isinstance(out, tuple) else getattr(out, "pooler_output", out)
             outputs[name] = out.detach().float().reshape(-1, out.shape[-1]).cpu().clone()
 
         return hook
 
+    def keep_input(_module, args, kwargs):
+        x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        outputs[embedding] = x.detach().float().reshape(-1, x.shape[-1]).cpu().clone()
+
     if trace:
+        embedding, first = first_layer(model)
         hooks = [m.register_forward_hook(keep(n)) for n, m in traced_modules(model)]
+        hooks.append(first.register_forward_pre_hook(keep_input, with_kwargs=True))
     batch = torch.tensor([ids], dtype=torch.int64, device=model.device)
     logits = model(input_ids=batch, use_cache=False, **inputs).logits[0].float().cpu()
     for h in hooks:
         h.remove()
+    if "image_grid_thw" in inputs:
+        processor_order(outputs, inputs["image_grid_thw"], model.config.vision_config)
     return logits, outputs
+
+
+# ---- Images of a Qwen2.5-VL
+
+
+def assert_pillow():
+    """Pillow to 12.0 resizes along rows first, always, as when these models were made. 12.3 takes
+    the columns first for very tall images, 13.0 wherever that is cheaper; since the picture between
+    the passes is u8, pixels change by up to 23."""
+    from PIL import Image
+
+    for (w, h), to in (((100, 60), (128, 9)), ((5, 1000), (28, 812))):
+        image = Image.frombytes("RGB", (w, h), bytes(i * i % 251 for i in range(w * h * 3)))
+        wide = image.resize((to[0], h), Image.BICUBIC)
+        if image.resize(to, Image.BICUBIC) != wide.resize(to, Image.BICUBIC):
+            raise SystemExit(f"Pillow {Image.__version__} resizes in another order: take 12.0.0")
+
+
+def expand(ids, image_id, grids):
+    """Every placeholder becomes as many as its image has merged cells."""
+    if ids.count(image_id) != len(grids):
+        raise SystemExit(f"{len(grids)} images, but {ids.count(image_id)} placeholders in the text")
+    out, sizes = [], iter([int(t * h * w) // 4 for t, h, w in grids])
+    for i in ids:
+        out += [i] * (next(sizes) if i == image_id else 1)
+    return out
+
+
+def positions_of(ids, image_id, grids):
+    """[3, T] by the published rule: text counts on all three rows, a cell of an image has (p, p + row,
+    p + column), and the text goes on after the image's longer side."""
+    out, p, at, grids = [], 0, 0, iter(grids)
+    while at < len(ids):
+        if ids[at] != image_id:
+            out.append((p, p, p))
+            p, at = p + 1, at + 1
+            continue
+        _, h, w = (int(n) for n in next(grids))
+        out += [(p, p + y, p + x) for y in range(h // 2) for x in range(w // 2)]
+        p, at = p + max(h, w) // 2, at + h * w // 4
+    return torch.tensor(out).T.contiguous()
+
+
+def image_inputs(model, path, ids, images):
+    """(ids with the placeholders expanded, inputs of forward, extra tensors of the file)."""
+    import numpy
+
+    assert_pillow()
+    if not hasattr(model, "model") or not hasattr(model.model, "get_rope_index"):
+        raise SystemExit(f"images of a {type(model).__name__} are not supported")
+    processor = transformers.AutoImageProcessor.from_pretrained(path, backend="pil")
+    made = processor(images, return_tensors="pt")
+    grids, image_id = made["image_grid_thw"], model.config.image_token_id
+    ids = expand(ids, image_id, grids)
+    positions = positions_of(ids, image_id, grids)
+    batch = torch.tensor([ids])
+    kinds = (batch == image_id).int()
+    theirs, _ = model.model.get_rope_index(batch, kinds, image_grid_thw=grids)
+    if not torch.equal(theirs[:, 0], positions):
+        print("note: this transformers computes other positions; the published rule is used",
+              file=sys.stderr)  # fmt: skip
+    inputs = {
+        "pixel_values": made["pixel_values"].to(model.device, model.dtype),
+        "image_grid_thw": grids.to(model.device),
+        "position_ids": positions[:, None].to(model.device),
+        "mm_token_type_ids": kinds.to(model.device),
+    }
+    extra = {f"image.{i}": torch.from_numpy(numpy.array(im)) for i, im in enumerate(images)}
+    return ids, inputs, {**extra, "position_ids": positions}
+
+
+def processor_order(trace, grids, vision):
+    """The tower's blocks work on rows permuted into windows; puts them back into the order in which
+    the processor gave the patches."""
+    from transformers.vision_utils import get_vision_window_index
+
+    index, _ = get_vision_window_index(
+        grids.cpu(), spatial_merge_size=vision.spatial_merge_size,
+        window_size=vision.window_size, patch_size=vision.patch_size)  # fmt: skip
+    back = torch.argsort(index)
+    for name, value in trace.items():
+        if name.startswith("visual.blocks."):
+            trace[name] = value.view(len(back), -1, value.shape[-1])[back].reshape(value.shape)
+
+
+def open_image(path):
+    """Upright RGB, as transformers' own loader makes it."""
+    from PIL import Image, ImageOps
+
+    return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+
+
+# ---- The file
 
 
 def tensors_of(ids, logits, top_k=None, positions=None, trace=None):
@@ -194,6 +306,8 @@ def arguments():
     what.add_argument("--prompt-file", help="file with the text")
     what.add_argument("--ids", help="token ids, comma- or space-separated")
     what.add_argument("--random", type=int, metavar="T", help="T random ids from the seed")
+    p.add_argument("--image", action="append", default=[], metavar="FILE",
+                   help="for Qwen2.5-VL: one for every <|image_pad|> of the text, in order")
     p.add_argument("--special", action="store_true", help="let the tokenizer add bos and the like")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument(
@@ -218,17 +332,16 @@ def main():
     exact_arithmetic()
     model = load(args.model, args.dtype, args.device)
     ids = ids_of(args, model.get_input_embeddings().num_embeddings)
+    inputs, extra = {}, {}
+    if args.image:
+        images = [open_image(f) for f in args.image]
+        ids, inputs, extra = image_inputs(model, args.model, ids, images)
     rows = parse_positions(args.positions, len(ids)) if args.positions else None
-    logits, trace = forward(model, ids, args.trace)
+    logits, trace = forward(model, ids, args.trace, **inputs)
     if not torch.isfinite(logits).all():
         raise SystemExit("the official implementation gave logits that are not finite")
-    write(
-        args.output,
-        tensors_of(ids, logits, args.top_k, rows, trace),
-        type(model).__name__,
-        args.dtype,
-        args.seed,
-    )
+    tensors = tensors_of(ids, logits, args.top_k, rows, trace) | extra
+    write(args.output, tensors, type(model).__name__, args.dtype, args.seed)
     kept = len(rows) if rows is not None else len(ids)
     print(
         f"{args.output}: {type(model).__name__}, {len(ids)} tokens, {kept} positions, "

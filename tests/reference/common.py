@@ -21,6 +21,7 @@ def _load_tool():
 
 
 tool = _load_tool()
+assert_pillow = tool.assert_pillow
 
 
 class Weights:
@@ -176,16 +177,3 @@ def byte_tokenizer(first, last):
             "merges": [],
         },
     }
-
-
-def assert_pillow():
-    """Pillow to 12.0 resizes along rows first, always, as when these models were made. 12.3 takes
-    the columns first for very tall images, 13.0 wherever that is cheaper; since the picture between
-    the passes is u8, pixels change by up to 23."""
-    from PIL import Image
-
-    for size, to in (((100, 60), (128, 9)), ((5, 1000), (28, 812))):
-        image = Image.fromarray(picture(1, *size))
-        wide = image.resize((to[0], size[1]), Image.BICUBIC)
-        if image.resize(to, Image.BICUBIC) != wide.resize(to, Image.BICUBIC):
-            raise SystemExit(f"Pillow {Image.__version__} resizes in another order: take 12.0.0")

@@ -3,6 +3,7 @@ EXTRA_DIST += docs/references.md tests/fixtures/images tests/fixtures/reference 
 	tools/make-reference.py \
 	tests/reference/README.md tests/reference/common.py tests/reference/make_text.py \
 	tests/reference/make_smollm2.py tests/reference/make_deepseek.py \
+	tests/reference/make_gguf.py tests/reference/gguf_model.py \
 	tests/reference/make_vl2.py tests/reference/make_images.py \
 	tests/reference/make_qwen25vl.py \
 	tests/reference/own_text.py tests/reference/own_deepseek.py tests/reference/own_vl2.py \

@@ -84,7 +84,6 @@ VARIANTS = {
             num_hidden_layers=2,
             rope_scaling={**YARN, "mscale": 1.0},
             rms_norm_eps=1e-5,
-            torch_dtype="float32",
         ),
         2,
         64,

@@ -4,15 +4,12 @@
 import json
 
 import torch
-import transformers
 from PIL import Image
 from tokenizers import Tokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from common import (
     FIXTURES,
     Weights,
-    assert_pillow,
     byte_tokenizer,
     decoder_ends,
     picture,
@@ -130,86 +127,7 @@ def weights(seed):
     return w.tensors
 
 
-def expand(ids, grids):
-    """Every image_pad becomes as many as its image has merged cells."""
-    out, sizes = [], iter([int(t * h * w) // 4 for t, h, w in grids])
-    for i in ids:
-        out += [i] * (next(sizes) if i == CONFIG["image_token_id"] else 1)
-    return out
-
-
-def positions_of(ids, grids):
-    """[3, T] by the published rule, written out; transformers must agree below."""
-    out, p, at, grids = [], 0, 0, iter(grids)
-    while at < len(ids):
-        if ids[at] != CONFIG["image_token_id"]:
-            out.append((p, p, p))
-            p, at = p + 1, at + 1
-            continue
-        _, h, w = (int(n) for n in next(grids))
-        out += [(p, p + y, p + x) for y in range(h // 2) for x in range(w // 2)]
-        p, at = p + max(h, w) // 2, at + h * w // 4
-    return torch.tensor(out).T.contiguous()
-
-
-@torch.no_grad()
-def official(folder, ids, pixels, grids, positions):
-    model, info = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    assert not info["missing_keys"] and not info["unexpected_keys"], info
-    model.eval()
-    batch = torch.tensor([ids])
-    kinds = (batch == CONFIG["image_token_id"]).int()
-    rule, _ = model.model.get_rope_index(batch, kinds, image_grid_thw=grids)
-    assert torch.equal(rule[:, 0], positions), "positions differ from the published rule"
-    trace = {}
-
-    def keep(name):
-        def hook(_module, _args, out):
-            out = out[0] if isinstance(out, tuple) else getattr(out, "pooler_output", out)
-            trace[name] = out.float().reshape(-1, out.shape[-1]).clone()
-
-        return hook
-
-    def keep_input(_module, args, kwargs):
-        x = kwargs.get("hidden_states", args[0] if args else None)
-        trace["model.embed_tokens"] = x[0].clone()
-
-    text, tower = model.model.language_model, model.model.visual
-    for i, block in enumerate(tower.blocks):
-        block.register_forward_hook(keep(f"visual.blocks.{i}"))
-    tower.register_forward_hook(keep("visual"))
-    text.layers[0].register_forward_pre_hook(keep_input, with_kwargs=True)
-    for i, layer in enumerate(text.layers):
-        layer.register_forward_hook(keep(f"model.layers.{i}"))
-    text.norm.register_forward_hook(keep("model.norm"))
-    out = model(
-        input_ids=batch,
-        pixel_values=pixels,
-        image_grid_thw=grids,
-        use_cache=False,
-        position_ids=positions[:, None],
-        mm_token_type_ids=kinds,
-    )
-    return out.logits[0].float(), trace
-
-
-def processor_order(trace, grids, v):
-    """The blocks work on rows permuted into windows; put them back as the processor gave them."""
-    from transformers.vision_utils import get_vision_window_index
-
-    index, _ = get_vision_window_index(
-        grids, spatial_merge_size=2, window_size=v["window_size"], patch_size=v["patch_size"]
-    )
-    back = torch.argsort(index)
-    for name, value in trace.items():
-        if name.startswith("visual.blocks."):
-            cells = value.view(len(back), 4, -1)[back]
-            trace[name] = cells.reshape(value.shape)
-
-
-def resized(processor, images):
+def resized(images):
     """What the processor's resizing makes of the images, before normalisation, as u8."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
@@ -236,25 +154,21 @@ def main():
         extra={"preprocessor_config.json": PREPROCESSOR},
     )
     write_json(folder / "tokenizer.json", byte_tokenizer([], SPECIAL))
-    arrays = [picture(seed + i, w, h) for i, (w, h) in enumerate(SIZES)]
-    images = [Image.fromarray(a) for a in arrays]
-    processor = Qwen2VLImageProcessorPil(
-        **{k: v for k, v in PREPROCESSOR.items() if k != "image_processor_type"}
-    )
-    made = processor(images, return_tensors="pt")
-    pixels, grids = made["pixel_values"].float(), made["image_grid_thw"]
-    small = resized(processor, images)
-    again = processor(small, return_tensors="pt")
-    assert torch.equal(again["pixel_values"], made["pixel_values"]), "not PIL's bicubic"
+    images = [Image.fromarray(picture(seed + i, w, h)) for i, (w, h) in enumerate(SIZES)]
+    model = tool.load(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids = expand(tokenizer.encode(TEXT).ids, grids)
-    positions = positions_of(ids, grids)
-    logits, trace = official(folder, ids, pixels, grids, positions)
-    processor_order(trace, grids, CONFIG["vision_config"])
-    out = tool.tensors_of(ids, logits, trace=trace)
-    out["position_ids"] = positions
-    for i, (array, image) in enumerate(zip(arrays, small)):
-        out[f"image.{i}"] = torch.from_numpy(array)
+    ids, inputs, extra = tool.image_inputs(model, folder, tokenizer.encode(TEXT).ids, images)
+    rule, _ = model.model.get_rope_index(
+        torch.tensor([ids]), inputs["mm_token_type_ids"], image_grid_thw=inputs["image_grid_thw"]
+    )
+    assert torch.equal(rule[:, 0], extra["position_ids"]), "positions differ from the rule"
+    small = resized(images)
+    _, again, _ = tool.image_inputs(model, folder, tokenizer.encode(TEXT).ids, small)
+    assert torch.equal(again["pixel_values"], inputs["pixel_values"]), "not PIL's bicubic"
+    logits, trace = tool.forward(model, ids, trace=True, **inputs)
+    grids = inputs["image_grid_thw"]
+    out = tool.tensors_of(ids, logits, trace=trace) | extra
+    for i, image in enumerate(small):
         out[f"resized.{i}"] = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(
             image.height, image.width, 3
         )
@@ -272,7 +186,6 @@ def main():
 
 
 if __name__ == "__main__":
-    assert_pillow()
     tool.exact_arithmetic()
     torch.set_num_threads(1)
     main()

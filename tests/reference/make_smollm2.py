@@ -11,10 +11,10 @@ import sys
 
 import gguf
 import torch
-import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from common import FIXTURES, tool
+from gguf_model import field, load
 
 FOLDER = FIXTURES / "smollm2-135m-instruct-q4_1"
 TOP_K = 64
@@ -51,71 +51,6 @@ PROMPTS = {
 }
 
 
-def field(reader, key):
-    return reader.fields[key].contents()
-
-
-def config_of(reader):
-    """The facts that the GGUF states, as a LlamaConfig."""
-    key = lambda k: field(reader, "llama." + k)
-    return transformers.LlamaConfig(
-        vocab_size=len(field(reader, "tokenizer.ggml.tokens")),
-        hidden_size=key("embedding_length"),
-        intermediate_size=key("feed_forward_length"),
-        num_hidden_layers=key("block_count"),
-        num_attention_heads=key("attention.head_count"),
-        num_key_value_heads=key("attention.head_count_kv"),
-        rms_norm_eps=key("attention.layer_norm_rms_epsilon"),
-        rope_parameters={"rope_type": "default", "rope_theta": key("rope.freq_base")},
-        max_position_embeddings=key("context_length"),
-        bos_token_id=field(reader, "tokenizer.ggml.bos_token_id"),
-        eos_token_id=field(reader, "tokenizer.ggml.eos_token_id"),
-        tie_word_embeddings=True,
-    )
-
-
-NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
-
-def hf_name(name):
-    if not name.startswith("blk."):
-        return {
-            "token_embd.weight": "model.embed_tokens.weight",
-            "output_norm.weight": "model.norm.weight",
-        }[name]
-    _, layer, kind, _ = name.split(".")
-    return f"model.layers.{layer}.{NAMES[kind]}.weight"
-
-
-def unpermute(w, heads):
-    """gguf row h*d + 2i + j is Hugging Face's row h*d + j*(d/2) + i."""
-    rows, columns = w.shape
-    return w.reshape(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
-
-
-def weights_of(reader, config):
-    out = {}
-    for t in reader.tensors:
-        w = torch.from_numpy(gguf.quants.dequantize(t.data, t.tensor_type).copy()).float()
-        w = w.reshape([int(n) for n in reversed(t.shape)])
-        if ".attn_q." in t.name:
-            w = unpermute(w, config.num_attention_heads)
-        elif ".attn_k." in t.name:
-            w = unpermute(w, config.num_key_value_heads)
-        out[hf_name(t.name)] = w
-    return out
-
-
 def tokenizer_of(reader):
     tokens = field(reader, "tokenizer.ggml.tokens")
     merges = [tuple(m.split(" ")) for m in field(reader, "tokenizer.ggml.merges")]
@@ -138,19 +73,6 @@ def tokenizer_of(reader):
     return t
 
 
-def load(path):
-    reader = gguf.GGUFReader(path)
-    assert field(reader, "general.architecture") == "llama"
-    assert field(reader, "tokenizer.ggml.pre") == "smollm"
-    config = config_of(reader)
-    config._attn_implementation = "eager"
-    model = transformers.LlamaForCausalLM(config).float().eval()
-    missing, unexpected = model.load_state_dict(weights_of(reader, config), strict=False)
-    assert missing == ["lm_head.weight"] and not unexpected, (missing, unexpected)
-    model.tie_weights()
-    return model, tokenizer_of(reader)
-
-
 @torch.no_grad()
 def greedy(model, ids, n, stop):
     for _ in range(n):
@@ -163,7 +85,9 @@ def greedy(model, ids, n, stop):
 
 def main(path):
     tool.exact_arithmetic()
-    model, tokenizer = load(path)
+    reader, model = load(path)
+    assert field(reader, "tokenizer.ggml.pre") == "smollm"
+    tokenizer = tokenizer_of(reader)
     c = model.config
     print(
         f"theta {c.rope_parameters['rope_theta']}, eps {c.rms_norm_eps}, bos {c.bos_token_id}, "
