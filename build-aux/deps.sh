@@ -4,9 +4,10 @@
 packages='gcc make autoconf automake pkg-config libc6-dev check libglpk-dev libsqlite3-dev sqlite3
 libjansson-dev libonig-dev libutf8proc-dev libopenblas-serial-dev libxxhash-dev'
 
+# install_packages [MORE ...]
 install_packages() {
     missing=
-    for p in $packages; do
+    for p in $packages "$@"; do
         dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing="$missing $p"
     done
     [ -n "$missing" ] || return 0

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * cli: the `evenkeel` command. One file a subcommand, a table of subcommands, a table of options
+ * each, from which parsing, --help, man pages and completion are made.
+ */
+#ifndef EK_CLI_H
+#define EK_CLI_H
+
+#include "base/base.h"
+
+struct ek_option {
+    const char *name;     /* without "--" */
+    const char *argument; /* what its value is called, NULL for a flag */
+    const char *help;
+};
+
+#define EK_MAX_VALUES 64
+
+/* A parsed command line; strings are borrowed from argv. */
+struct ek_args {
+    const struct ek_command *command;
+    struct {
+        const struct ek_option *option;
+        const char *value; /* "" for a flag */
+    } values[EK_MAX_VALUES];
+    size_t n_values;
+    const char *operands[EK_MAX_VALUES];
+    size_t n_operands;
+};
+
+struct ek_command {
+    const char *name;
+    const char *summary;  /* one line */
+    const char *operands; /* "MODEL" or "" */
+    size_t n_operands;    /* how many it takes (exactly) */
+    const struct ek_option *options; /* ends with a NULL name */
+    const char *description;         /* paragraphs for --help and the man page */
+    enum ek_status (*run)(const struct ek_args *args);
+    bool passthrough; /* arguments go unchanged to evenkeel-plan */
+};
+
+extern const struct ek_command ek_cmd_devices, ek_cmd_model, ek_cmd_profile, ek_cmd_plan, ek_cmd_run,
+    ek_cmd_check, ek_cmd_bench, ek_cmd_export, ek_cmd_report;
+
+/* Options that every subcommand has: --help, --json, --quiet. */
+extern const struct ek_option ek_common_options[];
+
+/* Parses argv[0..argc) (behind the subcommand). "--name value" and "--name=value", "--" ends options,
+ * unique prefixes are accepted. EK_EUSAGE names the nearest option. */
+enum ek_status ek_args_parse(const struct ek_command *c, int argc, char **argv,
+                             struct ek_args *out);
+/* The last value of an option, or NULL when it was not given. */
+const char *ek_arg(const struct ek_args *a, const char *name);
+bool ek_arg_flag(const struct ek_args *a, const char *name);
+/* Numbers with a default and a range. */
+enum ek_status ek_arg_u32(const struct ek_args *a, const char *name, uint32_t min, uint32_t max,
+                          uint32_t *io);
+enum ek_status ek_arg_u64(const struct ek_args *a, const char *name, uint64_t min, uint64_t max,
+                          uint64_t *io);
+enum ek_status ek_arg_double(const struct ek_args *a, const char *name, double min, double max,
+                             double *io);
+enum ek_status ek_arg_dtype(const struct ek_args *a, const char *name, enum ek_dtype *io);
+/* The value of an option that must be given. */
+enum ek_status ek_arg_required(const struct ek_args *a, const char *name, const char **out);
+
+void ek_help_print(const struct ek_command *c, FILE *out);
+void ek_help_man(const struct ek_command *c, FILE *out); /* roff source of evenkeel-NAME(1) */
+/* Edit distance, for "did you mean". */
+size_t ek_distance(const char *a, const char *b);
+
+/* Set by SIGINT and SIGTERM after ek_catch_interrupts; a second signal ends the process. */
+extern volatile bool ek_interrupted;
+void ek_catch_interrupts(void);
+
+/* Prints a JSON document to stdout and drops the reference; EK_EENV when stdout fails. */
+enum ek_status ek_print_json(json_t *v);
+
+#endif

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/cli.h"
+#include "profiler/profiler.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const struct ek_option options[] = {
+    {"devices", "LIST", "only these, as \"cpu:0/threads=0-3,mem=8GiB cuda:0\" (default: all)"},
+    {"measure", NULL, "measure bandwidths, matrix peaks and the links between all pairs"},
+    {NULL, NULL, NULL},
+};
+
+/* A device that is open, with what was measured on it. */
+struct entry {
+    struct ek_device *dev;
+    struct ek_ceilings ceilings;
+};
+
+struct report {
+    struct entry *entries;
+    struct ek_store_link *links;
+    size_t n, n_links;
+    bool measured;
+};
+
+static enum ek_status open_all(const struct ek_args *args, struct report *r)
+{
+    struct ek_device_spec *specs = NULL;
+    struct ek_device_info *infos = NULL;
+    enum ek_status st;
+
+    if (ek_arg(args, "devices"))
+        EK_TRY(ek_device_specs_parse(ek_arg(args, "devices"), &specs, &r->n));
+    else
+        EK_TRY(ek_devices_list(&specs, &infos, &r->n));
+    free(infos);
+    st = (r->entries = ek_calloc(r->n, sizeof(*r->entries))) ? EK_OK : EK_ENOMEM;
+    for (size_t i = 0; st == EK_OK && i < r->n; i++)
+        st = ek_device_open(&specs[i], EK_F32, &r->entries[i].dev);
+    free(specs);
+    return st;
+}
+
+static enum ek_status measure_all(struct report *r)
+{
+    r->measured = true;
+    if ((r->links = ek_calloc(r->n * r->n, sizeof(*r->links))) == NULL)
+        return EK_ENOMEM;
+    for (size_t i = 0; i < r->n; i++)
+        EK_TRY(ek_measure_ceilings(r->entries[i].dev, &r->entries[i].ceilings));
+    for (size_t i = 0; i < r->n; i++)
+        for (size_t j = 0; j < r->n; j++) {
+            if (i == j)
+                continue;
+            EK_TRY(ek_measure_link(r->entries[i].dev, r->entries[j].dev, &r->links[r->n_links]));
+            r->n_links++;
+        }
+    return EK_OK;
+}
+
+static json_t *device_json(const struct entry *e, bool measured)
+{
+    const struct ek_device *d = e->dev;
+    const struct ek_device_info *i = &d->info;
+    json_t *v = json_pack("{ss ss ss ss ss ss sI sI si si si sI ss}", "name", d->spec.name,
+                          "backend", d->spec.backend, "model", i->model, "uuid", i->uuid, "pci",
+                          i->pci, "driver", i->driver, "memory_total", (json_int_t)i->memory_total,
+                          "memory_free", (json_int_t)d->ops->memory_free(e->dev), "compute_major",
+                          (int)i->compute_major, "compute_minor", (int)i->compute_minor, "units",
+                          (int)i->n_units, "cache_bytes", (json_int_t)i->cache_bytes, "simd",
+                          i->simd);
+
+    if (v && measured)
+        json_object_set_new(v, "measured",
+                            json_pack("{sf sf sf sf sf sI}", "read_bytes_per_s",
+                                      e->ceilings.read_bandwidth, "copy_bytes_per_s",
+                                      e->ceilings.copy_bandwidth, "f32_flop_per_s",
+                                      e->ceilings.peak_f32, "bf16_flop_per_s",
+                                      e->ceilings.peak_bf16, "f16_flop_per_s",
+                                      e->ceilings.peak_f16, "overhead_bytes",
+                                      (json_int_t)e->ceilings.overhead));
+    return v;
+}
+
+static json_t *report_json(const struct report *r)
+{
+    json_t *devices = json_array(), *links = json_array();
+
+    for (size_t i = 0; i < r->n; i++)
+        json_array_append_new(devices, device_json(&r->entries[i], r->measured));
+    for (size_t i = 0; i < r->n_links; i++) {
+        const struct ek_store_link *l = &r->links[i];
+        json_array_append_new(links, json_pack("{ss ss ss sf sf sf}", "from", l->from, "to", l->to,
+                                               "mechanism", l->mechanism, "alpha_s", l->alpha_s,
+                                               "beta_bytes_per_s", l->beta_bytes_s, "residual",
+                                               l->residual));
+    }
+    return json_pack("{so so}", "devices", devices, "links", links);
+}
+
+static void print_report(const struct report *r)
+{
+    struct ek_table *t =
+        ek_table_new(r->measured ? "device|model|units|>memory|>free|>read|>copy|>F32|>BF16"
+                                 : "device|model|units|>memory|>free");
+    char b[5][EK_UNIT_LEN];
+
+    for (size_t i = 0; i < r->n; i++) {
+        const struct ek_device *d = r->entries[i].dev;
+        const struct ek_ceilings *c = &r->entries[i].ceilings;
+        char measured[160] = "";
+        if (r->measured)
+            snprintf(measured, sizeof(measured), "|%s|%s|%.1f GFLOP/s|%.1f GFLOP/s",
+                     ek_format_rate(b[2], c->read_bandwidth), ek_format_rate(b[3], c->copy_bandwidth),
+                     c->peak_f32 * 1e-9, c->peak_bf16 * 1e-9);
+        ek_table_row(t, "%s|%s|%u %s|%s|%s%s", d->spec.name, d->info.model, d->info.n_units,
+                     d->info.simd[0] ? d->info.simd : "SMs",
+                     ek_format_bytes(b[0], d->info.memory_total),
+                     ek_format_bytes(b[1], d->ops->memory_free((struct ek_device *)d)), measured);
+    }
+    ek_table_print(t, stdout);
+    ek_table_free(t);
+    if (r->n_links == 0)
+        return;
+    puts("");
+    t = ek_table_new("link|mechanism|>latency|>bandwidth");
+    for (size_t i = 0; i < r->n_links; i++)
+        ek_table_row(t, "%s -> %s|%s|%s|%s", r->links[i].from, r->links[i].to,
+                     r->links[i].mechanism, ek_format_seconds(b[0], r->links[i].alpha_s),
+                     ek_format_rate(b[1], r->links[i].beta_bytes_s));
+    ek_table_print(t, stdout);
+    ek_table_free(t);
+}
+
+static enum ek_status run(const struct ek_args *args)
+{
+    struct report r = {0};
+    enum ek_status st = open_all(args, &r);
+
+    if (st == EK_OK && ek_arg_flag(args, "measure"))
+        st = measure_all(&r);
+    if (st == EK_OK && ek_arg_flag(args, "json"))
+        st = ek_print_json(report_json(&r));
+    else if (st == EK_OK)
+        print_report(&r);
+    for (size_t i = 0; r.entries && i < r.n; i++)
+        ek_device_close(r.entries[i].dev);
+    free(r.entries);
+    free(r.links);
+    return st;
+}
+
+const struct ek_command ek_cmd_devices = {
+    .name = "devices",
+    .summary = "what is here: memory, links, measured ceilings",
+    .operands = "",
+    .options = options,
+    .description =
+        "A CPU device is declared with the cores it may use and its memory budget, so that any\n"
+        "machine has as many as one likes; a GPU may be declared several times (cuda:0.0, cuda:0.1).",
+    .run = run,
+};

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/cli.h"
+
+#include "config.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const struct ek_command *const commands[] = {
+    &ek_cmd_devices, &ek_cmd_model, &ek_cmd_profile, &ek_cmd_plan,   &ek_cmd_run,
+    &ek_cmd_check,   &ek_cmd_bench, &ek_cmd_export,  &ek_cmd_report,
+};
+
+volatile bool ek_interrupted;
+
+static void on_interrupt(int number)
+{
+    (void)number;
+    if (ek_interrupted)
+        _exit(130);
+    ek_interrupted = true;
+}
+
+void ek_catch_interrupts(void)
+{
+    struct sigaction action = {.sa_handler = on_interrupt};
+
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+static void print_overview(FILE *out)
+{
+    fputs("usage: evenkeel COMMAND ...\n\n"
+          "Decides which device holds which layer of a model, runs it that way, checks it.\n\n",
+          out);
+    for (size_t i = 0; i < EK_ARRAY_LEN(commands); i++)
+        fprintf(out, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
+    fputs("\n  help COMMAND, --help, --version\n", out);
+}
+
+static const struct ek_command *find_command(const char *name)
+{
+    for (size_t i = 0; i < EK_ARRAY_LEN(commands); i++)
+        if (strcmp(name, commands[i]->name) == 0)
+            return commands[i];
+    return NULL;
+}
+
+static enum ek_status unknown_command(const char *name)
+{
+    size_t best = SIZE_MAX;
+    const char *nearest = "";
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(commands); i++) {
+        size_t d = ek_distance(name, commands[i]->name);
+        if (d < best) {
+            best = d;
+            nearest = commands[i]->name;
+        }
+    }
+    if (best <= 3)
+        return ek_error(EK_EUSAGE, "unknown command %s, could be: %s", name, nearest);
+    return ek_error(EK_EUSAGE, "unknown command %s (evenkeel --help lists them)", name);
+}
+
+/* help [--man] [COMMAND] */
+static enum ek_status help(int argc, char **argv)
+{
+    bool man = argc > 0 && strcmp(argv[0], "--man") == 0;
+    const char *name = argc > man ? argv[man] : NULL;
+    const struct ek_command *c = name ? find_command(name) : NULL;
+
+    if (name == NULL) {
+        print_overview(stdout);
+        return EK_OK;
+    }
+    if (c == NULL)
+        return unknown_command(name);
+    if (c->passthrough && !man) {
+        char *arguments[] = {(char *)"--help"};
+        struct ek_args args = {.command = c, .n_operands = 1, .operands = {arguments[0]}};
+        return c->run(&args);
+    }
+    (man ? ek_help_man : ek_help_print)(c, stdout);
+    return EK_OK;
+}
+
+static enum ek_status run_command(const struct ek_command *c, int argc, char **argv)
+{
+    struct ek_args args = {.command = c};
+
+    if (c->passthrough) {
+        for (int i = 0; i < argc; i++) {
+            if (args.n_operands == EK_MAX_VALUES)
+                return ek_error(EK_EUSAGE, "%s: more than %d arguments", c->name, EK_MAX_VALUES);
+            args.operands[args.n_operands++] = argv[i];
+        }
+        return c->run(&args);
+    }
+    EK_TRY(ek_args_parse(c, argc, argv, &args));
+    if (ek_arg_flag(&args, "help")) {
+        ek_help_print(c, stdout);
+        return EK_OK;
+    }
+    ek_set_quiet(ek_arg_flag(&args, "quiet"));
+    return c->run(&args);
+}
+
+int main(int argc, char **argv)
+{
+    enum ek_status st;
+    const char *name = argc > 1 ? argv[1] : "";
+
+    signal(SIGPIPE, SIG_IGN);
+    if (argc < 2) {
+        print_overview(stderr);
+        return 2;
+    }
+    if (strcmp(name, "--version") == 0) {
+        puts("evenkeel " PACKAGE_VERSION);
+        return 0;
+    }
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0)
+        st = help(argc - 2, argv + 2);
+    else if (find_command(name))
+        st = run_command(find_command(name), argc - 2, argv + 2);
+    else
+        st = unknown_command(name);
+    if (st != EK_OK)
+        fprintf(stderr, "evenkeel: %s\n", ek_last_error());
+    else if (fflush(stdout) != 0 || ferror(stdout)) {
+        fputs("evenkeel: stdout: write error\n", stderr);
+        return 3;
+    }
+    return ek_exit_code(st);
+}

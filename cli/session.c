@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/session.h"
+
+#include <stdlib.h>
+
+#define DEFAULT_CONTEXT 2048
+
+static enum ek_status single_plan(const struct ek_args *args, const struct ek_model *m,
+                                  const struct ek_session_need *need, struct ek_plan **out)
+{
+    struct ek_device_spec *devices = NULL;
+    uint32_t context = need->context;
+    size_t n = 0;
+    enum ek_status st;
+
+    if (context == 0)
+        context = m->config.max_position < DEFAULT_CONTEXT ? m->config.max_position
+                                                           : DEFAULT_CONTEXT;
+    EK_TRY(ek_device_specs_parse(ek_arg(args, "devices"), &devices, &n));
+    st = ek_plan_single(m, &devices[0], need->batch ? need->batch : 1, context, out);
+    free(devices);
+    return st;
+}
+
+enum ek_status ek_session_open(const struct ek_args *args, const char *model_path,
+                               const struct ek_session_need *need, struct ek_session *s)
+{
+    struct ek_model_options model_options = EK_MODEL_OPTIONS_INIT;
+    struct ek_engine_options opt = {0};
+    const char *path = ek_arg(args, "plan");
+
+    EK_TRY(ek_model_open(model_path, &model_options, &s->model));
+    if (path)
+        EK_TRY(ek_plan_read(path, &s->plan));
+    else
+        EK_TRY(single_plan(args, s->model, need, &s->plan));
+    EK_TRY(ek_plan_check(s->plan, s->model));
+    if (need->context > s->plan->context)
+        return ek_error(EK_NO, "%s: planned for a context of %u tokens, %u are needed",
+                        path ? path : "plan", s->plan->context, need->context);
+    if (need->batch > s->plan->batch)
+        return ek_error(EK_NO, "%s: planned for a batch of %u, %u are needed",
+                        path ? path : "plan", s->plan->batch, need->batch);
+    opt.max_logits = need->all_logits ? s->plan->prefill_chunk : 0;
+    return ek_engine_open(s->model, s->plan, &opt, &s->engine);
+}
+
+void ek_session_close(struct ek_session *s)
+{
+    ek_engine_close(s->engine);
+    ek_plan_free(s->plan);
+    ek_model_close(s->model);
+}

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What run, check and bench share: a model opened under a plan, or whole on one device. */
+#ifndef EK_CLI_SESSION_H
+#define EK_CLI_SESSION_H
+
+#include "cli/cli.h"
+#include "runtime/runtime.h"
+
+struct ek_session {
+    struct ek_model *model;
+    struct ek_plan *plan;
+    struct ek_engine *engine;
+};
+
+struct ek_session_need {
+    uint32_t batch;   /* 0: the plan's, or 1 */
+    uint32_t context; /* tokens of a sequence; 0: the plan's */
+    bool all_logits;  /* logits of every row of a step may be asked for */
+};
+
+/* Opens by the options --plan and --devices. On failure *s is to be closed all the same. */
+enum ek_status ek_session_open(const struct ek_args *args, const char *model_path,
+                               const struct ek_session_need *need, struct ek_session *s);
+void ek_session_close(struct ek_session *s);
+
+#endif

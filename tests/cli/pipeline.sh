@@ -1,0 +1,44 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# The main job on a small model and two CPU devices: profile, plan, run, check, bench.
+. "${srcdir:-.}/tests/cli/lib.sh"
+model=$fixtures/reference/llama-gqa-tied
+reference=$model/reference.safetensors
+devices="cpu:0/threads=0,mem=64MiB cpu:1/threads=0,mem=64MiB"
+db=$scratch/profile.db
+
+expect 0 evenkeel model "$model"
+says 'model.layers.0'
+expect 0 evenkeel model "$model" --json
+expect 0 evenkeel devices --devices "$devices"
+says 'cpu:1'
+expect 0 evenkeel check "$model" --reference "$reference"
+says 'equal'
+
+expect 0 evenkeel profile "$model" --db "$db" --devices "$devices" --max-batch 2 --max-prompt 32 \
+    --max-context 128 --target-error 0.5
+expect 0 evenkeel plan "$model" --db "$db" --batch 2 --prompt 32 --generate 8 --context 128 \
+    -o "$scratch/plan.json"
+says 'optimal'
+expect 2 evenkeel plan "$model" --db "$db" --batch 2 --prompt 32 --context 128 -o "$scratch/plan.json"
+expect 0 evenkeel check "$model" --plan "$scratch/plan.json" --reference "$reference" --json
+says '"ok": true'
+expect 0 evenkeel run "$model" --plan "$scratch/plan.json" --ids 1,2,3,4 --max-tokens 4 --json
+says '"ids"'
+expect 0 evenkeel bench "$model" --plan "$scratch/plan.json" --db "$db"
+says 'decode'
+
+# answers that are no
+expect 1 evenkeel plan "$model" --db "$db" --batch 2 --prompt 32 --context 128 --max-memory "64KiB 64KiB"
+expect 1 evenkeel check "$fixtures/reference/llama-gqa-tied" --reference "$fixtures/reference/llama-gqa-tied/reference.safetensors" \
+    --tolerance 0.000000001
+warns 'differ'
+
+# files that are not what they should be
+expect 4 evenkeel check "$model" --reference "$model/config.json"
+one_line
+expect 4 evenkeel run "$model" --plan "$model/config.json" --ids 1
+one_line
+expect 4 evenkeel profile "$model" --db "$model/config.json"
+one_line
+finish

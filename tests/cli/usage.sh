@@ -1,0 +1,35 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Help, versions, and what a wrong command line is told.
+. "${srcdir:-.}/tests/cli/lib.sh"
+
+expect 0 evenkeel --version
+says '^evenkeel [0-9]'
+expect 0 evenkeel --help
+for command in devices model profile plan run check bench export report; do
+    says "^  $command "
+done
+for command in devices model profile run check bench; do
+    expect 0 evenkeel $command --help
+    says "^usage: evenkeel $command"
+    says '--json'
+    expect 0 evenkeel help $command
+    expect 0 evenkeel help --man $command
+    says "^.TH EVENKEEL"
+done
+expect 2 evenkeel
+expect 2 evenkeel modle
+warns 'could be: model'
+one_line
+expect 2 evenkeel model
+warns 'takes 1 operand'
+expect 2 evenkeel profile x --dbb y
+warns 'did you mean --db'
+expect 2 evenkeel profile x
+warns -- '--db is needed'
+expect 2 evenkeel check x --json=yes
+warns 'takes no value'
+expect 2 evenkeel devices --devices "cpu:0/mem=12XB"
+expect 3 evenkeel model /nonexistent
+one_line
+finish
