@@ -26,11 +26,12 @@ static json_t *comparison_json(const struct ek_comparison *c, bool ok)
 
 static void print_comparison(const struct ek_comparison *c, bool ok)
 {
-    printf("%s: %zu rows, max |difference| %.3g of max |logit| %.4g (%.2e), mean KL %.2e, best token "
-           "equal in %zu of %zu (%zu of %zu where the margin decides)\n",
-           ok ? "equal" : "DIFFERENT", c->rows, c->max_abs, c->max_logit,
-           c->max_logit > 0 ? c->max_abs / c->max_logit : 0.0, c->mean_kl, c->top1_equal, c->rows,
-           c->top1_decided_equal, c->top1_decided);
+    printf(
+        "%s: %zu rows, max |difference| %.3g of max |logit| %.4g (%.2e), mean KL %.2e, best token "
+        "equal in %zu of %zu (%zu of %zu where the margin decides)\n",
+        ok ? "equal" : "DIFFERENT", c->rows, c->max_abs, c->max_logit,
+        c->max_logit > 0 ? c->max_abs / c->max_logit : 0.0, c->mean_kl, c->top1_equal, c->rows,
+        c->top1_decided_equal, c->top1_decided);
 }
 
 static enum ek_status compare(const struct ek_args *args, struct ek_session *s,
@@ -82,7 +83,8 @@ const struct ek_command ek_cmd_check = {
     .operands = "MODEL",
     .n_operands = 1,
     .options = options,
-    .description = "Exit code 0 when they agree, 1 when they do not. The reference holds token ids, so\n"
-                   "no tokenizer is needed. docs/references.md says how to make one.",
+    .description =
+        "Exit code 0 when they agree, 1 when they do not. The reference holds token ids, so\n"
+        "no tokenizer is needed. docs/references.md says how to make one.",
     .run = run,
 };

@@ -30,23 +30,23 @@ struct ek_args {
 
 struct ek_command {
     const char *name;
-    const char *summary;  /* one line */
-    const char *operands; /* "MODEL" or "" */
-    size_t n_operands;    /* how many it takes (exactly) */
+    const char *summary;             /* one line */
+    const char *operands;            /* "MODEL" or "" */
+    size_t n_operands;               /* how many it takes (exactly) */
     const struct ek_option *options; /* ends with a NULL name */
     const char *description;         /* paragraphs for --help and the man page */
     enum ek_status (*run)(const struct ek_args *args);
     bool passthrough; /* arguments go unchanged to evenkeel-plan */
 };
 
-extern const struct ek_command ek_cmd_devices, ek_cmd_model, ek_cmd_profile, ek_cmd_plan, ek_cmd_run,
-    ek_cmd_check, ek_cmd_bench, ek_cmd_export, ek_cmd_report;
+extern const struct ek_command ek_cmd_devices, ek_cmd_model, ek_cmd_profile, ek_cmd_plan,
+    ek_cmd_run, ek_cmd_check, ek_cmd_bench, ek_cmd_export, ek_cmd_report;
 
 /* Options that every subcommand has: --help, --json, --quiet. */
 extern const struct ek_option ek_common_options[];
 
-/* Parses argv[0..argc) (behind the subcommand). "--name value" and "--name=value", "--" ends options,
- * unique prefixes are accepted. EK_EUSAGE names the nearest option. */
+/* Parses argv[0..argc) (behind the subcommand). "--name value" and "--name=value", "--" ends
+ * options, unique prefixes are accepted. EK_EUSAGE names the nearest option. */
 enum ek_status ek_args_parse(const struct ek_command *c, int argc, char **argv,
                              struct ek_args *out);
 /* The last value of an option, or NULL when it was not given. */

@@ -63,13 +63,13 @@ static json_t *device_json(const struct entry *e, bool measured)
 {
     const struct ek_device *d = e->dev;
     const struct ek_device_info *i = &d->info;
-    json_t *v = json_pack("{ss ss ss ss ss ss sI sI si si si sI ss}", "name", d->spec.name,
-                          "backend", d->spec.backend, "model", i->model, "uuid", i->uuid, "pci",
-                          i->pci, "driver", i->driver, "memory_total", (json_int_t)i->memory_total,
-                          "memory_free", (json_int_t)d->ops->memory_free(e->dev), "compute_major",
-                          (int)i->compute_major, "compute_minor", (int)i->compute_minor, "units",
-                          (int)i->n_units, "cache_bytes", (json_int_t)i->cache_bytes, "simd",
-                          i->simd);
+    json_t *v =
+        json_pack("{ss ss ss ss ss ss sI sI si si si sI ss}", "name", d->spec.name, "backend",
+                  d->spec.backend, "model", i->model, "uuid", i->uuid, "pci", i->pci, "driver",
+                  i->driver, "memory_total", (json_int_t)i->memory_total, "memory_free",
+                  (json_int_t)d->ops->memory_free(e->dev), "compute_major", (int)i->compute_major,
+                  "compute_minor", (int)i->compute_minor, "units", (int)i->n_units, "cache_bytes",
+                  (json_int_t)i->cache_bytes, "simd", i->simd);
 
     if (v && measured)
         json_object_set_new(v, "measured",
@@ -77,9 +77,8 @@ static json_t *device_json(const struct entry *e, bool measured)
                                       e->ceilings.read_bandwidth, "copy_bytes_per_s",
                                       e->ceilings.copy_bandwidth, "f32_flop_per_s",
                                       e->ceilings.peak_f32, "bf16_flop_per_s",
-                                      e->ceilings.peak_bf16, "f16_flop_per_s",
-                                      e->ceilings.peak_f16, "overhead_bytes",
-                                      (json_int_t)e->ceilings.overhead));
+                                      e->ceilings.peak_bf16, "f16_flop_per_s", e->ceilings.peak_f16,
+                                      "overhead_bytes", (json_int_t)e->ceilings.overhead));
     return v;
 }
 
@@ -112,8 +111,9 @@ static void print_report(const struct report *r)
         char measured[160] = "";
         if (r->measured)
             snprintf(measured, sizeof(measured), "|%s|%s|%.1f GFLOP/s|%.1f GFLOP/s",
-                     ek_format_rate(b[2], c->read_bandwidth), ek_format_rate(b[3], c->copy_bandwidth),
-                     c->peak_f32 * 1e-9, c->peak_bf16 * 1e-9);
+                     ek_format_rate(b[2], c->read_bandwidth),
+                     ek_format_rate(b[3], c->copy_bandwidth), c->peak_f32 * 1e-9,
+                     c->peak_bf16 * 1e-9);
         ek_table_row(t, "%s|%s|%u %s|%s|%s%s", d->spec.name, d->info.model, d->info.n_units,
                      d->info.simd[0] ? d->info.simd : "SMs",
                      ek_format_bytes(b[0], d->info.memory_total),
@@ -158,6 +158,7 @@ const struct ek_command ek_cmd_devices = {
     .options = options,
     .description =
         "A CPU device is declared with the cores it may use and its memory budget, so that any\n"
-        "machine has as many as one likes; a GPU may be declared several times (cuda:0.0, cuda:0.1).",
+        "machine has as many as one likes; a GPU may be declared several times (cuda:0.0, "
+        "cuda:0.1).",
     .run = run,
 };

@@ -25,7 +25,8 @@ void ek_help_print(const struct ek_command *c, FILE *out)
     fputs("\noptions:\n", out);
     print_options(c->options, out);
     print_options(ek_common_options, out);
-    fputs("\nexit codes: 0 yes, 1 no, 2 usage, 3 environment, 4 bad file, 5 unproven, 6 device failed, "
+    fputs("\nexit codes: 0 yes, 1 no, 2 usage, 3 environment, 4 bad file, 5 unproven, 6 device "
+          "failed, "
           "130 interrupted\n",
           out);
 }
@@ -60,8 +61,9 @@ static void roff_options(const struct ek_option *table, FILE *out)
 
 void ek_help_man(const struct ek_command *c, FILE *out)
 {
-    fprintf(out, ".TH EVENKEEL\\-%s 1 \"\" \"evenkeel\" \"User Commands\"\n.SH NAME\n"
-                 "evenkeel\\-%s \\- ",
+    fprintf(out,
+            ".TH EVENKEEL\\-%s 1 \"\" \"evenkeel\" \"User Commands\"\n.SH NAME\n"
+            "evenkeel\\-%s \\- ",
             c->name, c->name);
     roff(c->summary, out);
     fprintf(out, "\n.SH SYNOPSIS\n.B evenkeel %s\n", c->name);

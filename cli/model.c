@@ -64,7 +64,8 @@ const struct ek_command ek_cmd_model = {
     .operands = "MODEL",
     .n_operands = 1,
     .options = options,
-    .description = "MODEL is a directory (config.json and, where they exist, *.safetensors), a GGUF\n"
-                   "file, or a config.json alone. No weight is read.",
+    .description =
+        "MODEL is a directory (config.json and, where they exist, *.safetensors), a GGUF\n"
+        "file, or a config.json alone. No weight is read.",
     .run = run,
 };

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * plan, export, report: run by evenkeel-plan, a program of its own (GLPK is GPL). They meet in files
- * alone; the arguments go to it unchanged. */
+ * plan, export, report: run by evenkeel-plan, a program of its own (GLPK is GPL). They meet in
+ * files alone; the arguments go to it unchanged. */
 #include "cli/cli.h"
 
 #include <errno.h>

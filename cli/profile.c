@@ -67,8 +67,9 @@ const struct ek_command ek_cmd_profile = {
     .operands = "MODEL",
     .n_operands = 1,
     .options = options,
-    .description = "Measures devices, links and modules into a SQLite database. Each finished\n"
-                   "measurement is committed at once: a profile that was stopped, or killed, resumes\n"
-                   "where it was. A config.json without weights is profiled with synthetic ones.",
+    .description =
+        "Measures devices, links and modules into a SQLite database. Each finished\n"
+        "measurement is committed at once: a profile that was stopped, or killed, resumes\n"
+        "where it was. A config.json without weights is profiled with synthetic ones.",
     .run = run,
 };

@@ -14,8 +14,8 @@ static enum ek_status single_plan(const struct ek_args *args, const struct ek_mo
     enum ek_status st;
 
     if (context == 0)
-        context = m->config.max_position < DEFAULT_CONTEXT ? m->config.max_position
-                                                           : DEFAULT_CONTEXT;
+        context =
+            m->config.max_position < DEFAULT_CONTEXT ? m->config.max_position : DEFAULT_CONTEXT;
     EK_TRY(ek_device_specs_parse(ek_arg(args, "devices"), &devices, &n));
     st = ek_plan_single(m, &devices[0], need->batch ? need->batch : 1, context, out);
     free(devices);
@@ -39,8 +39,8 @@ enum ek_status ek_session_open(const struct ek_args *args, const char *model_pat
         return ek_error(EK_NO, "%s: planned for a context of %u tokens, %u are needed",
                         path ? path : "plan", s->plan->context, need->context);
     if (need->batch > s->plan->batch)
-        return ek_error(EK_NO, "%s: planned for a batch of %u, %u are needed",
-                        path ? path : "plan", s->plan->batch, need->batch);
+        return ek_error(EK_NO, "%s: planned for a batch of %u, %u are needed", path ? path : "plan",
+                        s->plan->batch, need->batch);
     opt.max_logits = need->all_logits ? s->plan->prefill_chunk : 0;
     return ek_engine_open(s->model, s->plan, &opt, &s->engine);
 }

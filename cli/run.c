@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/cli.h"
+#include "cli/session.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_PROMPT_BYTES (16u << 20)
+#define MAX_STOPS        16
+
+static const struct ek_option options[] = {
+    {"plan", "FILE", "run under this plan (default: everything on one device)"},
+    {"devices", "DEVICE", "the device when there is no plan"},
+    {"prompt", "TEXT", "what the user says (may be given several times: a batch)"},
+    {"prompt-file", "FILE", "the prompt from a file (- for stdin)"},
+    {"system", "TEXT", "system message of the conversation"},
+    {"raw", NULL, "the prompt is continued as it is, without a chat template"},
+    {"ids", "LIST", "token ids instead of text: 1,2,3 (no tokenizer needed)"},
+    {"max-tokens", "N", "most new tokens (default 128)"},
+    {"temperature", "F", "0: greedy (default 0)"},
+    {"top-k", "N", "only the k best tokens (0: all)"},
+    {"top-p", "F", "only the best tokens of this total probability (default 1)"},
+    {"min-p", "F", "only tokens of at least this share of the best one's probability"},
+    {"seed", "N", "of sampling (default 1)"},
+    {"ignore-eos", NULL, "go on after the end-of-sequence token"},
+    {"record", "FILE", "write a reference of this run's logits (prompt and answer)"},
+    {"force", NULL, "replace the file of --record"},
+    {NULL, NULL, NULL},
+};
+
+#define MAX_PROMPTS EK_MAX_VALUES
+
+struct job {
+    const struct ek_args *args;
+    struct ek_tokenizer *tokenizer; /* NULL with --ids */
+    struct ek_session session;
+    struct ek_prompt prompts[MAX_PROMPTS];
+    size_t n_prompts;
+    int32_t stops[MAX_STOPS];
+    struct ek_decoder *stream; /* of the first prompt, when it is printed as it comes */
+    struct ek_completion *completions;
+    struct ek_generate_timing timing;
+};
+
+/* ---- Prompts ------------------------------------------------------------------------------------
+ */
+static enum ek_status parse_ids(const char *text, int32_t **ids, size_t *n)
+{
+    size_t cap = 0;
+    char *end;
+
+    *ids = NULL;
+    *n = 0;
+    for (const char *p = text; *p; p = *end ? end + 1 : end) {
+        long v = strtol(p, &end, 10);
+        if (end == p || v < 0 || v > INT32_MAX || (*end && *end != ',' && *end != ' ')) {
+            free(*ids);
+            return ek_error(EK_EUSAGE, "--ids: expected a token id at position %zu",
+                            (size_t)(p - text) + 1);
+        }
+        if (ek_grow((void **)ids, &cap, *n + 1, sizeof(**ids), 1u << 22) != EK_OK) {
+            free(*ids);
+            return EK_ENOMEM;
+        }
+        (*ids)[(*n)++] = (int32_t)v;
+    }
+    return *n ? EK_OK : ek_error(EK_EUSAGE, "--ids: empty");
+}
+
+static enum ek_status encode(struct job *j, const char *text, size_t n, int32_t **ids,
+                             size_t *n_ids)
+{
+    const char *system = ek_arg(j->args, "system");
+    struct ek_message messages[2] = {{"system", system}, {"user", text}};
+
+    if (!ek_arg_flag(j->args, "raw") && ek_chat_template(j->tokenizer))
+        return ek_chat_encode(j->tokenizer, system ? messages : messages + 1, system ? 2 : 1, ids,
+                              n_ids);
+    if (system)
+        return ek_error(EK_EUSAGE, "--system needs a model with a known chat template");
+    return ek_tokenizer_encode(j->tokenizer, text, n, EK_ENCODE_SPECIAL | EK_ENCODE_BOS, ids,
+                               n_ids);
+}
+
+static enum ek_status add_prompt(struct job *j, int32_t *ids, size_t n)
+{
+    if (n == 0 || j->n_prompts == MAX_PROMPTS) {
+        free(ids);
+        return ek_error(EK_EUSAGE, n ? "more than %d prompts" : "a prompt is empty", MAX_PROMPTS);
+    }
+    j->prompts[j->n_prompts].ids = ids;
+    j->prompts[j->n_prompts++].n = n;
+    return EK_OK;
+}
+
+static enum ek_status add_text(struct job *j, const char *text, size_t n)
+{
+    int32_t *ids = NULL;
+    size_t n_ids = 0;
+
+    EK_TRY(encode(j, text, n, &ids, &n_ids));
+    return add_prompt(j, ids, n_ids);
+}
+
+static enum ek_status add_file(struct job *j, const char *path)
+{
+    char *text;
+    size_t n;
+    enum ek_status st;
+
+    EK_TRY(ek_file_read(strcmp(path, "-") == 0 ? "/dev/stdin" : path, MAX_PROMPT_BYTES, &text, &n));
+    st = add_text(j, text, n);
+    free(text);
+    return st;
+}
+
+static enum ek_status collect_prompts(struct job *j)
+{
+    for (size_t i = 0; i < j->args->n_values; i++) {
+        const char *name = j->args->values[i].option->name, *value = j->args->values[i].value;
+        int32_t *ids = NULL;
+        size_t n = 0;
+        if (strcmp(name, "ids") == 0) {
+            EK_TRY(parse_ids(value, &ids, &n));
+            EK_TRY(add_prompt(j, ids, n));
+        } else if (strcmp(name, "prompt") == 0) {
+            EK_TRY(add_text(j, value, strlen(value)));
+        } else if (strcmp(name, "prompt-file") == 0) {
+            EK_TRY(add_file(j, value));
+        }
+    }
+    return j->n_prompts ? EK_OK
+                        : ek_error(EK_EUSAGE, "run: --prompt, --prompt-file or --ids is needed");
+}
+
+/* ---- Generation
+ * ----------------------------------------------------------------------------------- */
+static bool print_token(void *user, size_t prompt, int32_t id)
+{
+    struct job *j = user;
+    const char *text;
+
+    if (prompt == 0 && j->stream && ek_decoder_push(j->stream, id, &text) == EK_OK) {
+        fputs(text, stdout);
+        fflush(stdout);
+    }
+    return true;
+}
+
+static size_t collect_stops(struct job *j)
+{
+    const struct ek_config *c = &j->session.model->config;
+    size_t n = 0;
+
+    if (ek_arg_flag(j->args, "ignore-eos"))
+        return 0;
+    for (uint32_t i = 0; i < c->n_eos && n < MAX_STOPS; i++)
+        j->stops[n++] = c->eos[i];
+    if (j->tokenizer)
+        n += ek_chat_stops(j->tokenizer, j->stops + n, MAX_STOPS - n);
+    return n;
+}
+
+static enum ek_status read_sampling(const struct ek_args *a, struct ek_sampling *s)
+{
+    EK_TRY(ek_arg_double(a, "temperature", 0, 100, &s->temperature));
+    EK_TRY(ek_arg_u32(a, "top-k", 0, UINT32_MAX, &s->top_k));
+    EK_TRY(ek_arg_double(a, "top-p", 0, 1, &s->top_p));
+    EK_TRY(ek_arg_double(a, "min-p", 0, 1, &s->min_p));
+    return ek_arg_u64(a, "seed", 0, UINT64_MAX, &s->seed);
+}
+
+static enum ek_status generate(struct job *j)
+{
+    struct ek_generate_options opt = {.sampling = EK_SAMPLING_GREEDY,
+                                      .max_tokens = 128,
+                                      .stop = j->stops,
+                                      .on_token = print_token,
+                                      .user = j,
+                                      .cancel = &ek_interrupted};
+    enum ek_status st;
+
+    EK_TRY(read_sampling(j->args, &opt.sampling));
+    EK_TRY(ek_arg_u32(j->args, "max-tokens", 1, 1u << 22, &opt.max_tokens));
+    opt.n_stop = collect_stops(j);
+    if (j->tokenizer && j->n_prompts == 1 && !ek_arg_flag(j->args, "json") &&
+        (j->stream = ek_decoder_new(j->tokenizer, true)) == NULL)
+        return EK_ENOMEM;
+    ek_catch_interrupts();
+    st =
+        ek_generate(j->session.engine, j->prompts, j->n_prompts, &opt, &j->completions, &j->timing);
+    if (j->stream) {
+        fputs(ek_decoder_flush(j->stream), stdout);
+        fputc('\n', stdout);
+    }
+    return st;
+}
+
+/* ---- Output
+ * ----------------------------------------------------------------------------------------- */
+static json_t *ids_json(const int32_t *ids, size_t n)
+{
+    json_t *a = json_array();
+
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(a, json_integer(ids[i]));
+    return a;
+}
+
+static json_t *completion_json(const struct job *j, size_t i)
+{
+    static const char *const finish[] = {"length", "stop", "callback"};
+    const struct ek_completion *c = &j->completions[i];
+    json_t *v = json_pack("{sI so ss}", "prompt_tokens", (json_int_t)j->prompts[i].n, "ids",
+                          ids_json(c->ids, c->n), "finish", finish[c->finish]);
+    char *text = NULL;
+
+    if (v && j->tokenizer && ek_tokenizer_decode(j->tokenizer, c->ids, c->n, true, &text) == EK_OK)
+        json_object_set_new(v, "text", json_string(text));
+    free(text);
+    return v;
+}
+
+static enum ek_status print_result(const struct job *j)
+{
+    const struct ek_generate_timing *t = &j->timing;
+    json_t *all = json_array();
+
+    for (size_t i = 0; i < j->n_prompts; i++)
+        json_array_append_new(all, completion_json(j, i));
+    if (ek_arg_flag(j->args, "json"))
+        return ek_print_json(json_pack("{so sf sf sI sI}", "completions", all, "prefill_s",
+                                       t->prefill_s, "decode_s", t->decode_s, "prompt_tokens",
+                                       (json_int_t)t->prompt_tokens, "new_tokens",
+                                       (json_int_t)t->new_tokens));
+    for (size_t i = 0; !j->stream && i < j->n_prompts; i++) {
+        const json_t *c = json_array_get(all, i);
+        const char *text = json_string_value(json_object_get(c, "text"));
+        char *ids = json_dumps(json_object_get(c, "ids"), JSON_COMPACT);
+        printf("%s%s", text ? text : ids ? ids : "", "\n");
+        free(ids);
+    }
+    json_decref(all);
+    ek_note(
+        "%llu prompt tokens in %.3f s (%.1f tokens/s), %llu new tokens in %.3f s (%.1f tokens/s)",
+        (unsigned long long)t->prompt_tokens, t->prefill_s,
+        t->prefill_s > 0 ? (double)t->prompt_tokens / t->prefill_s : 0,
+        (unsigned long long)t->new_tokens, t->decode_s,
+        t->decode_s > 0 ? (double)(t->new_tokens - j->n_prompts) / t->decode_s : 0);
+    return EK_OK;
+}
+
+/* Logits of the first prompt and its answer, teacher-forced, as a reference file. */
+static enum ek_status record(const struct job *j)
+{
+    const char *path = ek_arg(j->args, "record");
+    size_t n = j->prompts[0].n + j->completions[0].n;
+    int32_t *ids;
+    enum ek_status st;
+
+    if (path == NULL)
+        return EK_OK;
+    if ((ids = ek_calloc(n, sizeof(*ids))) == NULL)
+        return EK_ENOMEM;
+    memcpy(ids, j->prompts[0].ids, j->prompts[0].n * sizeof(*ids));
+    memcpy(ids + j->prompts[0].n, j->completions[0].ids, j->completions[0].n * sizeof(*ids));
+    st = ek_reference_record(j->session.engine, j->session.model, ids, n, path,
+                             ek_arg_flag(j->args, "force"));
+    free(ids);
+    return st;
+}
+
+static bool needs_tokenizer(const struct ek_args *a)
+{
+    return ek_arg(a, "prompt") || ek_arg(a, "prompt-file");
+}
+
+static enum ek_status open_session(struct job *j)
+{
+    struct ek_session_need need = {.batch = (uint32_t)j->n_prompts,
+                                   .all_logits = ek_arg(j->args, "record") != NULL};
+
+    if (ek_arg(j->args, "plan"))
+        need.batch = 0; /* more prompts than the plan's batch run in waves */
+    return ek_session_open(j->args, j->args->operands[0], &need, &j->session);
+}
+
+static enum ek_status run(const struct ek_args *args)
+{
+    struct job j = {.args = args};
+    enum ek_status st = EK_OK;
+
+    if (needs_tokenizer(args))
+        EK_GOTO(ek_tokenizer_open(args->operands[0], &j.tokenizer), st, done);
+    EK_GOTO(collect_prompts(&j), st, done);
+    EK_GOTO(open_session(&j), st, done);
+    EK_GOTO(generate(&j), st, done);
+    EK_GOTO(print_result(&j), st, done);
+    st = record(&j);
+done:
+    if (j.completions)
+        ek_completions_free(j.completions, j.n_prompts);
+    ek_decoder_free(j.stream);
+    ek_session_close(&j.session);
+    for (size_t i = 0; i < j.n_prompts; i++)
+        free((void *)j.prompts[i].ids);
+    ek_tokenizer_free(j.tokenizer);
+    return st;
+}
+
+const struct ek_command ek_cmd_run = {
+    .name = "run",
+    .summary = "run a model under a plan and print what it says",
+    .operands = "MODEL",
+    .n_operands = 1,
+    .options = options,
+    .description = "A plan that does not fit is refused before the first weight byte is read, with "
+                   "a table of\n"
+                   "every device. Without --plan everything runs on one device. One prompt is "
+                   "streamed; several\n"
+                   "run as a batch.",
+    .run = run,
+};
