@@ -22,7 +22,7 @@ static const struct ek_option options[] = {
 
 /* One line of the result: a predicted and a measured value, in seconds or bytes. */
 struct line {
-    char what[48];
+    char what[80];
     double predicted, measured, spread; /* spread: MAD of times, 0 for bytes */
     bool bytes;
 };
@@ -177,7 +177,7 @@ static enum ek_status store_runs(const struct ek_args *args, const struct bench 
     EK_TRY(ek_store_open(ek_arg(args, "db"), EK_STORE_WRITE, &store));
     st = EK_OK;
     for (size_t i = 0; st == EK_OK && i < b->n; i++) {
-        memcpy(run.what, b->lines[i].what, sizeof(run.what));
+        snprintf(run.what, sizeof(run.what), "%.*s", (int)sizeof(run.what) - 1, b->lines[i].what);
         run.predicted = b->lines[i].predicted;
         run.measured = b->lines[i].measured;
         st = ek_store_put_run(store, &run);
