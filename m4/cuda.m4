@@ -43,7 +43,7 @@ AS_IF([test "x$ek_last" != x90], [NVCC_GENCODE="$NVCC_GENCODE -gencode arch=comp
 CUDA_LIBDIR=$ek_cuda_home/lib64
 AS_IF([test ! -d "$CUDA_LIBDIR"], [CUDA_LIBDIR=$ek_cuda_home/lib])
 CUDA_CPPFLAGS="-isystem $ek_cuda_home/include"
-CUDA_LIBS="-L$CUDA_LIBDIR -L$ek_cuda_home/extras/CUPTI/lib64 -L$CUDA_LIBDIR/stubs -lcublasLt -lcublas -lcupti -lnccl -lcudart -lstdc++"
+CUDA_LIBS="-Wl,--as-needed -L$CUDA_LIBDIR -L$ek_cuda_home/extras/CUPTI/lib64 -L$CUDA_LIBDIR/stubs -lcublasLt -lcublas -lcupti -lnccl -lcudart -lstdc++ -Wl,-rpath,$CUDA_LIBDIR"
 AC_MSG_CHECKING([for a working CUDA toolkit in $ek_cuda_home])
 mkdir -p conftest.cuda
 cat > conftest.cuda/t.cu <<'_EOF'

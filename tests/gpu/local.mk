@@ -1,0 +1,38 @@
+# Suites that need a GPU: they skip without one. `make relocatable` carries them to a closed host.
+GPU_TEST_LIBS = libkernels.a libbase.a $(BLAS_LIBS) $(CUDA_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
+GPU_TESTS = tests/gpu/check_devices tests/gpu/check_ops tests/gpu/check_attention
+EXTRA_DIST += tests/gpu/run-gpu.sh
+if HAVE_CUDA
+check_PROGRAMS += $(GPU_TESTS) tests/gpu/bench_kernels
+TESTS += $(GPU_TESTS)
+tests_gpu_check_devices_SOURCES = tests/gpu/check_devices.c
+tests_gpu_check_devices_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_gpu_check_devices_LDADD = $(GPU_TEST_LIBS)
+tests_gpu_check_ops_SOURCES = tests/gpu/check_ops.c tests/gpu/pair.c tests/gpu/gpu.h
+tests_gpu_check_ops_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_gpu_check_ops_LDADD = $(GPU_TEST_LIBS)
+tests_gpu_check_attention_SOURCES = tests/gpu/check_attention.c tests/gpu/pair.c tests/gpu/gpu.h
+tests_gpu_check_attention_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_gpu_check_attention_LDADD = $(GPU_TEST_LIBS)
+tests_gpu_bench_kernels_SOURCES = tests/gpu/bench_kernels.c
+tests_gpu_bench_kernels_LDADD = $(GPU_TEST_LIBS)
+endif
+
+# bin/ with the programs and GPU suites, lib/ with the libraries that a closed host may lack; libc,
+# the compiler's and CUDA's libraries are the host's.
+RELOCATABLE_PROGRAMS = $(bin_PROGRAMS)
+if HAVE_CHECK
+if HAVE_CUDA
+RELOCATABLE_PROGRAMS += $(GPU_TESTS) tests/gpu/bench_kernels
+endif
+endif
+HOST_LIBRARIES = ld-linux|linux-vdso|libc\.so|libm\.so|libdl\.so|libpthread|librt\.so|libgcc_s|libstdc|libcu|libnccl|libnvidia
+RELOCATABLE = $(abs_top_builddir)/relocatable
+.PHONY: relocatable
+relocatable: $(RELOCATABLE_PROGRAMS)
+	@rm -rf $(RELOCATABLE) && $(MKDIR_P) $(RELOCATABLE)/bin $(RELOCATABLE)/lib
+	$(AM_V_GEN)for p in $(RELOCATABLE_PROGRAMS); do \
+	  strip -o $(RELOCATABLE)/bin/`basename $$p` $$p || exit 1; \
+	  ldd $$p | grep -vE '$(HOST_LIBRARIES)' | awk '/=> \// { print $$3 }' | \
+	    xargs -r cp -L -t $(RELOCATABLE)/lib || exit 1; \
+	done; cp $(top_srcdir)/tests/gpu/run-gpu.sh $(RELOCATABLE)/

@@ -1,0 +1,547 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Speed of the CUDA backend's operations as shares of the ceilings measured in the same run: the
+ * read bandwidth of a streaming kernel and the rate of an 8192^3 product. Random data; weights
+ * rotate past twice the L2; medians of several runs. Also whole decode steps and prefills of the
+ * shapes of published models, composed from the operations and replayed as a graph.
+ * Usage: bench_kernels [all|ceilings|products|attention|steps]
+ */
+#include "kernels/kernels.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct ek_device *dev;
+static const struct ek_ops *ops;
+static double read_rate, matrix_rate;
+static void *noise; /* NOISE bytes of random BF16 */
+#define NOISE ((size_t)64 << 20)
+
+static void need(enum ek_status st)
+{
+    if (st != EK_OK) {
+        fprintf(stderr, "bench_kernels: %s\n", ek_last_error());
+        exit(1);
+    }
+}
+
+/* ---- data --------------------------------------------------------------------------------------
+ */
+static void *take(size_t bytes)
+{
+    void *p;
+
+    need(ops->alloc(dev, EK_TAG_WEIGHTS, bytes, &p));
+    for (size_t at = 0; noise && at < bytes; at += NOISE)
+        need(ops->copy(dev, (char *)p + at, noise, bytes - at < NOISE ? bytes - at : NOISE));
+    return p;
+}
+
+static void make_noise(void)
+{
+    uint16_t *v = malloc(NOISE);
+    uint64_t seed = 1;
+
+    if (v == NULL)
+        exit(1);
+    for (size_t i = 0; i < NOISE / 2; i++) /* +- [2^-6, 2^-5): no row's sum grows large */
+        v[i] = (uint16_t)(ek_random_u64(&seed) & 0x807f) | 0x3c80;
+    noise = NULL;
+    noise = take(NOISE);
+    need(ops->upload(dev, noise, v, NOISE));
+    need(ops->sync(dev));
+    free(v);
+}
+
+static void *take_ints(const int32_t *v, size_t n)
+{
+    void *p = take(n * sizeof(*v));
+
+    need(ops->upload(dev, p, v, n * sizeof(*v)));
+    return p;
+}
+
+static float *take_ones(size_t n)
+{
+    float *v = malloc(n * sizeof(*v));
+    void *p = take(n * sizeof(*v));
+
+    for (size_t i = 0; v && i < n; i++)
+        v[i] = 1 + 0.01f * (float)(i % 7);
+    need(ops->upload(dev, p, v, n * sizeof(*v)));
+    need(ops->sync(dev));
+    free(v);
+    return p;
+}
+
+static struct ek_mat matrix(enum ek_dtype t, uint32_t rows, uint32_t cols)
+{
+    struct ek_mat m = {.dtype = t, .rows = rows, .cols = cols};
+    size_t bytes;
+
+    need(ek_dtype_bytes(t, (size_t)rows * cols, &bytes));
+    m.bytes = bytes;
+    m.data = take(bytes);
+    return m;
+}
+
+/* ---- time --------------------------------------------------------------------------------------
+ */
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+/* Median seconds of run(arg), as a graph when asked. */
+static double seconds(void (*run)(void *), void *arg, bool graph, int repeats)
+{
+    struct ek_event *from, *to;
+    struct ek_graph *g = NULL;
+    double t[101];
+
+    need(ops->event_new(dev, &from));
+    need(ops->event_new(dev, &to));
+    run(arg);
+    need(ops->sync(dev));
+    if (graph) {
+        need(ops->graph_begin(dev));
+        run(arg);
+        need(ops->graph_end(dev, &g));
+        need(ops->graph_launch(dev, g));
+    }
+    for (int i = -2; i < repeats; i++) {
+        need(ops->event_record(dev, from));
+        if (graph)
+            need(ops->graph_launch(dev, g));
+        else
+            run(arg);
+        need(ops->event_record(dev, to));
+        need(ops->event_sync(to));
+        t[i < 0 ? 0 : i] = ops->event_seconds(from, to);
+    }
+    qsort(t, (size_t)repeats, sizeof(*t), by_value);
+    ops->graph_free(g);
+    ops->event_free(from);
+    ops->event_free(to);
+    return t[repeats / 2];
+}
+
+/* ---- ceilings ----------------------------------------------------------------------------------
+ */
+struct stream {
+    void *p, *to;
+    size_t bytes;
+};
+static void run_read(void *arg)
+{
+    struct stream *s = arg;
+
+    need(ops->read_bytes(dev, s->p, s->bytes));
+}
+static void run_copy(void *arg)
+{
+    struct stream *s = arg;
+
+    need(ops->copy(dev, s->to, s->p, s->bytes));
+}
+
+struct product {
+    struct ek_mat w[64];
+    uint32_t copies, n;
+    void *x, *out;
+    size_t ldx, ldo;
+    int flags;
+};
+static void run_product(void *arg)
+{
+    struct product *p = arg;
+
+    for (uint32_t i = 0; i < p->copies; i++)
+        need(ops->linear(dev, p->x, p->ldx, p->n, &p->w[i], NULL, p->out, p->ldo, p->flags));
+}
+
+static void ceilings(void)
+{
+    struct stream s = {.bytes = (size_t)4 << 30};
+    struct product p = {.copies = 1, .n = 8192, .ldx = 8192, .ldo = 8192};
+
+    s.p = take(s.bytes);
+    s.to = take(s.bytes);
+    read_rate = (double)s.bytes / seconds(run_read, &s, false, 11);
+    printf("read     %.0f GB/s\n", read_rate / 1e9);
+    printf("copy     %.0f GB/s read and written\n",
+           2 * (double)s.bytes / seconds(run_copy, &s, false, 11) / 1e9);
+    ops->release(dev, s.p);
+    ops->release(dev, s.to);
+    p.w[0] = matrix(EK_BF16, 8192, 8192);
+    p.x = take((size_t)8192 * 8192 * 2);
+    p.out = take((size_t)8192 * 8192 * 2);
+    matrix_rate = 2 * pow(8192, 3) / seconds(run_product, &p, false, 21);
+    printf("product  %.0f TFLOP/s (8192^3, BF16)\n\n", matrix_rate / 1e12);
+    ops->release(dev, p.w[0].data);
+    ops->release(dev, p.x);
+    ops->release(dev, p.out);
+}
+
+/* ---- products ----------------------------------------------------------------------------------
+ */
+static void one_product(const char *name, enum ek_dtype t, uint32_t rows, uint32_t cols, uint32_t n,
+                        int flags)
+{
+    struct product p = {.n = n, .ldx = cols, .ldo = rows, .flags = flags};
+    double bytes, s;
+
+    p.w[0] = matrix(t, rows, cols);
+    p.copies = (uint32_t)((256 << 20) / p.w[0].bytes) + 1;
+    p.copies = p.copies > 64 ? 64 : p.copies < 2 ? 2 : p.copies;
+    for (uint32_t i = 1; i < p.copies; i++)
+        p.w[i] = matrix(t, rows, cols);
+    p.x = take((size_t)n * cols * 2);
+    p.out = take((size_t)n * rows * 4);
+    s = seconds(run_product, &p, true, 21) / p.copies;
+    bytes = (double)p.w[0].bytes;
+    printf("%-10s %-5s %6u x %5u  n %2u  %8.2f us  %6.0f GB/s  %5.1f %% of read\n", name,
+           ek_dtype_name(t), rows, cols, n, s * 1e6, bytes / s / 1e9, 100 * bytes / s / read_rate);
+    fflush(stdout);
+    for (uint32_t i = 0; i < p.copies; i++)
+        ops->release(dev, p.w[i].data);
+    ops->release(dev, p.x);
+    ops->release(dev, p.out);
+}
+
+static void products(void)
+{
+    static const uint32_t tokens[] = {1, 2, 8, 16, 17, 32};
+    static const enum ek_dtype quants[] = {EK_Q4_0, EK_Q4_1, EK_Q8_0, EK_Q4_K, EK_Q6_K};
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(tokens); i++) {
+        uint32_t n = tokens[i];
+
+        one_product("3B qkv", EK_BF16, 2560, 2048, n, 0);
+        one_product("3B o", EK_BF16, 2048, 2048, n, EK_LINEAR_ADD);
+        one_product("3B gate+up", EK_BF16, 22016, 2048, n, 0);
+        one_product("3B down", EK_BF16, 2048, 11008, n, EK_LINEAR_ADD);
+        one_product("3B head", EK_BF16, 151936, 2048, n, EK_LINEAR_OUT_F32);
+        one_product("7B gate+up", EK_BF16, 37888, 3584, n, 0);
+        one_product("7B down", EK_BF16, 3584, 18944, n, EK_LINEAR_ADD);
+    }
+    for (size_t i = 0; i < EK_ARRAY_LEN(quants); i++)
+        for (uint32_t n = 1; n <= 8; n += 7) {
+            one_product("7B gate+up", quants[i], 37888, 3584, n, 0);
+            one_product("7B down", quants[i], 3584, 18944 - 18944 % 256, n, 0);
+        }
+    printf("\n");
+}
+
+/* ---- a model's layers --------------------------------------------------------------------------
+ */
+struct shape {
+    const char *name;
+    uint32_t hidden, layers, heads, kv_heads, dim, ffn, vocab;
+    double bar; /* share of the read rate at batch 1, context 512 */
+};
+static const struct shape models[] = {
+    {"Qwen2.5-VL-3B", 2048, 36, 16, 2, 128, 11008, 151936, 0.75},
+    {"Qwen2.5-VL-7B", 3584, 28, 28, 4, 128, 18944, 152064, 0.80},
+};
+
+struct layer {
+    struct ek_mat qkv[3], o, gate_up[2], down;
+    struct ek_kv kv;
+};
+struct model {
+    const struct shape *s;
+    struct layer *layers;
+    struct ek_mat head;
+    struct ek_batch batch;
+    struct ek_rope rope;
+    float *norm, *bias;
+    void *x, *qkv, *attn, *act, *last;
+    float *logits;
+    int32_t *ids;
+    bool separate; /* rope_append by itself */
+};
+
+static uint32_t qkv_rows(const struct shape *s)
+{
+    return (s->heads + 2 * s->kv_heads) * s->dim;
+}
+
+static void run_layer(struct model *m, struct layer *l)
+{
+    const struct shape *s = m->s;
+    const float *biases[3] = {m->bias, m->bias, m->bias};
+    uint32_t n = m->batch.n_tokens, hd = s->heads * s->dim;
+
+    if (ops->norm_qkv_rope && !m->separate) {
+        need(ops->norm_qkv_rope(dev, m->x, m->norm, 1e-6f, &m->batch, l->qkv, biases, &m->rope,
+                                &l->kv, m->qkv, qkv_rows(s)));
+    } else {
+        need(
+            ops->norm_linear(dev, m->x, m->norm, 1e-6f, n, l->qkv, 3, biases, m->qkv, qkv_rows(s)));
+        need(ops->rope_append(dev, m->qkv, qkv_rows(s), &m->rope, &m->batch, s->heads, &l->kv));
+    }
+    need(ops->attention(dev, m->qkv, qkv_rows(s), &m->batch, &l->kv, s->heads, 0.0884f, m->attn,
+                        hd));
+    need(ops->linear(dev, m->attn, hd, n, &l->o, NULL, m->x, s->hidden, EK_LINEAR_ADD));
+    need(ops->norm_gate_up(dev, m->x, m->norm, 1e-6f, n, l->gate_up, m->act, s->ffn));
+    need(ops->linear(dev, m->act, s->ffn, n, &l->down, NULL, m->x, s->hidden, EK_LINEAR_ADD));
+}
+
+static void run_model(void *arg)
+{
+    struct model *m = arg;
+    uint32_t n = m->batch.n_seqs;
+
+    for (uint32_t i = 0; i < m->s->layers; i++)
+        run_layer(m, &m->layers[i]);
+    if (m->head.data == NULL)
+        return;
+    need(ops->norm_linear(dev, m->x, m->norm, 1e-6f, n, &m->head, 1, NULL, m->last,
+                          m->s->vocab)); /* BF16 logits: a runtime asks for F32 */
+    need(ops->convert(dev, m->last, EK_BF16, m->logits, EK_F32, (size_t)n * m->s->vocab));
+    need(ops->argmax(dev, m->logits, n, m->s->vocab, m->ids));
+}
+
+/* n_seqs sequences of n_new tokens after `past` each. */
+static void make_batch(struct model *m, uint32_t n_seqs, uint32_t past, uint32_t n_new)
+{
+    uint32_t len = past + n_new, blocks = (len + 31) / 32, n = n_seqs * n_new;
+    int32_t *v = malloc(((size_t)n_seqs * blocks + 3 * (size_t)n + n_seqs + 1) * sizeof(*v));
+    struct ek_batch b = {
+        .n_tokens = n, .n_seqs = n_seqs, .max_q = n_new, .max_kv = len, .max_blocks = blocks};
+
+    if (v == NULL)
+        exit(1);
+    for (uint32_t i = 0; i < n; i++)
+        v[i] = (int32_t)(past + i % n_new);
+    b.positions = take_ints(v, n);
+    for (uint32_t i = 0; i < n; i++)
+        v[i] = (int32_t)(i / n_new * blocks * 32 + past + i % n_new);
+    b.slots = take_ints(v, n);
+    for (uint32_t i = 0; i <= n_seqs; i++)
+        v[i] = (int32_t)(i * n_new);
+    b.seq_start = take_ints(v, n_seqs + 1);
+    for (uint32_t i = 0; i < n_seqs; i++)
+        v[i] = (int32_t)len;
+    b.kv_len = take_ints(v, n_seqs);
+    for (uint32_t i = 0; i < n_seqs * blocks; i++)
+        v[i] = (int32_t)i;
+    b.block_table = take_ints(v, (size_t)n_seqs * blocks);
+    need(ops->sync(dev));
+    free(v);
+    m->batch = b;
+}
+
+static void make_buffers(struct model *m, uint32_t n, uint32_t n_seqs, uint32_t len)
+{
+    const struct shape *s = m->s;
+    size_t cache = (size_t)n_seqs * ((len + 31) / 32) * 32 * s->kv_heads * s->dim * 2;
+
+    m->x = take((size_t)n * s->hidden * 2);
+    m->qkv = take((size_t)n * qkv_rows(s) * 2);
+    m->attn = take((size_t)n * s->heads * s->dim * 2);
+    m->act = take((size_t)n * s->ffn * 2);
+    for (uint32_t i = 0; i < s->layers; i++)
+        m->layers[i].kv = (struct ek_kv){.k = take(cache),
+                                         .v = take(cache),
+                                         .dtype = EK_BF16,
+                                         .kv_heads = s->kv_heads,
+                                         .head_dim = s->dim,
+                                         .v_dim = s->dim,
+                                         .page = 32};
+}
+
+static void free_buffers(struct model *m)
+{
+    void *all[] = {m->x, m->qkv, m->attn, m->act};
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(all); i++)
+        ops->release(dev, all[i]);
+    for (uint32_t i = 0; i < m->s->layers; i++) {
+        ops->release(dev, m->layers[i].kv.k);
+        ops->release(dev, m->layers[i].kv.v);
+    }
+}
+
+static void make_model(struct model *m, const struct shape *s)
+{
+    uint32_t hd = s->heads * s->dim, kd = s->kv_heads * s->dim;
+    float f[128];
+
+    *m = (struct model){.s = s, .layers = calloc(s->layers, sizeof(struct layer))};
+    for (uint32_t i = 0; i < s->layers; i++) {
+        struct layer *l = &m->layers[i];
+
+        l->qkv[0] = matrix(EK_BF16, hd, s->hidden);
+        l->qkv[1] = matrix(EK_BF16, kd, s->hidden);
+        l->qkv[2] = matrix(EK_BF16, kd, s->hidden);
+        l->o = matrix(EK_BF16, s->hidden, hd);
+        l->gate_up[0] = matrix(EK_BF16, s->ffn, s->hidden);
+        l->gate_up[1] = matrix(EK_BF16, s->ffn, s->hidden);
+        l->down = matrix(EK_BF16, s->hidden, s->ffn);
+    }
+    for (uint32_t i = 0; i < s->dim / 2; i++)
+        f[i] = powf(1e6f, -2.0f * (float)i / (float)s->dim);
+    m->norm = take_ones(s->ffn);
+    m->bias = take_ones(s->ffn);
+    m->rope = (struct ek_rope){
+        .inv_freq = take_ints((int32_t *)f, s->dim / 2), .dim = s->dim, .amplitude = 1};
+    need(ops->sync(dev));
+}
+
+static double linear_params(const struct shape *s)
+{
+    double attn = (double)s->hidden * (qkv_rows(s) + s->heads * s->dim);
+
+    return s->layers * (attn + 3.0 * s->hidden * s->ffn);
+}
+
+static void decode_step(struct model *m, uint32_t n_seqs, uint32_t context, bool separate)
+{
+    const struct shape *s = m->s;
+    double bytes = 2 * (linear_params(s) + (double)s->hidden * s->vocab) +
+                   (double)n_seqs * context * s->layers * 2 * s->kv_heads * s->dim * 2;
+    double t;
+
+    m->separate = separate;
+    make_batch(m, n_seqs, context - 1, 1);
+    make_buffers(m, n_seqs, n_seqs, context);
+    m->head = matrix(EK_BF16, s->vocab, s->hidden);
+    m->last = take((size_t)n_seqs * s->vocab * 2);
+    m->logits = take((size_t)n_seqs * s->vocab * 4);
+    m->ids = take(n_seqs * 4);
+    t = seconds(run_model, m, true, 31);
+    printf("decode  %-14s batch %2u context %5u%s: %.3f ms, %.1f tok/s, %.1f %% of read", s->name,
+           n_seqs, context, separate ? ", rope apart" : "", t * 1e3, n_seqs / t,
+           100 * bytes / t / read_rate);
+    if (n_seqs == 1 && context == 512)
+        printf(" (bar %.0f %%)", 100 * s->bar);
+    printf("\n");
+    fflush(stdout);
+    free_buffers(m);
+    ops->release(dev, m->head.data);
+    ops->release(dev, m->last);
+    ops->release(dev, m->logits);
+    ops->release(dev, m->ids);
+    m->head.data = NULL;
+}
+
+static void prefill(struct model *m, uint32_t n)
+{
+    double flops = 2 * linear_params(m->s) * n, t;
+
+    make_batch(m, 1, 0, n);
+    make_buffers(m, n, 1, n);
+    t = seconds(run_model, m, false, 7);
+    printf("prefill %-14s %5u tokens: %.2f ms, %.0f tok/s, linear %.0f TFLOP/s, %.1f %% of product "
+           "(bar 65 %%)\n",
+           m->s->name, n, t * 1e3, n / t, flops / t / 1e12, 100 * flops / t / matrix_rate);
+    fflush(stdout);
+    free_buffers(m);
+}
+
+static void steps(void)
+{
+    for (size_t i = 0; i < EK_ARRAY_LEN(models); i++) {
+        struct model m;
+
+        make_model(&m, &models[i]);
+        decode_step(&m, 1, 512, true);
+        decode_step(&m, 1, 512, false);
+        decode_step(&m, 1, 4096, false);
+        decode_step(&m, 1, 32768, false);
+        decode_step(&m, 8, 512, false);
+        decode_step(&m, 32, 512, false);
+        prefill(&m, 512);
+        prefill(&m, 4096);
+        for (uint32_t l = 0; l < m.s->layers; l++) {
+            struct ek_mat *all[] = {&m.layers[l].qkv[0],     &m.layers[l].qkv[1],
+                                    &m.layers[l].qkv[2],     &m.layers[l].o,
+                                    &m.layers[l].gate_up[0], &m.layers[l].gate_up[1],
+                                    &m.layers[l].down};
+            for (size_t j = 0; j < EK_ARRAY_LEN(all); j++)
+                ops->release(dev, all[j]->data);
+        }
+        free(m.layers);
+    }
+}
+
+/* ---- attention ---------------------------------------------------------------------------------
+ */
+struct attend {
+    struct model m;
+    uint32_t times;
+};
+static void run_attend(void *arg)
+{
+    struct attend *a = arg;
+    const struct shape *s = a->m.s;
+
+    for (uint32_t i = 0; i < a->times; i++)
+        need(ops->attention(dev, a->m.qkv, qkv_rows(s), &a->m.batch, &a->m.layers[i % s->layers].kv,
+                            s->heads, 0.0884f, a->m.attn, s->heads * s->dim));
+}
+
+static void one_attention(const struct shape *shape, uint32_t n_seqs, uint32_t past, uint32_t n_new)
+{
+    struct shape s = *shape;
+    struct attend a = {.times = n_new > 1 ? 4 : 32};
+    double pairs = (double)n_seqs * ((double)n_new * past + 0.5 * n_new * (n_new + 1)), t;
+    double bytes = (double)n_seqs * (past + n_new) * 2 * s.kv_heads * s.dim * 2;
+
+    s.layers = a.times;
+    a.m.s = &s;
+    a.m.layers = calloc(a.times, sizeof(struct layer));
+    make_batch(&a.m, n_seqs, past, n_new);
+    make_buffers(&a.m, n_seqs * n_new, n_seqs, past + n_new);
+    t = seconds(run_attend, &a, true, 11) / a.times;
+    printf("attention %2u/%u x %u, %2u x (%u after %u): %.2f us, %.0f GB/s, %.0f TFLOP/s\n",
+           s.heads, s.kv_heads, s.dim, n_seqs, n_new, past, t * 1e6, bytes / t / 1e9,
+           4 * pairs * s.dim * s.heads / t / 1e12);
+    fflush(stdout);
+    free_buffers(&a.m);
+    free(a.m.layers);
+}
+
+static void attentions(void)
+{
+    for (size_t i = 0; i < EK_ARRAY_LEN(models); i++) {
+        one_attention(&models[i], 1, 511, 1);
+        one_attention(&models[i], 1, 4095, 1);
+        one_attention(&models[i], 1, 32767, 1);
+        one_attention(&models[i], 32, 511, 1);
+        one_attention(&models[i], 1, 0, 512);
+        one_attention(&models[i], 1, 0, 4096);
+    }
+    printf("\n");
+}
+
+int main(int argc, char **argv)
+{
+    const char *what = argc > 1 ? argv[1] : "all";
+    struct ek_device_spec *specs;
+    size_t n;
+
+    need(ek_device_specs_parse("cuda:0", &specs, &n));
+    if (ek_device_open(&specs[0], EK_BF16, &dev) != EK_OK) {
+        printf("skipped: %s\n", ek_last_error());
+        return 77;
+    }
+    ops = dev->ops;
+    printf("%s, %s\n", dev->info.model, dev->info.driver);
+    make_noise();
+    ceilings();
+    if (strcmp(what, "all") == 0 || strcmp(what, "attention") == 0)
+        attentions();
+    if (strcmp(what, "all") == 0 || strcmp(what, "products") == 0)
+        products();
+    if (strcmp(what, "all") == 0 || strcmp(what, "steps") == 0)
+        steps();
+    ek_device_close(dev);
+    free(specs);
+    return 0;
+}

@@ -1,0 +1,345 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Rotation, the paged cache and attention of the CUDA backend against the CPU backend: ragged
+ * prefill, decode, growing contexts under one captured graph, shuffled blocks.
+ */
+#include "tests/gpu/gpu.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <check.h>
+
+#define MAX_SEQS 5
+
+static struct pair pr;
+static uint64_t seed;
+static const enum ek_dtype acts[] = {EK_F32, EK_BF16, EK_F16};
+
+static void need(enum ek_status st)
+{
+    ck_assert_msg(st == EK_OK, "%s", ek_last_error());
+}
+
+struct shape {
+    uint32_t heads, kv_heads, dim, page;
+    uint32_t n_seqs;
+    uint32_t past[MAX_SEQS], n_new[MAX_SEQS];
+    bool interleaved;
+    uint32_t rope_dim; /* 0: all of a head */
+    uint32_t sections[3];
+};
+static const struct shape shapes[] = {
+    {4, 2, 64, 16, 1, {0}, {5}, false, 0, {0}},
+    {4, 4, 16, 32, 2, {3, 0}, {4, 9}, false, 0, {0}},
+    {16, 2, 128, 32, 1, {511}, {1}, false, 0, {16, 24, 24}},
+    {28, 4, 128, 32, 3, {0, 700, 63}, {1, 1, 1}, false, 0, {0}},
+    {8, 8, 64, 16, 5, {0, 1, 15, 16, 4000}, {1, 1, 1, 1, 1}, false, 0, {0}},
+    {14, 2, 64, 32, 3, {0, 100, 7}, {130, 65, 1}, false, 0, {0}},
+    {16, 2, 128, 32, 2, {0, 37}, {300, 128}, false, 0, {16, 24, 24}},
+    {20, 1, 128, 16, 2, {90, 5}, {1, 1}, true, 0, {0}},
+    {6, 3, 80, 16, 2, {10, 0}, {1, 33}, false, 40, {0}},
+    {4, 2, 128, 24, 2, {0, 1000}, {17, 1}, true, 64, {0}},
+};
+
+struct setup {
+    const struct shape *s;
+    struct both qkv, inv_freq, positions, slots, seq_start, kv_len, table, k, v, out;
+    struct ek_batch gpu_batch, cpu_batch;
+    struct ek_kv gpu_kv, cpu_kv;
+    struct ek_rope gpu_rope, cpu_rope;
+    size_t ld;
+    uint32_t n;
+};
+
+static void describe(struct setup *u, struct ek_batch *b, const struct both *fields, bool gpu)
+{
+    const int32_t **to[] = {&b->positions, &b->slots, &b->seq_start, &b->kv_len, &b->block_table};
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(to); i++)
+        *to[i] = gpu ? fields[i].gpu : fields[i].cpu;
+    b->n_tokens = u->n;
+    b->n_seqs = u->s->n_seqs;
+}
+
+/* Blocks of all sequences in a random order. */
+static void shuffle(int32_t *v, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        v[i] = (int32_t)i;
+    for (uint32_t i = n; i > 1; i--) {
+        uint32_t j = (uint32_t)(ek_random_u64(&seed) % i);
+        int32_t t = v[i - 1];
+
+        v[i - 1] = v[j];
+        v[j] = t;
+    }
+}
+
+static void lay_out(struct setup *u, uint32_t max_blocks, int32_t *positions, int32_t *slots,
+                    int32_t *starts, int32_t *lens, const int32_t *table)
+{
+    const struct shape *s = u->s;
+    uint32_t at = 0;
+
+    for (uint32_t q = 0; q < s->n_seqs; q++) {
+        starts[q] = (int32_t)at;
+        lens[q] = (int32_t)(s->past[q] + s->n_new[q]);
+        for (uint32_t i = 0; i < s->n_new[q]; i++, at++) {
+            uint32_t p = s->past[q] + i;
+
+            for (uint32_t r = 0; r < 3; r++) /* rows t, h, w differ */
+                positions[r * u->n + at] = (int32_t)(p + 3 * r);
+            slots[at] =
+                table[q * max_blocks + p / s->page] * (int32_t)s->page + (int32_t)(p % s->page);
+        }
+    }
+    starts[s->n_seqs] = (int32_t)at;
+}
+
+static void setup_cache(struct setup *u, uint32_t n_blocks, enum ek_dtype cache)
+{
+    const struct shape *s = u->s;
+    size_t n = (size_t)n_blocks * s->page * s->kv_heads * s->dim;
+
+    u->k = both_random(&pr, n, 1, &seed);
+    u->v = both_random(&pr, n, 1, &seed);
+    u->gpu_kv = (struct ek_kv){.k = u->k.gpu,
+                               .v = u->v.gpu,
+                               .dtype = cache,
+                               .kv_heads = s->kv_heads,
+                               .head_dim = s->dim,
+                               .v_dim = s->dim,
+                               .page = s->page};
+    u->cpu_kv = u->gpu_kv;
+    u->cpu_kv.k = u->k.cpu;
+    u->cpu_kv.v = u->v.cpu;
+    u->cpu_kv.dtype = EK_F32;
+}
+
+static void setup_rope(struct setup *u)
+{
+    const struct shape *s = u->s;
+    uint32_t dim = s->rope_dim ? s->rope_dim : s->dim;
+    float f[64];
+
+    for (uint32_t i = 0; i < dim / 2; i++)
+        f[i] = powf(10000.0f, -2.0f * (float)i / (float)dim);
+    u->inv_freq = both_ints(&pr, (const int32_t *)f, dim / 2);
+    u->gpu_rope = (struct ek_rope){
+        .inv_freq = u->inv_freq.gpu, .dim = dim, .interleaved = s->interleaved, .amplitude = 1.0f};
+    memcpy(u->gpu_rope.sections, s->sections, sizeof(s->sections));
+    u->cpu_rope = u->gpu_rope;
+    u->cpu_rope.inv_freq = u->inv_freq.cpu;
+}
+
+static void setup_batch(struct setup *u)
+{
+    const struct shape *s = u->s;
+    uint32_t max_kv = 0, max_q = 0, max_blocks;
+    int32_t starts[MAX_SEQS + 1], lens[MAX_SEQS], *table, *slots, *positions;
+
+    for (uint32_t q = 0; q < s->n_seqs; q++) {
+        u->n += s->n_new[q];
+        max_q = s->n_new[q] > max_q ? s->n_new[q] : max_q;
+        max_kv = s->past[q] + s->n_new[q] > max_kv ? s->past[q] + s->n_new[q] : max_kv;
+    }
+    max_blocks = (max_kv + s->page - 1) / s->page + 1;
+    table = calloc(s->n_seqs * max_blocks, sizeof(*table));
+    slots = calloc(u->n, sizeof(*slots));
+    positions = calloc(3 * u->n, sizeof(*positions));
+    shuffle(table, s->n_seqs * max_blocks);
+    lay_out(u, max_blocks, positions, slots, starts, lens, table);
+    struct both fields[] = {both_ints(&pr, positions, 3 * u->n), both_ints(&pr, slots, u->n),
+                            both_ints(&pr, starts, s->n_seqs + 1), both_ints(&pr, lens, s->n_seqs),
+                            both_ints(&pr, table, s->n_seqs * max_blocks)};
+    u->gpu_batch = (struct ek_batch){.max_q = max_q, .max_kv = max_kv, .max_blocks = max_blocks};
+    u->cpu_batch = u->gpu_batch;
+    describe(u, &u->gpu_batch, fields, true);
+    describe(u, &u->cpu_batch, fields, false);
+    setup_cache(u, s->n_seqs * max_blocks, pr.act);
+    free(table);
+    free(slots);
+    free(positions);
+}
+
+static void setup(struct setup *u, const struct shape *s)
+{
+    *u = (struct setup){.s = s, .ld = (size_t)(s->heads + 2 * s->kv_heads) * s->dim};
+    setup_batch(u);
+    setup_rope(u);
+    u->qkv = both_random(&pr, u->n * u->ld, 1, &seed);
+    u->out = both_new(&pr, (size_t)u->n * s->heads * s->dim);
+}
+
+static void run_both(struct setup *u)
+{
+    const struct shape *s = u->s;
+    float scale = 1.0f / sqrtf((float)s->dim);
+    size_t ldo = (size_t)s->heads * s->dim;
+
+    need(pr.gpu->ops->rope_append(pr.gpu, u->qkv.gpu, u->ld, &u->gpu_rope, &u->gpu_batch, s->heads,
+                                  &u->gpu_kv));
+    need(pr.cpu->ops->rope_append(pr.cpu, u->qkv.cpu, u->ld, &u->cpu_rope, &u->cpu_batch, s->heads,
+                                  &u->cpu_kv));
+    need(pr.gpu->ops->attention(pr.gpu, u->qkv.gpu, u->ld, &u->gpu_batch, &u->gpu_kv, s->heads,
+                                scale, u->out.gpu, ldo));
+    need(pr.cpu->ops->attention(pr.cpu, u->qkv.cpu, u->ld, &u->cpu_batch, &u->cpu_kv, s->heads,
+                                scale, u->out.cpu, ldo));
+}
+
+static void need_close(const char *what, double error, double allowed)
+{
+    ck_assert_msg(error <= allowed, "%s (%s): error %.3g, allowed %.3g", what,
+                  ek_dtype_name(pr.act), error, allowed);
+}
+
+START_TEST(rotation_cache_and_attention_agree_with_the_cpu)
+{
+    const struct shape *s = &shapes[(size_t)_i / 3];
+    struct setup u;
+    char what[64];
+
+    seed = 77 + (uint64_t)_i;
+    need(pair_open(&pr, acts[_i % 3]) ? EK_EENV : EK_OK);
+    setup(&u, s);
+    run_both(&u);
+    snprintf(what, sizeof(what), "shape %d: rope", _i / 3);
+    need_close(what, both_error(&pr, &u.qkv), tolerance(pr.act));
+    snprintf(what, sizeof(what), "shape %d: cached k", _i / 3);
+    need_close(what, both_error(&pr, &u.k), tolerance(pr.act));
+    snprintf(what, sizeof(what), "shape %d: cached v", _i / 3);
+    need_close(what, both_error(&pr, &u.v), tolerance(pr.act));
+    snprintf(what, sizeof(what), "shape %d: attention", _i / 3);
+    need_close(what, both_error(&pr, &u.out), 2 * tolerance(pr.act));
+    pair_close(&pr);
+}
+END_TEST
+
+START_TEST(one_captured_graph_serves_growing_contexts)
+{
+    static const struct shape s = {16, 2, 128, 32, 2, {700, 0}, {1, 1}, false, 0, {0}};
+    size_t ldo = (size_t)s.heads * s.dim;
+    struct ek_graph *graph;
+    struct setup u;
+
+    seed = 5;
+    need(pair_open(&pr, EK_BF16) ? EK_EENV : EK_OK);
+    setup(&u, &s);
+    need(pr.gpu->ops->attention(pr.gpu, u.qkv.gpu, u.ld, &u.gpu_batch, &u.gpu_kv, s.heads, 0.1f,
+                                u.out.gpu, ldo)); /* warms up: allocates */
+    need(pr.gpu->ops->sync(pr.gpu));
+    need(pr.gpu->ops->graph_begin(pr.gpu));
+    need(pr.gpu->ops->attention(pr.gpu, u.qkv.gpu, u.ld, &u.gpu_batch, &u.gpu_kv, s.heads, 0.1f,
+                                u.out.gpu, ldo));
+    need(pr.gpu->ops->graph_end(pr.gpu, &graph));
+    for (int32_t len = 1; len <= 701; len += 100) {
+        int32_t lens[2] = {len, (len + 3) / 2};
+
+        need(
+            pr.gpu->ops->upload(pr.gpu, (void *)(uintptr_t)u.gpu_batch.kv_len, lens, sizeof(lens)));
+        need(
+            pr.cpu->ops->upload(pr.cpu, (void *)(uintptr_t)u.cpu_batch.kv_len, lens, sizeof(lens)));
+        lens[0] = 9999; /* a small upload was taken at once */
+        need(pr.gpu->ops->graph_launch(pr.gpu, graph));
+        need(pr.cpu->ops->attention(pr.cpu, u.qkv.cpu, u.ld, &u.cpu_batch, &u.cpu_kv, s.heads, 0.1f,
+                                    u.out.cpu, ldo));
+        need_close("replayed attention", both_error(&pr, &u.out), 2 * tolerance(pr.act));
+    }
+    pr.gpu->ops->graph_free(graph);
+    pair_close(&pr);
+}
+END_TEST
+
+/* Fused q, k, v against the CPU's composition. */
+START_TEST(fused_qkv_rotates_and_appends)
+{
+    const struct shape *s = &shapes[2 + (size_t)_i / 3 * 7]; /* M-RoPE; interleaved and partial */
+    struct shape one = *s;
+    uint32_t cols = 512, rows[3] = {s->heads * s->dim, s->kv_heads * s->dim, s->kv_heads * s->dim};
+    struct both x, norm, bias[3];
+    const float *gb[3], *cb[3];
+    struct ek_mat g[3], c[3];
+    struct setup u;
+
+    seed = 99 + (uint64_t)_i;
+    need(pair_open(&pr, acts[_i % 3]) ? EK_EENV : EK_OK);
+    one.n_seqs = 1;
+    one.past[0] = 300;
+    one.n_new[0] = 1;
+    setup(&u, &one);
+    x = both_random(&pr, cols, 2, &seed);
+    norm = both_floats(&pr, cols, 1, 0.1f, &seed);
+    for (int i = 0; i < 3; i++) {
+        mats_random(&pr, pr.act, rows[i], cols, 0.05f, &seed, &g[i], &c[i]);
+        bias[i] = both_floats(&pr, rows[i], 0, 0.3f, &seed);
+        gb[i] = bias[i].gpu;
+        cb[i] = bias[i].cpu;
+    }
+    need(pr.gpu->ops->norm_qkv_rope(pr.gpu, x.gpu, norm.gpu, 1e-6f, &u.gpu_batch, g, gb,
+                                    &u.gpu_rope, &u.gpu_kv, u.qkv.gpu, u.ld));
+    need(pr.cpu->ops->norm_linear(pr.cpu, x.cpu, norm.cpu, 1e-6f, 1, c, 3, cb, u.qkv.cpu, u.ld));
+    need(pr.cpu->ops->rope_append(pr.cpu, u.qkv.cpu, u.ld, &u.cpu_rope, &u.cpu_batch, one.heads,
+                                  &u.cpu_kv));
+    u.qkv.n = rows[0];
+    need_close("q", both_error(&pr, &u.qkv), 2 * tolerance(pr.act));
+    need_close("k", both_error(&pr, &u.k), 2 * tolerance(pr.act));
+    need_close("v", both_error(&pr, &u.v), 2 * tolerance(pr.act));
+    pair_close(&pr);
+}
+END_TEST
+
+START_TEST(the_same_input_gives_the_same_bits)
+{
+    static const struct shape s = {28, 4, 128, 32, 3, {1500, 700, 63}, {1, 1, 1}, false, 0, {0}};
+    size_t bytes;
+    struct setup u;
+    char *first, *again;
+
+    seed = 3;
+    need(pair_open(&pr, EK_BF16) ? EK_EENV : EK_OK);
+    setup(&u, &s);
+    bytes = u.out.n * 2;
+    first = malloc(bytes);
+    again = malloc(bytes);
+    for (int i = 0; i < 20; i++) {
+        need(pr.gpu->ops->attention(pr.gpu, u.qkv.gpu, u.ld, &u.gpu_batch, &u.gpu_kv, s.heads, 0.1f,
+                                    u.out.gpu, (size_t)s.heads * s.dim));
+        need(pr.gpu->ops->download(pr.gpu, i ? again : first, u.out.gpu, bytes));
+        if (i)
+            ck_assert_mem_eq(first, again, bytes);
+    }
+    free(first);
+    free(again);
+    pair_close(&pr);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("gpu attention");
+    TCase *tc = tcase_create("attention");
+    const char *why = pair_open(&pr, EK_F32);
+    SRunner *sr;
+    int failed;
+
+    if (why) {
+        printf("skipped: %s\n", why);
+        return 77;
+    }
+    pair_close(&pr);
+    sr = srunner_create(s);
+    suite_add_tcase(s, tc);
+    tcase_set_timeout(tc, 0);
+    tcase_add_loop_test(tc, rotation_cache_and_attention_agree_with_the_cpu, 0,
+                        3 * EK_ARRAY_LEN(shapes));
+    tcase_add_test(tc, one_captured_graph_serves_growing_contexts);
+    tcase_add_loop_test(tc, fused_qkv_rotates_and_appends, 0, 6);
+    tcase_add_test(tc, the_same_input_gives_the_same_bits);
+    srunner_set_fork_status(sr, CK_NOFORK);
+    srunner_run_all(sr, CK_NORMAL);
+    failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}

@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Every operation of the CUDA backend against the CPU backend on random shapes, ragged edges
+ * included. A CUDA context does not survive fork: the suite runs in one process. Skips without a
+ * GPU.
+ */
+#include "tests/gpu/gpu.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <check.h>
+
+static struct pair pr;
+static uint64_t seed;
+static const enum ek_dtype acts[] = {EK_F32, EK_BF16, EK_F16};
+#define N_ACTS 3
+
+static void need(enum ek_status st)
+{
+    ck_assert_msg(st == EK_OK, "%s", ek_last_error());
+}
+
+static void need_close(const char *what, double error, double allowed)
+{
+    ck_assert_msg(error <= allowed, "%s (%s): error %.3g, allowed %.3g", what,
+                  ek_dtype_name(pr.act), error, allowed);
+}
+
+static void open_act(int i)
+{
+    const char *why = pair_open(&pr, acts[i % N_ACTS]);
+
+    seed = 1000 + (uint64_t)i;
+    ck_assert_msg(why == NULL, "%s", why);
+}
+
+static uint32_t pick(uint32_t below)
+{
+    return (uint32_t)(ek_random_u64(&seed) % below);
+}
+
+/* ---- rows ---------------------------------------------------------------------------------------
+ */
+static const struct {
+    uint32_t n, dim, pad;
+} row_cases[] = {{1, 8, 0}, {3, 64, 0}, {5, 100, 3}, {2, 2048, 8}, {17, 577, 0}, {4, 11008, 16}};
+
+static void check_norms(size_t c)
+{
+    uint32_t n = row_cases[c].n, dim = row_cases[c].dim;
+    size_t ld = dim + row_cases[c].pad;
+    struct both x = both_random(&pr, n * ld, 2, &seed), w = both_floats(&pr, dim, 1, 0.2f, &seed);
+    struct both b = both_floats(&pr, dim, 0, 0.3f, &seed), out = both_new(&pr, n * ld);
+    struct both plain = both_new(&pr, (size_t)n * dim);
+
+    need(pr.gpu->ops->rms_norm(pr.gpu, x.gpu, ld, w.gpu, 1e-6f, n, dim, out.gpu, ld));
+    need(pr.cpu->ops->rms_norm(pr.cpu, x.cpu, ld, w.cpu, 1e-6f, n, dim, out.cpu, ld));
+    need_close("rms_norm", both_error(&pr, &out), tolerance(pr.act));
+    need(pr.gpu->ops->layer_norm(pr.gpu, x.gpu, w.gpu, b.gpu, 1e-5f, n, dim, plain.gpu));
+    need(pr.cpu->ops->layer_norm(pr.cpu, x.cpu, w.cpu, b.cpu, 1e-5f, n, dim, plain.cpu));
+    need_close("layer_norm", both_error(&pr, &plain), tolerance(pr.act));
+    both_free(&pr, &x);
+    both_free(&pr, &w);
+    both_free(&pr, &b);
+    both_free(&pr, &out);
+    both_free(&pr, &plain);
+}
+
+static void check_swiglu_gather(size_t c)
+{
+    uint32_t n = row_cases[c].n, dim = row_cases[c].dim;
+    size_t ldx = 2 * (size_t)dim + row_cases[c].pad, ldo = dim + row_cases[c].pad;
+    int32_t rows[32];
+    struct both x = both_random(&pr, n * ldx, 3, &seed), out = both_new(&pr, n * ldo), index;
+    struct both taken = both_new(&pr, (size_t)n * dim);
+
+    for (uint32_t i = 0; i < n; i++)
+        rows[i] = (int32_t)pick(n);
+    index = both_ints(&pr, rows, n);
+    need(pr.gpu->ops->swiglu(pr.gpu, x.gpu, ldx, n, dim, out.gpu, ldo));
+    need(pr.cpu->ops->swiglu(pr.cpu, x.cpu, ldx, n, dim, out.cpu, ldo));
+    need_close("swiglu", both_error(&pr, &out), tolerance(pr.act));
+    need(pr.gpu->ops->gather(pr.gpu, x.gpu, ldx, index.gpu, n, dim, taken.gpu));
+    need(pr.cpu->ops->gather(pr.cpu, x.cpu, ldx, index.cpu, n, dim, taken.cpu));
+    need_close("gather", both_error(&pr, &taken), 0);
+    both_free(&pr, &x);
+    both_free(&pr, &out);
+    both_free(&pr, &index);
+    both_free(&pr, &taken);
+}
+
+START_TEST(rows_are_normalised_activated_and_gathered_as_on_the_cpu)
+{
+    open_act(_i);
+    for (size_t c = 0; c < EK_ARRAY_LEN(row_cases); c++) {
+        check_norms(c);
+        check_swiglu_gather(c);
+    }
+    pair_close(&pr);
+}
+END_TEST
+
+static void check_argmax(uint32_t n, uint32_t vocab)
+{
+    struct both logits = both_floats(&pr, (size_t)n * vocab, 0, 1, &seed);
+    int32_t got[8], want[8];
+    void *g, *c;
+    float top = 50;
+
+    /* a tie: the lowest of the two indices wins */
+    for (uint32_t i = 0; i < 2; i++) {
+        size_t at = (i ? vocab - 1 : vocab / 3) * sizeof(float);
+
+        need(pr.gpu->ops->upload(pr.gpu, (char *)logits.gpu + at, &top, sizeof(top)));
+        need(pr.cpu->ops->upload(pr.cpu, (char *)logits.cpu + at, &top, sizeof(top)));
+    }
+    need(pr.gpu->ops->alloc(pr.gpu, EK_TAG_ACTIVATIONS, sizeof(got), &g));
+    need(pr.cpu->ops->alloc(pr.cpu, EK_TAG_ACTIVATIONS, sizeof(got), &c));
+    need(pr.gpu->ops->argmax(pr.gpu, logits.gpu, n, vocab, g));
+    need(pr.cpu->ops->argmax(pr.cpu, logits.cpu, n, vocab, c));
+    need(pr.gpu->ops->download(pr.gpu, got, g, n * sizeof(*got)));
+    need(pr.cpu->ops->download(pr.cpu, want, c, n * sizeof(*want)));
+    for (uint32_t i = 0; i < n; i++)
+        ck_assert_int_eq(got[i], want[i]);
+    ck_assert_int_eq(got[0], (int32_t)(vocab / 3));
+    pr.gpu->ops->release(pr.gpu, g);
+    pr.cpu->ops->release(pr.cpu, c);
+    both_free(&pr, &logits);
+}
+
+START_TEST(argmax_takes_the_lowest_index_of_a_tie)
+{
+    open_act(0);
+    check_argmax(1, 151936);
+    check_argmax(7, 1001);
+    check_argmax(3, 5);
+    pair_close(&pr);
+}
+END_TEST
+
+START_TEST(converted_numbers_are_those_of_the_host)
+{
+    float v[1000], back[1000], want[1000];
+    uint16_t raw[1000];
+    void *x, *y;
+
+    open_act(0);
+    for (size_t i = 0; i < 1000; i++)
+        v[i] = ek_random_normal(&seed) * 100;
+    need(pr.gpu->ops->alloc(pr.gpu, EK_TAG_COMM, sizeof(v), &x));
+    need(pr.gpu->ops->alloc(pr.gpu, EK_TAG_COMM, sizeof(v), &y));
+    for (int i = 1; i < N_ACTS; i++) {
+        need(pr.gpu->ops->upload(pr.gpu, x, v, sizeof(v)));
+        need(pr.gpu->ops->convert(pr.gpu, x, EK_F32, y, acts[i], 1000));
+        need(pr.gpu->ops->convert(pr.gpu, y, acts[i], x, EK_F32, 1000));
+        need(pr.gpu->ops->download(pr.gpu, back, x, sizeof(back)));
+        narrow(v, acts[i], raw, 1000);
+        widen(raw, acts[i], want, 1000);
+        ck_assert_mem_eq(back, want, sizeof(want));
+    }
+    pair_close(&pr);
+}
+END_TEST
+
+/* ---- products -----------------------------------------------------------------------------------
+ */
+static const enum ek_dtype weights[] = {EK_F32,  EK_BF16, EK_F16,  EK_Q4_0, EK_Q4_1, EK_Q5_0,
+                                        EK_Q5_1, EK_Q8_0, EK_Q4_K, EK_Q5_K, EK_Q6_K};
+#define N_WEIGHTS 11
+
+static void check_linear(enum ek_dtype t, uint32_t rows, uint32_t cols, uint32_t n, int flags,
+                         bool with_bias)
+{
+    struct both x = both_random(&pr, (size_t)n * cols, 1, &seed);
+    struct both bias = both_floats(&pr, rows, 0, 0.5f, &seed);
+    bool f32 = flags & EK_LINEAR_OUT_F32;
+    struct both out = f32 ? both_floats(&pr, (size_t)n * rows, 0, 0, &seed)
+                          : both_random(&pr, (size_t)n * rows, 1, &seed);
+    struct ek_mat g, c;
+    char what[96];
+
+    mats_random(&pr, t, rows, cols, 1 / sqrtf((float)cols), &seed, &g, &c);
+    need(pr.gpu->ops->linear(pr.gpu, x.gpu, cols, n, &g, with_bias ? bias.gpu : NULL, out.gpu, rows,
+                             flags));
+    need(pr.cpu->ops->linear(pr.cpu, x.cpu, cols, n, &c, with_bias ? bias.cpu : NULL, out.cpu, rows,
+                             flags));
+    snprintf(what, sizeof(what), "linear %s %ux%u, %u tokens, flags %d, bias %d", ek_dtype_name(t),
+             rows, cols, n, flags, with_bias);
+    need_close(what, f32 ? float_error(&pr, &out) : both_error(&pr, &out), tolerance(pr.act));
+    mats_free(&pr, &g, &c);
+    both_free(&pr, &x);
+    both_free(&pr, &bias);
+    both_free(&pr, &out);
+}
+
+START_TEST(products_agree_for_every_weight_type_and_number_of_tokens)
+{
+    static const uint32_t tokens[] = {1, 2, 7, 9, 16, 17, 70};
+    enum ek_dtype t = weights[_i / N_ACTS];
+    uint32_t cols = t >= EK_Q4_K ? 512 : 288;
+
+    open_act(_i);
+    for (size_t i = 0; i < EK_ARRAY_LEN(tokens); i++) {
+        check_linear(t, 130, cols, tokens[i], 0, false);
+        check_linear(t, 96, cols, tokens[i], EK_LINEAR_ADD, true);
+        check_linear(t, 64, 2048, tokens[i], EK_LINEAR_OUT_F32, i % 2);
+        check_linear(t, 77, cols, tokens[i], EK_LINEAR_GELU, true);
+        check_linear(t, 33, cols, tokens[i], EK_LINEAR_GELU_TANH, false);
+    }
+    if (t < EK_Q4_0)
+        for (uint32_t n = 1; n < 20; n += 9) /* rows that no wide load can read */
+            check_linear(t, 24, 100, n, 0, true);
+    pair_close(&pr);
+}
+END_TEST
+
+START_TEST(embeddings_are_rows_of_the_table)
+{
+    enum ek_dtype t = weights[_i / N_ACTS];
+    uint32_t cols = t >= EK_Q4_K ? 256 : t >= EK_Q4_0 ? 96 : 100 + 4 * (uint32_t)(_i % 2);
+    int32_t ids[40];
+    struct both index, out;
+    struct ek_mat g, c;
+
+    open_act(_i);
+    for (int i = 0; i < 40; i++)
+        ids[i] = (int32_t)pick(300);
+    index = both_ints(&pr, ids, 40);
+    out = both_new(&pr, 40 * cols);
+    mats_random(&pr, t, 300, cols, 1, &seed, &g, &c);
+    need(pr.gpu->ops->embed(pr.gpu, &g, index.gpu, 40, out.gpu));
+    need(pr.cpu->ops->embed(pr.cpu, &c, index.cpu, 40, out.cpu));
+    need_close("embed", both_error(&pr, &out), tolerance(pr.act));
+    pair_close(&pr);
+}
+END_TEST
+
+static void check_fused(enum ek_dtype t, uint32_t n)
+{
+    const uint32_t rows[3] = {160, 32, 32}, cols = 512, ffn = 352;
+    struct both x = both_random(&pr, (size_t)n * cols, 3, &seed), bias[3], out, act;
+    struct both norm = both_floats(&pr, cols, 1, 0.1f, &seed);
+    const float *gb[3], *cb[3];
+    struct ek_mat g[3], c[3];
+
+    out = both_new(&pr, (size_t)n * 224);
+    act = both_new(&pr, (size_t)n * ffn);
+    for (int i = 0; i < 3; i++) {
+        mats_random(&pr, t, rows[i], cols, 0.05f, &seed, &g[i], &c[i]);
+        bias[i] = both_floats(&pr, rows[i], 0, 0.3f, &seed);
+        gb[i] = i == 1 ? NULL : bias[i].gpu;
+        cb[i] = i == 1 ? NULL : bias[i].cpu;
+    }
+    need(pr.gpu->ops->norm_linear(pr.gpu, x.gpu, norm.gpu, 1e-6f, n, g, 3, gb, out.gpu, 224));
+    need(pr.cpu->ops->norm_linear(pr.cpu, x.cpu, norm.cpu, 1e-6f, n, c, 3, cb, out.cpu, 224));
+    need_close("norm_linear", both_error(&pr, &out), tolerance(pr.act));
+    for (int i = 0; i < 3; i++)
+        mats_free(&pr, &g[i], &c[i]);
+    for (int i = 0; i < 2; i++)
+        mats_random(&pr, t, ffn, cols, 0.05f, &seed, &g[i], &c[i]);
+    need(pr.gpu->ops->norm_gate_up(pr.gpu, x.gpu, norm.gpu, 1e-6f, n, g, act.gpu, ffn));
+    need(pr.cpu->ops->norm_gate_up(pr.cpu, x.cpu, norm.cpu, 1e-6f, n, c, act.cpu, ffn));
+    need_close("norm_gate_up", both_error(&pr, &act), 2 * tolerance(pr.act));
+}
+
+START_TEST(fused_products_agree_with_the_cpu)
+{
+    open_act(_i);
+    check_fused(weights[_i / N_ACTS], 1);
+    check_fused(weights[_i / N_ACTS], 5);
+    check_fused(weights[_i / N_ACTS], 33);
+    pair_close(&pr);
+}
+END_TEST
+
+static bool present(void)
+{
+    const char *why = pair_open(&pr, EK_F32);
+
+    if (why)
+        printf("skipped: %s\n", why);
+    else
+        pair_close(&pr);
+    return why == NULL;
+}
+
+int main(void)
+{
+    Suite *s = suite_create("gpu operations");
+    TCase *tc = tcase_create("operations");
+    SRunner *sr;
+    int failed;
+
+    if (!present())
+        return 77;
+    sr = srunner_create(s);
+    suite_add_tcase(s, tc);
+    tcase_set_timeout(tc, 0);
+    tcase_add_loop_test(tc, rows_are_normalised_activated_and_gathered_as_on_the_cpu, 0, N_ACTS);
+    tcase_add_test(tc, argmax_takes_the_lowest_index_of_a_tie);
+    tcase_add_test(tc, converted_numbers_are_those_of_the_host);
+    tcase_add_loop_test(tc, products_agree_for_every_weight_type_and_number_of_tokens, 0,
+                        N_ACTS * N_WEIGHTS);
+    tcase_add_loop_test(tc, embeddings_are_rows_of_the_table, 0, N_ACTS * N_WEIGHTS);
+    tcase_add_loop_test(tc, fused_products_agree_with_the_cpu, 0, N_ACTS * N_WEIGHTS);
+    srunner_set_fork_status(sr, CK_NOFORK);
+    srunner_run_all(sr, CK_NORMAL);
+    failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}

@@ -1,0 +1,46 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Checks and times everything on this machine's GPU from a folder made by `make relocatable`.
+# Usage: run-gpu.sh [WHAT...]   WHAT: tests bench sanitize (default: tests bench)
+# Logs go to $OUT (default: the current folder).
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+OUT=${OUT:-.}
+what=${*:-tests bench}
+# CUDA's libraries: the toolkit's, and those that Python packages carry
+for lib in libcudart.so.13 libcublasLt.so.13 libcupti.so.13 libnccl.so.2; do
+    dir=$(for d in /usr/local/cuda/lib64 /usr/local/cuda/extras/CUPTI/lib64 \
+        /usr/lib/x86_64-linux-gnu /opt/*/.venv/lib/python3*/site-packages/nvidia/*/lib \
+        /usr/lib/python3/dist-packages/nvidia/*/lib \
+        /usr/local/lib/python3*/dist-packages/nvidia/*/lib; do
+        [ -e "$d/$lib" ] && echo "$d" && break
+    done)
+    [ -n "$dir" ] && LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$dir
+done
+export LD_LIBRARY_PATH
+nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.draw,clocks_throttle_reasons.active \
+    --format=csv >"$OUT/gpu.txt" 2>&1
+failed=0
+run() { # NAME COMMAND...
+    name=$1
+    shift
+    "$@" >"$OUT/$name.log" 2>&1
+    rc=$?
+    [ $rc -eq 0 ] || failed=1
+    echo "== $name: exit $rc"
+    tail -n "${LINES_SHOWN:-60}" "$OUT/$name.log"
+}
+for w in $what; do
+    case $w in
+    tests) for t in check_devices check_ops check_attention; do run "$t" "$here/bin/$t"; done ;;
+    bench) run bench "$here/bin/bench_kernels" ${BENCH:-all} ;;
+    sanitize)
+        for t in check_devices check_attention; do
+            run "memcheck-$t" compute-sanitizer --error-exitcode 9 "$here/bin/$t"
+        done
+        run racecheck compute-sanitizer --tool racecheck --error-exitcode 9 \
+            "$here/bin/check_attention"
+        ;;
+    esac
+done
+exit $failed
