@@ -43,7 +43,8 @@ AS_IF([test "x$ek_last" != x90], [NVCC_GENCODE="$NVCC_GENCODE -gencode arch=comp
 CUDA_LIBDIR=$ek_cuda_home/lib64
 AS_IF([test ! -d "$CUDA_LIBDIR"], [CUDA_LIBDIR=$ek_cuda_home/lib])
 CUDA_CPPFLAGS="-isystem $ek_cuda_home/include"
-CUDA_LIBS="-Wl,--as-needed -L$CUDA_LIBDIR -L$ek_cuda_home/extras/CUPTI/lib64 -L$CUDA_LIBDIR/stubs -lcublasLt -lcublas -lcupti -lnccl -lcudart -lstdc++ -Wl,-rpath,$CUDA_LIBDIR"
+ek_cuda_libs="-L$CUDA_LIBDIR -L$ek_cuda_home/extras/CUPTI/lib64 -L$CUDA_LIBDIR/stubs -lcublasLt -lcublas -lcupti -lnccl -lcudart -lstdc++"
+CUDA_LIBS="-Wl,--as-needed $ek_cuda_libs -Wl,-rpath,$CUDA_LIBDIR"
 AC_MSG_CHECKING([for a working CUDA toolkit in $ek_cuda_home])
 mkdir -p conftest.cuda
 cat > conftest.cuda/t.cu <<'_EOF'
@@ -54,7 +55,7 @@ cat > conftest.cuda/t.cu <<'_EOF'
 __global__ void k(float *x) { x[[0]] = 1; }
 int main() { k<<<1,1>>>(0); cublasLtHandle_t h; cublasLtCreate(&h); int v; ncclGetVersion(&v); uint32_t c; cuptiGetVersion(&c); return 0; }
 _EOF
-AS_IF([$NVCC $NVCC_GENCODE $CUDA_CPPFLAGS -o conftest.cuda/t conftest.cuda/t.cu $CUDA_LIBS >conftest.cuda/log 2>&1],
+AS_IF([$NVCC $NVCC_GENCODE $CUDA_CPPFLAGS -o conftest.cuda/t conftest.cuda/t.cu $ek_cuda_libs >conftest.cuda/log 2>&1],
     [ek_cuda="$ek_cuda_home (sm $ek_cuda_arch)"; AC_MSG_RESULT([yes])
      AC_DEFINE([HAVE_CUDA], [1], [CUDA, cuBLAS, CUPTI and NCCL])],
     [AC_MSG_RESULT([no]); cat conftest.cuda/log >&AS_MESSAGE_LOG_FD])

@@ -20,19 +20,19 @@ endif
 
 # bin/ with the programs and GPU suites, lib/ with the libraries that a closed host may lack; libc,
 # the compiler's and CUDA's libraries are the host's.
-RELOCATABLE_PROGRAMS = $(bin_PROGRAMS)
+carried_programs = $(bin_PROGRAMS)
 if HAVE_CHECK
 if HAVE_CUDA
-RELOCATABLE_PROGRAMS += $(GPU_TESTS) tests/gpu/bench_kernels
+carried_programs += $(GPU_TESTS) tests/gpu/bench_kernels
 endif
 endif
-HOST_LIBRARIES = ld-linux|linux-vdso|libc\.so|libm\.so|libdl\.so|libpthread|librt\.so|libgcc_s|libstdc|libcu|libnccl|libnvidia
-RELOCATABLE = $(abs_top_builddir)/relocatable
+host_libraries = ld-linux|linux-vdso|libc\.so|libm\.so|libdl\.so|libpthread|librt\.so|libgcc_s|libstdc|libcu|libnccl|libnvidia
+carried = $(abs_top_builddir)/relocatable
 .PHONY: relocatable
-relocatable: $(RELOCATABLE_PROGRAMS)
-	@rm -rf $(RELOCATABLE) && $(MKDIR_P) $(RELOCATABLE)/bin $(RELOCATABLE)/lib
-	$(AM_V_GEN)for p in $(RELOCATABLE_PROGRAMS); do \
-	  strip -o $(RELOCATABLE)/bin/`basename $$p` $$p || exit 1; \
-	  ldd $$p | grep -vE '$(HOST_LIBRARIES)' | awk '/=> \// { print $$3 }' | \
-	    xargs -r cp -L -t $(RELOCATABLE)/lib || exit 1; \
-	done; cp $(top_srcdir)/tests/gpu/run-gpu.sh $(RELOCATABLE)/
+relocatable: $(carried_programs)
+	@rm -rf $(carried) && $(MKDIR_P) $(carried)/bin $(carried)/lib
+	$(AM_V_GEN)for p in $(carried_programs); do \
+	  strip -o $(carried)/bin/`basename $$p` $$p || exit 1; \
+	  ldd $$p | grep -vE '$(host_libraries)' | awk '/=> \// { print $$3 }' | \
+	    xargs -r cp -L -t $(carried)/lib || exit 1; \
+	done; cp $(top_srcdir)/tests/gpu/run-gpu.sh $(carried)/
