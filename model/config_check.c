@@ -6,6 +6,8 @@
 
 #include <math.h>
 
+#define MAX_HEAD_DIM 8192
+
 #define FAIL(fmt, ...) ek_error(EK_EFORMAT, "%s: " fmt, where, __VA_ARGS__)
 
 static enum ek_status check_attention(const struct ek_config *c, const char *where)
@@ -17,6 +19,8 @@ static enum ek_status check_attention(const struct ek_config *c, const char *whe
                     c->n_kv_heads);
     if (c->head_dim == 0)
         return FAIL("head_dim is 0 (hidden_size %u, %u heads)", c->hidden, c->n_heads);
+    if (c->head_dim > MAX_HEAD_DIM || c->v_head > MAX_HEAD_DIM)
+        return FAIL("heads of %u and %u values, at most %d", c->head_dim, c->v_head, MAX_HEAD_DIM);
     if (rotary == 0 || rotary % 2)
         return FAIL("%u rotary dimensions a head, an even number expected", rotary);
     if (c->attention == EK_ATTENTION_MLA && (c->kv_lora == 0 || c->v_head == 0))

@@ -58,8 +58,11 @@ static enum ek_status open_named(struct ek_model_files *f, const char *dir, cons
                                  const char *tensor, const char *name)
 {
     char *path = ek_path_join(dir, name);
-    bool there = path && ek_file_exists(path);
+    bool there;
 
+    if (path == NULL)
+        return EK_ENOMEM;
+    there = ek_file_exists(path);
     free(path);
     if (!there)
         return ek_error(EK_EFORMAT, "%s: weight_map of '%.128s' names '%s', which is missing",

@@ -217,22 +217,31 @@ static uint64_t elements(const struct ek_tensor *t)
     return n;
 }
 
+static enum ek_status sum_module(const struct ek_model *m, struct ek_module *mod)
+{
+    mod->weight_bytes = mod->n_params = 0;
+    for (size_t i = 0; i < mod->n_tensors; i++) {
+        const struct ek_tensor *t = &mod->tensors[i];
+        if (!ek_add_size(mod->n_params, elements(t), &mod->n_params) ||
+            (t->role != EK_ROLE_UNUSED &&
+             !ek_add_size(mod->weight_bytes, t->bytes, &mod->weight_bytes)))
+            return overflow(m, t->name);
+    }
+    return EK_OK;
+}
+
 enum ek_status ek_modules_sum(struct ek_model *m)
 {
+    uint64_t bytes = 0;
+
     m->n_params = 0;
     for (size_t i = 0; i < m->n_modules; i++) {
         struct ek_module *mod = &m->modules[i];
-        mod->weight_bytes = mod->n_params = 0;
-        for (size_t j = 0; j < mod->n_tensors; j++) {
-            const struct ek_tensor *t = &mod->tensors[j];
-            mod->n_params += elements(t);
-            if (t->role != EK_ROLE_UNUSED &&
-                !ek_add_size(mod->weight_bytes, t->bytes, &mod->weight_bytes))
-                return overflow(m, t->name);
-        }
+        EK_TRY(sum_module(m, mod));
+        if (!ek_add_size(bytes, mod->weight_bytes, &bytes) || bytes > INT64_MAX)
+            return ek_error(EK_EFORMAT, "%s: the weights' size overflows at '%s'", m->path,
+                            mod->name);
         m->n_params += mod->tied_to < 0 ? mod->n_params : 0;
-        if (mod->weight_bytes > INT64_MAX)
-            return overflow(m, mod->name);
     }
     return EK_OK;
 }

@@ -394,7 +394,8 @@ enum ek_status ek_safetensors_write(const char *path, const struct ek_safetensor
     memcpy(image + 8, header, length);
     p = image + 8 + length;
     for (size_t i = 0; i < n; p += entries[i++].bytes)
-        memcpy(p, data[i], entries[i].bytes);
+        if (entries[i].bytes)
+            memcpy(p, data[i], entries[i].bytes);
     st = ek_file_write(path, image, total, force);
 done:
     free(image);

@@ -77,6 +77,7 @@ static const struct {
     {llama, "{\"num_attention_heads\":100,\"num_key_value_heads\":50}", EK_EFORMAT,
      "head_dim is 0"},
     {llama, "{\"head_dim\":0}", EK_EFORMAT, "head_dim must be"},
+    {llama, "{\"head_dim\":8194}", EK_EFORMAT, "heads of 8194"},
     {llama, "{\"head_dim\":15}", EK_EFORMAT, "15 rotary dimensions"},
     {llama, "{\"vocab_size\":99999999999}", EK_EFORMAT, "vocab_size must be"},
     {llama, "{\"rms_norm_eps\":0}", EK_EFORMAT, "rms_norm_eps must be"},

@@ -166,6 +166,23 @@ START_TEST(paths_that_are_no_model_are_refused)
 }
 END_TEST
 
+/* One allocation after the other fails; what was reached is freed and said. */
+START_TEST(running_out_of_memory_is_an_error)
+{
+    static const char *const names[] = {LAYERS, "reference/deepseek-vl2-tiny"};
+    struct ek_model *m = NULL;
+    char count[16], path[512];
+
+    snprintf(count, sizeof(count), "%d", _i / 2 * 3 + 1);
+    setenv("EK_FAIL_ALLOC", count, 1); /* read once a process: each test has its own */
+    if (ek_model_open(fixture(names[_i % 2], path), NULL, &m) != EK_OK) {
+        ck_assert_ptr_null(m);
+        ck_assert_msg(strstr(ek_last_error(), "out of host memory"), "%s", ek_last_error());
+    }
+    ek_model_close(m);
+}
+END_TEST
+
 /* ---- GGUF -------------------------------------------------------------------------------------*/
 
 #define HEADS    4
@@ -506,6 +523,7 @@ int main(void)
     tcase_add_loop_test(dirs, tensors_are_held_against_the_configuration, 0,
                         EK_ARRAY_LEN(mismatches));
     tcase_add_test(dirs, paths_that_are_no_model_are_refused);
+    tcase_add_loop_test(dirs, running_out_of_memory_is_an_error, 0, 60);
     tcase_add_checked_fixture(gguf, temp_begin, temp_end);
     tcase_add_loop_test(gguf, llama_ggufs_are_read_in_hugging_face_s_row_order, 0,
                         EK_ARRAY_LEN(types));
