@@ -67,8 +67,7 @@ static enum ek_status run(const struct ek_args *args)
 
     EK_TRY(ek_arg_required(args, "reference", &path));
     EK_TRY(ek_reference_read(path, &r));
-    /* all rows of one chunk may be asked for at once */
-    struct ek_session_need need = {.context = (uint32_t)r->n_ids, .all_logits = true};
+    struct ek_session_need need = {.context = (uint32_t)r->n_ids};
     st = ek_session_open(args, args->operands[0], &need, &s);
     if (st == EK_OK)
         st = compare(args, &s, r);

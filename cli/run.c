@@ -277,8 +277,7 @@ static bool needs_tokenizer(const struct ek_args *a)
 
 static enum ek_status open_session(struct job *j)
 {
-    struct ek_session_need need = {.batch = (uint32_t)j->n_prompts,
-                                   .all_logits = ek_arg(j->args, "record") != NULL};
+    struct ek_session_need need = {.batch = (uint32_t)j->n_prompts};
 
     if (ek_arg(j->args, "plan"))
         need.batch = 0; /* more prompts than the plan's batch run in waves */

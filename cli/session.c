@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #define DEFAULT_CONTEXT 2048
+#define SINGLE_LOGITS   32 /* rows of logits computed at once without a plan */
 
 static enum ek_status single_plan(const struct ek_args *args, const struct ek_model *m,
                                   const struct ek_session_need *need, struct ek_plan **out)
@@ -41,7 +42,7 @@ enum ek_status ek_session_open(const struct ek_args *args, const char *model_pat
     if (need->batch > s->plan->batch)
         return ek_error(EK_NO, "%s: planned for a batch of %u, %u are needed", path ? path : "plan",
                         s->plan->batch, need->batch);
-    opt.max_logits = need->all_logits ? s->plan->prefill_chunk : 0;
+    opt.max_logits = path ? 0 : SINGLE_LOGITS; /* a plan's memory has room for its own rows only */
     return ek_engine_open(s->model, s->plan, &opt, &s->engine);
 }
 

@@ -16,7 +16,6 @@ struct ek_session {
 struct ek_session_need {
     uint32_t batch;   /* 0: the plan's, or 1 */
     uint32_t context; /* tokens of a sequence; 0: the plan's */
-    bool all_logits;  /* logits of every row of a step may be asked for */
 };
 
 /* Opens by the options --plan and --devices. On failure *s is to be closed all the same. */
