@@ -20,7 +20,7 @@ expect 0 evenkeel profile "$model" --db "$db" --devices "$devices" --max-batch 2
 expect 0 evenkeel plan "$model" --db "$db" --batch 2 --prompt 32 --generate 8 --context 128 \
     -o "$scratch/plan.json"
 says 'optimal'
-expect 2 evenkeel plan "$model" --db "$db" --batch 2 --prompt 32 --context 128 -o "$scratch/plan.json"
+expect 2 evenkeel plan "$model" --db "$db" --batch 2 --prompt 32 --generate 8 --context 128 -o "$scratch/plan.json"
 expect 0 evenkeel check "$model" --plan "$scratch/plan.json" --reference "$reference" --json
 says '"ok": true'
 expect 0 evenkeel run "$model" --plan "$scratch/plan.json" --ids 1,2,3,4 --max-tokens 4 --json
@@ -29,7 +29,7 @@ expect 0 evenkeel bench "$model" --plan "$scratch/plan.json" --db "$db"
 says 'decode'
 
 # answers that are no
-expect 1 evenkeel plan "$model" --db "$db" --batch 2 --prompt 32 --context 128 --max-memory "64KiB 64KiB"
+expect 1 evenkeel plan "$model" --db "$db" --batch 2 --prompt 32 --generate 8 --context 128 --max-memory "64KiB 64KiB"
 expect 1 evenkeel check "$fixtures/reference/llama-gqa-tied" --reference "$fixtures/reference/llama-gqa-tied/reference.safetensors" \
     --tolerance 0.000000001
 warns 'differ'
