@@ -143,8 +143,8 @@ def expand(ids, image_id, grids):
 
 
 def positions_of(ids, image_id, grids):
-    """[3, T] by the published rule: text counts on all three rows, a cell of an image has (p, p + row,
-    p + column), and the text goes on after the image's longer side."""
+    """[3, T] by the published rule: text counts on all three rows, a cell of an image has
+    (p, p + row, p + column), and the text goes on after the image's longer side."""
     out, p, at, grids = [], 0, 0, iter(grids)
     while at < len(ids):
         if ids[at] != image_id:
@@ -227,6 +227,25 @@ def tensors_of(ids, logits, top_k=None, positions=None, trace=None):
     return out
 
 
+def bf16_note(exact, other):
+    """Metadata: mean divergence (KL) and largest difference of bf16 logits from the fp32 ones."""
+    exact, other = exact.double(), other.double()
+    apart = exact.log_softmax(-1) - other.log_softmax(-1)
+    kl = (exact.softmax(-1) * apart).sum(-1).mean()
+    largest = (exact - other).abs().max()
+    return {
+        "bf16": json.dumps({"mean_kl": float(f"{kl:.3e}"), "max_diff": float(f"{largest:.3e}")})
+    }
+
+
+def noise(path, ids, logits, device="cpu", **inputs):
+    """What the official implementation itself loses in bf16: the measure of anybody's bf16 run."""
+    model = load(path, "bfloat16", device)
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    return bf16_note(logits, forward(model, ids, **inputs)[0])
+
+
 def save(path, tensors, meta):
     """A safetensors file whose bytes depend on the contents alone: the library's own writer gives
     the metadata in another order every time."""
@@ -306,8 +325,13 @@ def arguments():
     what.add_argument("--prompt-file", help="file with the text")
     what.add_argument("--ids", help="token ids, comma- or space-separated")
     what.add_argument("--random", type=int, metavar="T", help="T random ids from the seed")
-    p.add_argument("--image", action="append", default=[], metavar="FILE",
-                   help="for Qwen2.5-VL: one for every <|image_pad|> of the text, in order")
+    p.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="for Qwen2.5-VL: one for every <|image_pad|> of the text, in order",
+    )
     p.add_argument("--special", action="store_true", help="let the tokenizer add bos and the like")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument(
@@ -319,6 +343,9 @@ def arguments():
     p.add_argument("--top-k", type=int, metavar="N", help="keep the N largest logits of a position")
     p.add_argument("--positions", help="rows to keep, as 0:8,31,-1 (default: all)")
     p.add_argument("--trace", action="store_true", help="also every layer's output")
+    p.add_argument(
+        "--noise", action="store_true", help="also run in bf16 and note what that alone costs"
+    )
     p.add_argument("--device", default="cpu", help="cpu (default) or cuda:0")
     p.add_argument("--threads", type=int, help="of the CPU")
     return p.parse_args()
@@ -341,7 +368,8 @@ def main():
     if not torch.isfinite(logits).all():
         raise SystemExit("the official implementation gave logits that are not finite")
     tensors = tensors_of(ids, logits, args.top_k, rows, trace) | extra
-    write(args.output, tensors, type(model).__name__, args.dtype, args.seed)
+    more = noise(args.model, ids, logits, args.device, **inputs) if args.noise else {}
+    write(args.output, tensors, type(model).__name__, args.dtype, args.seed, **more)
     kept = len(rows) if rows is not None else len(ids)
     print(
         f"{args.output}: {type(model).__name__}, {len(ids)} tokens, {kept} positions, "

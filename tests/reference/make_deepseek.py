@@ -169,6 +169,7 @@ def make(name):
         type(model).__name__,
         "float32",
         seed,
+        **tool.noise(folder, ids, logits),
     )
     say(folder, logits)
 

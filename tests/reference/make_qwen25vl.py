@@ -179,6 +179,7 @@ def main():
         "float32",
         seed,
         prompt=TEXT,
+        **tool.noise(folder, ids, logits, **inputs),
         image_grid_thw=json.dumps(grids.tolist()),
     )
     print(f"{len(ids)} tokens, grids {grids.tolist()}")

@@ -190,6 +190,7 @@ def make(name):
         type(model).__name__,
         "float32",
         seed,
+        **tool.noise(folder, ids, logits),
     )
     if dtype == torch.bfloat16:
         half = tool.load(folder, "bfloat16")

@@ -275,7 +275,7 @@ def prepare(folder, turns, images):
 
 
 @torch.no_grad()
-def official(config, tensors, ids, tiles, mask, crop):
+def official(config, tensors, ids, tiles, mask, crop, dtype=torch.float32):
     model = DeepseekVLV2ForCausalLM(DeepseekVLV2Config(**config)).float().eval()
     assert {type(l.self_attn).__name__ for l in model.language.model.layers} <= {
         "DeepseekV2Attention",
@@ -283,6 +283,7 @@ def official(config, tensors, ids, tiles, mask, crop):
     }
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert not unexpected and not missing, (missing, unexpected)
+    model.to(dtype)
     trace, hooks = {}, []
 
     def keep(name):
@@ -313,7 +314,7 @@ def official(config, tensors, ids, tiles, mask, crop):
     out = model(
         input_ids=batch,
         attention_mask=torch.ones_like(batch),
-        images=tiles[None],
+        images=tiles[None].to(dtype),
         images_seq_mask=torch.tensor([mask]),
         images_spatial_crop=crop[None],
         use_cache=False,
@@ -342,6 +343,7 @@ def make(name):
     ids, tiles, mask, crop = prepare(folder, turns, images)
     stored = {k: v.bfloat16().float() for k, v in tensors.items()}
     logits, trace = official(config, stored, ids, tiles, mask, crop)
+    half, _ = official(config, stored, ids, tiles, mask, crop, torch.bfloat16)
     out = tool.tensors_of(ids, logits, trace=trace)
     out.update({f"image.{i}": torch.from_numpy(image) for i, image in enumerate(images)})
     out["tiles"] = (
@@ -354,6 +356,7 @@ def make(name):
         "float32",
         seed,
         conversation=json.dumps(turns, ensure_ascii=False),
+        **tool.bf16_note(logits, half),
         tiles_of_images=json.dumps(crop.tolist()),
     )
     print(f"{len(ids)} tokens, images {sizes}, tiles [width, height] {crop.tolist()}")
