@@ -35,3 +35,4 @@ libmodel_a_SOURCES = \
 	model/tokenizer_json.c \
 	model/utf8.c \
 	model/vocab.c
+EXTRA_DIST += docs/models.md

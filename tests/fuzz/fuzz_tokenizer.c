@@ -108,6 +108,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     size_t tail = n < TAIL ? n : TAIL;
     bool gguf = n > 4 && memcmp(data, "GGUF", 4) == 0;
 
+    ek_set_quiet(true);
     if ((gguf ? open_gguf(data, n, &t) : open_json((const char *)data, n, &t)) != EK_OK)
         return 0;
     use(t, (const char *)data + n - tail, tail);

@@ -17,6 +17,7 @@ DeepSeek's class name LlamaTokenizerFast into a Metaspace tokenizer, and spaces 
 
 import argparse
 import datetime
+import hashlib
 import json
 import pathlib
 import platform
@@ -105,6 +106,19 @@ def random_strings(rng, n, text):
                 parts.append("".join(chr(c) for c in codes if assigned(c)))
         out.append("".join(parts))
     return out
+
+
+def code_points(tool, path, tok):
+    """Every character in a context that shows its class; how many differ, by age."""
+    codes = [c for c in (*range(1, 0xd800), *range(0xe000, 0x32000), *range(0xe0000, 0xe0200))]
+    strings = [f"a {chr(c)}{chr(c)}e1 {chr(c)} " for c in codes]
+    theirs = [e.ids for e in tok.encode_batch(strings, add_special_tokens=False)]
+    ours = our_ids(tool, "encode", path, [s.encode() for s in strings])
+    bad = [c for c, a, b in zip(codes, ours, theirs) if a != b]
+    old = [c for c in bad if unicodedata.category(chr(c)) != "Cn"]
+    if old:
+        print(f"{path}: {[hex(c) for c in old[:20]]}", file=sys.stderr)
+    return old, len(bad) - len(old), len(codes)
 
 
 # ---- References
@@ -252,7 +266,14 @@ def compare_chats(tool, path, tok, config):
 
 # ---- One vocabulary
 
-def compare(tool, path, label, tok, config, strings):
+def digest(path):
+    """Of the file that holds the vocabulary, shortened."""
+    path = pathlib.Path(path)
+    data = (path / "tokenizer.json" if path.is_dir() else path).read_bytes()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def compare(tool, path, label, tok, config, strings, source=None):
     theirs = [e.ids for e in tok.encode_batch(strings, add_special_tokens=False)]
     ours = our_ids(tool, "encode", path, [s.encode() for s in strings])
     bad = [i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b]
@@ -271,9 +292,23 @@ def compare(tool, path, label, tok, config, strings):
     n = sum(map(len, theirs))
     chats = compare_chats(tool, path, tok, config)
     print(f"| {label} | {tok.get_vocab_size()} | {len(strings) - len(bad)}/{len(strings)} | {n} | "
-          f"{len(plain) - len(wrong)}/{len(plain)} | {chats} |", flush=True)
+          f"{len(plain) - len(wrong)}/{len(plain)} | {chats} | "
+          f"{'–' if source is None else digest(source)} |", flush=True)
     total = len(CHATS)
     return not bad and not wrong and ("/" not in chats or chats == f"{total}/{total}")
+
+
+def report_code_points(args):
+    print("| vocabulary | characters | differ, assigned by Unicode "
+          f"{unicodedata.unidata_version} | differ, assigned later or never |")
+    print("| --- | --- | --- | --- |", flush=True)
+    good = True
+    for path in args.paths:
+        tok, _ = (gguf_reference if path.endswith(".gguf") else json_reference)(path)
+        old, new, n = code_points(args.tokenize, path, tok)
+        print(f"| {pathlib.Path(path).name} | {n} | {len(old)} | {new} |", flush=True)
+        good &= not old
+    return 0 if good else 1
 
 
 def main():
@@ -281,24 +316,29 @@ def main():
     args.add_argument("--tokenize", required=True)
     args.add_argument("--strings", type=int, default=4000)
     args.add_argument("--seed", type=int, default=1)
+    args.add_argument("--code-points", action="store_true",
+                      help="instead: every character, in a context that shows its class")
     args.add_argument("paths", nargs="+")
     args = args.parse_args()
+    if args.code_points:
+        sys.exit(report_code_points(args))
     text = TEXT.read_bytes().decode("utf-8", "replace")
     strings = [text] + text.split("\n") + random_strings(random.Random(args.seed), args.strings,
                                                          text)
     print(f"Made {datetime.date.today()} by `{pathlib.Path(__file__).name} --strings "
           f"{args.strings} --seed {args.seed}`; tokenizers {tokenizers.__version__}, "
           f"Python {platform.python_version()} (Unicode {unicodedata.unidata_version}).\n")
-    print("| vocabulary | tokens | equal ids, strings | tokens compared | equal text | chats |")
-    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    print("| vocabulary | tokens | strings with equal ids | ids compared | equal decoded text | "
+          "equal chats | sha256 |")
+    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     good = True
     for path in args.paths:
         name = pathlib.Path(path).name
         if path.endswith(".gguf"):
-            good &= compare(args.tokenize, path, name, *gguf_reference(path), strings)
+            good &= compare(args.tokenize, path, name, *gguf_reference(path), strings, path)
             continue
         tok, config = json_reference(path)
-        good &= compare(args.tokenize, path, name, tok, config, strings)
+        good &= compare(args.tokenize, path, name, tok, config, strings, path)
         if pre_name(tok):
             with tempfile.TemporaryDirectory() as folder:
                 out = pathlib.Path(folder) / "vocabulary.gguf"
