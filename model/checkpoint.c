@@ -86,6 +86,19 @@ static const struct ek_spelling *choose_spelling(const struct ek_model *m,
     return &family->spellings[0];
 }
 
+/* Pickles run code when they are read: never by us. */
+static void note_pickle(const char *dir)
+{
+    static const char *const names[] = {"pytorch_model.bin", "pytorch_model.bin.index.json"};
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(names); i++) {
+        char *path = ek_path_join(dir, names[i]);
+        if (path && ek_file_exists(path))
+            ek_note("%s is not read, only safetensors are: the weights will be synthetic", path);
+        free(path);
+    }
+}
+
 static enum ek_status open_directory(struct ek_model *m, const char *dir,
                                      const struct ek_family **family)
 {
@@ -100,6 +113,8 @@ static enum ek_status open_directory(struct ek_model *m, const char *dir,
     } else if (st == EK_OK) {
         EK_GOTO(ek_config_read(config, dir, &m->config, family), st, done);
         EK_GOTO(ek_shards_open(m->files, dir), st, done);
+        if (m->files->n_shards == 0)
+            note_pickle(dir);
         st = ek_modules_build(m, choose_spelling(m, *family));
     }
 done:
