@@ -192,6 +192,7 @@ static enum ek_status generate(struct job *j)
     if (j->stream) {
         fputs(ek_decoder_flush(j->stream), stdout);
         fputc('\n', stdout);
+        fflush(stdout);
     }
     return st;
 }
