@@ -39,3 +39,7 @@ tests_model_check_weights_SOURCES = tests/model/check_weights.c tests/model/file
 	tests/model/files.h
 tests_model_check_weights_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_model_check_weights_LDADD = libmodel.a libkernels.a $(MODEL_TEST_LIBS)
+noinst_PROGRAMS += tests/model/tensors
+tests_model_tensors_SOURCES = tests/model/tensors.c
+tests_model_tensors_LDADD = libmodel.a libbase.a $(JANSSON_LIBS) $(ONIG_LIBS) $(UTF8PROC_LIBS)
+EXTRA_DIST += tests/reference/compare_models.py
