@@ -47,3 +47,8 @@ FUZZERS += tests/fuzz/fuzz_reference
 tests_fuzz_fuzz_reference_SOURCES = tests/fuzz/fuzz_reference.c $(FUZZER_MAIN)
 tests_fuzz_fuzz_reference_LDADD = $(RUNTIME_FUZZER_LIBS)
 tests_fuzz_fuzz_reference_LDFLAGS = $(FUZZER_FLAGS)
+
+FUZZERS += tests/fuzz/fuzz_index
+tests_fuzz_fuzz_index_SOURCES = tests/fuzz/fuzz_index.c $(FUZZER_MAIN)
+tests_fuzz_fuzz_index_LDADD = $(FUZZER_LIBS)
+tests_fuzz_fuzz_index_LDFLAGS = $(FUZZER_FLAGS)
