@@ -77,6 +77,7 @@ struct cpu_simd {
     void (*rotate)(float *head, const float *cosine, const float *sine, uint32_t dim,
                    bool interleaved);
     uint32_t (*argmax)(const float *x, uint32_t n);
+    uint64_t (*read)(const char *p, size_t n); /* reads every byte once; the result is a fold */
 
     void (*attend_one)(const struct cpu_attend *a, uint32_t seq, uint32_t kv_head, uint32_t from,
                        uint32_t to, float *partial, void *scratch);

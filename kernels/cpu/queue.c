@@ -19,7 +19,8 @@ struct copy_job {
     char *dst;
     const char *src;
     size_t n;
-    uint64_t *sums; /* of read_bytes: one a thread, 64 bytes apart */
+    const struct cpu_simd *simd; /* of read_bytes */
+    uint64_t *sums;              /* of read_bytes: one a thread, 64 bytes apart */
 };
 
 static uint32_t n_chunks(size_t n)
@@ -76,33 +77,17 @@ enum ek_status cpu_zero(struct ek_device *dev, void *dst, size_t n)
     return EK_OK;
 }
 
-/* Sums 64 bytes at a time in eight accumulators: the compiler vectorises it. */
 static void read_item(void *arg, uint32_t item, uint32_t thread)
 {
-    typedef uint64_t v8 __attribute__((vector_size(64), aligned(1), may_alias));
     struct copy_job *job = arg;
-    const char *p = job->src + item * CHUNK;
-    size_t n = chunk_size(job, item), i = 0;
-    v8 s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
 
-    for (; i + 256 <= n; i += 256) {
-        const v8 *q = (const v8 *)(p + i);
-        s0 ^= q[0];
-        s1 ^= q[1];
-        s2 ^= q[2];
-        s3 ^= q[3];
-    }
-    s0 ^= s1 ^ s2 ^ s3;
-    for (; i < n; i++)
-        s0[0] += (unsigned char)p[i];
-    for (int k = 0; k < 8; k++)
-        job->sums[thread * 8] ^= s0[k];
+    job->sums[thread * 8] ^= job->simd->read(job->src + item * CHUNK, chunk_size(job, item));
 }
 
 enum ek_status cpu_read_bytes(struct ek_device *dev, const void *p, size_t n)
 {
     struct cpu_device *cpu = cpu_of(dev);
-    struct copy_job job = {.src = p, .n = n};
+    struct copy_job job = {.src = p, .n = n, .simd = cpu->simd};
     float *sums;
 
     EK_TRY(cpu_shared(cpu, (size_t)cpu->cores.n * 16, &sums));

@@ -20,6 +20,7 @@
 #include "kernels/cpu/simd/decode.h"
 #include "kernels/cpu/simd/products.h"
 #include "kernels/cpu/simd/rows.h"
+#include "kernels/cpu/simd/read.h"
 #include "kernels/cpu/simd/attend.h"
 #include "kernels/cpu/simd/table.h"
 #if defined(__clang__)

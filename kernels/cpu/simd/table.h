@@ -19,6 +19,7 @@ const struct cpu_simd SIMD_TABLE = {
     .angles = angles,
     .rotate = rotate,
     .argmax = argmax,
+    .read = read_all,
     .attend_one = attend_one,
     .attend_block = attend_block,
     .merge = merge,
