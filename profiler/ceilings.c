@@ -8,21 +8,24 @@
 #include <math.h>
 #include <string.h>
 
-enum { REPEATS = 7, PRODUCT_ROWS = 2048, PRODUCT_COLS = 2048, PRODUCT_TOKENS = 512 };
-#define BUFFER_MOST  ((uint64_t)1 << 30)
-#define BUFFER_LEAST ((uint64_t)64 << 20)
-#define READ_SECONDS 0.02 /* of reading a small set over and over */
+enum { REPEATS = 15, FEW_REPEATS = 4, PRODUCT_LEAST = 512, PRODUCT_MOST = 8192 };
+#define PRODUCT_SECONDS 0.002 /* long enough for the clock, short enough to find a quiet moment */
+#define BUFFER_MOST     ((uint64_t)1 << 30)
+#define BUFFER_LEAST    ((uint64_t)64 << 20)
+#define READ_SECONDS    0.02 /* of reading a small set over and over */
+#define PIECE_SECONDS   0.001
 
 struct work { /* one thing to time */
     struct ek_device *dev;
-    enum ek_status (*run)(const struct work *w);
+    enum ek_status (*run)(struct work *w);
     void *a, *b;
-    size_t n;
+    size_t n;         /* bytes; of a product: rows, columns and tokens */
+    size_t piece, at; /* bytes of one run, and where it begins: runs go round in the n bytes */
     struct ek_mat mat;
 };
 
 /* The least time of a few runs: a ceiling is what the device can do when nothing is in the way. */
-static enum ek_status best_time(const struct work *w, double *best)
+static enum ek_status best_time(struct work *w, int repeats, double *best)
 {
     const struct ek_ops *ops = w->dev->ops;
     struct ek_event *e[2] = {NULL, NULL};
@@ -31,7 +34,7 @@ static enum ek_status best_time(const struct work *w, double *best)
     *best = INFINITY;
     EK_GOTO(ops->event_new(w->dev, &e[0]), st, out);
     EK_GOTO(ops->event_new(w->dev, &e[1]), st, out);
-    for (int i = 0; i <= REPEATS; i++) {
+    for (int i = 0; i <= repeats; i++) {
         EK_GOTO(ops->event_record(w->dev, e[0]), st, out);
         EK_GOTO(w->run(w), st, out);
         EK_GOTO(ops->event_record(w->dev, e[1]), st, out);
@@ -49,20 +52,29 @@ out:
     return st;
 }
 
-static enum ek_status run_read(const struct work *w)
+static size_t next_piece(struct work *w)
 {
-    return w->dev->ops->read_bytes(w->dev, w->a, w->n);
+    size_t at = w->at;
+
+    w->at = at + 2 * w->piece <= w->n ? at + w->piece : 0;
+    return at;
 }
 
-static enum ek_status run_copy(const struct work *w)
+static enum ek_status run_read(struct work *w)
 {
-    return w->dev->ops->copy(w->dev, w->b, w->a, w->n);
+    return w->dev->ops->read_bytes(w->dev, (char *)w->a + next_piece(w), w->piece);
 }
 
-static enum ek_status run_product(const struct work *w)
+static enum ek_status run_copy(struct work *w)
 {
-    return w->dev->ops->linear(w->dev, w->a, PRODUCT_COLS, PRODUCT_TOKENS, &w->mat, NULL, w->b,
-                               PRODUCT_ROWS, 0);
+    size_t at = next_piece(w);
+
+    return w->dev->ops->copy(w->dev, (char *)w->b + at, (char *)w->a + at, w->piece);
+}
+
+static enum ek_status run_product(struct work *w)
+{
+    return w->dev->ops->linear(w->dev, w->a, w->n, (uint32_t)w->n, &w->mat, NULL, w->b, w->n, 0);
 }
 
 enum ek_status rig_fill_random(struct ek_device *dev, void *p, size_t n, enum ek_dtype dtype)
@@ -86,10 +98,10 @@ enum ek_status rig_fill_random(struct ek_device *dev, void *p, size_t n, enum ek
     return EK_OK;
 }
 
-/* Over many times the last-level cache, as far as there is memory. */
+/* Over several times the last-level cache, as far as there is memory. */
 static size_t buffer_bytes(const struct ek_device *dev, uint64_t available)
 {
-    uint64_t want = dev->info.cache_bytes * 8;
+    uint64_t want = dev->info.cache_bytes * 4;
 
     want = want < BUFFER_LEAST ? BUFFER_LEAST : want > BUFFER_MOST ? BUFFER_MOST : want;
     if (want > available / 4)
@@ -97,52 +109,61 @@ static size_t buffer_bytes(const struct ek_device *dev, uint64_t available)
     return (size_t)(want & ~(uint64_t)4095);
 }
 
+/* Bytes a second over all n bytes at once; where that takes long, over an eighth of them at a time,
+ * which finds a quiet moment of a busy machine. */
+static enum ek_status best_rate(struct work *w, double *rate)
+{
+    double whole, part;
+
+    w->piece = w->n;
+    w->at = 0;
+    EK_TRY(best_time(w, FEW_REPEATS, &whole));
+    *rate = (double)w->n / whole;
+    if (whole < 8 * PIECE_SECONDS)
+        return EK_OK;
+    w->piece = w->n / 8;
+    EK_TRY(best_time(w, REPEATS, &part));
+    *rate = fmax(*rate, (double)w->piece / part);
+    return EK_OK;
+}
+
 static enum ek_status measure_memory(struct ek_device *dev, struct ek_ceilings *out)
 {
     struct work w = {.dev = dev, .run = run_read};
     const struct ek_ops *ops = dev->ops;
     enum ek_status st;
-    double t;
 
     w.n = buffer_bytes(dev, ops->memory_free(dev));
     EK_GOTO(ops->alloc(dev, EK_TAG_WORKSPACE, w.n, &w.a), st, done);
     EK_GOTO(rig_fill_random(dev, w.a, w.n, EK_F32), st, done);
-    EK_GOTO(best_time(&w, &t), st, done);
-    out->read_bandwidth = (double)w.n / t;
+    EK_GOTO(best_rate(&w, &out->read_bandwidth), st, done);
     w.n /= 2;
     w.b = (char *)w.a + w.n;
     w.run = run_copy;
-    EK_GOTO(best_time(&w, &t), st, done);
-    out->copy_bandwidth = (double)w.n / t;
+    st = best_rate(&w, &out->copy_bandwidth);
 done:
     if (w.a)
         ops->release(dev, w.a);
     return st;
 }
 
-/* FLOP/s of a product of weights of that type; 0 where the backend does not take it. */
-static enum ek_status measure_product(struct ek_device *dev, enum ek_dtype dtype, double *rate)
+/* Seconds of a product of n rows, columns and tokens; EK_EUNSUPPORTED where the backend does not
+ * take that type of weights. */
+static enum ek_status time_product(struct ek_device *dev, enum ek_dtype dtype, uint32_t n,
+                                   double *seconds)
 {
     const struct ek_ops *ops = dev->ops;
-    struct work w = {.dev = dev, .run = run_product};
-    size_t act = ek_dtype_block_bytes(dev->act);
-    size_t in = (size_t)PRODUCT_TOKENS * PRODUCT_COLS * act;
+    struct work w = {.dev = dev, .run = run_product, .n = n};
+    size_t bytes = (size_t)n * n * ek_dtype_block_bytes(dev->act);
     enum ek_status st;
-    double t;
 
-    *rate = 0;
-    st = ops->mat_new(dev, dtype, PRODUCT_ROWS, PRODUCT_COLS, &w.mat);
-    if (st == EK_EUNSUPPORTED)
-        return EK_OK;
-    EK_TRY(st);
+    EK_TRY(ops->mat_new(dev, dtype, n, n, &w.mat));
     EK_GOTO(rig_fill_random(dev, w.mat.data, w.mat.bytes, dtype), st, done);
     EK_GOTO(ops->mat_ready(dev, &w.mat), st, done);
-    EK_GOTO(ops->alloc(dev, EK_TAG_WORKSPACE, in, &w.a), st, done);
-    EK_GOTO(ops->alloc(dev, EK_TAG_WORKSPACE, (size_t)PRODUCT_TOKENS * PRODUCT_ROWS * act, &w.b),
-            st, done);
-    EK_GOTO(rig_fill_random(dev, w.a, in, dev->act), st, done);
-    EK_GOTO(best_time(&w, &t), st, done);
-    *rate = 2.0 * PRODUCT_TOKENS * PRODUCT_ROWS * PRODUCT_COLS / t;
+    EK_GOTO(ops->alloc(dev, EK_TAG_WORKSPACE, bytes, &w.a), st, done);
+    EK_GOTO(ops->alloc(dev, EK_TAG_WORKSPACE, bytes, &w.b), st, done);
+    EK_GOTO(rig_fill_random(dev, w.a, bytes, dev->act), st, done);
+    st = best_time(&w, REPEATS, seconds);
 done:
     if (w.b)
         ops->release(dev, w.b);
@@ -150,6 +171,25 @@ done:
         ops->release(dev, w.a);
     ops->mat_free(dev, &w.mat);
     return st;
+}
+
+/* FLOP/s of a product that is large for the device; 0 where there is none of that type. */
+static enum ek_status measure_product(struct ek_device *dev, enum ek_dtype dtype, double *rate)
+{
+    double best = 0;
+
+    for (uint32_t n = PRODUCT_LEAST; n <= PRODUCT_MOST; n *= 2) {
+        double t;
+        enum ek_status st = time_product(dev, dtype, n, &t);
+        if (st == EK_EUNSUPPORTED || (st == EK_ENOMEM && best > 0))
+            break;
+        EK_TRY(st);
+        best = fmax(best, 2.0 * n * n * n / t);
+        if (t > PRODUCT_SECONDS)
+            break;
+    }
+    *rate = best;
+    return EK_OK;
 }
 
 enum ek_status ek_measure_ceilings(struct ek_device *dev, struct ek_ceilings *out)

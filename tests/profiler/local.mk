@@ -10,3 +10,11 @@ tests_profiler_check_measure_SOURCES = tests/profiler/check_measure.c
 tests_profiler_check_measure_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_profiler_check_measure_LDADD = libprofiler.a libstore.a libbase.a $(SQLITE_LIBS) \
 	$(JANSSON_LIBS) $(TEST_LIBS)
+
+check_PROGRAMS += tests/profiler/check_profile
+TESTS += tests/profiler/check_profile
+tests_profiler_check_profile_SOURCES = tests/profiler/check_profile.c
+tests_profiler_check_profile_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_profiler_check_profile_LDADD = libprofiler.a libstore.a libruntime.a libkernels.a \
+	libmodel.a libbase.a $(SQLITE_LIBS) $(BLAS_LIBS) $(JANSSON_LIBS) $(ONIG_LIBS) \
+	$(UTF8PROC_LIBS) $(CUDA_LIBS) $(TEST_LIBS)
