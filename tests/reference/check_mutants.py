@@ -160,7 +160,22 @@ def eps_of_config(x, weight, eps):
 
 own_rms = own_text.rms_norm
 
-# (fixture, mistake, what to patch)
+
+def one_slice(frames, p):
+    """Attention of the tower over all frames of a video at once."""
+    x, at = own_patches(frames, p)
+    return x, torch.cat((torch.zeros_like(at[:, :1]), at[:, 1:]), dim=1)
+
+
+own_patches = own_qwen25vl.patches_of
+
+
+def frames_apart(frames, p):
+    """The two frames of a pair in the other order."""
+    return own_patches(frames[[1, 0, *range(2, len(frames))]], p)
+
+
+# (fixture, or fixture/file; mistake; what to patch)
 MUTANTS = [
     ("llama-mha", "interleaved rope", everywhere("rotate_half_split", swapped)),
     ("llama-mha", "eps 1e-6 for 1e-5", put(rms_norm_eps=1e-6)),
@@ -239,6 +254,21 @@ MUTANTS = [
     ),
     ("qwen2.5-vl", "tanh for erf in the merger", [(own_qwen25vl, "gelu_erf", own_tanh)]),
     ("qwen2.5-vl", "tower's proj bias forgotten", without("attn.proj.bias")),
+    (
+        "qwen2.5-vl/reference-video.safetensors",
+        "slices of time mixed in the tower",
+        [(own_qwen25vl, "patches_of", one_slice)],
+    ),
+    (
+        "qwen2.5-vl/reference-video.safetensors",
+        "frames of a pair swapped",
+        [(own_qwen25vl, "patches_of", frames_apart)],
+    ),
+    (
+        "qwen2.5-vl/reference-video.safetensors",
+        "one-dimensional positions",
+        [(own_qwen25vl, "mrope_angles", plain_positions)],
+    ),
 ]
 
 
@@ -247,9 +277,10 @@ def main():
     torch.set_num_threads(1)
     dull = 0
     for name, mistake, changes in MUTANTS:
+        name, _, file = name.partition("/")
         folder = FIXTURES / name
         family = json.loads((folder / "config.json").read_text())["model_type"]
-        reference = check_own.read(folder / "reference.safetensors")
+        reference = check_own.read(folder / (file or "reference.safetensors"))
         with patched(changes):
             logits, trace = check_own.OWN[family](
                 folder, reference["input_ids"].tolist(), reference

@@ -41,9 +41,9 @@ def departures(trace, logits, reference):
     yield "logits", float((logits - expected).abs().max() / expected.abs().max())
 
 
-def check(folder):
+def check(folder, file="reference.safetensors"):
     family = json.loads((folder / "config.json").read_text())["model_type"]
-    reference = read(folder / "reference.safetensors")
+    reference = read(folder / file)
     logits, trace = OWN[family](folder, reference["input_ids"].tolist(), reference)
     traced = sum(k.startswith("trace.") for k in reference)
     found = dict(departures(trace, logits, reference))
@@ -65,4 +65,10 @@ if __name__ == "__main__":
     assert_pillow()
     torch.set_num_threads(1)
     names = sys.argv[1:] or sorted(p.parent.name for p in FIXTURES.glob("*/config.json"))
-    sys.exit(0 if all([check(FIXTURES / n) for n in names]) else 1)
+    results = [check(FIXTURES / n) for n in names]
+    results += [
+        check(FIXTURES / n, "reference-video.safetensors")
+        for n in names
+        if (FIXTURES / n / "reference-video.safetensors").exists()
+    ]
+    sys.exit(0 if all(results) else 1)

@@ -6,6 +6,7 @@ import json
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
 from common import (
     FIXTURES,
@@ -144,6 +145,74 @@ def resized(images):
     return out
 
 
+VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
+VIDEO_TEXT = f"<|im_start|>user\n{VIDEO}Go on?<|im_end|>\n<|im_start|>assistant\n"
+FPS = 0.7  # 2 / 0.7 seconds a grid: truncated only after the multiplication, 5 and not 4
+
+
+def video_positions(ids, video_id, grid, per_second, seconds_per_grid):
+    """[3, T] for text with one video: a grid's t is p + trunc(i * seconds * per_second), and the text
+    goes on after the greatest position of all rows, as in the releases (4.49 to 4.57) with which
+    these models came. transformers 5 goes on after the longer side of a frame."""
+    t, h, w = (int(n) for n in grid)
+    out, p, at = [], 0, 0
+    while at < len(ids):
+        if ids[at] != video_id:
+            out.append((p, p, p))
+            p, at = p + 1, at + 1
+            continue
+        cells = [
+            (p + int(i * seconds_per_grid * per_second), p + y, p + x)
+            for i in range(t)
+            for y in range(h // 2)
+            for x in range(w // 2)
+        ]
+        out += cells
+        p, at = max(max(c) for c in cells) + 1, at + len(cells)
+    return torch.tensor(out).T.contiguous()
+
+
+def make_video(folder, model, seed):
+    """Three frames, so that the last is repeated; already a multiple of 28 pixels each way."""
+    frames = torch.stack([torch.from_numpy(picture(seed + i, 140, 56)) for i in range(3)])
+    processor = Qwen2VLVideoProcessor(do_resize=False, do_sample_frames=False)
+    made = processor([frames.permute(0, 3, 1, 2)], return_tensors="pt")
+    grids, video_id = made["video_grid_thw"], CONFIG["video_token_id"]
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(VIDEO_TEXT).ids
+    at = ids.index(video_id)
+    cells = int(grids[0].prod()) // 4
+    ids = ids[:at] + [video_id] * cells + ids[at + 1 :]
+    kinds = (torch.tensor([ids]) == video_id).int() * 2
+    positions = video_positions(ids, video_id, grids[0], 2, 2 / FPS)
+    theirs, _ = model.model.get_rope_index(
+        torch.tensor([ids]), kinds, video_grid_thw=grids, second_per_grid_ts=torch.tensor([2 / FPS])
+    )
+    assert torch.equal(theirs[:, 0, : at + cells], positions[:, : at + cells])
+    inputs = {
+        "pixel_values_videos": made["pixel_values_videos"].float(),
+        "video_grid_thw": grids,
+        "position_ids": positions[:, None],
+        "mm_token_type_ids": kinds,
+    }
+    logits, trace = tool.forward(model, ids, trace=True, **inputs)
+    tool.processor_order(trace, grids, model.config.vision_config)
+    out = tool.tensors_of(ids, logits, trace=trace)
+    out |= {"position_ids": positions, "video.0": frames}
+    tool.write(
+        folder / "reference-video.safetensors",
+        out,
+        "Qwen2_5_VLForConditionalGeneration",
+        "float32",
+        seed,
+        prompt=VIDEO_TEXT,
+        seconds_per_grid=str(2 / FPS),
+        video_grid_thw=json.dumps(grids.tolist()),
+    )
+    print(
+        f"video: {len(ids)} tokens, grids {grids.tolist()}, positions {positions[:, at:].tolist()}"
+    )
+
+
 def main():
     seed, folder = 400, FIXTURES / "qwen2.5-vl"
     write_checkpoint(
@@ -183,6 +252,7 @@ def main():
         image_grid_thw=json.dumps(grids.tolist()),
     )
     print(f"{len(ids)} tokens, grids {grids.tolist()}")
+    make_video(folder, model, seed + 10)
     say(folder, logits)
 
 

@@ -35,33 +35,39 @@ def smart_resize(h, w, low, high, f=28):
     return hb, wb
 
 
-def patches_of(pixels, p):
-    """u8 [H, W, 3] to rows (block row, block column, row in block, column in block) of
-    (channel, frame, y, x); and (y, x) of every row's patch."""
-    h, w = pixels.shape[0] // 14, pixels.shape[1] // 14
+def patches_of(frames, p):
+    """u8 frames [F, H, W, 3] to rows (pair of frames, block row, block column, row in block, column
+    in block) of (channel, frame of the pair, y, x); and (pair, y, x) of every row's patch. A last
+    frame without a partner is repeated; a still image is one frame."""
+    if len(frames) % 2:
+        frames = torch.cat((frames, frames[-1:]))
+    t, h, w = len(frames) // 2, frames.shape[1] // 14, frames.shape[2] // 14
     mean, std = (torch.tensor(p[k], dtype=torch.float64) for k in ("image_mean", "image_std"))
-    x = (pixels.double() / 255 - mean) / std
-    x = x.view(h // 2, 2, 14, w // 2, 2, 14, 3).permute(0, 3, 1, 4, 6, 2, 5)  # Y X y x c 14 14
-    x = x.unsqueeze(5).expand(*x.shape[:5], 2, 14, 14).reshape(h * w, -1)
-    at = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"), dim=-1)
-    at = at.view(h // 2, 2, w // 2, 2, 2).permute(0, 2, 1, 3, 4).reshape(h * w, 2)
+    x = (frames.double() / 255 - mean) / std
+    x = x.view(t, 2, h // 2, 2, 14, w // 2, 2, 14, 3)
+    x = x.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(t * h * w, -1)
+    at = torch.stack(
+        torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij"), dim=-1
+    )
+    at = at.view(t, h // 2, 2, w // 2, 2, 3).permute(0, 1, 3, 2, 4, 5).reshape(t * h * w, 3)
     return x, at
 
 
-def tower(v, w, pixels, preprocessor, trace):
-    x, at = patches_of(pixels, preprocessor)
+def tower(v, w, frames, preprocessor, trace):
+    x, at = patches_of(frames, preprocessor)
     dim = v["hidden_size"] // v["num_heads"]
     f = rope_frequencies(dim // 2, 10000.0, {})
-    angles = (at.double()[..., None] * f).flatten(1)  # [rows: hpos f, wpos f]
-    cell = at // 2 // (v["window_size"] // 28)
-    window = (cell[:, None] == cell[None]).all(-1)
+    angles = (at[:, 1:].double()[..., None] * f).flatten(1)  # [rows: hpos f, wpos f]
+    slice_ = at[:, None, 0] == at[None, :, 0]
+    cell = at[:, 1:] // 2 // (v["window_size"] // 28)
+    window = slice_ & (cell[:, None] == cell[None]).all(-1)
     x = x @ w["visual.patch_embed.proj.weight"].reshape(v["hidden_size"], -1).T
     for i in range(v["depth"]):
         p = f"visual.blocks.{i}"
         qkv = linear(w, p + ".attn.qkv", rms_norm(x, w[p + ".norm1.weight"], 1e-6))
         q, k, u = qkv.view(len(x), 3, v["num_heads"], dim).unbind(1)
         q, k = rotate_half_split(q, angles), rotate_half_split(k, angles)
-        mask = torch.ones_like(window) if i in v["fullatt_block_indexes"] else window
+        mask = slice_ if i in v["fullatt_block_indexes"] else window
         x = x + linear(w, p + ".attn.proj", attend(q, k, u, dim**-0.5, mask).flatten(1))
         x = x + swiglu(w, p + ".mlp", rms_norm(x, w[p + ".norm2.weight"], 1e-6))
         trace.setdefault(p, []).append(x)
@@ -100,11 +106,14 @@ def logits(folder, ids, reference):
         )
         small = torch.from_numpy(np.array(image.resize((wide, h), Image.BICUBIC)))
         assert torch.equal(small, reference[f"resized.{i}"]), "the official resizing differs"
-        merged.append(tower(c["vision_config"], w, small, preprocessor, trace))
+        merged.append(tower(c["vision_config"], w, small[None], preprocessor, trace))
+    if "video.0" in reference:
+        merged.append(tower(c["vision_config"], w, reference["video.0"], preprocessor, trace))
     trace = {k: torch.cat(v) for k, v in trace.items()}
     trace["visual"] = torch.cat(merged)
     x = w["model.embed_tokens.weight"][ids]
-    x[torch.tensor(ids) == c["image_token_id"]] = trace["visual"]
+    seen = torch.isin(torch.tensor(ids), torch.tensor([c["image_token_id"], c["video_token_id"]]))
+    x[seen] = trace["visual"]
     angles = mrope_angles(c, reference["position_ids"])
     out, more = decode(
         c,
