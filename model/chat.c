@@ -224,7 +224,8 @@ static const struct ek_chat_family families[] = {
      .render = render_deepseek_vl2},
     {.name = "chatml",
      .tokens = {"<|im_start|>", "<|im_end|>"},
-     .text = {"<|im_start|>"},
+     .text = {"<|im_start|>", "<|im_start|>assistant"},
+     .absent = "<think>", /* Qwen3, QwQ: an open reasoning block */
      .by_tokens = true,
      .render = render_chatml,
      .stops = {"<|im_end|>", "<|endoftext|>"}},
@@ -278,26 +279,44 @@ static size_t newline(const char *s)
     return s[0] == '\n' ? 1 : s[0] == '\\' && s[1] == 'n' ? 2 : 0;
 }
 
+/* Copies n bytes of a Jinja string's inside to out, escapes resolved. False where the string ends
+ * before: a quote. out has room for n + 1 bytes. */
+static bool unescape(const char *s, size_t n, char *out)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (s[i] == '\'' || s[i] == '"')
+            return false;
+        if (s[i] == '\\' && i + 1 < n)
+            *out++ = s[++i] == 'n' ? '\n' : s[i];
+        else
+            *out++ = s[i];
+    }
+    *out = '\0';
+    return true;
+}
+
 /* ChatML's default system message: the literal text between "<|im_start|>system\n" and the next
- * "<|im_end|>", where no expression stands between them. */
+ * "<|im_end|>". Behind a raw newline the text may be a template's own, where braces are not text.
+ */
 static enum ek_status find_system(struct ek_tokenizer *t)
 {
     static const char open[] = "<|im_start|>system";
     const char *at = t->chat_template, *end;
-    size_t n;
+    size_t skip, n;
 
     while (at != NULL && (at = strstr(at, open)) != NULL) {
         at += sizeof(open) - 1;
-        if ((n = newline(at)) == 0 || (end = strstr(at, "<|im_end|>")) == NULL)
+        if ((skip = newline(at)) == 0 || (end = strstr(at, "<|im_end|>")) == NULL)
             continue;
-        at += n;
-        n = (size_t)(end - at);
-        if (n == 0 || strcspn(at, "'\"{}\\") < n)
+        n = (size_t)(end - at) - skip;
+        if (n == 0 || (skip == 1 && strcspn(at + skip, "{}\\") < n))
             continue;
         if ((t->chat_system = ek_calloc(n + 1, 1)) == NULL)
             return EK_ENOMEM;
-        memcpy(t->chat_system, at, n);
-        return EK_OK;
+        if (unescape(at + skip, n, t->chat_system))
+            return EK_OK;
+        free(t->chat_system);
+        t->chat_system = NULL;
     }
     return EK_OK;
 }

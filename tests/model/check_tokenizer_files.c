@@ -383,6 +383,68 @@ START_TEST(a_jinja_file_beside_the_tokenizer_is_its_template)
 }
 END_TEST
 
+static const struct {
+    const char *template, *rendered; /* NULL: not supported */
+} templates[] = {
+    {"{{ '<|im_start|>system\\nBe good.<|im_end|>\\n' }}{{ '<|im_start|>assistant\\n' }}",
+     "<|im_start|>system\nBe good.<|im_end|>\n<|im_start|>user\n a <|im_end|>\n"
+     "<|im_start|>assistant\n"},
+    {"{{ '<|im_start|>system\nBe good.<|im_end|>\n' }}{{ '<|im_start|>assistant\n' }}",
+     "<|im_start|>system\nBe good.<|im_end|>\n<|im_start|>user\n a <|im_end|>\n"
+     "<|im_start|>assistant\n"},
+    {"{{ '<|im_start|>system\\n' }}{{ m }}{{ '<|im_end|><|im_start|>system\\nIn \\\\boxed{}"
+     "\\'s<|im_end|>\\n<|im_start|>assistant\\n' }}",
+     "<|im_start|>system\nIn \\boxed{}'s<|im_end|>\n<|im_start|>user\n a <|im_end|>\n"
+     "<|im_start|>assistant\n"},
+    {"<|im_start|>system\n{{ m }}<|im_end|>\n<|im_start|>assistant\n",
+     "<|im_start|>user\n a <|im_end|>\n<|im_start|>assistant\n"},
+    {"<|im_start|>{{ role }}<|im_end|>", NULL},
+    {"<|im_start|>assistant\n<think>\n", NULL},
+    {"{% if x %}{{ '<|start_header_id|>' + m['role'] }}{% endif %}",
+     "<s><|start_header_id|>user<|end_header_id|>\n\na<|eot_id|>"
+     "<|start_header_id|>assistant<|end_header_id|>\n\n"},
+    {"<|start_header_id|>Cutting Knowledge Date: December 2023",
+     "<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+     "Today Date: 26 Jul 2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\na"
+     "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"},
+    {"{{ 'User: ' + m }}{{ 'Assistant:' }}", "<s>User:  a \n\nAssistant:"},
+    {"{{ '[INST] ' + m + ' [/INST]' }}", NULL},
+};
+
+START_TEST(a_known_template_is_rendered_and_others_are_not_supported)
+{
+    static const char *const added[] = {"<|im_start|>", "<|im_end|>", "<|start_header_id|>",
+                                        "<|end_header_id|>", "<|eot_id|>"};
+    static const struct ek_message user = {"user", " a "};
+    json_t *root = base_json();
+    json_t *config =
+        json_pack("{s:s, s:s}", "bos_token", "<s>", "chat_template", templates[_i].template);
+    char *text = json_dumps(config, 0);
+    struct ek_tokenizer *t;
+    int32_t *ids;
+    size_t n;
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(added); i++)
+        set(root, "added_tokens.1",
+            json_pack("{s:i, s:s, s:b}", "id", (int)(99 + i), "content", added[i], "special", 1));
+    write_file("tokenizer_config.json", text, strlen(text));
+    free(text);
+    ck_assert_msg(open_json(root, &t) == EK_OK, "%s", ek_last_error());
+    if (templates[_i].rendered == NULL) {
+        ck_assert_int_eq(ek_chat_encode(t, &user, 1, &ids, &n), EK_EUNSUPPORTED);
+    } else {
+        ck_assert_msg(ek_chat_encode(t, &user, 1, &ids, &n) == EK_OK, "%s", ek_last_error());
+        ck_assert_int_eq(ek_tokenizer_decode(t, ids, n, false, &text), EK_OK);
+        ck_assert_str_eq(text, templates[_i].rendered);
+        free(text);
+        free(ids);
+    }
+    ek_tokenizer_free(t);
+    json_decref(config);
+    json_decref(root);
+}
+END_TEST
+
 /* ---- GGUF --------------------------------------------------------------------------------------
  */
 
@@ -554,6 +616,8 @@ static Suite *files_suite(void)
     tcase_add_test(tc, a_text_over_the_maximum_is_refused);
     tcase_add_loop_test(tc, a_tokenizer_config_is_read_or_refused, 0, (int)EK_ARRAY_LEN(configs));
     tcase_add_test(tc, a_jinja_file_beside_the_tokenizer_is_its_template);
+    tcase_add_loop_test(tc, a_known_template_is_rendered_and_others_are_not_supported, 0,
+                        (int)EK_ARRAY_LEN(templates));
     tcase_add_loop_test(tc, a_ggufs_tokenizer_is_read_or_refused_by_key, 0,
                         (int)EK_ARRAY_LEN(ggufs));
     suite_add_tcase(s, tc);
