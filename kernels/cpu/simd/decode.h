@@ -181,23 +181,24 @@ INLINE void unit_bf16(const uint8_t *row, size_t u, float d, float m, vec w[UV])
 #define scales_f16  scales_none
 #define scales_bf16 scales_none
 
-/* X(suffix, dtype, units of a group, RS, MS) for every type with a decoder of its own */
-#define FOR_EACH_TYPE(X) X(f32, EK_F32, 1, 0, 0) FOR_EACH_SMALL_TYPE(X)
+/* X(suffix, dtype, units of a group, bytes of a unit (up to one more), RS, MS) for every type with
+ * a decoder of its own */
+#define FOR_EACH_TYPE(X) X(f32, EK_F32, 1, 128, 0, 0) FOR_EACH_SMALL_TYPE(X)
 #define FOR_EACH_SMALL_TYPE(X)                                                                     \
-    X(f16, EK_F16, 1, 0, 0)                                                                        \
-    X(bf16, EK_BF16, 1, 0, 0)                                                                      \
-    X(q4_0, EK_Q4_0, 1, 1, 4)                                                                      \
-    X(q4_1, EK_Q4_1, 1, 2, 1)                                                                      \
-    X(q5_0, EK_Q5_0, 1, 1, 4)                                                                      \
-    X(q5_1, EK_Q5_1, 1, 2, 1)                                                                      \
-    X(q8_0, EK_Q8_0, 1, 1, 4)                                                                      \
-    X(q4_k, EK_Q4_K, 8, 16, 8)                                                                     \
-    X(q5_k, EK_Q5_K, 8, 16, 8)                                                                     \
-    X(q6_k, EK_Q6_K, 8, 16, 8)
+    X(f16, EK_F16, 1, 64, 0, 0)                                                                    \
+    X(bf16, EK_BF16, 1, 64, 0, 0)                                                                  \
+    X(q4_0, EK_Q4_0, 1, 18, 1, 4)                                                                  \
+    X(q4_1, EK_Q4_1, 1, 20, 2, 1)                                                                  \
+    X(q5_0, EK_Q5_0, 1, 22, 1, 4)                                                                  \
+    X(q5_1, EK_Q5_1, 1, 24, 2, 1)                                                                  \
+    X(q8_0, EK_Q8_0, 1, 34, 1, 4)                                                                  \
+    X(q4_k, EK_Q4_K, 8, 18, 16, 8)                                                                 \
+    X(q5_k, EK_Q5_K, 8, 22, 16, 8)                                                                 \
+    X(q6_k, EK_Q6_K, 8, 27, 16, 8)
 
 /* decode_T: n weights. Four groups at a time stand for four rows; a tail of under a unit (floats
  * only) is left to the reference. */
-#define DEFINE_DECODE(T, dtype, group, RS, MS)                                                     \
+#define DEFINE_DECODE(T, dtype, group, UB, RS, MS)                                                 \
     static void decode_##T(const void *src, float *dst, size_t n)                                  \
     {                                                                                              \
         size_t groups = n / (CPU_UNIT * group), tail = n % (CPU_UNIT * group);                     \

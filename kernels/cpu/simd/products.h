@@ -4,8 +4,16 @@
  * weights need no rearrangement and one token and many take the same steps. Quantised rows are
  * decoded in registers, once for all tokens.
  */
+/* The four rows lie behind one another, and so do the next four: what will be needed some rows
+ * later is asked for in the order of memory, since four short streams defeat the processor's own
+ * prefetching. */
+enum { PREFETCH_AHEAD = 4096 };
+#define PREFETCH_UNIT(row, unit, dtype_bytes)                                                      \
+    for (size_t at_ = 0; at_ < 4 * (dtype_bytes); at_ += 64)                                       \
+    __builtin_prefetch((row) + (unit)*4 * (dtype_bytes) + PREFETCH_AHEAD + at_)
+
 /* acc[r][t] += unit u of row r times the same inputs of token t */
-#define DEFINE_TILE(T, dtype, group, RS, MS)                                                       \
+#define DEFINE_TILE(T, dtype, group, UB, RS, MS)                                                   \
     INLINE void tile_##T(const uint8_t *const row[4], size_t units, const float *x, size_t ldx,    \
                          const int n, float *y, size_t ldy)                                        \
     {                                                                                              \
@@ -17,6 +25,7 @@
         for (size_t g = 0; g < units; g += group) {                                                \
             scales_##T(row, g, scales);                                                            \
             for (size_t u = 0; u < group; u++) {                                                   \
+                PREFETCH_UNIT(row[0], g + u, UB);                                                  \
                 const float *xu = x + (g + u) * CPU_UNIT;                                          \
                 UNROLL for (int r = 0; r < 4; r++)                                                 \
                 {                                                                                  \
@@ -55,7 +64,7 @@ INLINE void tile_f32(const uint8_t *const row[4], size_t units, const float *x, 
     case k:                                                                                        \
         tile_##T(row, units, x, ldx, k <= TILE ? k : TILE, y, ldy);                                \
         break;
-#define DEFINE_DOTS(T, dtype, group, RS, MS)                                                       \
+#define DEFINE_DOTS(T, dtype, group, UB, RS, MS)                                                   \
     static void four_##T(const uint8_t *const row[4], size_t units, const float *x, size_t ldx,    \
                          uint32_t n, float *y, size_t ldy)                                         \
     {                                                                                              \
