@@ -3,6 +3,11 @@
  * What AVX2 and AVX-512 share: scales, and quants of more than four bits brought to one byte each,
  * 32 in a register.
  */
+
+/* Broadcasts from memory are free, those from a register's elements are not: keeps the compiler
+ * from forwarding what was stored. */
+#define IN_MEMORY(p, n) __asm__("" : "+m"(*(float(*)[n])(p)))
+
 static inline uint16_t u16_of(const void *p)
 {
     uint16_t v;
@@ -29,6 +34,7 @@ static inline void v_four_halves(const void *a, const void *b, const void *c, co
     h = _mm_insert_epi16(h, u16_of(c), 2);
     h = _mm_insert_epi16(h, u16_of(d), 3);
     _mm_storeu_ps(out, _mm_cvtph_ps(h));
+    IN_MEMORY(out, 4);
 }
 
 /* pairs of half floats at a, b, c, d */
@@ -41,6 +47,7 @@ static inline void v_four_pairs(const void *a, const void *b, const void *c, con
     h = _mm_insert_epi32(h, i32_of(c), 2);
     h = _mm_insert_epi32(h, i32_of(d), 3);
     _mm256_storeu_ps(out, _mm256_cvtph_ps(h));
+    IN_MEMORY(out, 8);
 }
 
 /* the eight bytes, lowest first, times d */
