@@ -39,9 +39,16 @@ static void key_rows(const struct cpu_attend *a, const void *base, size_t dim, u
                      uint32_t kv_head, uint32_t from, uint32_t n, float *buffer,
                      const float *rows[CPU_KEYS])
 {
-    for (uint32_t j = 0; j < n; j++) {
-        size_t at = key_offset(a, seq, kv_head, from + j, dim);
-        if (a->kv->dtype == EK_F32 && dim % PAD == 0) {
+    size_t stride = a->kv->kv_heads * dim, at = 0;
+    bool in_place = a->kv->dtype == EK_F32 && dim % PAD == 0;
+    uint32_t left = 0; /* keys to the end of the page */
+
+    for (uint32_t j = 0; j < n; j++, left--, at += stride) {
+        if (!left) {
+            at = key_offset(a, seq, kv_head, from + j, dim);
+            left = a->kv->page - (from + j) % a->kv->page;
+        }
+        if (in_place) {
             rows[j] = (const float *)base + at;
         } else {
             row_to_f32(a->kv->dtype, base, at, dim, buffer + j * padded(dim));
@@ -52,23 +59,48 @@ static void key_rows(const struct cpu_attend *a, const void *base, size_t dim, u
         rows[j] = rows[n - 1]; /* readable; their scores are not used */
 }
 
+/* Asks for the n rows from `from` on: heads lie between one another, which the processor's own
+ * prefetching does not follow. */
+static void prefetch_rows(const struct cpu_attend *a, const void *base, size_t dim, uint32_t seq,
+                          uint32_t kv_head, uint32_t from, uint32_t n)
+{
+    size_t size = ek_dtype_block_bytes(a->kv->dtype), bytes = dim * size;
+    size_t stride = a->kv->kv_heads * bytes;
+    const uint8_t *row = base;
+    uint32_t left = 0;
+
+    for (uint32_t j = 0; j < n; j++, left--, row += stride) {
+        if (!left) {
+            row = (const uint8_t *)base + key_offset(a, seq, kv_head, from + j, dim) * size;
+            left = a->kv->page - (from + j) % a->kv->page;
+        }
+        for (size_t i = 0; i < bytes; i += 64)
+            __builtin_prefetch(row + i);
+    }
+}
+
 /* ---- One query --------------------------------------------------------------------------------
  */
 
-/* scores[j] = q . rows[j] for keys in fours */
-static void scores_one(const float *q, const float *const rows[CPU_KEYS], uint32_t n, size_t dim,
-                       float *scores)
+/* scores[h][j] = q[h] . rows[j] of `heads` heads, for keys in fours: what is loaded of a key serves
+ * every head */
+INLINE void scores_tile(const float *q, const float *const rows[CPU_KEYS], uint32_t n, size_t dim,
+                        const int heads, float *scores)
 {
+    vec acc[HEADS][4];
+
     for (uint32_t j = 0; j < n; j += 4) {
-        vec s0 = v_set1(0.0f), s1 = s0, s2 = s0, s3 = s0;
-        for (size_t i = 0; i < dim; i += VL) {
-            vec x = v_load(q + i);
-            s0 = v_fma(x, v_load(rows[j] + i), s0);
-            s1 = v_fma(x, v_load(rows[j + 1] + i), s1);
-            s2 = v_fma(x, v_load(rows[j + 2] + i), s2);
-            s3 = v_fma(x, v_load(rows[j + 3] + i), s3);
-        }
-        v_sum4(s0, s1, s2, s3, scores + j);
+        UNROLL for (int h = 0; h < heads; h++) UNROLL for (int k = 0; k < 4; k++) acc[h][k] =
+            v_set1(0.0f);
+        for (size_t i = 0; i < dim; i += VL)
+            UNROLL for (int k = 0; k < 4; k++)
+            {
+                vec key = v_load(rows[j + (uint32_t)k] + i);
+                UNROLL for (int h = 0; h < heads; h++) acc[h][k] =
+                    v_fma(v_load(q + (size_t)h * dim + i), key, acc[h][k]);
+            }
+        UNROLL for (int h = 0; h < heads; h++)
+            v_sum4(acc[h][0], acc[h][1], acc[h][2], acc[h][3], scores + h * CPU_KEYS + j);
     }
 }
 
@@ -95,33 +127,42 @@ static float soften(float *scores, uint32_t n, float *max, float *sum)
     return factor[0];
 }
 
-/* acc = acc * factor + sum_j p[j] rows[j] */
-static void values_one(const float *p, const float *const rows[CPU_KEYS], uint32_t n, size_t dim,
-                       float factor, float *acc)
+/* One column of `vecs` vectors at i of every head: acc[h] = acc[h] * factor[h] + p[h] . rows */
+INLINE void values_tile(const float *p, const float *const rows[CPU_KEYS], uint32_t n, size_t i,
+                        const int heads, const int vecs, const float *factor, float *acc,
+                        size_t stride)
 {
-    size_t i = 0;
+    vec s[HEADS][4];
 
-    for (; i + 4 * VL <= dim; i += 4 * VL) {
-        vec f = v_set1(factor), s0 = v_load(acc + i) * f, s1 = v_load(acc + i + VL) * f;
-        vec s2 = v_load(acc + i + 2 * VL) * f, s3 = v_load(acc + i + 3 * VL) * f;
-        for (uint32_t j = 0; j < n; j++) {
-            vec w = v_set1(p[j]);
-            s0 = v_fma(w, v_load(rows[j] + i), s0);
-            s1 = v_fma(w, v_load(rows[j] + i + VL), s1);
-            s2 = v_fma(w, v_load(rows[j] + i + 2 * VL), s2);
-            s3 = v_fma(w, v_load(rows[j] + i + 3 * VL), s3);
+    UNROLL for (int h = 0; h < heads; h++) UNROLL for (int v = 0; v < vecs; v++) s[h][v] =
+        v_load(acc + (size_t)h * stride + i + (size_t)v * VL) * v_set1(factor[h]);
+    for (uint32_t j = 0; j < n; j++)
+        UNROLL for (int v = 0; v < vecs; v++)
+        {
+            vec value = v_load(rows[j] + i + (size_t)v * VL);
+            UNROLL for (int h = 0; h < heads; h++) s[h][v] =
+                v_fma(v_set1(p[h * CPU_KEYS + (int)j]), value, s[h][v]);
         }
-        v_store(acc + i, s0);
-        v_store(acc + i + VL, s1);
-        v_store(acc + i + 2 * VL, s2);
-        v_store(acc + i + 3 * VL, s3);
-    }
-    for (; i < dim; i += VL) {
-        vec s = v_load(acc + i) * v_set1(factor);
-        for (uint32_t j = 0; j < n; j++)
-            s = v_fma(v_set1(p[j]), v_load(rows[j] + i), s);
-        v_store(acc + i, s);
-    }
+    UNROLL for (int h = 0; h < heads; h++) UNROLL for (int v = 0; v < vecs; v++)
+        v_store(acc + (size_t)h * stride + i + (size_t)v * VL, s[h][v]);
+}
+
+/* One block of keys for `heads` heads; part[h * stride] = {max, sum, unused, values at PAD} */
+INLINE void attend_heads(const float *q, const float *const krow[CPU_KEYS],
+                         const float *const vrow[CPU_KEYS], uint32_t n, size_t kd, size_t vd,
+                         const int heads, float *part)
+{
+    size_t stride = vd + PAD, i = 0;
+    float scores[HEADS * CPU_KEYS], factor[HEADS];
+
+    scores_tile(q, krow, n, kd, heads, scores);
+    for (int h = 0; h < heads; h++)
+        factor[h] = soften(scores + h * CPU_KEYS, n, &part[(size_t)h * stride],
+                           &part[(size_t)h * stride + 1]);
+    for (; i + 4 * VL <= vd; i += 4 * VL)
+        values_tile(scores, vrow, n, i, heads, 4, factor, part + PAD, stride);
+    for (; i < vd; i += VL)
+        values_tile(scores, vrow, n, i, heads, 1, factor, part + PAD, stride);
 }
 
 /* The query's heads of kv_head over keys [from, to): partial[h] = {max, sum, 14 unused, values}. */
@@ -131,7 +172,7 @@ static void attend_one(const struct cpu_attend *a, uint32_t seq, uint32_t kv_hea
     const struct ek_kv *kv = a->kv;
     size_t kd = padded(kv->head_dim), vd = padded(kv->v_dim), stride = vd + PAD;
     float *q = scratch, *keys = q + a->group * kd, *values = keys + CPU_KEYS * kd;
-    float scores[CPU_KEYS];
+
     const float *krow[CPU_KEYS], *vrow[CPU_KEYS];
     const float *from_q = a->q + (size_t)a->batch->seq_start[seq] * a->ldq;
 
@@ -146,13 +187,31 @@ static void attend_one(const struct cpu_attend *a, uint32_t seq, uint32_t kv_hea
     }
     for (uint32_t k = from; k < to; k += CPU_KEYS) {
         uint32_t n = to - k < CPU_KEYS ? to - k : CPU_KEYS;
+        uint32_t next = k + n, more = to - next < CPU_KEYS ? to - next : CPU_KEYS;
+        if (k == from) { /* V is needed only after the scores */
+            prefetch_rows(a, kv->k, kv->head_dim, seq, kv_head, k, n);
+            prefetch_rows(a, kv->v, kv->v_dim, seq, kv_head, k, n);
+        }
+        prefetch_rows(a, kv->k, kv->head_dim, seq, kv_head, next, more);
+        prefetch_rows(a, kv->v, kv->v_dim, seq, kv_head, next, more);
         key_rows(a, kv->k, kv->head_dim, seq, kv_head, k, n, keys, krow);
         key_rows(a, kv->v, kv->v_dim, seq, kv_head, k, n, values, vrow);
-        for (uint32_t h = 0; h < a->group; h++) {
+        for (uint32_t h = 0; h < a->group; h += HEADS) {
+            const float *qh = q + h * kd;
             float *part = partial + h * stride;
-            scores_one(q + h * kd, krow, n, kd, scores);
-            float factor = soften(scores, n, &part[0], &part[1]);
-            values_one(scores, vrow, n, vd, factor, part + PAD);
+            switch (a->group - h) {
+            case 1:
+                attend_heads(qh, krow, vrow, n, kd, vd, 1, part);
+                break;
+            case 2:
+                attend_heads(qh, krow, vrow, n, kd, vd, HEADS < 2 ? HEADS : 2, part);
+                break;
+            case 3:
+                attend_heads(qh, krow, vrow, n, kd, vd, HEADS < 3 ? HEADS : 3, part);
+                break;
+            default:
+                attend_heads(qh, krow, vrow, n, kd, vd, HEADS, part);
+            }
         }
     }
 }

@@ -5,7 +5,7 @@
 
 #define SIMD_NAME  "avx2"
 #define SIMD_TABLE cpu_simd_avx2
-enum { VL = 8, TILE = 3, ROWS_M = 6, COLS_V = 2 };
+enum { VL = 8, TILE = 3, ROWS_M = 6, COLS_V = 2, HEADS = 2 };
 
 typedef __m256 vec;
 

@@ -5,7 +5,7 @@
 
 #define SIMD_NAME  "avx512"
 #define SIMD_TABLE cpu_simd_avx512
-enum { VL = 16, TILE = 6, ROWS_M = 6, COLS_V = 4 };
+enum { VL = 16, TILE = 6, ROWS_M = 6, COLS_V = 4, HEADS = 4 };
 
 typedef __m512 vec;
 

@@ -6,7 +6,7 @@
 
 #define SIMD_NAME  "c"
 #define SIMD_TABLE cpu_simd_c
-enum { VL = 4, TILE = 2, ROWS_M = 4, COLS_V = 2 };
+enum { VL = 4, TILE = 2, ROWS_M = 4, COLS_V = 2, HEADS = 2 };
 
 typedef float vec __attribute__((vector_size(16)));
 typedef int32_t ivec __attribute__((vector_size(16)));
