@@ -10,7 +10,7 @@
 #include <string.h>
 
 enum {
-    TILES_PER_BLOCK = 16,   /* tokens of a block: this many tiles, so that inputs stay in L2 */
+    INPUT_BYTES = 524288,   /* inputs of an item's tokens, to stay in L2 */
     ITEMS_PER_THREAD = 8,   /* evens out the threads */
     MAX_ROWS = 64,          /* rows of an item */
     DECODED_BYTES = 196608, /* decoded rows of an item, to stay in L2 */
@@ -179,6 +179,14 @@ static void product_item(void *arg, uint32_t item, uint32_t thread)
     }
 }
 
+/* Whole tiles, at least four, so that decoding the rows once more for each block is little. */
+static uint32_t tokens_of_item(const struct product *p, uint32_t tile)
+{
+    size_t fit = INPUT_BYTES / sizeof(float) / p->cols;
+
+    return tile * (uint32_t)(fit / tile < 4 ? 4 : fit / tile > 64 ? 64 : fit / tile);
+}
+
 /* Cuts the product into items and reserves scratch for them. */
 static enum ek_status plan_items(struct product *p, struct cpu_device *dev)
 {
@@ -186,7 +194,7 @@ static enum ek_status plan_items(struct product *p, struct cpu_device *dev)
 
     for (size_t i = 0; i < p->n_mats; i++)
         total += p->mats[i].rows;
-    p->tokens = p->n <= tile ? p->n : tile * TILES_PER_BLOCK;
+    p->tokens = p->n <= tile ? p->n : tokens_of_item(p, tile);
     blocks = (p->n + p->tokens - 1) / p->tokens;
     rows = (uint32_t)((uint64_t)total * blocks / (dev->cores.n * ITEMS_PER_THREAD));
     if (rows > MAX_ROWS)
