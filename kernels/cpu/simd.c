@@ -4,6 +4,9 @@
  */
 #include "kernels/cpu/cpu.h"
 
+#ifdef HAVE_X86_SIMD
+#include <cpuid.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,8 +18,10 @@ static bool any(void)
 #ifdef HAVE_X86_SIMD
 static bool has_avx2(void)
 {
+    unsigned a, b, c, d; /* Clang does not know f16c by name */
+
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+           __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
 }
 
 static bool has_avx512(void)
