@@ -57,13 +57,14 @@ static void add_links(const struct ek_engine *e, struct need *needs)
     }
 }
 
-static uint64_t budget_of(const struct ek_device *dev)
+/* The least of the device's and the plan's; 0: none. */
+static uint64_t budget_of(const struct ek_device *dev, const struct ek_plan_memory *plan)
 {
-    if (dev->spec.memory > 0)
-        return dev->spec.memory;
-    if (dev->spec.memory_fraction > 0)
-        return (uint64_t)(dev->spec.memory_fraction * (double)dev->info.memory_total);
-    return 0;
+    uint64_t b = dev->spec.memory;
+
+    if (b == 0 && dev->spec.memory_fraction > 0)
+        b = (uint64_t)(dev->spec.memory_fraction * (double)dev->info.memory_total);
+    return b == 0 || (plan->budget > 0 && plan->budget < b) ? plan->budget : b;
 }
 
 static uint64_t over(uint64_t need, uint64_t have)
@@ -109,7 +110,7 @@ static enum ek_status measure(const struct ek_engine *e, uint32_t context, struc
         d->overhead = e->plan->memory[i].overhead;
         for (int t = 0; t < EK_N_TAGS; t++)
             d->total += d->tag[t];
-        d->budget = budget_of(dev);
+        d->budget = budget_of(dev, &e->plan->memory[i]);
         d->free = dev->ops->memory_free(dev);
         d->missing = over(d->total, d->free);
         if (d->budget > 0 && over(d->total + d->overhead, d->budget) > d->missing)

@@ -150,7 +150,6 @@ struct ek_engine_options {
     uint32_t max_context;  /* 0: the plan's context */
     uint32_t max_logits;   /* rows of logits a step may ask for; 0: max_seqs */
     uint64_t cache_tokens; /* of all sequences together; 0: max_seqs * max_context */
-    bool synthetic;        /* weights from the model's seed: open the model so (kept for callers) */
 };
 /* What every stage of a plan is opened with. */
 struct ek_stage_options ek_plan_stage_options(const struct ek_plan *p,

@@ -194,7 +194,7 @@ static uint32_t last_stage(const struct ek_engine *e, uint32_t rows)
 static enum ek_status enqueue(struct ek_engine *e, const struct ek_step *step, struct draft *d,
                               uint64_t *ticket)
 {
-    struct engine_step *s;
+    struct engine_step *s = NULL;
     enum ek_status st;
 
     while (e->failed == EK_OK && e->in_flight >= e->max_in_flight)

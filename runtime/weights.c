@@ -414,7 +414,8 @@ enum ek_status stage_weights_load(struct ek_stage *s, const size_t *modules, siz
     enum ek_status st;
 
     EK_GOTO(walk_modules(&w, modules, n), st, done);
-    qsort(w.loads, w.n_loads, sizeof(*w.loads), file_order);
+    if (w.n_loads > 0) /* a stage of a borrowed head alone has none */
+        qsort(w.loads, w.n_loads, sizeof(*w.loads), file_order);
     EK_GOTO(load_rope(s), st, done);
     EK_GOTO(staging_open(&g, s->dev, staging_bytes(&w)), st, done);
     for (size_t i = 0; i < w.n_loads; i++)

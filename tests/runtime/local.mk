@@ -38,3 +38,9 @@ tests_runtime_check_stage_SOURCES = tests/runtime/check_stage.c tests/runtime/re
 	tests/runtime/recorder.h tests/runtime/support.c
 tests_runtime_check_stage_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_runtime_check_stage_LDADD = $(RUNTIME_TEST_LIBS)
+
+check_PROGRAMS += tests/runtime/check_faults
+TESTS += tests/runtime/check_faults
+tests_runtime_check_faults_SOURCES = tests/runtime/check_faults.c tests/runtime/support.c
+tests_runtime_check_faults_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_runtime_check_faults_LDADD = $(RUNTIME_TEST_LIBS)
