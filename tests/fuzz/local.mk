@@ -52,3 +52,8 @@ FUZZERS += tests/fuzz/fuzz_index
 tests_fuzz_fuzz_index_SOURCES = tests/fuzz/fuzz_index.c $(FUZZER_MAIN)
 tests_fuzz_fuzz_index_LDADD = $(FUZZER_LIBS)
 tests_fuzz_fuzz_index_LDFLAGS = $(FUZZER_FLAGS)
+
+FUZZERS += tests/fuzz/fuzz_profile
+tests_fuzz_fuzz_profile_SOURCES = tests/fuzz/fuzz_profile.c $(FUZZER_MAIN)
+tests_fuzz_fuzz_profile_LDADD = libstore.a libbase.a $(SQLITE_LIBS) $(JANSSON_LIBS)
+tests_fuzz_fuzz_profile_LDFLAGS = $(FUZZER_FLAGS)
