@@ -239,36 +239,63 @@ static void add_layer(struct gguf_writer *w, int t, bool qwen)
     }
 }
 
-static void add_keys(struct bytes *b, const char *arch)
-{
-    static const struct {
-        const char *name;
-        uint32_t value;
-    } wholes[] = {
-        {"block_count", 1},
-        {"embedding_length", HIDDEN},
-        {"feed_forward_length", FFN},
-        {"attention.head_count", HEADS},
-        {"attention.head_count_kv", KV_HEADS},
-        {"attention.key_length", HEAD_DIM},
-    };
-    char key[96];
+/* A key that replaces one of the usual, or comes in addition; with a NULL value: leaves it out. */
+struct key {
+    const char *name; /* behind "ARCH." */
+    uint32_t type;    /* 4: whole, 6: real, 8: text; 0: left out */
+    uint32_t whole;
+    float real;
+    const char *text;
+};
 
-    gguf_string(b, "general.architecture", arch);
-    for (size_t i = 0; i < EK_ARRAY_LEN(wholes); i++) {
-        snprintf(key, sizeof(key), "%s.%s", arch, wholes[i].name);
-        gguf_u32(b, key, wholes[i].value);
-    }
-    snprintf(key, sizeof(key), "%s.attention.layer_norm_rms_epsilon", arch);
-    gguf_f32(b, key, 1e-5f);
-    gguf_u32(b, "tokenizer.ggml.eos_token_id", 2);
+static void put_key(struct bytes *b, const char *arch, const struct key *k)
+{
+    char name[96];
+
+    snprintf(name, sizeof(name), "%s.%s", arch, k->name);
+    if (k->type == 4)
+        gguf_u32(b, name, k->whole);
+    else if (k->type == 6)
+        gguf_f32(b, name, k->real);
+    else if (k->type == 8)
+        gguf_string(b, name, k->text);
 }
 
-static struct ek_model *open_made_gguf(const char *arch, int t, bool tied)
+/* Returns how many keys it wrote. */
+static uint64_t add_keys(struct bytes *b, const char *arch, const struct key *other)
+{
+    static const struct key usual[] = {
+        {"block_count", 4, 1, 0, NULL},
+        {"embedding_length", 4, HIDDEN, 0, NULL},
+        {"feed_forward_length", 4, FFN, 0, NULL},
+        {"attention.head_count", 4, HEADS, 0, NULL},
+        {"attention.head_count_kv", 4, KV_HEADS, 0, NULL},
+        {"attention.key_length", 4, HEAD_DIM, 0, NULL},
+        {"attention.layer_norm_rms_epsilon", 6, 0, 1e-5f, NULL},
+    };
+    uint64_t n = 2;
+
+    gguf_string(b, "general.architecture", arch);
+    gguf_u32(b, "tokenizer.ggml.eos_token_id", 2);
+    for (size_t i = 0; i < EK_ARRAY_LEN(usual); i++)
+        if (!other || strcmp(other->name, usual[i].name) != 0) {
+            put_key(b, arch, &usual[i]);
+            n++;
+        }
+    if (other && other->type) {
+        put_key(b, arch, other);
+        n++;
+    }
+    return n;
+}
+
+static enum ek_status make_gguf(const char *arch, int t, bool tied, const struct key *other,
+                                const float *factors, uint64_t n_factors, struct ek_model **out)
 {
     struct gguf_writer w = {0};
-    struct bytes file = {0};
-    struct ek_model *m = NULL;
+    struct bytes file = {0}, keys = {0};
+    uint64_t n_keys = add_keys(&keys, arch, other);
+    const uint64_t dims[] = {n_factors, 0};
     enum ek_status st;
 
     add_rows(&w, "token_embd.weight", VOCAB, HIDDEN, t);
@@ -276,16 +303,31 @@ static struct ek_model *open_made_gguf(const char *arch, int t, bool tied)
     add_rows(&w, "output_norm.weight", 0, HIDDEN, 0);
     if (!tied)
         add_rows(&w, "output.weight", VOCAB, HIDDEN, t);
-    gguf_header(&file, 3, w.n, 9);
-    add_keys(&file, arch);
+    if (factors) {
+        gguf_tensor(&w.infos, "rope_freqs.weight", dims, 0, w.data.n);
+        put(&w.data, factors, n_factors * sizeof(*factors));
+        gguf_align(&w.data, 32);
+        w.n++;
+    }
+    gguf_header(&file, 3, w.n, n_keys);
+    put(&file, keys.p, keys.n);
     put(&file, w.infos.p, w.infos.n);
     gguf_align(&file, 32);
     put(&file, w.data.p, w.data.n);
-    st = ek_model_open(temp_write("made.gguf", file.p, file.n), NULL, &m);
-    ck_assert_msg(st == EK_OK, "%s", ek_last_error());
+    st = ek_model_open(temp_write("made.gguf", file.p, file.n), NULL, out);
     put_free(&w.infos);
     put_free(&w.data);
+    put_free(&keys);
     put_free(&file);
+    return st;
+}
+
+static struct ek_model *open_made_gguf(const char *arch, int t, bool tied)
+{
+    struct ek_model *m = NULL;
+    enum ek_status st = make_gguf(arch, t, tied, NULL, NULL, 0, &m);
+
+    ck_assert_msg(st == EK_OK, "%s", ek_last_error());
     return m;
 }
 
@@ -366,6 +408,62 @@ START_TEST(a_directory_of_one_gguf_opens_and_truncation_is_an_error)
     ck_assert_msg(strstr(ek_last_error(), "truncated"), "%s", ek_last_error());
     free(dst);
     ek_model_close(m);
+}
+END_TEST
+
+static const struct {
+    struct key key;
+    enum ek_status st;
+    const char *message;
+} hostile_keys[] = {
+    {{"block_count", 0, 0, 0, NULL}, EK_EFORMAT, "'llama.block_count' is missing"},
+    {{"block_count", 4, 1025, 0, NULL}, EK_EFORMAT, "from 1 to 1024, got 1025"},
+    {{"block_count", 4, 2, 0, NULL}, EK_EFORMAT, "layers.1.input_layernorm.weight' [256] is miss"},
+    {{"block_count", 8, 0, 0, "1"}, EK_EFORMAT, "string where a whole number is expected"},
+    {{"embedding_length", 4, 0, 0, NULL}, EK_EFORMAT, "got 0"},
+    {{"embedding_length", 4, 512, 0, NULL}, EK_EFORMAT, "[3, 256] in the file, [3, 512] by"},
+    {{"attention.head_count", 4, 0, 0, NULL}, EK_EFORMAT, "got 0"},
+    {{"attention.head_count_kv", 4, 3, 0, NULL}, EK_EFORMAT, "no multiple of 3 key-value heads"},
+    {{"attention.key_length", 4, 127, 0, NULL}, EK_EFORMAT, "127 rotary dimensions"},
+    {{"attention.layer_norm_rms_epsilon", 6, 0, NAN, NULL}, EK_EFORMAT, "not a finite number"},
+    {{"attention.layer_norm_rms_epsilon", 6, 0, -1, NULL}, EK_EFORMAT, "got -1"},
+    {{"rope.dimension_count", 4, 64, 0, NULL}, EK_EUNSUPPORTED, "partial rope"},
+    {{"rope.freq_base", 6, 0, INFINITY, NULL}, EK_EFORMAT, "not a finite number"},
+    {{"rope.freq_base", 6, 0, -1e4f, NULL}, EK_EFORMAT, "got -10000"},
+    {{"rope.scaling.type", 8, 0, 0, "longrope"}, EK_EUNSUPPORTED, "'longrope' is not supported"},
+    {{"rope.scaling.type", 8, 0, 0, "linear"}, EK_EFORMAT, "rope.scaling.factor' is missing"},
+    {{"expert_count", 4, 8, 0, NULL}, EK_EUNSUPPORTED, "experts are not supported"},
+};
+
+START_TEST(hostile_metadata_is_refused_with_the_key)
+{
+    struct ek_model *m = NULL;
+    enum ek_status st = make_gguf("llama", 3, true, &hostile_keys[_i].key, NULL, 0, &m);
+
+    ck_assert_msg(strstr(ek_last_error(), hostile_keys[_i].message), "%s", ek_last_error());
+    ck_assert_int_eq(st, hostile_keys[_i].st);
+    ck_assert_ptr_null(m);
+}
+END_TEST
+
+START_TEST(rope_factors_are_read_and_held_against_the_heads)
+{
+    float factors[HEAD_DIM / 2], f[HEAD_DIM / 2], amplitude, scale;
+    struct ek_model *m = NULL;
+
+    for (int i = 0; i < HEAD_DIM / 2; i++)
+        factors[i] = i < 32 ? 1 : 8;
+    ck_assert_int_eq(make_gguf("llama", 3, true, NULL, factors, HEAD_DIM / 2, &m), EK_OK);
+    ek_config_rope(&m->config, f, &amplitude, &scale);
+    ck_assert_float_eq(f[0], 1);
+    ck_assert_float_eq_tol(f[32], 0.01f / 8, 1e-8); /* 10000^(-64/128) */
+    ek_model_close(m);
+    m = NULL;
+    ck_assert_int_eq(make_gguf("llama", 3, true, NULL, factors, 8, &m), EK_EFORMAT);
+    ck_assert_msg(strstr(ek_last_error(), "must be 64 numbers"), "%s", ek_last_error());
+    factors[5] = 0;
+    ck_assert_int_eq(make_gguf("llama", 3, true, NULL, factors, HEAD_DIM / 2, &m), EK_EFORMAT);
+    ck_assert_msg(strstr(ek_last_error(), "rope_freqs.weight[5] is 0"), "%s", ek_last_error());
 }
 END_TEST
 
@@ -529,6 +627,9 @@ int main(void)
                         EK_ARRAY_LEN(types));
     tcase_add_test(gguf, qwen2_ggufs_are_not_permuted_and_have_biases);
     tcase_add_test(gguf, a_directory_of_one_gguf_opens_and_truncation_is_an_error);
+    tcase_add_loop_test(gguf, hostile_metadata_is_refused_with_the_key, 0,
+                        EK_ARRAY_LEN(hostile_keys));
+    tcase_add_test(gguf, rope_factors_are_read_and_held_against_the_heads);
     tcase_add_test(gguf, other_architectures_of_gguf_are_refused_by_name);
     tcase_add_loop_test(seeded, seeded_matrices_keep_activations_of_order_one, 0,
                         EK_ARRAY_LEN(types));
