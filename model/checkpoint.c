@@ -20,8 +20,7 @@ static bool ends_with(const char *s, const char *end)
     return n >= k && strcasecmp(s + n - k, end) == 0;
 }
 
-/* The one .gguf of a directory without config.json; *out stays NULL when there is none. */
-static enum ek_status find_gguf(const char *dir, char **out)
+enum ek_status ek_directory_gguf(const char *dir, char **out)
 {
     DIR *d = opendir(dir);
     enum ek_status st = EK_OK;
@@ -106,7 +105,7 @@ static enum ek_status open_directory(struct ek_model *m, const char *dir,
     enum ek_status st = config ? EK_OK : EK_ENOMEM;
 
     if (st == EK_OK && !ek_file_exists(config)) {
-        st = find_gguf(dir, &gguf);
+        st = ek_directory_gguf(dir, &gguf);
         if (st == EK_OK)
             st = gguf ? open_gguf(m, gguf, family)
                       : ek_error(EK_EFORMAT, "%s: neither config.json nor a .gguf file", dir);

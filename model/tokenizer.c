@@ -3,6 +3,7 @@
  * The tokenizer put together: opening, and the way of a text through its parts. Added tokens on the
  * raw text, normal form, added tokens on the normalised text, pre-tokenizer, BPE.
  */
+#include "model/internal.h"
 #include "model/tokenizer_internal.h"
 
 #include <stdlib.h>
@@ -110,18 +111,25 @@ static enum ek_status open_json(const char *file, const char *dir, struct ek_tok
     return EK_OK;
 }
 
+/* tokenizer.json, or else the directory's one GGUF. */
 static enum ek_status open_in_directory(const char *dir, struct ek_tokenizer **out)
 {
-    char *file = ek_path_join(dir, "tokenizer.json");
-    enum ek_status st = file ? open_json(file, dir, out) : EK_ENOMEM;
+    char *file = ek_path_join(dir, "tokenizer.json"), *gguf = NULL;
+    enum ek_status st = file ? EK_OK : EK_ENOMEM;
 
+    if (st == EK_OK && !ek_file_exists(file))
+        st = ek_directory_gguf(dir, &gguf);
+    if (st == EK_OK)
+        st = gguf ? ek_tokenizer_from_gguf(gguf, out) : open_json(file, dir, out);
     free(file);
+    free(gguf);
     return st;
 }
 
+/* A tokenizer.json under any name; a config.json stands for its directory. */
 static enum ek_status open_file(const char *path, struct ek_tokenizer **out)
 {
-    const char *slash = strrchr(path, '/');
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
     char *dir = slash ? ek_strdup(path) : ek_strdup(".");
     enum ek_status st;
 
@@ -129,7 +137,7 @@ static enum ek_status open_file(const char *path, struct ek_tokenizer **out)
         return EK_ENOMEM;
     if (slash != NULL)
         dir[slash == path ? 1 : slash - path] = '\0';
-    st = open_json(path, dir, out);
+    st = strcmp(name, "config.json") == 0 ? open_in_directory(dir, out) : open_json(path, dir, out);
     free(dir);
     return st;
 }

@@ -10,7 +10,8 @@
 
 struct ek_tokenizer;
 
-/* path: a model directory (tokenizer.json, tokenizer_config.json), a tokenizer.json, or a .gguf.
+/* path: whatever ek_model_open takes (a directory with tokenizer.json or one .gguf, a .gguf, the
+ * config.json of a directory), or a tokenizer.json.
  * Freed with ek_tokenizer_free (NULL is fine). */
 enum ek_status ek_tokenizer_open(const char *path, struct ek_tokenizer **out);
 void ek_tokenizer_free(struct ek_tokenizer *t);
@@ -29,7 +30,7 @@ enum {
     /* Special tokens, and added tokens of the form <...>, in the text become their ids; else they
      * are plain text. Added tokens that are words or characters always count. */
     EK_ENCODE_SPECIAL = 1,
-    EK_ENCODE_BOS = 2,     /* put bos first where the checkpoint says so */
+    EK_ENCODE_BOS = 2, /* put bos first where the checkpoint says so */
 };
 /* n bytes of UTF-8, at most 16 MiB (ill-formed bytes are replaced by U+FFFD as Hugging Face does).
  * *ids: malloc'd. May be called from several threads. */

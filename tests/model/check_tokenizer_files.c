@@ -21,7 +21,7 @@ static void make_folder(void)
 static void remove_folder(void)
 {
     static const char *const names[] = {"tokenizer.json", "tokenizer_config.json", "tokenizer.gguf",
-                                        "chat_template.jinja"};
+                                        "chat_template.jinja", "config.json"};
 
     for (size_t i = 0; i < EK_ARRAY_LEN(names); i++) {
         char *path = ek_path_join(folder, names[i]);
@@ -599,6 +599,36 @@ START_TEST(a_ggufs_tokenizer_is_read_or_refused_by_key)
 }
 END_TEST
 
+START_TEST(every_path_that_opens_a_model_opens_its_tokenizer)
+{
+    char *gguf = ek_path_join(folder, "tokenizer.gguf");
+    char *json = ek_path_join(folder, "tokenizer.json");
+    char *config = ek_path_join(folder, "config.json");
+    const char *const first[] = {folder, gguf}, *const both[] = {folder, json, config};
+    json_t *root = base_json();
+    struct ek_tokenizer *t;
+
+    write_gguf(0);
+    for (size_t i = 0; i < EK_ARRAY_LEN(first); i++) {
+        ck_assert_msg(ek_tokenizer_open(first[i], &t) == EK_OK, "%s", ek_last_error());
+        ck_assert_uint_eq(ek_tokenizer_size(t), N_TOKENS);
+        ek_tokenizer_free(t);
+    }
+    write_file("config.json", "{}", 2);
+    ck_assert_int_eq(open_json(root, &t), EK_OK);
+    ek_tokenizer_free(t);
+    for (size_t i = 0; i < EK_ARRAY_LEN(both); i++) {
+        ck_assert_msg(ek_tokenizer_open(both[i], &t) == EK_OK, "%s", ek_last_error());
+        ck_assert_uint_eq(ek_tokenizer_size(t), 99);
+        ek_tokenizer_free(t);
+    }
+    json_decref(root);
+    free(gguf);
+    free(json);
+    free(config);
+}
+END_TEST
+
 static Suite *files_suite(void)
 {
     Suite *s = suite_create("tokenizer files");
@@ -620,6 +650,7 @@ static Suite *files_suite(void)
                         (int)EK_ARRAY_LEN(templates));
     tcase_add_loop_test(tc, a_ggufs_tokenizer_is_read_or_refused_by_key, 0,
                         (int)EK_ARRAY_LEN(ggufs));
+    tcase_add_test(tc, every_path_that_opens_a_model_opens_its_tokenizer);
     suite_add_tcase(s, tc);
     return s;
 }
