@@ -59,9 +59,9 @@ enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *
     b->start = ek_calloc(p->n_items + 2, sizeof(*b->start));
     b->to_go = ek_calloc(states, sizeof(double));
     b->choice = ek_calloc(states, sizeof(uint32_t));
-    b->begin = ek_calloc((size_t)b->masks * p->n_kinds, sizeof(double));
-    b->begin_by = ek_calloc((size_t)b->masks * p->n_kinds, sizeof(uint32_t));
-    if (!b->allowed || !b->start || !b->to_go || !b->choice || !b->begin || !b->begin_by) {
+    b->best_begin = ek_calloc((size_t)p->n_items * b->masks * p->n_kinds, sizeof(double));
+    b->begin_by = ek_calloc((size_t)p->n_items * b->masks * p->n_kinds, sizeof(uint32_t));
+    if (!b->allowed || !b->start || !b->to_go || !b->choice || !b->best_begin || !b->begin_by) {
         ek_bound_free(b);
         return EK_ENOMEM;
     }
@@ -82,7 +82,7 @@ void ek_bound_free(struct ek_bound *b)
     free(b->start);
     free(b->to_go);
     free(b->choice);
-    free(b->begin);
+    free(b->best_begin);
     free(b->begin_by);
 }
 
@@ -120,18 +120,18 @@ static void cheapest_begins(struct ek_bound *b, uint32_t i)
     const struct ek_problem *p = b->p;
 
     for (size_t k = 0; k < (size_t)b->masks * p->n_kinds; k++)
-        b->begin[k] = INFINITY;
+        b->best_begin[ek_begin_at(b, i, 0, 0) + k] = INFINITY;
     for (size_t a = b->start[i]; a < b->start[i + 1]; a++) {
         const struct ek_column *c = &p->columns[b->allowed[a]];
         double own = ek_bound_column_cost(p, c) + ek_bound_price(b, c);
         for (uint32_t mask = 0; mask < b->masks; mask++) {
-            size_t at = (size_t)mask * p->n_kinds + c->kind;
+            size_t at = ek_begin_at(b, i, mask, c->kind);
             double v;
             if (c->sides & mask)
                 continue;
             v = own + b->to_go[ek_bound_at(b, (uint32_t)c->last + 1, mask | c->sides, c->kind)];
-            if (v < b->begin[at]) {
-                b->begin[at] = v;
+            if (v < b->best_begin[at]) {
+                b->best_begin[at] = v;
                 b->begin_by[at] = b->allowed[a];
             }
         }
@@ -150,10 +150,10 @@ static void cheapest_hops(struct ek_bound *b, uint32_t i)
             double hop = i == 0 ? 0 : ek_bound_hop(b, boundary, k, to);
             for (uint32_t mask = 0; mask < b->masks && !isinf(hop); mask++) {
                 size_t at = ek_bound_at(b, i, mask, k);
-                double v = hop + b->begin[(size_t)mask * p->n_kinds + to];
+                double v = hop + b->best_begin[ek_begin_at(b, i, mask, to)];
                 if (v < b->to_go[at]) {
                     b->to_go[at] = v;
-                    b->choice[at] = b->begin_by[(size_t)mask * p->n_kinds + to];
+                    b->choice[at] = b->begin_by[ek_begin_at(b, i, mask, to)];
                 }
             }
         }
@@ -212,49 +212,137 @@ static double natural_upper(const struct ek_bound *b)
     return (column + hop) * fmin(p->n_items + p->n_sides, p->n_devices) * 1.01 + 1e-9;
 }
 
-static double step_prices(struct ek_bound *b, const double *g, double room, double theta)
+/* Shor's r-algorithm: subgradient steps in a space that is stretched, step by step, along the
+ * difference of successive subgradients, which takes the zigzag out of them. */
+struct ascent {
+    double x[EK_MAX_RESOURCES], g[EK_MAX_RESOURCES]; /* free variables; subgradient at them */
+    double space[EK_MAX_RESOURCES][EK_MAX_RESOURCES];
+    uint32_t n, rounds;
+    double step, target;
+    bool over;
+};
+
+static bool is_free(const struct ek_bound *b, uint32_t r)
+{
+    return b->p->use_all && r < b->p->n_groups;
+}
+
+/* Value and subgradient at x; a price that may not be negative is |x|. */
+static void evaluate(struct ek_bound *b, struct ascent *a, struct ek_effort *e)
+{
+    double v;
+
+    for (uint32_t r = 0; r < a->n; r++)
+        b->price[r] = is_free(b, r) ? a->x[r] : fabs(a->x[r]);
+    v = shortest_path(b);
+    if (v > b->bound) {
+        b->bound = v;
+        memcpy(b->best_price, b->price, sizeof(b->price));
+    }
+    a->over = isinf(v) || v > a->target || a->rounds-- == 0 || ek_effort_over(e);
+    if (a->over)
+        return;
+    excess(b, a->g);
+    for (uint32_t r = 0; r < a->n; r++)
+        if (!is_free(b, r) && (a->x[r] < 0 || (a->x[r] == 0 && a->g[r] < 0)))
+            a->g[r] = a->x[r] == 0 ? 0 : -a->g[r];
+}
+
+static double normalise(double *v, uint32_t n)
 {
     double norm = 0;
 
-    for (uint32_t r = 0; r < b->n_resources; r++)
-        if (g[r] > 0 || b->price[r] > 0 || (b->p->use_all && r < b->p->n_groups))
-            norm += g[r] * g[r];
-    if (norm == 0)
-        return 0;
-    for (uint32_t r = 0; r < b->n_resources; r++) {
-        b->price[r] += theta * room / norm * g[r];
-        if (b->price[r] < 0 && !(b->p->use_all && r < b->p->n_groups))
-            b->price[r] = 0;
-    }
+    for (uint32_t i = 0; i < n; i++)
+        norm += v[i] * v[i];
+    norm = sqrt(norm);
+    for (uint32_t i = 0; i < n && norm > 0; i++)
+        v[i] /= norm;
     return norm;
+}
+
+/* out = transposed space * v. */
+static void into_space(const struct ascent *a, const double *v, double *out)
+{
+    for (uint32_t j = 0; j < a->n; j++) {
+        out[j] = 0;
+        for (uint32_t i = 0; i < a->n; i++)
+            out[j] += a->space[i][j] * v[i];
+    }
+}
+
+static bool direction(const struct ascent *a, double *d)
+{
+    double in[EK_MAX_RESOURCES];
+
+    into_space(a, a->g, in);
+    if (normalise(in, a->n) < 1e-12)
+        return false;
+    for (uint32_t i = 0; i < a->n; i++) {
+        d[i] = 0;
+        for (uint32_t j = 0; j < a->n; j++)
+            d[i] += a->space[i][j] * in[j];
+    }
+    return true;
+}
+
+static void stretch(struct ascent *a, const double *old)
+{
+    double diff[EK_MAX_RESOURCES], r[EK_MAX_RESOURCES];
+
+    for (uint32_t i = 0; i < a->n; i++)
+        diff[i] = a->g[i] - old[i];
+    into_space(a, diff, r);
+    if (normalise(r, a->n) == 0)
+        return;
+    for (uint32_t i = 0; i < a->n; i++) {
+        double along = 0;
+        for (uint32_t j = 0; j < a->n; j++)
+            along += a->space[i][j] * r[j];
+        for (uint32_t j = 0; j < a->n; j++)
+            a->space[i][j] -= 0.55 * along * r[j];
+    }
+}
+
+static void ascend(struct ek_bound *b, struct ascent *a, struct ek_effort *e)
+{
+    double d[EK_MAX_RESOURCES], old[EK_MAX_RESOURCES], along;
+    uint32_t steps;
+
+    while (!a->over && a->step > 1e-9 * fabs(a->target) && direction(a, d)) {
+        memcpy(old, a->g, sizeof(old));
+        steps = 0;
+        do {
+            along = 0;
+            for (uint32_t r = 0; r < a->n; r++)
+                a->x[r] += a->step * d[r];
+            evaluate(b, a, e);
+            if (a->over)
+                return;
+            for (uint32_t r = 0; r < a->n; r++)
+                along += a->g[r] * d[r];
+            if (++steps % 3 == 0)
+                a->step *= 1.5;
+        } while (along > 0 && steps < 50);
+        if (steps == 1)
+            a->step *= 0.85;
+        stretch(a, old);
+    }
 }
 
 void ek_bound_improve(struct ek_bound *b, double upper, uint32_t rounds, struct ek_effort *e)
 {
+    struct ascent a = {.n = b->n_resources, .rounds = rounds};
     double target = isinf(upper) ? natural_upper(b) : upper;
-    double theta = 1, g[EK_MAX_RESOURCES];
-    uint32_t stale = 0;
 
     b->bound = -INFINITY;
-    for (uint32_t n = 0; n < rounds && !ek_effort_over(e); n++) {
-        double v = shortest_path(b);
-        if (v > b->bound) {
-            stale = v < b->bound + 1e-4 * fabs(target - b->bound) ? stale + 1 : 0;
-            b->bound = v;
-            memcpy(b->best_price, b->price, sizeof(b->price));
-        } else {
-            stale++;
-        }
-        if (isinf(v) || b->bound > target * (1 + 1e-9))
-            break;
-        if (stale >= 8) {
-            theta /= 2;
-            stale = 0;
-        }
-        excess(b, g);
-        if (theta < 0.02 || step_prices(b, g, target * 1.001 - v, theta) == 0)
-            break;
-    }
+    a.target = target * (1 + 1e-9) + 1e-15;
+    memcpy(a.x, b->price, sizeof(a.x));
+    for (uint32_t r = 0; r < a.n; r++)
+        a.space[r][r] = 1;
+    evaluate(b, &a, e);
+    a.step = (target - b->bound) / (2.0 * b->p->n_devices);
+    if (!a.over)
+        ascend(b, &a, e);
     if (isinf(upper) && b->bound > target) /* above every plan: there is none */
         b->bound = INFINITY;
     memcpy(b->price, b->best_price, sizeof(b->price));

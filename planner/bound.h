@@ -21,8 +21,8 @@ struct ek_bound {
     double price[EK_MAX_RESOURCES], best_price[EK_MAX_RESOURCES];
     double *to_go;      /* [n_items + 1][masks][width] cost of completing, prices included */
     uint32_t *choice;   /* [n_items + 1][masks][width] column that begins the completion */
-    double *begin;      /* [masks][n_kinds] scratch: cheapest from a position with a kind */
-    uint32_t *begin_by; /* [masks][n_kinds] its column */
+    double *best_begin; /* [n_items][masks][n_kinds] cheapest from a position with a kind */
+    uint32_t *begin_by; /* [n_items][masks][n_kinds] its column */
     double bound;       /* proven: no plan within the limits is cheaper; infinite: there is none */
 };
 enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *l,
@@ -39,6 +39,10 @@ double ek_bound_price(const struct ek_bound *b, const struct ek_column *c);
 static inline size_t ek_bound_at(const struct ek_bound *b, uint32_t i, uint32_t mask, uint32_t kind)
 {
     return ((size_t)i * b->masks + mask) * b->width + (b->width > 1 ? kind : 0);
+}
+static inline size_t ek_begin_at(const struct ek_bound *b, uint32_t i, uint32_t mask, uint32_t kind)
+{
+    return ((size_t)i * b->masks + mask) * b->p->n_kinds + kind;
 }
 
 #endif

@@ -24,6 +24,11 @@ struct label {
     uint16_t mask, last, first; /* sides done; kind of the last stage; of the first (or 0) */
     bool dead;
 };
+struct top { /* the least promises seen, as a heap with the largest at the root */
+    double promise[BEAM];
+    uint32_t n;
+};
+
 struct search {
     const struct ek_problem *p;
     struct ek_bound *b;
@@ -34,6 +39,7 @@ struct search {
     uint32_t *buckets;
     size_t n_buckets;
     uint32_t *head, *tail; /* [n_items + 1] list of each position */
+    struct top *narrow;    /* [n_items + 1] in the narrow pass, else NULL */
     uint64_t radix[EK_MAX_RESOURCES];
     double upper, all_prices;
     bool full, track_first;
@@ -127,6 +133,52 @@ static bool pools_within(const struct search *s, const uint64_t *a, const uint64
     for (uint32_t i = 0; i < s->p->n_pools; i++)
         if (a[i] > b[i])
             return false;
+    return true;
+}
+
+/* ---- The narrow pass ----------------------------------------------------------------------------
+ * Each position takes new labels only while they are among its most promising so far: finds a plan
+ * quickly, proves nothing. */
+static void sift_down(struct top *t)
+{
+    uint32_t i = 0;
+
+    for (;;) {
+        uint32_t k = 2 * i + 1;
+        double v = t->promise[i];
+        if (k >= t->n)
+            return;
+        if (k + 1 < t->n && t->promise[k + 1] > t->promise[k])
+            k++;
+        if (t->promise[k] <= v)
+            return;
+        t->promise[i] = t->promise[k];
+        t->promise[k] = v;
+        i = k;
+    }
+}
+
+static void sift_up(struct top *t, uint32_t i)
+{
+    while (i > 0 && t->promise[(i - 1) / 2] < t->promise[i]) {
+        double v = t->promise[i];
+        t->promise[i] = t->promise[(i - 1) / 2];
+        t->promise[(i - 1) / 2] = v;
+        i = (i - 1) / 2;
+    }
+}
+
+static bool among_best(struct top *t, double promise)
+{
+    if (t->n < BEAM) {
+        t->promise[t->n] = promise;
+        sift_up(t, t->n++);
+        return true;
+    }
+    if (promise >= t->promise[0])
+        return false;
+    t->promise[0] = promise;
+    sift_down(t);
     return true;
 }
 
@@ -230,11 +282,12 @@ static enum ek_status extend(struct search *s, uint32_t from, uint32_t column)
     if (s->track_first && !(l.mask >> s->p->exit_side & 1))
         l.first = c->first == 0 ? (uint16_t)c->kind : f.first;
     left = s->b->to_go[ek_bound_at(s->b, pos, l.mask, c->kind)] - (s->all_prices - l.paid);
-    if (l.cost + left > s->upper)
+    if (l.cost + left > s->upper || (s->narrow && !among_best(&s->narrow[pos], l.cost + left)))
         return EK_OK;
     return add_label(s, pos, &l, pools);
 }
 
+/* A plan of all modules? */
 static bool complete(const struct search *s, const struct label *l)
 {
     if (l->mask != s->b->masks - 1)
@@ -243,6 +296,30 @@ static bool complete(const struct search *s, const struct label *l)
         if (used_of(s, l, g) != s->b->supply[g])
             return false;
     return true;
+}
+
+/* Can no column of a kind at pos lead to a plan within upper? Columns of one kind lie together. */
+static bool hopeless(const struct search *s, const struct label *l, uint32_t pos, uint32_t kind)
+{
+    double hop =
+        pos > 0 && pos < s->p->n_items ? ek_bound_hop(s->b, (int32_t)pos - 1, l->last, kind) : 0;
+    return l->cost + l->paid + hop + s->b->best_begin[ek_begin_at(s->b, pos, l->mask, kind)] -
+               s->all_prices >
+           s->upper;
+}
+
+static enum ek_status expand_label(struct search *s, uint32_t pos, uint32_t i)
+{
+    size_t a = s->b->start[pos], end = s->b->start[pos + 1];
+
+    while (a < end && !s->full) {
+        uint32_t kind = s->p->columns[s->b->allowed[a]].kind;
+        bool skip = pos < s->p->n_items && hopeless(s, &s->labels[i], pos, kind);
+        for (; a < end && s->p->columns[s->b->allowed[a]].kind == kind; a++)
+            if (!skip)
+                EK_TRY(extend(s, i, s->b->allowed[a]));
+    }
+    return EK_OK;
 }
 
 static enum ek_status expand_position(struct search *s, uint32_t pos)
@@ -257,44 +334,8 @@ static enum ek_status expand_position(struct search *s, uint32_t pos)
             s->best = i;
             s->best_cost = s->labels[i].cost;
         }
-        for (size_t a = s->b->start[pos]; a < s->b->start[pos + 1] && !s->full; a++)
-            EK_TRY(extend(s, i, s->b->allowed[a]));
+        EK_TRY(expand_label(s, pos, i));
     }
-    return EK_OK;
-}
-
-/* ---- The narrow pass ----------------------------------------------------------------------------
- * Keeps the most promising labels of each position: finds a plan, proves nothing. */
-static int compare_double(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return x < y ? -1 : x > y;
-}
-
-static enum ek_status thin_out(struct search *s, uint32_t pos, uint32_t keep)
-{
-    size_t n = 0;
-    double *scores, cut;
-
-    for (uint32_t i = s->head[pos]; i != NO_LABEL; i = s->labels[i].next)
-        n += !s->labels[i].dead;
-    if (n <= keep)
-        return EK_OK;
-    scores = ek_calloc(n, sizeof(*scores));
-    if (scores == NULL)
-        return EK_ENOMEM;
-    n = 0;
-#define PROMISE(l) ((l).cost + (l).paid + s->b->to_go[ek_bound_at(s->b, pos, (l).mask, (l).last)])
-    for (uint32_t i = s->head[pos]; i != NO_LABEL; i = s->labels[i].next)
-        if (!s->labels[i].dead)
-            scores[n++] = PROMISE(s->labels[i]);
-    qsort(scores, n, sizeof(*scores), compare_double);
-    cut = scores[keep - 1];
-    free(scores);
-    for (uint32_t i = s->head[pos]; i != NO_LABEL; i = s->labels[i].next)
-        if (PROMISE(s->labels[i]) > cut)
-            s->labels[i].dead = true;
     return EK_OK;
 }
 
@@ -307,6 +348,7 @@ static void search_free(struct search *s)
     free(s->buckets);
     free(s->head);
     free(s->tail);
+    free(s->narrow);
 }
 
 static void read_answer(const struct search *s, struct ek_answer *out)
@@ -321,9 +363,8 @@ static void read_answer(const struct search *s, struct ek_answer *out)
         out->columns[--n] = s->labels[i].column;
 }
 
-/* keep: labels a position (0: all, exact). Fills out's plan when it finds one cheaper than upper.
- */
-static enum ek_status search(struct ek_bound *b, double upper, uint32_t keep, struct ek_effort *e,
+/* Fills out's plan when it finds one of at most upper; *whole: nothing was left out. */
+static enum ek_status search(struct ek_bound *b, double upper, bool narrow, struct ek_effort *e,
                              struct ek_answer *out, bool *found, bool *whole)
 {
     const struct ek_problem *p = b->p;
@@ -341,19 +382,18 @@ static enum ek_status search(struct ek_bound *b, double upper, uint32_t keep, st
         s.all_prices += b->price[r] * b->supply[r];
     s.head = ek_calloc(p->n_items + 1, sizeof(*s.head));
     s.tail = ek_calloc(p->n_items + 1, sizeof(*s.tail));
-    if (s.head == NULL || s.tail == NULL) {
+    if (narrow)
+        s.narrow = ek_calloc(p->n_items + 1, sizeof(*s.narrow));
+    if (s.head == NULL || s.tail == NULL || (narrow && s.narrow == NULL)) {
         st = EK_ENOMEM;
         goto end;
     }
     memset(s.head, 0xff, (p->n_items + 1) * sizeof(*s.head));
     memset(s.tail, 0xff, (p->n_items + 1) * sizeof(*s.tail));
     EK_GOTO(add_label(&s, 0, &origin, none), st, end);
-    for (uint32_t i = 0; i <= p->n_items; i++) {
-        if (keep)
-            EK_GOTO(thin_out(&s, i, keep), st, end);
+    for (uint32_t i = 0; i <= p->n_items; i++)
         EK_GOTO(expand_position(&s, i), st, end);
-    }
-    *whole = keep == 0 && !s.full && !ek_effort_over(e);
+    *whole = !narrow && !s.full && !ek_effort_over(e);
     *found = s.best != NO_LABEL;
     if (*found)
         read_answer(&s, out);
@@ -370,6 +410,16 @@ static double widen(double v)
     return v + fabs(v) * 1e-9 + 1e-15;
 }
 
+static bool good_enough(const struct ek_problem *p, const struct ek_limits *l,
+                        const struct ek_answer *a)
+{
+    double longest = 0;
+
+    for (uint32_t i = 0; i < a->n; i++)
+        longest = fmax(longest, p->columns[a->columns[i]].prefill);
+    return a->sum + l->fill * longest <= l->enough;
+}
+
 static enum ek_status solve(struct ek_bound *b, const struct ek_limits *l, struct ek_effort *e,
                             struct ek_answer *out)
 {
@@ -382,10 +432,14 @@ static enum ek_status solve(struct ek_bound *b, const struct ek_limits *l, struc
         out->kind = EK_ANSWER_INFEASIBLE;
         return EK_OK;
     }
-    EK_TRY(search(b, widen(upper), BEAM, e, out, &found, &whole));
+    EK_TRY(search(b, widen(upper), true, e, out, &found, &whole));
+    if (found && good_enough(b->p, l, out)) {
+        out->kind = EK_ANSWER_OPTIMAL;
+        return EK_OK;
+    }
     if (found)
         upper = out->sum;
-    EK_TRY(search(b, widen(upper), 0, e, out, &again, &whole));
+    EK_TRY(search(b, widen(upper), false, e, out, &again, &whole));
     found = found || again;
     if (whole)
         out->kind = found ? EK_ANSWER_OPTIMAL : EK_ANSWER_INFEASIBLE;

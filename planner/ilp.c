@@ -8,7 +8,9 @@
  * GLPK aborts the process on an internal error; its error hook is turned into a status by a long
  * jump, after which its whole environment is thrown away.
  */
+#include "planner/bound.h"
 #include "planner/planner.h"
+#include "planner/reduce.h"
 
 #include <glpk.h>
 #include <math.h>
@@ -262,7 +264,7 @@ struct watch {
     struct ek_effort *e;
     double cutoff; /* scaled: nothing above is of interest */
     double bound;
-    bool cut;
+    bool cut, any; /* cut: all is above the cutoff; any: the first plan will do */
 };
 
 static void on_node(glp_tree *tree, void *info)
@@ -270,6 +272,10 @@ static void on_node(glp_tree *tree, void *info)
     struct watch *w = info;
     int best = glp_ios_best_node(tree);
 
+    if (w->any && glp_ios_reason(tree) == GLP_IBINGO) {
+        glp_ios_terminate(tree);
+        return;
+    }
     if (best)
         w->bound = glp_ios_node_bound(tree, best);
     if (best && w->bound > w->cutoff) {
@@ -314,13 +320,15 @@ static void judge(struct builder *b, const struct watch *w, int rc, struct ek_an
     int status = glp_mip_status(b->lp);
     bool stopped = rc == GLP_ETMLIM || rc == GLP_ESTOP;
 
-    if (rc == GLP_ENOPFS || rc == GLP_ENODFS || (rc == 0 && status != GLP_OPT) || w->cut) {
+    if (rc == GLP_ENOPFS || rc == GLP_ENODFS || w->cut ||
+        (rc == 0 && status != GLP_OPT && status != GLP_FEAS)) {
         out->kind = EK_ANSWER_INFEASIBLE;
         return;
     }
     if (status == GLP_OPT || status == GLP_FEAS)
         read_solution(b, out);
-    out->kind = status == GLP_OPT && !stopped ? EK_ANSWER_OPTIMAL : EK_ANSWER_UNKNOWN;
+    out->kind = (status == GLP_OPT && !stopped) || (w->any && out->n) ? EK_ANSWER_OPTIMAL
+                                                                      : EK_ANSWER_UNKNOWN;
     out->bound = out->kind == EK_ANSWER_OPTIMAL ? out->sum : w->bound * b->scale;
     if (out->kind == EK_ANSWER_OPTIMAL && out->sum > b->l->sum * (1 + 1e-9) + 1e-15)
         out->kind = EK_ANSWER_INFEASIBLE;
@@ -328,7 +336,9 @@ static void judge(struct builder *b, const struct watch *w, int rc, struct ek_an
 
 static enum ek_status run(struct builder *b, struct ek_effort *e, struct ek_answer *out)
 {
-    struct watch w = {.e = e, .cutoff = b->l->sum * (1 + 1e-6) / b->scale, .bound = 0};
+    struct watch w = {.e = e,
+                      .cutoff = b->l->sum * (1 + 1e-6) / b->scale,
+                      .any = isinf(b->l->enough) && b->l->enough > 0};
     glp_iocp o;
     uint64_t now = ek_now_ns();
     int rc;
@@ -341,6 +351,7 @@ static enum ek_status run(struct builder *b, struct ek_effort *e, struct ek_answ
     glp_init_iocp(&o);
     o.presolve = GLP_ON;
     o.msg_lev = GLP_MSG_OFF;
+    o.gmi_cuts = o.mir_cuts = o.cov_cuts = o.clq_cuts = GLP_ON;
     o.cb_func = on_node;
     o.cb_info = &w;
     if (e->deadline_ns)
@@ -389,12 +400,37 @@ static enum ek_status guarded(struct builder *b, struct ek_effort *e, struct ek_
     return run(b, e, out);
 }
 
+#define WHOLE_PROGRAM ((size_t)6000) /* columns up to which nothing is left out */
+#define PRICE_ROUNDS  150
+
+/* Large programs shed what cannot matter: see reduce.c. */
+static enum ek_status shed_columns(struct builder *b, struct ek_effort *e, uint8_t **drop)
+{
+    struct ek_bound bound;
+    size_t kept;
+    enum ek_status st;
+
+    *drop = NULL;
+    if (b->p->n_columns <= WHOLE_PROGRAM || isinf(b->l->sum) || e->whole_program)
+        return EK_OK;
+    *drop = ek_calloc(b->p->n_columns, 1);
+    if (*drop == NULL)
+        return EK_ENOMEM;
+    EK_TRY(ek_bound_new(b->p, b->l, b->deny, &bound));
+    ek_bound_improve(&bound, b->l->sum, PRICE_ROUNDS, e);
+    st = ek_reduce(b->p, b->l, b->deny, bound.price, *drop, &kept);
+    ek_bound_free(&bound);
+    b->deny = *drop;
+    return st;
+}
+
 enum ek_status ek_ilp_solve(const struct ek_problem *p, const struct ek_limits *l,
                             const uint8_t *deny, struct ek_answer *out, void *effort)
 {
     struct builder *b = ek_calloc(1, sizeof(*b));
     struct ek_effort *e = effort;
     uint64_t t0 = ek_now_ns();
+    uint8_t *drop = NULL;
     enum ek_status st;
 
     if (b == NULL)
@@ -404,8 +440,11 @@ enum ek_status ek_ilp_solve(const struct ek_problem *p, const struct ek_limits *
     b->deny = deny;
     b->scale = objective_scale(p);
     *out = (struct ek_answer){.kind = EK_ANSWER_UNKNOWN, .sum = INFINITY};
-    st = guarded(b, e, out);
+    st = shed_columns(b, e, &drop);
+    if (st == EK_OK)
+        st = guarded(b, e, out);
     glp_free_env(); /* the problem, and whatever an error left behind */
+    free(drop);
     free(b->rows);
     free(b->cols);
     free(b->values);

@@ -65,6 +65,8 @@ enum ek_status ek_least_latency(const struct ek_search_state *s, double cutoff, 
     struct ek_answer a;
 
     *out = (struct ek_found){.kind = EK_ANSWER_INFEASIBLE, .value = INFINITY};
+    l.fill = w;
+    l.enough = enough;
     for (;;) {
         double longest, latency;
         l.sum = fmin(cutoff, best);

@@ -180,6 +180,7 @@ struct ek_request {
     bool sides_first;       /* side modules with the first stage (what vLLM and SGLang can do) */
     double time_limit;      /* seconds of solving */
     bool no_certificate;    /* dynamic program alone */
+    bool whole_program;     /* integer programs with every column, however large */
     volatile const bool *stop;
 };
 #define EK_REQUEST_INIT                                                                            \
@@ -292,12 +293,19 @@ struct ek_limits {  /* a column or hop above any of them is not allowed */
     double prefill; /* of a stage */
     double ratio;   /* used / cap */
     double sum;     /* answers above this are of no interest */
+    double fill;    /* an answer whose sum + fill * longest prefill ... */
+    double enough;  /* ... is at most this will do: it need not be the best */
 };
 #define EK_LIMITS_NONE                                                                             \
     {                                                                                              \
         .work = INFINITY, .hop = INFINITY, .prefill = INFINITY, .ratio = INFINITY, .sum = INFINITY \
     }
-enum ek_answer_kind { EK_ANSWER_NONE, EK_ANSWER_OPTIMAL, EK_ANSWER_INFEASIBLE, EK_ANSWER_UNKNOWN };
+enum ek_answer_kind {
+    EK_ANSWER_NONE,
+    EK_ANSWER_OPTIMAL, /* or good enough, where the limits say what is */
+    EK_ANSWER_INFEASIBLE,
+    EK_ANSWER_UNKNOWN
+};
 struct ek_answer {
     enum ek_answer_kind kind;              /* INFEASIBLE: no plan within the limits, sum included */
     double sum;                            /* of the columns and hops */
@@ -314,6 +322,7 @@ struct ek_effort {        /* state of both oracles: limits and counters */
     uint64_t solves, labels;
     double seconds;
     bool expired;
+    bool whole_program; /* the integer program leaves no column out, however large */
 };
 enum ek_status ek_dp_solve(const struct ek_problem *p, const struct ek_limits *l,
                            const uint8_t *deny, struct ek_answer *out, void *effort);

@@ -281,7 +281,8 @@ static enum ek_status certify(const struct ek_costs *c, struct attempt *a, struc
     *done = false;
     s.oracle = ek_ilp_solve;
     s.effort = e;
-    EK_TRY(ek_least_latency(&s, s.latency, -INFINITY, &f));
+    EK_TRY(
+        ek_least_latency(&s, fmin(s.latency, a->found.value * (1 + 1e-6) + 1e-12), -INFINITY, &f));
     if (f.kind == EK_ANSWER_UNKNOWN)
         return EK_OK;
     if (f.kind != EK_ANSWER_OPTIMAL || fabs(f.value - a->found.value) > 1e-6 * f.value + 1e-12)
@@ -415,6 +416,7 @@ enum ek_status ek_solve(const struct ek_costs *c, const struct ek_request *r,
         return EK_ENOMEM;
     s->n_tried = micro_batch_choices(c, r, s->tried);
     s->dp.stop = s->ilp.stop = r->stop;
+    s->ilp.whole_program = r->whole_program;
     if (r->time_limit > 0)
         s->dp.deadline_ns = ek_now_ns() + (uint64_t)(r->time_limit * 1e9);
     EK_GOTO(solve_and_certify(c, r, s, &best), st, fail);

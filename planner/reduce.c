@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * Makes large integer programs small: a column that cannot be in any plan of at most the cutoff is
+ * left out. Given any prices of the devices, a column's bound is the cheapest way to reach it, its
+ * own cost and the cheapest way on, prices included, less the price of all devices. The prices are
+ * a hint from the dynamic program's bound and any prices give valid bounds; the passes below are
+ * the integer program's own, so that the two methods still share no code that decides.
+ */
+#include "planner/reduce.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+struct passes {
+    const struct ek_problem *p;
+    const struct ek_limits *l;
+    const uint8_t *deny;
+    const double *prices; /* a group's devices; behind them a stage's */
+    uint32_t masks, kinds;
+    double *into;   /* [n_items][masks][kinds] cheapest way to begin a stage of the kind there */
+    double *ending; /* [n_items + 1][masks][kinds] cheapest way to have ended one there */
+    double *onward; /* [n_items + 1][masks][kinds] cheapest way on from there */
+};
+
+static size_t at(const struct passes *s, uint32_t i, uint32_t mask, uint32_t kind)
+{
+    return ((size_t)i * s->masks + mask) * s->kinds + kind;
+}
+
+static bool allowed(const struct passes *s, size_t i)
+{
+    const struct ek_column *c = &s->p->columns[i];
+
+    return c->work <= s->l->work && c->prefill <= s->l->prefill && c->ratio <= s->l->ratio &&
+           !(s->deny && s->deny[i]);
+}
+
+static double priced(const struct passes *s, const struct ek_column *c)
+{
+    const struct ek_kind *k = &s->p->kinds[c->kind];
+
+    return c->sum + s->prices[k->group] * k->tp +
+           (s->p->max_stages ? s->prices[s->p->n_groups] : 0);
+}
+
+static double hop(const struct passes *s, uint32_t boundary, uint32_t from, uint32_t to)
+{
+    if (ek_problem_hop_work(s->p, (int32_t)boundary, from, to) > s->l->hop)
+        return INFINITY;
+    return ek_problem_hop(s->p, (int32_t)boundary, from, to);
+}
+
+static void lower(double *v, double to)
+{
+    if (to < *v)
+        *v = to;
+}
+
+static void enter_position(struct passes *s, uint32_t i)
+{
+    for (uint32_t to = 0; to < s->kinds; to++) {
+        if (i == 0)
+            s->into[at(s, 0, 0, to)] = 0;
+        for (uint32_t from = 0; i > 0 && from < s->kinds; from++) {
+            double h = hop(s, i - 1, from, to);
+            for (uint32_t mask = 0; mask < s->masks; mask++)
+                lower(&s->into[at(s, i, mask, to)], s->ending[at(s, i, mask, from)] + h);
+        }
+    }
+}
+
+static void forward(struct passes *s)
+{
+    for (uint32_t i = 0; i < s->p->n_items; i++) {
+        enter_position(s, i);
+        for (size_t q = s->p->start[i]; q < s->p->start[i + 1]; q++) {
+            const struct ek_column *c = &s->p->columns[q];
+            if (!allowed(s, q))
+                continue;
+            for (uint32_t mask = 0; mask < s->masks; mask++)
+                if (!(c->sides & mask))
+                    lower(&s->ending[at(s, (uint32_t)c->last + 1, mask | c->sides, c->kind)],
+                          s->into[at(s, i, mask, c->kind)] + priced(s, c));
+        }
+    }
+}
+
+/* Side groups left at the end get stages of their own. */
+static void backward_end(struct passes *s)
+{
+    uint32_t n = s->p->n_items;
+
+    for (uint32_t mask = s->masks; mask-- > 0;) {
+        double best = mask == s->masks - 1 ? 0 : INFINITY;
+        for (size_t q = s->p->start[n]; q < s->p->start[n + 1]; q++)
+            if (allowed(s, q) && !(s->p->columns[q].sides & mask))
+                lower(&best, priced(s, &s->p->columns[q]) +
+                                 s->onward[at(s, n, mask | s->p->columns[q].sides, 0)]);
+        for (uint32_t k = 0; k < s->kinds; k++)
+            s->onward[at(s, n, mask, k)] = best;
+    }
+}
+
+static void backward_position(struct passes *s, uint32_t i, double *begin)
+{
+    for (size_t k = 0; k < (size_t)s->masks * s->kinds; k++)
+        begin[k] = INFINITY;
+    for (size_t q = s->p->start[i]; q < s->p->start[i + 1]; q++) {
+        const struct ek_column *c = &s->p->columns[q];
+        if (!allowed(s, q))
+            continue;
+        for (uint32_t mask = 0; mask < s->masks; mask++)
+            if (!(c->sides & mask))
+                lower(&begin[(size_t)mask * s->kinds + c->kind],
+                      priced(s, c) +
+                          s->onward[at(s, (uint32_t)c->last + 1, mask | c->sides, c->kind)]);
+    }
+    for (uint32_t from = 0; i > 0 && from < s->kinds; from++)
+        for (uint32_t to = 0; to < s->kinds; to++) {
+            double h = hop(s, i - 1, from, to);
+            for (uint32_t mask = 0; mask < s->masks; mask++)
+                lower(&s->onward[at(s, i, mask, from)], h + begin[(size_t)mask * s->kinds + to]);
+        }
+}
+
+static size_t drop_columns(const struct passes *s, double cutoff, uint8_t *drop)
+{
+    const struct ek_problem *p = s->p;
+    double all = p->max_stages ? s->prices[p->n_groups] * p->max_stages : 0;
+    size_t kept = 0;
+
+    for (uint32_t g = 0; g < p->n_groups; g++)
+        all += s->prices[g] * p->groups[g].count;
+    for (size_t q = 0; q < p->n_columns; q++) {
+        const struct ek_column *c = &p->columns[q];
+        double best = c->first > c->last ? -INFINITY : INFINITY;
+        for (uint32_t mask = 0; c->first <= c->last && mask < s->masks; mask++)
+            if (!(c->sides & mask))
+                lower(&best, s->into[at(s, (uint32_t)c->first, mask, c->kind)] + priced(s, c) +
+                                 s->onward[at(s, (uint32_t)c->last + 1, mask | c->sides, c->kind)]);
+        drop[q] = !allowed(s, q) || best - all > cutoff;
+        kept += !drop[q];
+    }
+    return kept;
+}
+
+enum ek_status ek_reduce(const struct ek_problem *p, const struct ek_limits *l, const uint8_t *deny,
+                         const double *prices, uint8_t *drop, size_t *kept)
+{
+    struct passes s = {.p = p, .l = l, .deny = deny, .prices = prices};
+    size_t n;
+    double *begin;
+
+    s.masks = 1u << p->n_sides;
+    s.kinds = p->n_kinds;
+    n = (size_t)(p->n_items + 1) * s.masks * s.kinds;
+    s.into = ek_calloc(n, sizeof(double));
+    s.ending = ek_calloc(n, sizeof(double));
+    s.onward = ek_calloc(n, sizeof(double));
+    begin = ek_calloc((size_t)s.masks * s.kinds, sizeof(double));
+    if (s.into && s.ending && s.onward && begin) {
+        for (size_t i = 0; i < n; i++)
+            s.into[i] = s.ending[i] = s.onward[i] = INFINITY;
+        forward(&s);
+        backward_end(&s);
+        for (uint32_t i = p->n_items; i-- > 0;)
+            backward_position(&s, i, begin);
+        *kept = drop_columns(&s, l->sum + fabs(l->sum) * 1e-6 + 1e-12, drop);
+    }
+    n = s.into && s.ending && s.onward && begin;
+    free(s.into);
+    free(s.ending);
+    free(s.onward);
+    free(begin);
+    return n ? EK_OK : EK_ENOMEM;
+}

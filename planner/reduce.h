@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * Private to the integer program: leaving out columns that no plan within the cutoff can hold.
+ */
+#ifndef EK_PLANNER_REDUCE_H
+#define EK_PLANNER_REDUCE_H
+
+#include "planner/planner.h"
+
+/* drop: one byte a column, set where it can be left out. prices: of each group's devices, then of a
+ * stage. l->sum is the cutoff. */
+enum ek_status ek_reduce(const struct ek_problem *p, const struct ek_limits *l, const uint8_t *deny,
+                         const double *prices, uint8_t *drop, size_t *kept);
+
+#endif
