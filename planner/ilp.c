@@ -18,6 +18,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define BRANCH_ON_COUNTS 500 /* columns from which on it pays */
+
 struct builder {
     const struct ek_problem *p;
     const struct ek_limits *l;
@@ -31,6 +33,11 @@ struct builder {
     int *out_row, *in_row;   /* [n_items][n_kinds] rows of the flow through hops, 0: none */
     int *side_out, *side_in; /* [n_kinds] flow from the side modules' stage to the first */
     double scale;            /* of the objective */
+    /* large programs also count the stages of each kind and those that begin at each item:
+     * branching on such a count halves the problem where branching on one column barely changes it
+     */
+    int *tally;      /* [n_kinds + n_items] rows, or NULL */
+    int first_count; /* their variables, from here */
 };
 
 const char *ek_ilp_version(void)
@@ -135,6 +142,8 @@ static void make_rows(struct builder *b, struct rows *r)
         r->side[s] = add_row(b, GLP_FX, 1, 1);
     for (uint32_t i = 0; i < p->n_pools; i++)
         r->pool[i] = add_row(b, GLP_UP, 0, 1);
+    for (uint32_t i = 0; b->tally && i < p->n_kinds + p->n_items; i++)
+        b->tally[i] = add_row(b, GLP_FX, 0, 0);
 }
 
 static int flow_row(struct builder *b, int *at)
@@ -233,6 +242,20 @@ static enum ek_status put_side_hops(struct builder *b)
     return EK_OK;
 }
 
+static enum ek_status put_counts(struct builder *b)
+{
+    const struct ek_problem *p = b->p;
+    int v;
+
+    b->first_count = glp_get_num_cols(b->lp) + 1;
+    for (uint32_t i = 0; b->tally && i < p->n_kinds + p->n_items; i++) {
+        EK_TRY(add_variable(b, 0, false, UINT32_MAX, &v));
+        glp_set_col_kind(b->lp, v, GLP_IV);
+        EK_TRY(put(b, b->tally[i], v, -1));
+    }
+    return EK_OK;
+}
+
 static enum ek_status build(struct builder *b)
 {
     const struct ek_problem *p = b->p;
@@ -245,6 +268,11 @@ static enum ek_status build(struct builder *b)
     b->side_in = ek_calloc(p->n_kinds, sizeof(int));
     if (!b->out_row || !b->in_row || !b->side_out || !b->side_in)
         return EK_ENOMEM;
+    if (p->n_columns > BRANCH_ON_COUNTS) {
+        b->tally = ek_calloc(p->n_kinds + p->n_items, sizeof(int));
+        if (b->tally == NULL)
+            return EK_ENOMEM;
+    }
     make_rows(b, &r);
     for (size_t i = 0; i < p->n_columns; i++)
         if (allowed(b, i))
@@ -254,6 +282,8 @@ static enum ek_status build(struct builder *b)
         EK_TRY(put_side_hops(b));
     }
     if (glp_get_num_cols(b->lp) > 0)
+        EK_TRY(put_counts(b));
+    if (glp_get_num_cols(b->lp) > 0)
         glp_load_matrix(b->lp, (int)b->n, b->rows, b->cols, b->values);
     return EK_OK;
 }
@@ -261,11 +291,42 @@ static enum ek_status build(struct builder *b)
 /* ---- Solving ------------------------------------------------------------------------------------
  */
 struct watch {
+    const struct builder *b;
     struct ek_effort *e;
     double cutoff; /* scaled: nothing above is of interest */
     double bound;
     bool cut, any; /* cut: all is above the cutoff; any: the first plan will do */
 };
+
+static int most_fractional(glp_tree *tree, glp_prob *lp, int from, int n)
+{
+    double most = 1e-5;
+    int best = 0;
+
+    for (int v = from; v < from + n; v++) {
+        double x = glp_get_col_prim(lp, v), f = fmin(x - floor(x), ceil(x) - x);
+        if (f > most && glp_ios_can_branch(tree, v)) {
+            most = f;
+            best = v;
+        }
+    }
+    return best;
+}
+
+/* Numbers of stages of the kinds first, then where stages begin, then GLPK's own choice. */
+static void branch(glp_tree *tree, const struct builder *b)
+{
+    glp_prob *lp = glp_ios_get_prob(tree);
+    int kinds = (int)b->p->n_kinds, v;
+
+    if (b->tally == NULL)
+        return;
+    v = most_fractional(tree, lp, b->first_count, kinds);
+    if (v == 0)
+        v = most_fractional(tree, lp, b->first_count + kinds, (int)b->p->n_items);
+    if (v)
+        glp_ios_branch_upon(tree, v, GLP_NO_BRNCH);
+}
 
 static void on_node(glp_tree *tree, void *info)
 {
@@ -274,6 +335,10 @@ static void on_node(glp_tree *tree, void *info)
 
     if (w->any && glp_ios_reason(tree) == GLP_IBINGO) {
         glp_ios_terminate(tree);
+        return;
+    }
+    if (glp_ios_reason(tree) == GLP_IBRANCH) {
+        branch(tree, w->b);
         return;
     }
     if (best)
@@ -334,9 +399,29 @@ static void judge(struct builder *b, const struct watch *w, int rc, struct ek_an
         out->kind = EK_ANSWER_INFEASIBLE;
 }
 
+/* The linear relaxation, which glp_intopt wants solved when it does not presolve. */
+static int relax(struct builder *b, struct watch *w, int tm_lim)
+{
+    glp_smcp o;
+    int rc;
+
+    glp_init_smcp(&o);
+    o.msg_lev = GLP_MSG_OFF;
+    o.presolve = GLP_ON;
+    o.tm_lim = tm_lim;
+    rc = glp_simplex(b->lp, &o);
+    if (rc == 0 && glp_get_status(b->lp) != GLP_OPT)
+        return GLP_ENOPFS;
+    if (rc == 0)
+        w->bound = glp_get_obj_val(b->lp);
+    w->cut = rc == 0 && w->bound > w->cutoff;
+    return w->cut ? GLP_ESTOP : rc;
+}
+
 static enum ek_status run(struct builder *b, struct ek_effort *e, struct ek_answer *out)
 {
-    struct watch w = {.e = e,
+    struct watch w = {.b = b,
+                      .e = e,
                       .cutoff = b->l->sum * (1 + 1e-6) / b->scale,
                       .any = isinf(b->l->enough) && b->l->enough > 0};
     glp_iocp o;
@@ -349,14 +434,16 @@ static enum ek_status run(struct builder *b, struct ek_effort *e, struct ek_answ
         return EK_OK;
     }
     glp_init_iocp(&o);
-    o.presolve = GLP_ON;
+    o.presolve = b->tally ? GLP_OFF : GLP_ON; /* presolving renumbers the counts */
     o.msg_lev = GLP_MSG_OFF;
-    o.gmi_cuts = o.mir_cuts = o.cov_cuts = o.clq_cuts = GLP_ON;
+    o.gmi_cuts = GLP_ON;
     o.cb_func = on_node;
     o.cb_info = &w;
     if (e->deadline_ns)
         o.tm_lim = e->deadline_ns > now ? (int)((e->deadline_ns - now) / 1000000) + 1 : 1;
-    rc = glp_intopt(b->lp, &o);
+    rc = b->tally ? relax(b, &w, o.tm_lim) : 0;
+    if (rc == 0)
+        rc = glp_intopt(b->lp, &o);
     if (rc == GLP_ETMLIM)
         e->expired = true;
     judge(b, &w, rc, out);
@@ -453,6 +540,7 @@ enum ek_status ek_ilp_solve(const struct ek_problem *p, const struct ek_limits *
     free(b->in_row);
     free(b->side_out);
     free(b->side_in);
+    free(b->tally);
     free(b);
     e->solves++;
     e->seconds += (double)(ek_now_ns() - t0) * 1e-9;
