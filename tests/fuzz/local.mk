@@ -57,3 +57,4 @@ FUZZERS += tests/fuzz/fuzz_profile
 tests_fuzz_fuzz_profile_SOURCES = tests/fuzz/fuzz_profile.c $(FUZZER_MAIN)
 tests_fuzz_fuzz_profile_LDADD = libstore.a libbase.a $(SQLITE_LIBS) $(JANSSON_LIBS)
 tests_fuzz_fuzz_profile_LDFLAGS = $(FUZZER_FLAGS)
+EXTRA_DIST += tests/fuzz/tokenizer.dict
