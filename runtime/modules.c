@@ -34,6 +34,21 @@ static enum ek_status run_norm_linear(struct ek_stage *s, const float *norm,
     return run_linear(s, l, xn, hidden, n, out, l->rows, 0);
 }
 
+/* q, k and v of a layer: rotated, k and v in the cache. */
+static enum ek_status run_qkv(struct ek_stage *s, const struct stage_layer *l,
+                              const struct ek_batch *batch, const void *x, void *qkv)
+{
+    const struct ek_ops *ops = s->dev->ops;
+    size_t ld = l->qkv.rows;
+
+    if (ops->norm_qkv_rope != NULL && l->qkv.n == 3)
+        return ops->norm_qkv_rope(s->dev, x, l->norm, (float)s->m->config.norm_eps, batch,
+                                  l->qkv.mats, l->qkv.has_bias ? l->qkv.biases : NULL, &s->rope,
+                                  &l->kv, qkv, ld);
+    EK_TRY(run_norm_linear(s, l->norm, &l->qkv, batch->n_tokens, x, qkv));
+    return ops->rope_append(s->dev, qkv, ld, &s->rope, batch, s->m->config.n_heads, &l->kv);
+}
+
 static enum ek_status run_attention(struct ek_stage *s, const struct stage_layer *l,
                                     const struct ek_batch *batch, void *x)
 {
@@ -43,8 +58,9 @@ static enum ek_status run_attention(struct ek_stage *s, const struct stage_layer
     char *qkv = stage_at(s, s->at.scratch);
     void *out = qkv + ek_round_up(s->opt.max_tokens * ld * stage_act_bytes(s), STAGE_ALIGN);
 
-    EK_TRY(run_norm_linear(s, l->norm, &l->qkv, batch->n_tokens, x, qkv));
-    EK_TRY(ops->rope_append(s->dev, qkv, ld, &s->rope, batch, c->n_heads, &l->kv));
+    EK_TRY(run_qkv(s, l, batch, x, qkv));
+    if (ops->prefetch != NULL && batch->n_tokens == batch->n_seqs)
+        EK_TRY(ops->prefetch(s->dev, l->gate_up.mats, l->gate_up.n));
     EK_TRY(ops->attention(s->dev, qkv, ld, batch, &l->kv, c->n_heads, s->softmax_scale, out, ldo));
     return run_linear(s, &l->o, out, ldo, batch->n_tokens, x, c->hidden, EK_LINEAR_ADD);
 }

@@ -218,10 +218,15 @@ static enum ek_status make_cache(struct ek_stage *s)
 static enum ek_status make(struct ek_stage *s, const size_t *modules, size_t n)
 {
     const struct ek_ops *ops = s->dev->ops;
+    uint64_t by_tag[EK_N_TAGS];
     struct stage_weights w;
 
     EK_TRY(stage_weights_count(s, modules, n, &w));
     EK_TRY(make_cache(s));
+    if (ops->reserve != NULL) {
+        EK_TRY(ek_stage_memory(s->dev, s->m, modules, n, &s->opt, by_tag));
+        EK_TRY(ops->reserve(s->dev, EK_TAG_WEIGHTS, by_tag[EK_TAG_WEIGHTS]));
+    }
     EK_TRY(ops->alloc(s->dev, EK_TAG_ACTIVATIONS, s->at.bytes, (void **)&s->arena));
     EK_TRY(ops->zero(s->dev, s->arena, s->at.bytes));
     if (w.vector_bytes > 0) {

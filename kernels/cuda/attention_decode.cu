@@ -7,7 +7,7 @@
 // graph serves growing contexts up to the grid's.
 #include "kernels/cuda/attention.cuh"
 
-#define DEC_WARPS   4
+#define DEC_WARPS   8
 #define DEC_THREADS (32 * DEC_WARPS)
 #define DEC_STEP    16 // tokens of a warp at a time
 
@@ -51,11 +51,11 @@ template <typename T, int D> struct DecodeWarp { // one warp's running state
             m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
             m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
             m = fmaxf(m, peak[r]);
-            float shrink = exp2f(peak[r] - m), sum = 0;
+            float shrink = power2(peak[r] - m), sum = 0;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 float *v = &s[i / 2][2 * r + i % 2];
-                *v = exp2f(*v - m);
+                *v = power2(*v - m);
                 sum += *v;
             }
             sum += __shfl_xor_sync(0xffffffffu, sum, 1);
@@ -133,67 +133,181 @@ template <typename T, int D> struct DecodeWarp { // one warp's running state
 };
 
 template <int D> struct DecodeShared {
-    float o[DEC_WARPS][16][D];
-    float peak[DEC_WARPS][16], weight[DEC_WARPS][16];
+    float o[DEC_WARPS][16][D + 8];
+    float peak[16][DEC_WARPS], weight[16][DEC_WARPS];
+    float part_factor[16][EK_CU_MAX_PARTS];
+    float2 total[16]; // of a row: maximum and weight
     bool last;
 };
 
-// The part's sums for row, dimension d, of all warps: unnormalised sum, its maximum and weight.
-template <int D>
-__device__ __forceinline__ float join_warps(const DecodeShared<D> &s, uint32_t row, uint32_t d,
-                                            float *peak, float *weight)
+// The rows that heads use, from registers to shared memory.
+template <typename T, int D>
+__device__ __forceinline__ void publish(DecodeShared<D> &s, const DecodeWarp<T, D> &state,
+                                        uint32_t heads, uint32_t warp, uint32_t lane)
 {
-    float m = -INFINITY, l = 0, o = 0;
+    uint32_t t = lane % 4;
 #pragma unroll
-    for (int w = 0; w < DEC_WARPS; w++)
-        m = fmaxf(m, s.peak[w][row]);
+    for (int r = 0; r < 2; r++) {
+        uint32_t row = lane / 4 + 8 * r;
+        if (row >= heads)
+            continue;
 #pragma unroll
-    for (int w = 0; w < DEC_WARPS; w++) {
-        float f = exp2f(s.peak[w][row] - m);
-        l += f * s.weight[w][row];
-        o += f * s.o[w][row][d];
+        for (int i = 0; i < D / 8; i += 4)
+#pragma unroll
+            for (int c = 0; c < 2; c++)
+                *reinterpret_cast<float4 *>(&s.o[warp][row][i / 8 * 64 + 8 * (2 * t + c) + i % 8]) =
+                    make_float4(state.o[i][2 * r + c], state.o[i + 1][2 * r + c],
+                                state.o[i + 2][2 * r + c], state.o[i + 3][2 * r + c]);
+        if (t == 0) {
+            s.peak[row][warp] = state.peak[r];
+            s.weight[row][warp] = state.weight[r];
+        }
     }
-    *peak = m;
-    *weight = l;
-    return o;
 }
 
-// Joins the parts of a head, in order.
-template <typename T, int D>
-__device__ __forceinline__ void join_parts(const ek_cu_attention &a, const float *partial,
-                                           uint32_t parts, uint32_t d, T *out)
+// Each warp's factor towards the block's maximum (in place of its peak), and the rows' totals.
+template <int D> __device__ __forceinline__ void weigh_warps(DecodeShared<D> &s, uint32_t heads)
 {
-    float m = -INFINITY, l = 0, o = 0;
+    uint32_t row = threadIdx.x / DEC_WARPS, w = threadIdx.x % DEC_WARPS;
+    bool mine = row < heads;
+    float peak = mine ? s.peak[row][w] : -INFINITY, m = peak;
 
-    for (uint32_t i = 0; i < parts; i++)
-        m = fmaxf(m, __ldcg(partial + i * (D + 2) + D));
-#pragma unroll 4
-    for (uint32_t i = 0; i < parts; i++) {
-        const float *at = partial + i * (D + 2);
-        float f = exp2f(__ldcg(at + D) - m);
+    if (threadIdx.x >= 16 * DEC_WARPS)
+        return;
+#pragma unroll
+    for (int d = DEC_WARPS / 2; d; d /= 2)
+        m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, d));
+    float f = peak == -INFINITY ? 0.0f : power2(peak - m), l = mine ? f * s.weight[row][w] : 0.0f;
+#pragma unroll
+    for (int d = DEC_WARPS / 2; d; d /= 2)
+        l += __shfl_xor_sync(0xffffffffu, l, d);
+    if (!mine)
+        return;
+    s.peak[row][w] = f;
+    if (w == 0)
+        s.total[row] = make_float2(m, l);
+}
 
-        l += f * __ldcg(at + D + 1);
-        o += f * __ldcg(at + d);
+__device__ __forceinline__ void add_scaled(float4 &a, float f, const float4 &b)
+{
+    a.x = fmaf(f, b.x, a.x);
+    a.y = fmaf(f, b.y, a.y);
+    a.z = fmaf(f, b.z, a.z);
+    a.w = fmaf(f, b.w, a.w);
+}
+template <typename T> __device__ __forceinline__ void store_scaled(T *to, const float4 &a, float f)
+{
+    float v[4] = {a.x * f, a.y * f, a.z * f, a.w * f};
+
+    store4(to, v);
+}
+
+// The block's sums: to the output when the context has one part, else to memory, unnormalised.
+template <typename T, int D>
+__device__ __forceinline__ void join_warps(const ek_cu_attention &a, const DecodeShared<D> &s,
+                                           uint32_t heads, size_t first, bool only, T *out)
+{
+    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += DEC_THREADS) {
+        uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
+        size_t part = first + (size_t)row * a.n_parts + blockIdx.x;
+        float4 sum = make_float4(0, 0, 0, 0);
+
+#pragma unroll
+        for (int w = 0; w < DEC_WARPS; w++) // a warp without tokens published zeros
+            add_scaled(sum, s.peak[row][w], *reinterpret_cast<const float4 *>(&s.o[w][row][d]));
+        if (only) {
+            store_scaled(out + row * D + d, sum, 1.0f / s.total[row].y);
+            continue;
+        }
+        __stcg(reinterpret_cast<float4 *>(a.partial + part * D + d), sum);
+        if (d == 0)
+            __stcg(a.totals + part, s.total[row]);
     }
-    out[d] = from_f<T>(o / l);
+}
+
+// All parts of the heads, in order.
+template <typename T, int D>
+__device__ __forceinline__ void join_parts(const ek_cu_attention &a, DecodeShared<D> &s,
+                                           uint32_t heads, size_t first, uint32_t parts, T *out)
+{
+    uint32_t lane = threadIdx.x % 32;
+
+    for (uint32_t row = threadIdx.x / 32; row < heads; row += DEC_WARPS) {
+        float2 part = make_float2(-INFINITY, 0);
+        if (lane < parts)
+            part = __ldcg(a.totals + first + (size_t)row * a.n_parts + lane);
+        float f = power2(part.x - warp_max(part.x)), l = warp_sum(f * part.y);
+        s.part_factor[row][lane] = f / l;
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += DEC_THREADS) {
+        uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
+        const float *at = a.partial + (first + (size_t)row * a.n_parts) * D + d;
+        float4 sum = make_float4(0, 0, 0, 0);
+
+#pragma unroll 8
+        for (uint32_t p = 0; p < parts; p++)
+            add_scaled(sum, s.part_factor[row][p],
+                       __ldcg(reinterpret_cast<const float4 *>(at + (size_t)p * D)));
+        store_scaled(out + row * D + d, sum, 1.0f);
+    }
+}
+
+// True in the block of a sequence and cached head that arrives last.
+template <int D>
+__device__ __forceinline__ bool last_to_arrive(const ek_cu_attention &a, DecodeShared<D> &s,
+                                               uint32_t parts)
+{
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        uint32_t *arrived = a.arrived + (size_t)blockIdx.z * gridDim.y + blockIdx.y;
+        s.last = atomicAdd(arrived, 1u) == parts - 1;
+        if (s.last)
+            *arrived = 0;
+    }
+    __syncthreads();
+    __threadfence();
+    return s.last;
+}
+
+// Blocks beyond the parts fetch weights that come next into L2, as attention leaves memory idle.
+__device__ __forceinline__ void fetch_ahead(const ek_cu_attention &a)
+{
+#if __CUDA_ARCH__ >= 900
+    uint32_t blocks = (gridDim.x - a.n_parts) * gridDim.y * gridDim.z;
+    uint32_t block =
+        (blockIdx.z * gridDim.y + blockIdx.y) * (gridDim.x - a.n_parts) + (blockIdx.x - a.n_parts);
+
+    for (int i = 0; i < 2; i++)
+        for (size_t at = ((size_t)block * DEC_THREADS + threadIdx.x) * 512; at < a.ahead[i].bytes;
+             at += (size_t)blocks * DEC_THREADS * 512)
+            asm volatile("cp.async.bulk.prefetch.L2.global [%0], 512;" ::"l"(a.ahead[i].p + at)
+                         : "memory");
+#endif
 }
 
 template <typename T, int D>
 __global__ void __launch_bounds__(DEC_THREADS) decode_k(const ek_cu_attention a)
 {
-    __shared__ DecodeShared<D> shared;
+    extern __shared__ uint4 raw[];
+    DecodeShared<D> &shared = *reinterpret_cast<DecodeShared<D> *>(raw);
     uint32_t group = a.heads / a.kv.kv_heads, tiles = (group + 15) / 16, seq = blockIdx.z;
     uint32_t kv_head = blockIdx.y / tiles, tile = blockIdx.y % tiles, lane = threadIdx.x % 32;
     uint32_t warp = threadIdx.x / 32, head = kv_head * group + 16 * tile;
     uint32_t heads = min(group - 16 * tile, 16u);
 
     pdl_next();
+    if (blockIdx.x >= a.n_parts) {
+        fetch_ahead(a);
+        return;
+    }
     pdl_wait();
     uint32_t token = (uint32_t)a.batch.seq_start[seq];
-    if ((int32_t)token == a.batch.seq_start[seq + 1])
-        return; // a sequence without a new token
     uint32_t len = (uint32_t)max(a.batch.kv_len[seq], 0), parts = (len + a.part - 1) / a.part;
     T *out = (T *)a.out + token * a.ldo + head * D;
+    if ((int32_t)token == a.batch.seq_start[seq + 1])
+        return; // a sequence without a new token
     if (blockIdx.x >= parts) {
         if (len == 0 && blockIdx.x == 0)
             for (uint32_t i = threadIdx.x; i < heads * D; i += DEC_THREADS)
@@ -205,69 +319,35 @@ __global__ void __launch_bounds__(DEC_THREADS) decode_k(const ek_cu_attention a)
     state.load_q(a, token, head, heads, lane / 4, lane % 4);
     for (uint32_t at = first + DEC_STEP * warp; at < end; at += DEC_STEP * DEC_WARPS)
         state.step(a, seq, kv_head, at, end, lane);
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        uint32_t row = lane / 4 + 8 * r, t = lane % 4;
-#pragma unroll
-        for (int i = 0; i < D / 8; i++)
-#pragma unroll
-            for (int c = 0; c < 2; c++)
-                shared.o[warp][row][i / 8 * 64 + 8 * (2 * t + c) + i % 8] = state.o[i][2 * r + c];
-        if (t == 0) {
-            shared.peak[warp][row] = state.peak[r];
-            shared.weight[warp][row] = state.weight[r];
-        }
-    }
+    publish(shared, state, heads, warp, lane);
     __syncthreads();
-    float *partial = a.partial + ((size_t)seq * a.heads + head) * a.n_parts * (D + 2);
-    for (uint32_t i = threadIdx.x; i < heads * D; i += DEC_THREADS) {
-        uint32_t row = i / D, d = i % D;
-        float peak, weight, o = join_warps(shared, row, d, &peak, &weight);
-        float *to = partial + ((size_t)row * a.n_parts + blockIdx.x) * (D + 2);
-
-        if (parts == 1) {
-            out[i] = from_f<T>(o / weight);
-            continue;
-        }
-        __stcg(to + d, o);
-        if (d == 0) {
-            __stcg(to + D, peak);
-            __stcg(to + D + 1, weight);
-        }
-    }
-    if (parts == 1)
-        return;
-    __threadfence();
+    weigh_warps(shared, heads);
     __syncthreads();
-    if (threadIdx.x == 0) {
-        uint32_t *arrived = a.arrived + (size_t)seq * gridDim.y + blockIdx.y;
-        shared.last = atomicAdd(arrived, 1u) == parts - 1;
-        if (shared.last)
-            *arrived = 0;
-    }
-    __syncthreads();
-    if (!shared.last)
-        return;
-    __threadfence();
-    for (uint32_t i = threadIdx.x; i < heads * D; i += DEC_THREADS)
-        join_parts<T, D>(a, partial + (size_t)(i / D) * a.n_parts * (D + 2), parts, i % D,
-                         out + i / D * D);
+    size_t row = ((size_t)seq * a.heads + head) * a.n_parts;
+    join_warps(a, shared, heads, row, parts == 1, out);
+    if (parts > 1 && last_to_arrive(a, shared, parts))
+        join_parts(a, shared, heads, row, parts, out);
 }
 
-template <typename T>
+template <typename T, int D>
 static cudaError_t decode_launch(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
 {
-    uint32_t group = a->heads / a->kv.kv_heads, tiles = div_up(group, 16);
-    dim3 grid(a->n_parts, a->kv.kv_heads * tiles, a->batch.n_seqs);
+    uint32_t tiles = div_up(a->heads / a->kv.kv_heads, 16), rows = a->kv.kv_heads * tiles;
+    uint32_t busy = a->n_parts * rows * a->batch.n_seqs, idle = busy < q->n_sm ? q->n_sm - busy : 0;
+    uint32_t extra = a->ahead[0].bytes ? idle / (rows * a->batch.n_seqs) : 0;
 
-    return launch(q, a->kv.head_dim == 64 ? decode_k<T, 64> : decode_k<T, 128>, grid, DEC_THREADS,
-                  0, *a);
+    return launch(q, decode_k<T, D>, dim3(a->n_parts + extra, rows, a->batch.n_seqs), DEC_THREADS,
+                  sizeof(DecodeShared<D>), *a);
 }
 
 extern "C" cudaError_t ek_cu_attention_decode(const struct ek_cu_queue *q, enum ek_dtype act,
                                               const struct ek_cu_attention *a)
 {
-    return act == EK_BF16  ? decode_launch<bf16>(q, a)
-           : act == EK_F16 ? decode_launch<f16>(q, a)
-                           : cudaErrorNotSupported;
+    bool narrow = a->kv.head_dim == 64;
+
+    if (act == EK_BF16)
+        return narrow ? decode_launch<bf16, 64>(q, a) : decode_launch<bf16, 128>(q, a);
+    if (act == EK_F16)
+        return narrow ? decode_launch<f16, 64>(q, a) : decode_launch<f16, 128>(q, a);
+    return cudaErrorNotSupported;
 }

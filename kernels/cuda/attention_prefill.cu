@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Prefill attention on tensor cores: causal, ragged, over the paged cache. A block takes 128 new
 // tokens of one head, 16 a warp, and walks the context 64 tokens at a time through two buffers in
-// shared memory: while one is multiplied the next is copied. Scores never leave registers. Rows in
-// shared memory are swizzled by 16-byte pieces, so that ldmatrix meets no bank twice.
+// shared memory: while one is multiplied the next is copied. Scores never leave registers. Tiles in
+// shared memory are 64 columns wide and swizzled, as wgmma reads them and as ldmatrix meets no bank
+// twice; Hopper multiplies by wgmma, other GPUs by mma.
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 #define PRE_WARPS   8
 #define PRE_THREADS (32 * PRE_WARPS)
@@ -11,28 +13,10 @@
 #define PRE_KV      64               // context tokens a step
 
 // ---- shared memory
-// Element address of 16-byte piece `piece` of a row of D elements.
-template <int D> __device__ __forceinline__ uint32_t place(uint32_t row, uint32_t piece)
+// Element offset of 16-byte piece `piece` of a row, in an array of ROWS rows.
+template <int ROWS> __device__ __forceinline__ uint32_t place(uint32_t row, uint32_t piece)
 {
-    return row * D + ((piece ^ (row & 7)) * 8);
-}
-__device__ __forceinline__ uint32_t shared_at(const void *p)
-{
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-__device__ __forceinline__ void copy16(uint32_t to, const void *from, bool valid)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-                 "r"(valid ? 16 : 0)
-                 : "memory");
-}
-__device__ __forceinline__ void copy_commit()
-{
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int N> __device__ __forceinline__ void copy_wait()
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+    return (piece / 8 * ROWS + row) * 64 + ((piece ^ row) & 7) * 8;
 }
 __device__ __forceinline__ void load_tiles(uint32_t r[4], uint32_t at)
 {
@@ -60,7 +44,7 @@ __device__ __forceinline__ void copy_q(const ek_cu_attention &a, T *to, uint32_t
         uint32_t row = i / (D / 8), piece = i % (D / 8);
         const T *from = (const T *)a.q + (token + min(row, n - 1)) * a.ldq + head * D + piece * 8;
 
-        copy16(shared_at(to + place<D>(row, piece)), from, row < n);
+        copy16(shared_at(to + place<PRE_Q>(row, piece)), from, row < n);
     }
 }
 
@@ -71,7 +55,7 @@ __device__ __forceinline__ void copy_kv(const ek_cu_attention &a, PrefillShared<
 {
 #pragma unroll
     for (uint32_t i = threadIdx.x; i < PRE_KV * D / 8; i += PRE_THREADS) {
-        uint32_t row = i / (D / 8), piece = i % (D / 8), at = place<D>(row, piece);
+        uint32_t row = i / (D / 8), piece = i % (D / 8), at = place<PRE_KV>(row, piece);
         bool valid = first + row < len;
         size_t slot = slot_of(a, seq, valid ? first + row : len - 1);
         size_t from = (slot * a.kv.kv_heads + kv_head) * D + piece * 8;
@@ -94,8 +78,23 @@ template <typename T, int D> struct PrefillWarp {
         weight[0] = weight[1] = 0;
     }
 
+#ifdef EK_WGMMA
+    __device__ __forceinline__ void scores(const T *q, const T *k, uint32_t warp, uint32_t,
+                                           float (&s)[PRE_KV / 8][4])
+    {
+        uint32_t qa = shared_at(q) + warp / 4 * 64 * 128, ka = shared_at(k);
+
+        wgmma_begin();
+#pragma unroll
+        for (int d = 0; d < D / 16; d++)
+            wgmma_shared(s, operand_at(qa + d / 4 * PRE_Q * 128 + d % 4 * 32, 0),
+                         operand_at(ka + d / 4 * PRE_KV * 128 + d % 4 * 32, 0), d > 0, T());
+        wgmma_commit();
+        wgmma_wait(s);
+    }
+#else
     __device__ __forceinline__ void scores(const T *q, const T *k, uint32_t warp, uint32_t lane,
-                                           float s[PRE_KV / 8][4])
+                                           float (&s)[PRE_KV / 8][4])
     {
 #pragma unroll
         for (int i = 0; i < PRE_KV / 8; i++)
@@ -104,17 +103,18 @@ template <typename T, int D> struct PrefillWarp {
         for (int d = 0; d < D / 16; d++) {
             uint32_t a[4], row = 16 * warp + lane % 16;
 
-            load_tiles(a, shared_at(q + place<D>(row, 2 * d + lane / 16)));
+            load_tiles(a, shared_at(q + place<PRE_Q>(row, 2 * d + lane / 16)));
 #pragma unroll
             for (int j = 0; j < PRE_KV / 16; j++) { // two tiles of 8 tokens
                 uint32_t b[4], token = 16 * j + lane / 16 * 8 + lane % 8;
 
-                load_tiles(b, shared_at(k + place<D>(token, 2 * d + lane / 8 % 2)));
+                load_tiles(b, shared_at(k + place<PRE_KV>(token, 2 * d + lane / 8 % 2)));
                 mma<T>(s[2 * j], a, b[0], b[1]);
                 mma<T>(s[2 * j + 1], a, b[2], b[3]);
             }
         }
     }
+#endif
 
     // Masks tokens after the row's own and beyond the end. limit: first masked token of row g.
     static __device__ __forceinline__ void mask(float s[PRE_KV / 8][4], uint32_t first,
@@ -141,12 +141,12 @@ template <typename T, int D> struct PrefillWarp {
             m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
             m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
             m = fmaxf(peak[r], m * scale);
-            float shift = m == -INFINITY ? 0.0f : m, shrink = exp2f(peak[r] - shift);
+            float shift = m == -INFINITY ? 0.0f : m, shrink = power2(peak[r] - shift);
 #pragma unroll
             for (int i = 0; i < PRE_KV / 8; i++)
 #pragma unroll
                 for (int c = 0; c < 2; c++) {
-                    float p = exp2f(fmaf(s[i][2 * r + c], scale, -shift));
+                    float p = power2(fmaf(s[i][2 * r + c], scale, -shift));
                     s[i][2 * r + c] = p;
                     sum += p;
                 }
@@ -158,22 +158,47 @@ template <typename T, int D> struct PrefillWarp {
         }
     }
 
-    __device__ __forceinline__ void values(const T *v, uint32_t lane, const float s[PRE_KV / 8][4])
+    // Probabilities of tokens 16j .. 16j + 15 as operand a.
+    static __device__ __forceinline__ void operand(const float (&s)[PRE_KV / 8][4], int j,
+                                                   uint32_t p[4])
     {
+        p[0] = pack2<T>(s[2 * j][0], s[2 * j][1]);
+        p[1] = pack2<T>(s[2 * j][2], s[2 * j][3]);
+        p[2] = pack2<T>(s[2 * j + 1][0], s[2 * j + 1][1]);
+        p[3] = pack2<T>(s[2 * j + 1][2], s[2 * j + 1][3]);
+    }
+
+    __device__ __forceinline__ void values(const T *v, uint32_t lane,
+                                           const float (&s)[PRE_KV / 8][4])
+    {
+#ifdef EK_WGMMA
+        uint32_t p[PRE_KV / 16][4];
+
+#pragma unroll
+        for (int j = 0; j < PRE_KV / 16; j++)
+            operand(s, j, p[j]);
+        wgmma_begin();
+#pragma unroll
+        for (int j = 0; j < PRE_KV / 16; j++)
+            wgmma_registers(o, p[j], operand_at(shared_at(v) + j * 2048, PRE_KV * 128), T());
+        wgmma_commit();
+        wgmma_wait(o);
+#else
 #pragma unroll
         for (int j = 0; j < PRE_KV / 16; j++) {
-            uint32_t p[4] = {pack2<T>(s[2 * j][0], s[2 * j][1]), pack2<T>(s[2 * j][2], s[2 * j][3]),
-                             pack2<T>(s[2 * j + 1][0], s[2 * j + 1][1]),
-                             pack2<T>(s[2 * j + 1][2], s[2 * j + 1][3])};
+            uint32_t p[4];
+
+            operand(s, j, p);
 #pragma unroll
             for (int d = 0; d < D / 16; d++) { // two tiles of 8 dimensions
                 uint32_t b[4], token = 16 * j + lane % 16;
 
-                load_tiles_turned(b, shared_at(v + place<D>(token, 2 * d + lane / 16)));
+                load_tiles_turned(b, shared_at(v + place<PRE_KV>(token, 2 * d + lane / 16)));
                 mma<T>(o[2 * d], p, b[0], b[1]);
                 mma<T>(o[2 * d + 1], p, b[2], b[3]);
             }
         }
+#endif
     }
 
     __device__ __forceinline__ void finish(const ek_cu_attention &a, uint32_t token, uint32_t row,
@@ -197,9 +222,9 @@ template <typename T, int D> struct PrefillWarp {
 };
 
 template <typename T, int D>
-__global__ void __launch_bounds__(PRE_THREADS, D == 64 ? 2 : 1) prefill_k(const ek_cu_attention a)
+__global__ void __launch_bounds__(PRE_THREADS, 2) prefill_k(const ek_cu_attention a)
 {
-    extern __shared__ uint4 raw[];
+    extern __shared__ __align__(1024) uint4 raw[];
     PrefillShared<T, D> &s = *reinterpret_cast<PrefillShared<T, D> *>(raw);
     uint32_t seq = blockIdx.z, head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     uint32_t kv_head = head / (a.heads / a.kv.kv_heads);
@@ -230,10 +255,13 @@ __global__ void __launch_bounds__(PRE_THREADS, D == 64 ? 2 : 1) prefill_k(const 
             copy_kv<T, D>(a, s, buffer ^ 1, seq, kv_head, first + PRE_KV, end);
         copy_commit();
         copy_wait<1>();
+#ifdef EK_WGMMA
+        publish_shared();
+#endif
         __syncthreads();
-        if ((int32_t)first < limit - (int32_t)(lane / 4) + 16) { // some row of the warp sees it
+        if (first < past + PRE_Q * tile + 64 * (warp / 4) + 64) { // a row of the warpgroup sees it
             state.scores(s.q, s.k[buffer], warp, lane, p);
-            if (first + PRE_KV > past + PRE_Q * tile + 16 * warp + 1)
+            if (first + PRE_KV > past + PRE_Q * tile + 16 * warp)
                 state.mask(p, first, limit, limit + 8, lane % 4);
             state.softmax(p, a.scale * LOG2E);
             state.values(s.v[buffer], lane, p);

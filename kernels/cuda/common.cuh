@@ -12,6 +12,26 @@
 using bf16 = __nv_bfloat16;
 using f16 = __half;
 
+// ---- copies from memory to shared memory, past the registers
+__device__ __forceinline__ uint32_t shared_at(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+__device__ __forceinline__ void copy16(uint32_t to, const void *from, bool valid = true)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
+}
+__device__ __forceinline__ void copy_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int N> __device__ __forceinline__ void copy_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
 // ---- elements
 __device__ __forceinline__ float to_f(float x)
 {
@@ -113,7 +133,10 @@ template <> __device__ __forceinline__ void store8<float>(float *p, const float 
 __device__ __forceinline__ uint4 load_stream(const void *p)
 {
     uint4 r;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+#ifndef EK_LOAD
+#define EK_LOAD "ld.global.nc.L1::no_allocate.v4.u32"
+#endif
+    asm volatile(EK_LOAD " {%0, %1, %2, %3}, [%4];"
                  : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
                  : "l"(p));
     return r;
@@ -164,6 +187,14 @@ __device__ __forceinline__ float block_max(float v, float *tmp)
     __syncthreads();
     v = threadIdx.x % 32 < blockDim.x / 32 ? tmp[threadIdx.x % 32] : -INFINITY;
     return warp_max(v);
+}
+
+// 2^x by the special-function unit alone; 0 for -infinity.
+__device__ __forceinline__ float power2(float x)
+{
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
 }
 
 __device__ __forceinline__ float silu(float x)

@@ -12,13 +12,13 @@
 
 #include "kernels/cuda/launch.h"
 
-#define EK_CU_ALIGN     256         /* of every allocation, so that wide loads are aligned */
-#define EK_CU_TAKEN     (64 * 1024) /* uploads up to this size are taken at once ... */
-#define EK_CU_N_STAGING 32          /* ... into a ring of so many pinned buffers */
-#define EK_CU_N_PLANS   256         /* products whose algorithm is remembered */
-#define EK_CU_GEMM_WORK (32u << 20) /* bytes of cuBLASLt's workspace */
-#define EK_CU_FEW       16          /* tokens up to which a product is our own */
-#define EK_CU_MAX_PARTS 64          /* of a sequence's context in decode attention */
+#define EK_CU_ALIGN      256         /* of every allocation, so that wide loads are aligned */
+#define EK_CU_TAKEN      (64 * 1024) /* uploads up to this size are taken at once ... */
+#define EK_CU_N_STAGING  32          /* ... into a ring of so many pinned buffers */
+#define EK_CU_N_PLANS    256         /* products whose algorithm is remembered */
+#define EK_CU_GEMM_WORK  (32u << 20) /* bytes of cuBLASLt's workspace */
+#define EK_CU_FEW        8           /* tokens up to which a product is our own; */
+#define EK_CU_FEW_BLOCKS 16          /* the same of block types, which cuBLASLt cannot read */
 
 extern const struct ek_ops ek_ops_cuda;
 
@@ -36,7 +36,9 @@ enum ek_cu_scratch {                     /* device memory that grows to the larg
                      EK_CU_WEIGHTS,      /* a dequantised tile of a matrix */
                      EK_CU_BIAS,
                      EK_CU_PARTIAL, /* decode attention's parts */
-                     EK_CU_ARRIVED,
+                     EK_CU_ARRIVED, /* counters, zero between operations */
+                     EK_CU_BEST,    /* argmax of pieces */
+                     EK_CU_COUNTED, /* its counters */
                      EK_CU_SINK,
                      EK_CU_LT, /* cuBLASLt's */
                      EK_CU_N_SCRATCH
@@ -70,6 +72,10 @@ struct ek_cuda {
         uint32_t next;
     } staging;
     cublasLtHandle_t lt;
+    struct { /* the next decode attention fetches these ahead */
+        const char *p;
+        size_t bytes;
+    } ahead[2];
     bool captured;            /* a graph was: scratch memory keeps its address */
     struct ek_cu_plan *plans; /* [EK_CU_N_PLANS], open addressing */
 };
@@ -173,6 +179,7 @@ enum ek_status ek_cuda_gemm_open(struct ek_cuda *d);
 void ek_cuda_gemm_close(struct ek_cuda *d);
 enum ek_status ek_cuda_gemm(struct ek_cuda *d, const struct ek_cu_gemm *g);
 
+enum ek_status ek_cuda_prefetch(struct ek_device *dev, const struct ek_mat *mats, size_t n);
 /* ops.c: entries of the table, declared as kernels.h describes them */
 enum ek_status ek_cuda_embed(struct ek_device *dev, const struct ek_mat *table, const int32_t *ids,
                              uint32_t n, void *out);

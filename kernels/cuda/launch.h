@@ -87,8 +87,10 @@ cudaError_t ek_cu_gather(const struct ek_cu_queue *q, enum ek_dtype act, const v
                          const int32_t *rows, uint32_t n, uint32_t dim, void *out);
 cudaError_t ek_cu_convert(const struct ek_cu_queue *q, const void *x, enum ek_dtype from, void *out,
                           enum ek_dtype to, size_t n);
+/* partial: [n][EK_CU_ARGMAX] 8 bytes each; arrived: [n], zero before and after */
+#define EK_CU_ARGMAX 64
 cudaError_t ek_cu_argmax(const struct ek_cu_queue *q, const float *logits, uint32_t n,
-                         uint32_t vocab, int32_t *ids);
+                         uint32_t vocab, void *partial, uint32_t *arrived, int32_t *ids);
 /* sink: 4 bytes of device memory that are written only if the sum of all words is a magic number */
 cudaError_t ek_cu_read(const struct ek_cu_queue *q, const void *p, size_t n, uint32_t *sink);
 
@@ -108,9 +110,16 @@ struct ek_cu_attention {
     size_t ldo;
     /* decode: parts of the context */
     uint32_t part, n_parts; /* tokens a part; parts of the longest context */
-    float *partial;         /* [seqs][heads][n_parts][v_dim + 2]: sum, then maximum and weight */
+    float *partial;         /* [seqs][heads][n_parts][v_dim]: a part's unnormalised sum */
+    float2 *totals;         /* [seqs][heads][n_parts]: its maximum and weight */
     uint32_t *arrived;      /* [seqs * kv_heads * tiles] zero before and after */
+    struct {                /* weights that the products after it read: fetched into L2 */
+        const char *p;
+        size_t bytes; /* a multiple of 512 */
+    } ahead[2];
 };
+#define EK_CU_MAX_PARTS 32   /* of a sequence's context in decode attention */
+#define EK_CU_PART      128u /* least tokens of a part */
 /* Any shape and cache type: one block a token and head. */
 cudaError_t ek_cu_attention_any(const struct ek_cu_queue *q, enum ek_dtype act,
                                 const struct ek_cu_attention *a);

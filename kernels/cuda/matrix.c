@@ -172,9 +172,13 @@ static enum ek_status many(struct ek_cuda *d, const void *x, size_t ldx, uint32_
 
 /* ---- entries of the table ----------------------------------------------------------------------
  */
-static bool few_can(const struct ek_cuda *d, const struct ek_mat *w, const void *x, size_t ldx)
+static bool few_can(const struct ek_cuda *d, const struct ek_mat *w, const void *x, size_t ldx,
+                    uint32_t n)
 {
-    return d->base.act != EK_F32 && w->cols % 32 == 0 && ldx % 8 == 0 && (uintptr_t)x % 16 == 0;
+    uint32_t most = w->dtype >= EK_Q4_0 ? EK_CU_FEW_BLOCKS : EK_CU_FEW;
+
+    return n > 1 && n <= most && d->base.act != EK_F32 && w->cols % 32 == 0 && ldx % 8 == 0 &&
+           (uintptr_t)x % 16 == 0;
 }
 
 enum ek_status ek_cuda_linear(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
@@ -191,7 +195,7 @@ enum ek_status ek_cuda_linear(struct ek_device *dev, const void *x, size_t ldx, 
     if (n == 1 && readable(d, w) && (uintptr_t)x % 16 == 0)
         return ek_cuda_issued(d, ek_cu_product_one(&d->queue, w->dtype, dev->act, EK_CU_LINEAR, &p),
                               "linear");
-    if (n > 1 && n <= EK_CU_FEW && readable(d, w) && few_can(d, w, x, ldx))
+    if (readable(d, w) && few_can(d, w, x, ldx, n))
         return ek_cuda_issued(d, ek_cu_product_few(&d->queue, w->dtype, dev->act, n, &p), "linear");
     return n ? many(d, x, ldx, n, w, bias, out, ldo, flags) : EK_OK;
 }

@@ -13,9 +13,10 @@
 #define ONE_THREADS 256
 #define ONE_WARPS   (ONE_THREADS / 32)
 
-// Loads in flight a row and lane, and blocks a multiprocessor that their registers allow.
-template <int W> constexpr int UNROLL = W == EK_F32 ? 2 : 4;
-template <int W, int R> constexpr int RESIDENT = R == 1 && W != EK_F32 ? 3 : 2;
+// Loads in flight a row and lane.
+template <int W, int R> constexpr int UNROLL = (W == EK_F32 ? 4 : 8) / R;
+// Blocks that a multiprocessor has registers for.
+#define ONE_RESIDENT 2
 
 // ---- the token
 template <typename T>
@@ -25,14 +26,18 @@ __device__ __forceinline__ void stage_token(const T *x, const float *norm, float
     __shared__ float tmp[32];
     float v[8], sum = 0;
 
-    for (uint32_t i = 8 * threadIdx.x; i < cols; i += 8 * ONE_THREADS) {
-        load8(x + i, v);
-        store8(to + i, v);
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-            sum += v[j] * v[j];
-    }
+    for (uint32_t i = threadIdx.x; i < cols * sizeof(T) / 16; i += ONE_THREADS)
+        copy16(shared_at((char *)to + 16 * i), (const char *)x + 16 * i);
+    copy_commit();
+    copy_wait<0>();
+    __syncthreads();
     if (norm) {
+        for (uint32_t i = 8 * threadIdx.x; i < cols; i += 8 * ONE_THREADS) {
+            load8(to + i, v);
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                sum += v[j] * v[j];
+        }
         float r = rsqrtf(block_sum(sum, tmp) / (float)cols + eps);
 
         for (uint32_t i = 8 * threadIdx.x; i < cols; i += 8 * ONE_THREADS) {
@@ -45,8 +50,8 @@ __device__ __forceinline__ void stage_token(const T *x, const float *norm, float
                 v[j] = round_to<T>(v[j] * r) * w[j];
             store8(to + i, v);
         }
+        __syncthreads();
     }
-    __syncthreads();
 }
 
 // ---- units: which rows belong together
@@ -160,12 +165,12 @@ template <typename T> struct Finish<T, EK_CU_QKV> {
 
 // ---- the kernel
 template <int W, int R> struct Batch { // loads in flight
-    typename Weight<W>::Raw raw[R][UNROLL<W>];
+    typename Weight<W>::Raw raw[R][UNROLL<W, R>];
 
     __device__ __forceinline__ void load(const uint8_t *const row[R], uint32_t c, uint32_t chunks)
     {
 #pragma unroll
-        for (int i = 0; i < UNROLL<W>; i++)
+        for (int i = 0; i < UNROLL<W, R>; i++)
 #pragma unroll
             for (int r = 0; r < R; r++)
                 raw[r][i] = c + 32 * i < chunks ? Weight<W>::load(row[r], c + 32 * i)
@@ -176,7 +181,7 @@ template <int W, int R> struct Batch { // loads in flight
                                              float sum[R]) const
     {
 #pragma unroll
-        for (int i = 0; i < UNROLL<W>; i++) {
+        for (int i = 0; i < UNROLL<W, R>; i++) {
             uint32_t at = c + 32 * i < chunks ? c + 32 * i : 0; // zeros times what is there
             float xv[8], wv[8];
 
@@ -194,7 +199,7 @@ template <int W, int R> struct Batch { // loads in flight
 };
 
 template <int W, typename T, int MODE>
-__global__ void __launch_bounds__(ONE_THREADS, RESIDENT<W, Unit<MODE>::rows>)
+__global__ void __launch_bounds__(ONE_THREADS, ONE_RESIDENT)
     one_k(const ek_cu_product p, uint32_t units)
 {
     const int R = Unit<MODE>::rows;
@@ -225,12 +230,12 @@ __global__ void __launch_bounds__(ONE_THREADS, RESIDENT<W, Unit<MODE>::rows>)
         for (int r = 0; r < R; r++)
             sum[r] = 0, this_row[r] = row[r];
         u += stride;
-        for (uint32_t c = lane;; c += 32 * UNROLL<W>) {
+        for (uint32_t c = lane;; c += 32 * UNROLL<W, R>) {
             Batch<W, R> now = next;
-            bool last = c - lane + 32 * UNROLL<W> >= chunks;
+            bool last = c - lane + 32 * UNROLL<W, R> >= chunks;
 
             if (!last)
-                next.load(at, c + 32 * UNROLL<W>, chunks);
+                next.load(at, c + 32 * UNROLL<W, R>, chunks);
             else if (u < units)
                 open(u);
             now.multiply(x, c, chunks, sum);
@@ -248,7 +253,7 @@ __global__ void __launch_bounds__(ONE_THREADS, RESIDENT<W, Unit<MODE>::rows>)
 template <int W, typename T, int MODE>
 static cudaError_t one_launch(const struct ek_cu_queue *q, const struct ek_cu_product *p)
 {
-    uint32_t rows = 0, units, blocks, most = RESIDENT<W, Unit<MODE>::rows> * q->n_sm;
+    uint32_t rows = 0, units, blocks, most = ONE_RESIDENT * q->n_sm;
 
     for (uint32_t i = 0; i < p->n_mats; i++)
         rows += p->mat[i].rows;

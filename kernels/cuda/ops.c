@@ -4,7 +4,7 @@
  */
 #include "kernels/cuda/cuda.h"
 
-#define PART 64u /* tokens of a sequence's context that one block of decode attention takes */
+#include <string.h>
 
 static enum ek_status issue(struct ek_device *dev, cudaError_t e, const char *op)
 {
@@ -68,9 +68,15 @@ enum ek_status ek_cuda_gather(struct ek_device *dev, const void *x, size_t ldx, 
 enum ek_status ek_cuda_argmax(struct ek_device *dev, const float *logits, uint32_t n,
                               uint32_t vocab, int32_t *ids)
 {
+    struct ek_cuda *d = ek_cuda(dev);
+    void *best, *counted;
+
     if (n == 0)
         return EK_OK;
-    return issue(dev, ek_cu_argmax(queue(dev), logits, n, vocab, ids), "argmax");
+    ek_cuda_use(d);
+    EK_TRY(ek_cuda_scratch(d, EK_CU_BEST, (size_t)n * EK_CU_ARGMAX * 8, &best));
+    EK_TRY(ek_cuda_scratch(d, EK_CU_COUNTED, n * sizeof(uint32_t), &counted));
+    return issue(dev, ek_cu_argmax(&d->queue, logits, n, vocab, best, counted, ids), "argmax");
 }
 
 enum ek_status ek_cuda_convert(struct ek_device *dev, const void *x, enum ek_dtype from, void *out,
@@ -102,26 +108,43 @@ static bool fast_shape(const struct ek_cuda *d, const struct ek_cu_attention *a)
     return d->base.act != EK_F32 && a->kv.dtype == d->base.act && dims && aligned;
 }
 
-/* Parts of the context, so that there are blocks for all multiprocessors, and their memory. The
+/* Parts of the context, so that there is a block for each multiprocessor, and their memory. The
  * split depends on shapes alone: the same batch gives the same bits. */
 static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
 {
     uint32_t group = a->heads / a->kv.kv_heads, tiles = (group + 15) / 16;
     uint32_t blocks = a->batch.n_seqs * a->kv.kv_heads * tiles;
-    uint32_t wanted = 4 * d->queue.n_sm / (blocks ? blocks : 1);
+    uint32_t wanted = (d->queue.n_sm + blocks - 1) / blocks;
     uint32_t longest = a->batch.max_kv ? a->batch.max_kv : 1;
-    size_t floats;
+    size_t parts;
     void *p;
 
-    wanted = wanted < 1 ? 1 : wanted > EK_CU_MAX_PARTS ? EK_CU_MAX_PARTS : wanted;
+    wanted = wanted > EK_CU_MAX_PARTS ? EK_CU_MAX_PARTS : wanted;
     a->part = (longest + wanted - 1) / wanted;
-    a->part = (a->part + PART - 1) / PART * PART;
+    a->part = (a->part + EK_CU_PART - 1) / EK_CU_PART * EK_CU_PART;
     a->n_parts = (longest + a->part - 1) / a->part;
-    floats = (size_t)a->batch.n_seqs * a->heads * a->n_parts * (a->kv.v_dim + 2);
-    EK_TRY(ek_cuda_scratch(d, EK_CU_PARTIAL, floats * sizeof(float), &p));
+    parts = (size_t)a->batch.n_seqs * a->heads * a->n_parts;
+    EK_TRY(ek_cuda_scratch(d, EK_CU_PARTIAL, parts * (a->kv.v_dim + 2) * sizeof(float), &p));
     a->partial = p;
+    a->totals = (float2 *)(a->partial + parts * a->kv.v_dim);
     EK_TRY(ek_cuda_scratch(d, EK_CU_ARRIVED, blocks * sizeof(uint32_t), &p));
     a->arrived = p;
+    return EK_OK;
+}
+
+/* An eighth of the L2 a matrix: what attention leaves time to fetch, without driving out the rest.
+ */
+enum ek_status ek_cuda_prefetch(struct ek_device *dev, const struct ek_mat *mats, size_t n)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    uint64_t most = dev->info.cache_bytes / 8;
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(d->ahead); i++) {
+        uint64_t bytes = i < n ? mats[i].bytes : 0;
+
+        d->ahead[i].p = i < n ? mats[i].data : NULL;
+        d->ahead[i].bytes = (bytes < most ? bytes : most) / 512 * 512;
+    }
     return EK_OK;
 }
 
@@ -145,6 +168,8 @@ enum ek_status ek_cuda_attention(struct ek_device *dev, const void *q, size_t ld
         return ek_error(EK_EUNSUPPORTED, "attention: %u heads over %u cached heads", heads,
                         kv->kv_heads);
     ek_cuda_use(d);
+    memcpy(a.ahead, d->ahead, sizeof(a.ahead));
+    memset(d->ahead, 0, sizeof(d->ahead)); /* for this attention alone */
     if (!fast_shape(d, &a))
         return issue(dev, ek_cu_attention_any(&d->queue, dev->act, &a), "attention");
     if (batch->max_q > 1)

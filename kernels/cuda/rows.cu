@@ -245,32 +245,58 @@ __device__ __forceinline__ best warp_best(best a)
     return a;
 }
 
-__global__ void __launch_bounds__(1024) argmax_k(const float *logits, uint32_t vocab, int32_t *ids)
+__device__ __forceinline__ best block_best(best a, best *tmp)
 {
-    __shared__ best tmp[32];
-    const float *row = logits + (size_t)blockIdx.x * vocab;
+    a = warp_best(a);
+    if (threadIdx.x % 32 == 0)
+        tmp[threadIdx.x / 32] = a;
+    __syncthreads();
+    a = threadIdx.x % 32 < ROW_THREADS / 32 ? tmp[threadIdx.x % 32] : best{-INFINITY, 0x7fffffff};
+    return warp_best(a);
+}
+
+// A block takes one of EK_CU_ARGMAX pieces of a row; the last to finish joins them.
+__global__ void __launch_bounds__(ROW_THREADS)
+    argmax_k(const float *logits, uint32_t vocab, best *partial, uint32_t *arrived, int32_t *ids)
+{
+    __shared__ best tmp[ROW_THREADS / 32];
+    __shared__ bool last;
+    const float *row = logits + (size_t)blockIdx.y * vocab;
     best a = {-INFINITY, 0x7fffffff};
 
     pdl_next();
     pdl_wait();
 #pragma unroll 8
-    for (uint32_t i = threadIdx.x; i < vocab; i += 1024)
+    for (uint32_t i = blockIdx.x * ROW_THREADS + threadIdx.x; i < vocab;
+         i += EK_CU_ARGMAX * ROW_THREADS)
         a = better(a, {row[i], (int32_t)i});
-    a = warp_best(a);
-    if (threadIdx.x % 32 == 0)
-        tmp[threadIdx.x / 32] = a;
+    a = block_best(a, tmp);
+    if (threadIdx.x == 0) {
+        partial[blockIdx.y * EK_CU_ARGMAX + blockIdx.x] = a;
+        __threadfence();
+        last = atomicAdd(arrived + blockIdx.y, 1u) == EK_CU_ARGMAX - 1;
+    }
     __syncthreads();
-    if (threadIdx.x >= 32)
+    if (!last)
         return;
-    a = warp_best(tmp[threadIdx.x]);
-    if (threadIdx.x == 0)
-        ids[blockIdx.x] = a.i == 0x7fffffff ? 0 : a.i;
+    __threadfence();
+    a = {-INFINITY, 0x7fffffff};
+    if (threadIdx.x < EK_CU_ARGMAX) {
+        float2 v = __ldcg((const float2 *)partial + blockIdx.y * EK_CU_ARGMAX + threadIdx.x);
+        a = {v.x, __float_as_int(v.y)};
+    }
+    a = block_best(a, tmp);
+    if (threadIdx.x == 0) {
+        arrived[blockIdx.y] = 0;
+        ids[blockIdx.y] = a.i == 0x7fffffff ? 0 : a.i;
+    }
 }
 
 extern "C" cudaError_t ek_cu_argmax(const struct ek_cu_queue *q, const float *logits, uint32_t n,
-                                    uint32_t vocab, int32_t *ids)
+                                    uint32_t vocab, void *partial, uint32_t *arrived, int32_t *ids)
 {
-    return launch(q, argmax_k, n, 1024, 0, logits, vocab, ids);
+    return launch(q, argmax_k, dim3(EK_CU_ARGMAX, n), ROW_THREADS, 0, logits, vocab,
+                  (best *)partial, arrived, ids);
 }
 
 // ---- the read ceiling

@@ -84,6 +84,13 @@ __device__ __forceinline__ float half_value(uint32_t bits)
     return __half2float(__ushort_as_half((unsigned short)bits));
 }
 
+// u - zero as a float, u < 2^23: by the exponent of 2^23, as conversions run at an eighth of the
+// rate of other instructions.
+__device__ __forceinline__ float small_float(uint32_t u, int zero = 0)
+{
+    return __uint_as_float(0x4b000000u | u) - (8388608.0f + (float)zero);
+}
+
 // Blocks of 32 columns: lanes 0..3 of a block take 4 bytes of nibbles each.
 struct Block32 {
     static __device__ __forceinline__ uint32_t lo(uint32_t c)
@@ -109,8 +116,8 @@ template <> struct Weight<EK_Q4_0> : Block32 {
         float d = half_value(r.d);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            v[i] = d * (float)((int)(r.q >> 8 * i & 15) - 8);
-            v[i + 4] = d * (float)((int)(r.q >> (8 * i + 4) & 15) - 8);
+            v[i] = d * small_float(r.q >> 8 * i & 15, 8);
+            v[i + 4] = d * small_float(r.q >> (8 * i + 4) & 15, 8);
         }
     }
 };
@@ -128,8 +135,8 @@ template <> struct Weight<EK_Q4_1> : Block32 {
         float d = half_value(r.dm & 0xffff), m = half_value(r.dm >> 16);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            v[i] = d * (float)(r.q >> 8 * i & 15) + m;
-            v[i + 4] = d * (float)(r.q >> (8 * i + 4) & 15) + m;
+            v[i] = d * small_float(r.q >> 8 * i & 15) + m;
+            v[i + 4] = d * small_float(r.q >> (8 * i + 4) & 15) + m;
         }
     }
 };
@@ -152,9 +159,8 @@ template <> struct Weight<EK_Q5_0> : Block32 {
         float d = half_value(r.d);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            v[i] = d * (float)((int)((r.q >> 8 * i & 15) | (r.h >> i & 1) << 4) - 16);
-            v[i + 4] =
-                d * (float)((int)((r.q >> (8 * i + 4) & 15) | (r.h >> (i + 4) & 1) << 4) - 16);
+            v[i] = d * small_float((r.q >> 8 * i & 15) | (r.h >> i & 1) << 4, 16);
+            v[i + 4] = d * small_float((r.q >> (8 * i + 4) & 15) | (r.h >> (i + 4) & 1) << 4, 16);
         }
     }
 };
@@ -172,8 +178,8 @@ template <> struct Weight<EK_Q5_1> : Block32 {
         float d = half_value(r.dm & 0xffff), m = half_value(r.dm >> 16);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            v[i] = d * (float)((r.q >> 8 * i & 15) | (r.h >> i & 1) << 4) + m;
-            v[i + 4] = d * (float)((r.q >> (8 * i + 4) & 15) | (r.h >> (i + 4) & 1) << 4) + m;
+            v[i] = d * small_float((r.q >> 8 * i & 15) | (r.h >> i & 1) << 4) + m;
+            v[i + 4] = d * small_float((r.q >> (8 * i + 4) & 15) | (r.h >> (i + 4) & 1) << 4) + m;
         }
     }
 };
@@ -199,8 +205,8 @@ template <> struct Weight<EK_Q8_0> {
         float d = half_value(r.d);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            v[i] = d * (float)(int8_t)(r.a >> 8 * i);
-            v[i + 4] = d * (float)(int8_t)(r.b >> 8 * i);
+            v[i] = d * small_float((r.a >> 8 * i & 255) ^ 128, 128);
+            v[i + 4] = d * small_float((r.b >> 8 * i & 255) ^ 128, 128);
         }
     }
 };
@@ -258,8 +264,8 @@ template <> struct Weight<EK_Q4_K> : BlockK {
     {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            v[i] = (float)(r.q >> 8 * i & 15);
-            v[i + 4] = (float)(r.q >> (8 * i + 4) & 15);
+            v[i] = small_float(r.q >> 8 * i & 15);
+            v[i + 4] = small_float(r.q >> (8 * i + 4) & 15);
         }
         apply(r.s, v);
     }
@@ -279,8 +285,8 @@ template <> struct Weight<EK_Q5_K> : BlockK {
     {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            v[i] = (float)((r.q >> 8 * i & 15) | (r.h >> 8 * i & 1) << 4);
-            v[i + 4] = (float)((r.q >> (8 * i + 4) & 15) | (r.h >> (8 * i + 1) & 1) << 4);
+            v[i] = small_float((r.q >> 8 * i & 15) | (r.h >> 8 * i & 1) << 4);
+            v[i + 4] = small_float((r.q >> (8 * i + 4) & 15) | (r.h >> (8 * i + 1) & 1) << 4);
         }
         apply(r.s, v);
     }
@@ -312,9 +318,9 @@ template <> struct Weight<EK_Q6_K> {
         float d0 = d * (float)(int8_t)r.s, d1 = d * (float)(int8_t)(r.s >> 8);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            v[i] = d0 * (float)((int)((r.q >> 8 * i & 15) | (r.h >> 8 * i & 3) << 4) - 32);
+            v[i] = d0 * small_float((r.q >> 8 * i & 15) | (r.h >> 8 * i & 3) << 4, 32);
             v[i + 4] =
-                d1 * (float)((int)((r.q >> (8 * i + 4) & 15) | (r.h >> (8 * i + 4) & 3) << 4) - 32);
+                d1 * small_float((r.q >> (8 * i + 4) & 15) | (r.h >> (8 * i + 4) & 3) << 4, 32);
         }
     }
 };
