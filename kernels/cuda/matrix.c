@@ -212,14 +212,53 @@ static enum ek_status normed(struct ek_cuda *d, const void *x, const float *weig
         "rms_norm");
 }
 
+/* Matrices that lie behind each other in memory, as those of a stage do, are one taller matrix; the
+ * biases must too. Returns how many of mats[0..n) were joined into *all. */
+static size_t join(const struct ek_mat *mats, size_t n, const float *const *biases,
+                   struct ek_mat *all)
+{
+    size_t i;
+
+    *all = mats[0];
+    for (i = 1; i < n; i++) {
+        const struct ek_mat *m = &mats[i];
+        const float *first = biases ? biases[0] : NULL, *next = biases ? biases[i] : NULL;
+
+        if (m->dtype != all->dtype || m->cols != all->cols ||
+            (const char *)all->data + all->bytes != (const char *)m->data)
+            break;
+        if (first ? next != first + all->rows : next != NULL)
+            break;
+        all->rows += m->rows;
+        all->bytes += m->bytes;
+    }
+    return i;
+}
+
+/* One product a matrix, or fewer, each into its own columns of out. */
+static enum ek_status side_by_side(struct ek_device *dev, const void *x, uint32_t n,
+                                   const struct ek_mat *mats, size_t n_mats,
+                                   const float *const *biases, void *out, size_t ldo)
+{
+    size_t element = dev->act == EK_F32 ? 4 : 2;
+    char *at = out;
+
+    for (size_t i = 0, joined; i < n_mats; i += joined) {
+        struct ek_mat all;
+
+        joined = join(&mats[i], n_mats - i, biases ? &biases[i] : NULL, &all);
+        EK_TRY(ek_cuda_linear(dev, x, all.cols, n, &all, biases ? biases[i] : NULL, at, ldo, 0));
+        at += all.rows * element;
+    }
+    return EK_OK;
+}
+
 enum ek_status ek_cuda_norm_linear(struct ek_device *dev, const void *x, const float *norm_weight,
                                    float eps, uint32_t n, const struct ek_mat *mats, size_t n_mats,
                                    const float *const *biases, void *out, size_t ldo)
 {
     struct ek_cuda *d = ek_cuda(dev);
     struct ek_cu_product p = {.x = x, .norm = norm_weight, .eps = eps, .out = out, .ldo = ldo};
-    size_t element = dev->act == EK_F32 ? 4 : 2;
-    char *at = out;
     void *xn;
 
     ek_cuda_use(d);
@@ -231,12 +270,7 @@ enum ek_status ek_cuda_norm_linear(struct ek_device *dev, const void *x, const f
             "norm_linear");
     }
     EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, &xn));
-    for (size_t i = 0; i < n_mats; i++) {
-        EK_TRY(ek_cuda_linear(dev, xn, mats[i].cols, n, &mats[i], biases ? biases[i] : NULL, at,
-                              ldo, 0));
-        at += mats[i].rows * element;
-    }
-    return EK_OK;
+    return side_by_side(dev, xn, n, mats, n_mats, biases, out, ldo);
 }
 
 enum ek_status ek_cuda_norm_gate_up(struct ek_device *dev, const void *x, const float *norm_weight,
@@ -259,9 +293,7 @@ enum ek_status ek_cuda_norm_gate_up(struct ek_device *dev, const void *x, const 
     }
     EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, &xn));
     EK_TRY(ek_cuda_scratch(d, EK_CU_GATE_UP_ROWS, (size_t)n * 2 * dim * element, &both));
-    for (size_t i = 0; i < 2; i++)
-        EK_TRY(ek_cuda_linear(dev, xn, mats[i].cols, n, &mats[i], NULL,
-                              (char *)both + i * dim * element, (size_t)2 * dim, 0));
+    EK_TRY(side_by_side(dev, xn, n, mats, 2, NULL, both, (size_t)2 * dim));
     return ek_cuda_issued(
         d, ek_cu_swiglu(&d->queue, dev->act, both, (size_t)2 * dim, n, dim, out, ldo),
         "norm_gate_up");

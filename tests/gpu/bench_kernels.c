@@ -371,12 +371,21 @@ static void free_buffers(struct model *m)
     }
 }
 
+static double linear_params(const struct shape *s)
+{
+    double attn = (double)s->hidden * (qkv_rows(s) + s->heads * s->dim);
+
+    return s->layers * (attn + 3.0 * s->hidden * s->ffn);
+}
+
 static void make_model(struct model *m, const struct shape *s)
 {
     uint32_t hd = s->heads * s->dim, kd = s->kv_heads * s->dim;
     float f[128];
 
     *m = (struct model){.s = s, .layers = calloc(s->layers, sizeof(struct layer))};
+    if (ops->reserve) /* as a stage does: matrices lie behind each other */
+        need(ops->reserve(dev, EK_TAG_WEIGHTS, (uint64_t)(2 * linear_params(s))));
     for (uint32_t i = 0; i < s->layers; i++) {
         struct layer *l = &m->layers[i];
 
@@ -395,13 +404,6 @@ static void make_model(struct model *m, const struct shape *s)
     m->rope = (struct ek_rope){
         .inv_freq = take_ints((int32_t *)f, s->dim / 2), .dim = s->dim, .amplitude = 1};
     need(ops->sync(dev));
-}
-
-static double linear_params(const struct shape *s)
-{
-    double attn = (double)s->hidden * (qkv_rows(s) + s->heads * s->dim);
-
-    return s->layers * (attn + 3.0 * s->hidden * s->ffn);
 }
 
 static void decode_step(struct model *m, uint32_t n_seqs, uint32_t context, bool separate,
