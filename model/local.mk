@@ -2,6 +2,7 @@ noinst_LIBRARIES += libmodel.a
 libmodel_a_SOURCES = \
 	model/model.h \
 	model/tokenizer.h \
+	model/image.h \
 	model/gguf.h \
 	model/datafile.h \
 	model/datafile.c \

@@ -8,6 +8,7 @@
 #define EK_MODEL_H
 
 #include "base/base.h"
+#include "model/image.h"
 #include "model/tokenizer.h"
 
 enum ek_attention_kind { EK_ATTENTION_GQA, EK_ATTENTION_MLA };
