@@ -89,7 +89,9 @@ struct ek_mat {
 };
 
 /* KV cache of one layer: paged, token-major. k: [slot][kv_heads][head_dim], v: [slot][kv_heads]
- * [v_dim]. A slot is block * page + offset. MLA: k holds [slot][kv_lora + qk_rope], v is NULL. */
+ * [v_dim]. A slot is block * page + offset. Latent attention (MLA): kv_heads 1, k holds
+ * [slot][lora + rope], head_dim = lora + rope, v is NULL: the values are the first v_dim = lora
+ * elements of the keys. */
 struct ek_kv {
     void *k, *v;
     enum ek_dtype dtype;
@@ -116,6 +118,28 @@ struct ek_rope {
     bool interleaved;      /* pairs (2i, 2i+1); else (i, i + dim/2) */
     uint32_t sections[3];  /* M-RoPE: frequencies of the t, h, w rows; all 0: one row */
     float amplitude;       /* times cos and sin */
+};
+
+/* Shapes of multi-head latent attention. kv_b holds [heads][nope + v] rows of lora elements: W_uk
+ * (nope rows) and W_uv (v rows) of each head. */
+struct ek_latent {
+    uint32_t heads, lora, nope, rope, v;
+};
+
+enum ek_route { EK_ROUTE_GREEDY, EK_ROUTE_GROUP_LIMITED, EK_ROUTE_NOAUX_TC };
+/* Which experts a token goes to (docs/models.md has the three rules). */
+struct ek_router {
+    enum ek_route kind;
+    uint32_t n_experts, top_k, n_group, topk_group;
+    bool sigmoid;   /* scores are sigmoids, else a softmax */
+    bool normalise; /* weights divided by their sum (+ 1e-20), where top_k > 1 */
+    float scale;    /* times the weights */
+};
+/* Feed-forward experts of one layer as two tall matrices: expert e has rows [2 e inner, 2 (e + 1)
+ * inner) of gate_up (gate, then up), and rows [e hidden, (e + 1) hidden) of down. */
+struct ek_experts {
+    const struct ek_mat *gate_up, *down;
+    uint32_t n, inner;
 };
 
 enum {                        /* flags of linear */
@@ -228,6 +252,32 @@ struct ek_ops {
     enum ek_status (*convert)(struct ek_device *dev, const void *x, enum ek_dtype from, void *out,
                               enum ek_dtype to, size_t n);
 
+    /* ---- latent attention (MLA, absorbed form) and mixtures of experts; NULL: not supported */
+    /* ckv rows hold [lora latent | rope key]: the latent normalised by norm_weight, the key
+     * rotated, both stored into the cache at batch->slots */
+    enum ek_status (*latent_append)(struct ek_device *dev, const void *ckv, size_t ld,
+                                    const float *norm_weight, float eps, const struct ek_rope *rope,
+                                    const struct ek_batch *batch, const struct ek_kv *kv);
+    /* q rows hold [heads][nope | rope]: out[i][h] = [W_uk(h)^T q_nope | rotated q_rope], ready for
+     * attention with kv_heads 1 */
+    enum ek_status (*latent_query)(struct ek_device *dev, const void *q, size_t ldq,
+                                   const struct ek_rope *rope, const struct ek_batch *batch,
+                                   const struct ek_latent *l, const struct ek_mat *kv_b, void *out,
+                                   size_t ldo);
+    /* x rows hold [heads][lora]: out[i][h] = W_uv(h) x[i][h], [heads][v] */
+    enum ek_status (*latent_value)(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                                   const struct ek_latent *l, const struct ek_mat *kv_b, void *out,
+                                   size_t ldo);
+    /* ids and weights: [n][top_k], best first. Scores in fp32. bias: correction [n_experts] or NULL
+     */
+    enum ek_status (*route)(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                            const struct ek_mat *gate, const float *bias,
+                            const struct ek_router *router, int32_t *ids, float *weights);
+    /* out[i] += sum_k weights[i][k] expert(ids[i][k])(x[i]), summed in fp32 */
+    enum ek_status (*experts)(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                              const int32_t *ids, const float *weights, uint32_t top_k,
+                              const struct ek_experts *e, void *out, size_t ldo);
+
     /* ---- fused: NULL where the backend composes them */
     /* rms_norm then one linear a matrix, each into its own columns of out:
      * out[:, at_k .. at_k + mats[k].rows) with at_k the sum of the rows before; biases may be NULL
@@ -239,9 +289,9 @@ struct ek_ops {
     enum ek_status (*norm_gate_up)(struct ek_device *dev, const void *x, const float *norm_weight,
                                    float eps, uint32_t n, const struct ek_mat mats[2], void *out,
                                    size_t ldo);
-    /* rms_norm, the products of q, k and v (mats, biases: NULL or one a matrix), rotation, and k and
-     * v into the cache: rope_append of norm_linear. out gets the rotated q; its columns of k and v
-     * may be left as they were. */
+    /* rms_norm, the products of q, k and v (mats, biases: NULL or one a matrix), rotation, and k
+     * and v into the cache: rope_append of norm_linear. out gets the rotated q; its columns of k
+     * and v may be left as they were. */
     enum ek_status (*norm_qkv_rope)(struct ek_device *dev, const void *x, const float *norm_weight,
                                     float eps, const struct ek_batch *batch,
                                     const struct ek_mat mats[3], const float *const biases[3],

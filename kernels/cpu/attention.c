@@ -22,10 +22,9 @@ struct rope_job {
     const struct ek_kv *kv;
 };
 
-/* cos and sin of every frequency of a token; M-RoPE takes each section's own position */
-static void token_angles(const struct rope_job *a, uint32_t token, float *cosine, float *sine)
+void cpu_token_angles(const struct cpu_simd *simd, const struct ek_rope *rope,
+                      const struct ek_batch *batch, uint32_t token, float *cosine, float *sine)
 {
-    const struct ek_rope *rope = a->rope;
     uint32_t half = rope->dim / 2, at = 0;
     bool sections = rope->sections[0] || rope->sections[1] || rope->sections[2];
 
@@ -33,19 +32,19 @@ static void token_angles(const struct rope_job *a, uint32_t token, float *cosine
         uint32_t n = sections ? rope->sections[s] : half;
         size_t row = sections ? s : 0;
         n = n < half - at ? n : half - at;
-        a->dev->simd->angles((float)a->batch->positions[row * a->batch->n_tokens + token],
-                             rope->inv_freq + at, n, rope->amplitude, cosine + at, sine + at);
+        simd->angles((float)batch->positions[row * batch->n_tokens + token], rope->inv_freq + at, n,
+                     rope->amplitude, cosine + at, sine + at);
         at += n;
     }
 }
 
-static void store_row(const struct rope_job *a, void *base, size_t offset, const float *row,
-                      size_t n)
+void cpu_cache_store(const struct cpu_simd *simd, enum ek_dtype type, void *base, size_t offset,
+                     const float *row, size_t n)
 {
-    if (a->kv->dtype == EK_F16)
-        a->dev->simd->to_f16(row, (uint16_t *)base + offset, n);
-    else if (a->kv->dtype == EK_BF16)
-        a->dev->simd->to_bf16(row, (uint16_t *)base + offset, n);
+    if (type == EK_F16)
+        simd->to_f16(row, (uint16_t *)base + offset, n);
+    else if (type == EK_BF16)
+        simd->to_bf16(row, (uint16_t *)base + offset, n);
     else
         memcpy((float *)base + offset, row, n * sizeof(float));
 }
@@ -59,12 +58,14 @@ static void rope_item(void *arg, uint32_t token, uint32_t thread)
     float *cosine = cpu_scratch_of(a->dev, thread), *sine = cosine + a->rope->dim / 2;
     size_t slot = (size_t)a->batch->slots[token];
 
-    token_angles(a, token, cosine, sine);
+    cpu_token_angles(a->dev->simd, a->rope, a->batch, token, cosine, sine);
     for (uint32_t h = 0; h < a->heads + kv->kv_heads; h++)
         a->dev->simd->rotate(row + (size_t)h * kv->head_dim, cosine, sine, a->rope->dim,
                              a->rope->interleaved);
-    store_row(a, kv->k, slot * kv->kv_heads * kv->head_dim, k, (size_t)kv->kv_heads * kv->head_dim);
-    store_row(a, kv->v, slot * kv->kv_heads * kv->v_dim, v, (size_t)kv->kv_heads * kv->v_dim);
+    cpu_cache_store(a->dev->simd, kv->dtype, kv->k, slot * kv->kv_heads * kv->head_dim, k,
+                    (size_t)kv->kv_heads * kv->head_dim);
+    cpu_cache_store(a->dev->simd, kv->dtype, kv->v, slot * kv->kv_heads * kv->v_dim, v,
+                    (size_t)kv->kv_heads * kv->v_dim);
 }
 
 static enum ek_status check_cache(const struct ek_kv *kv)
@@ -72,8 +73,6 @@ static enum ek_status check_cache(const struct ek_kv *kv)
     if (kv->dtype != EK_F32 && kv->dtype != EK_F16 && kv->dtype != EK_BF16)
         return ek_error(EK_EUNSUPPORTED, "a cache of type %s is not supported",
                         ek_dtype_name(kv->dtype));
-    if (!kv->v)
-        return ek_error(EK_EUNSUPPORTED, "the CPU backend has no latent attention");
     return EK_OK;
 }
 

@@ -127,6 +127,8 @@ struct cpu_device {
 
     float *shared; /* workspace of an operation: n_shared floats */
     size_t n_shared;
+    float *held; /* workspace of an operation made of others, which use shared themselves */
+    size_t n_held;
     uint8_t *scratch; /* per thread: scratch_bytes each */
     size_t scratch_bytes;
 };
@@ -147,6 +149,7 @@ enum ek_status cpu_host_alloc(struct ek_device *dev, size_t bytes, void **out);
 void cpu_host_free(struct ek_device *dev, void *p);
 /* Workspace of at least n floats, and scratch of at least bytes a thread; both kept and grown. */
 enum ek_status cpu_shared(struct cpu_device *dev, size_t n, float **out);
+enum ek_status cpu_held(struct cpu_device *dev, size_t n, float **out);
 enum ek_status cpu_scratch(struct cpu_device *dev, size_t bytes);
 static inline void *cpu_scratch_of(const struct cpu_device *dev, uint32_t thread)
 {
@@ -199,6 +202,31 @@ enum ek_status cpu_rope_append(struct ek_device *dev, void *qkv, size_t ld,
 enum ek_status cpu_attention(struct ek_device *dev, const void *q, size_t ldq,
                              const struct ek_batch *batch, const struct ek_kv *kv, uint32_t heads,
                              float scale, void *out, size_t ldo);
+/* ---- Rotary angles of a token's position (attention.c) ----------------------------------------
+ */
+/* cos and sin of every frequency; M-RoPE takes each section's own position. dim / 2 floats each. */
+void cpu_token_angles(const struct cpu_simd *simd, const struct ek_rope *rope,
+                      const struct ek_batch *batch, uint32_t token, float *cosine, float *sine);
+/* n elements to element `offset` of a cache of a type. */
+void cpu_cache_store(const struct cpu_simd *simd, enum ek_dtype type, void *base, size_t offset,
+                     const float *row, size_t n);
+
+enum ek_status cpu_latent_append(struct ek_device *dev, const void *ckv, size_t ld,
+                                 const float *norm_weight, float eps, const struct ek_rope *rope,
+                                 const struct ek_batch *batch, const struct ek_kv *kv);
+enum ek_status cpu_latent_query(struct ek_device *dev, const void *q, size_t ldq,
+                                const struct ek_rope *rope, const struct ek_batch *batch,
+                                const struct ek_latent *l, const struct ek_mat *kv_b, void *out,
+                                size_t ldo);
+enum ek_status cpu_latent_value(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                                const struct ek_latent *l, const struct ek_mat *kv_b, void *out,
+                                size_t ldo);
+enum ek_status cpu_route(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                         const struct ek_mat *gate, const float *bias,
+                         const struct ek_router *router, int32_t *ids, float *weights);
+enum ek_status cpu_experts(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                           const int32_t *ids, const float *weights, uint32_t top_k,
+                           const struct ek_experts *e, void *out, size_t ldo);
 enum ek_status cpu_swiglu(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                           uint32_t dim, void *out, size_t ldo);
 enum ek_status cpu_gather(struct ek_device *dev, const void *x, size_t ldx, const int32_t *rows,

@@ -179,6 +179,11 @@ const struct ek_ops ek_ops_cpu = {
     .argmax = cpu_argmax,
     .convert = cpu_convert,
     .norm_linear = cpu_norm_linear,
+    .latent_append = cpu_latent_append,
+    .latent_query = cpu_latent_query,
+    .latent_value = cpu_latent_value,
+    .route = cpu_route,
+    .experts = cpu_experts,
     .norm_gate_up = cpu_norm_gate_up,
     .read_bytes = cpu_read_bytes,
 };

@@ -159,21 +159,34 @@ void cpu_host_free(struct ek_device *dev, void *p)
     free(p);
 }
 
-enum ek_status cpu_shared(struct cpu_device *dev, size_t n, float **out)
+static enum ek_status workspace(struct cpu_device *dev, float **have, size_t *n_have, size_t n)
 {
     void *p;
 
-    if (n > dev->n_shared) {
-        if (n > SIZE_MAX / sizeof(float))
-            return ek_error(EK_ENOMEM, "device %s: workspace overflows", dev->base.spec.name);
-        cpu_release(&dev->base, dev->shared);
-        dev->shared = NULL;
-        dev->n_shared = 0;
-        EK_TRY(cpu_alloc(&dev->base, EK_TAG_WORKSPACE, n * sizeof(float), &p));
-        dev->shared = p;
-        dev->n_shared = n;
-    }
+    if (n <= *n_have)
+        return EK_OK;
+    if (n > SIZE_MAX / sizeof(float))
+        return ek_error(EK_ENOMEM, "device %s: workspace overflows", dev->base.spec.name);
+    cpu_release(&dev->base, *have);
+    *have = NULL;
+    *n_have = 0;
+    EK_TRY(cpu_alloc(&dev->base, EK_TAG_WORKSPACE, n * sizeof(float), &p));
+    *have = p;
+    *n_have = n;
+    return EK_OK;
+}
+
+enum ek_status cpu_shared(struct cpu_device *dev, size_t n, float **out)
+{
+    EK_TRY(workspace(dev, &dev->shared, &dev->n_shared, n));
     *out = dev->shared;
+    return EK_OK;
+}
+
+enum ek_status cpu_held(struct cpu_device *dev, size_t n, float **out)
+{
+    EK_TRY(workspace(dev, &dev->held, &dev->n_held, n));
+    *out = dev->held;
     return EK_OK;
 }
 

@@ -34,18 +34,26 @@ INLINE void row_to_f32(enum ek_dtype dtype, const void *base, size_t offset, siz
         out[i] = 0.0f;
 }
 
-/* Rows of n keys from `from` on: in the cache itself where that will do, else in buffer. */
-static void key_rows(const struct cpu_attend *a, const void *base, size_t dim, uint32_t seq,
-                     uint32_t kv_head, uint32_t from, uint32_t n, float *buffer,
+/* Where values lie: latent attention's are the first elements of its keys. */
+INLINE const void *values_of(const struct ek_kv *kv, size_t *stride)
+{
+    *stride = kv->v ? kv->v_dim : kv->head_dim;
+    return kv->v ? kv->v : kv->k;
+}
+
+/* Rows of n keys (dim of stride elements) from `from` on: in the cache itself where that will do,
+ * else in buffer. */
+static void key_rows(const struct cpu_attend *a, const void *base, size_t dim, size_t stride,
+                     uint32_t seq, uint32_t kv_head, uint32_t from, uint32_t n, float *buffer,
                      const float *rows[CPU_KEYS])
 {
-    size_t stride = a->kv->kv_heads * dim, at = 0;
+    size_t step = a->kv->kv_heads * stride, at = 0;
     bool in_place = a->kv->dtype == EK_F32 && dim % PAD == 0;
     uint32_t left = 0; /* keys to the end of the page */
 
-    for (uint32_t j = 0; j < n; j++, left--, at += stride) {
+    for (uint32_t j = 0; j < n; j++, left--, at += step) {
         if (!left) {
-            at = key_offset(a, seq, kv_head, from + j, dim);
+            at = key_offset(a, seq, kv_head, from + j, stride);
             left = a->kv->page - (from + j) % a->kv->page;
         }
         if (in_place) {
@@ -174,6 +182,8 @@ static void attend_one(const struct cpu_attend *a, uint32_t seq, uint32_t kv_hea
     float *q = scratch, *keys = q + a->group * kd, *values = keys + CPU_KEYS * kd;
 
     const float *krow[CPU_KEYS], *vrow[CPU_KEYS];
+    size_t value_stride;
+    const void *value_base = values_of(kv, &value_stride);
     const float *from_q = a->q + (size_t)a->batch->seq_start[seq] * a->ldq;
 
     for (uint32_t h = 0; h < a->group; h++) {
@@ -190,12 +200,14 @@ static void attend_one(const struct cpu_attend *a, uint32_t seq, uint32_t kv_hea
         uint32_t next = k + n, more = to - next < CPU_KEYS ? to - next : CPU_KEYS;
         if (k == from) { /* V is needed only after the scores */
             prefetch_rows(a, kv->k, kv->head_dim, seq, kv_head, k, n);
-            prefetch_rows(a, kv->v, kv->v_dim, seq, kv_head, k, n);
+            if (kv->v)
+                prefetch_rows(a, kv->v, kv->v_dim, seq, kv_head, k, n);
         }
         prefetch_rows(a, kv->k, kv->head_dim, seq, kv_head, next, more);
-        prefetch_rows(a, kv->v, kv->v_dim, seq, kv_head, next, more);
-        key_rows(a, kv->k, kv->head_dim, seq, kv_head, k, n, keys, krow);
-        key_rows(a, kv->v, kv->v_dim, seq, kv_head, k, n, values, vrow);
+        if (kv->v)
+            prefetch_rows(a, kv->v, kv->v_dim, seq, kv_head, next, more);
+        key_rows(a, kv->k, kv->head_dim, kv->head_dim, seq, kv_head, k, n, keys, krow);
+        key_rows(a, value_base, kv->v_dim, value_stride, seq, kv_head, k, n, values, vrow);
         for (uint32_t h = 0; h < a->group; h += HEADS) {
             const float *qh = q + h * kd;
             float *part = partial + h * stride;
@@ -344,13 +356,14 @@ static void block_start(const struct cpu_attend *a, uint32_t token, uint32_t kv_
 static void block_load(const struct cpu_attend *a, uint32_t seq, uint32_t kv_head, uint32_t from,
                        uint32_t n, struct block_scratch *s)
 {
-    size_t kd = padded(a->kv->head_dim), vd = padded(a->kv->v_dim);
+    size_t kd = padded(a->kv->head_dim), vd = padded(a->kv->v_dim), value_stride;
+    const void *value_base = values_of(a->kv, &value_stride);
     const float *rows[CPU_KEYS];
 
-    key_rows(a, a->kv->k, a->kv->head_dim, seq, kv_head, from, n, s->rows, rows);
+    key_rows(a, a->kv->k, a->kv->head_dim, a->kv->head_dim, seq, kv_head, from, n, s->rows, rows);
     transpose_keys(rows, kd, s->keys);
     for (uint32_t j = 0; j < n; j++)
-        row_to_f32(a->kv->dtype, a->kv->v, key_offset(a, seq, kv_head, from + j, a->kv->v_dim),
+        row_to_f32(a->kv->dtype, value_base, key_offset(a, seq, kv_head, from + j, value_stride),
                    a->kv->v_dim, s->v + j * vd);
     memset(s->v + n * vd, 0, (CPU_KEYS - n) * vd * sizeof(float));
 }
