@@ -190,23 +190,28 @@ static uint32_t tokens_of_item(const struct product *p, uint32_t tile)
 /* Cuts the product into items and reserves scratch for them. */
 static enum ek_status plan_items(struct product *p, struct cpu_device *dev)
 {
-    uint32_t tile = dev->simd->tile, total = 0, blocks, rows;
+    uint32_t tile = dev->simd->tile, total = 0, blocks, rows, most;
+    bool decoded = false;
 
-    for (size_t i = 0; i < p->n_mats; i++)
+    most = p->n <= tile ? tile : tokens_of_item(p, tile);
+    p->tokens = p->n < most ? p->n : most;
+    for (size_t i = 0; i < p->n_mats; i++) {
         total += p->mats[i].rows;
-    p->tokens = p->n <= tile ? p->n : tokens_of_item(p, tile);
+        decoded |= !direct(p, &p->mats[i], p->tokens);
+    }
     blocks = (p->n + p->tokens - 1) / p->tokens;
     rows = (uint32_t)((uint64_t)total * blocks / (dev->cores.n * ITEMS_PER_THREAD));
     if (rows > MAX_ROWS)
         rows = MAX_ROWS;
-    if (p->n > tile && rows > DECODED_BYTES / sizeof(float) / p->cols)
+    if (decoded && rows > DECODED_BYTES / sizeof(float) / p->cols)
         rows = (uint32_t)(DECODED_BYTES / sizeof(float) / p->cols);
     p->rows = rows < 4 ? 4 : rows & ~3u;
     p->items = 0;
     for (size_t i = 0; i < p->n_mats; i++)
         p->items += n_panels(p, &p->mats[i]);
     p->items *= blocks;
-    return cpu_scratch(dev, ((size_t)2 * p->tokens + p->cols) * p->rows * sizeof(float));
+    return cpu_scratch(dev,
+                       ((size_t)2 * p->tokens + (decoded ? p->cols : 0)) * p->rows * sizeof(float));
 }
 
 static enum ek_status check_mats(const struct ek_mat *mats, size_t n_mats, bool gated)
