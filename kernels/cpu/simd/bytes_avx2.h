@@ -24,6 +24,12 @@ static inline int32_t i32_of(const void *p)
     return v;
 }
 
+/* the half float at p */
+static inline float v_half(const void *p)
+{
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(u16_of(p))));
+}
+
 /* half floats at a, b, c, d */
 static inline void v_four_halves(const void *a, const void *b, const void *c, const void *d,
                                  float out[4])
@@ -56,6 +62,18 @@ static inline void v_eight_bytes(uint64_t bytes, float d, float out[8])
     __m256i i = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)bytes));
 
     _mm256_storeu_ps(out, _mm256_mul_ps(_mm256_cvtepi32_ps(i), _mm256_set1_ps(d)));
+}
+
+/* sixteen signed bytes times d: those at even places, then those at odd ones */
+static inline void v_sixteen_bytes(const int8_t *bytes, float d, float out[16])
+{
+    const __m128i apart = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    __m128i b = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(const void *)bytes), apart);
+    __m256 even = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b));
+    __m256 odd = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(b, 8)));
+
+    _mm256_storeu_ps(out, _mm256_mul_ps(even, _mm256_set1_ps(d)));
+    _mm256_storeu_ps(out + 8, _mm256_mul_ps(odd, _mm256_set1_ps(d)));
 }
 
 static inline __m256i load32(const void *p)

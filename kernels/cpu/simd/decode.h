@@ -7,14 +7,6 @@
  */
 enum { UV = CPU_UNIT / VL };
 
-INLINE uint16_t u16_at(const uint8_t *p)
-{
-    uint16_t v;
-
-    memcpy(&v, p, sizeof(v));
-    return v;
-}
-
 INLINE uint32_t u32_at(const uint8_t *p)
 {
     uint32_t v;
@@ -100,7 +92,7 @@ INLINE void scales_k45(const uint8_t *const row[4], size_t at, float *scales)
 {
     for (int r = 0; r < 4; r++) {
         const uint8_t *b = row[r] + at;
-        float d = ek_f16_to_f32(u16_at(b)), dmin = -ek_f16_to_f32(u16_at(b + 2));
+        float d = v_half(b), dmin = -v_half(b + 2);
         uint32_t s0 = u32_at(b + 4), s1 = u32_at(b + 8), s2 = u32_at(b + 12);
         uint64_t high = (s2 & 0x0f0f0f0fu) | (s0 >> 2 & 0x30303030u);
         uint64_t mins = (s2 >> 4 & 0x0f0f0f0fu) | (s1 >> 2 & 0x30303030u);
@@ -136,9 +128,7 @@ INLINE void scales_q6_k(const uint8_t *const row[4], size_t u, float *scales)
 {
     for (int r = 0; r < 4; r++) {
         const uint8_t *b = row[r] + u / 8 * 210;
-        float d = ek_f16_to_f32(u16_at(b + 208));
-        for (int i = 0; i < 16; i++)
-            scales[r * 16 + i / 2 + i % 2 * 8] = d * (float)(int8_t)b[192 + i];
+        v_sixteen_bytes((const int8_t *)b + 192, v_half(b + 208), scales + r * 16);
     }
 }
 

@@ -114,17 +114,23 @@ static inline void v_store_bf16(uint16_t *p, vec v)
         p[i] = ek_f32_to_bf16(v[i]);
 }
 
+/* the half float at p */
+static inline float v_half(const void *p)
+{
+    uint16_t h;
+
+    memcpy(&h, p, sizeof(h));
+    return ek_f16_to_f32(h);
+}
+
 /* half floats at a, b, c, d */
 static inline void v_four_halves(const void *a, const void *b, const void *c, const void *d,
                                  float out[4])
 {
     const void *const from[4] = {a, b, c, d};
-    uint16_t h;
 
-    for (int i = 0; i < 4; i++) {
-        memcpy(&h, from[i], sizeof(h));
-        out[i] = ek_f16_to_f32(h);
-    }
+    for (int i = 0; i < 4; i++)
+        out[i] = v_half(from[i]);
 }
 
 /* pairs of half floats at a, b, c, d */
@@ -146,6 +152,13 @@ static inline void v_eight_bytes(uint64_t bytes, float d, float out[8])
 {
     for (int i = 0; i < 8; i++)
         out[i] = (float)(bytes >> 8 * i & 255) * d;
+}
+
+/* sixteen signed bytes times d: those at even places, then those at odd ones */
+static inline void v_sixteen_bytes(const int8_t *bytes, float d, float out[16])
+{
+    for (int i = 0; i < 16; i++)
+        out[i / 2 + i % 2 * 8] = (float)bytes[i] * d;
 }
 
 /* 32 quants of four bits: w = q * d + m; low nibbles are elements 0..15 */
