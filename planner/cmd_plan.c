@@ -3,6 +3,7 @@
  * evenkeel-plan plan: the options become a request, the request a plan.
  */
 #include "planner/commands.h"
+#include "planner/hardware.h"
 
 #include <config.h>
 
@@ -12,6 +13,7 @@
 
 static const char help[] =
     "usage: evenkeel plan MODEL --db PROFILE [OPTION]...\n"
+    "       evenkeel plan MODEL --hardware CARDS [OPTION]...\n"
     "       evenkeel plan --costs COSTS.json [OPTION]...\n"
     "Finds the best placement of a model's layers on the devices that were measured, and proves "
     "it.\n"
@@ -19,6 +21,9 @@ static const char help[] =
     "Input\n"
     "  --db FILE             profile made by `evenkeel profile`\n"
     "  --costs FILE          costs file instead of a model and a profile (docs/costs.md)\n"
+    "  --hardware \"8x rtx4090\"  cards that are not at hand: estimates (`evenkeel-plan "
+    "hardware`)\n"
+    "  --cards FILE          descriptions of more cards (docs/costs.md)\n"
     "  --devices \"A B\"       plan for these devices of the profile only\n"
     "Workload\n"
     "  --batch N             sequences at once (1)\n"
@@ -82,6 +87,8 @@ enum {
     O_FORCE,
     O_WRITE_COSTS,
     O_ACT,
+    O_HARDWARE,
+    O_CARDS,
     O_JSON,
     O_QUIET,
     O_HELP,
@@ -92,6 +99,8 @@ static const struct option options[] = {
     {"db", required_argument, NULL, O_DB},
     {"costs", required_argument, NULL, O_COSTS},
     {"devices", required_argument, NULL, O_DEVICES},
+    {"hardware", required_argument, NULL, O_HARDWARE},
+    {"cards", required_argument, NULL, O_CARDS},
     {"batch", required_argument, NULL, O_BATCH},
     {"prompt", required_argument, NULL, O_PROMPT},
     {"generate", required_argument, NULL, O_GENERATE},
@@ -128,7 +137,7 @@ struct arguments {
     struct ek_request request;
     struct ek_workload given; /* fields that the command line set; 0 elsewhere */
     bool given_generate, given_prompt;
-    const char *model, *db, *costs, *devices, *output, *write_costs, *act;
+    const char *model, *db, *costs, *devices, *output, *write_costs, *act, *hardware, *cards;
     bool force, json, done;
 };
 
@@ -322,6 +331,12 @@ static enum ek_status file_option(struct arguments *a, int o)
     case 'o':
         a->output = optarg;
         return EK_OK;
+    case O_HARDWARE:
+        a->hardware = optarg;
+        return EK_OK;
+    case O_CARDS:
+        a->cards = optarg;
+        return EK_OK;
     case O_ACT:
         a->act = optarg;
         return EK_OK;
@@ -372,8 +387,8 @@ static enum ek_status read_arguments(struct arguments *a, int argc, char **argv)
         return ek_error(EK_EUSAGE, "plan: unexpected argument \"%s\"", argv[optind]);
     if ((a->costs != NULL) == (a->model != NULL))
         return ek_error(EK_EUSAGE, "plan: give either MODEL with --db, or --costs");
-    if (a->model && a->db == NULL)
-        return ek_error(EK_EUSAGE, "plan: MODEL needs --db PROFILE");
+    if (a->model && (a->db == NULL) == (a->hardware == NULL))
+        return ek_error(EK_EUSAGE, "plan: MODEL needs --db PROFILE or --hardware CARDS");
     return EK_OK;
 }
 
@@ -397,6 +412,24 @@ static void merge_workload(struct arguments *a, const struct ek_costs *c)
 
 /* ---- The command --------------------------------------------------------------------------------
  */
+static enum ek_status estimate(const struct arguments *a, const struct ek_model *m,
+                               struct ek_costs **c)
+{
+    struct ek_card *more = NULL;
+    struct ek_fleet fleet;
+    size_t n = 0;
+    uint32_t tp = a->request.tp ? a->request.tp : 1;
+    enum ek_status st = EK_OK;
+
+    if (a->cards)
+        EK_TRY(ek_cards_read(a->cards, &more, &n));
+    st = ek_hardware_parse(a->hardware, more, n, &fleet);
+    if (st == EK_OK)
+        st = ek_costs_estimate(m, &fleet, a->act, a->given.cache[0] ? a->given.cache : NULL, tp, c);
+    free(more);
+    return st;
+}
+
 static enum ek_status get_costs(struct arguments *a, struct ek_costs **c)
 {
     const struct ek_model_options o = EK_MODEL_OPTIONS_INIT;
@@ -409,6 +442,10 @@ static enum ek_status get_costs(struct arguments *a, struct ek_costs **c)
     if (a->costs)
         return ek_costs_read(a->costs, c);
     EK_TRY(ek_model_open(a->model, &o, &m));
+    if (a->hardware) {
+        st = estimate(a, m, c);
+        goto end;
+    }
     EK_GOTO(ek_store_open(a->db, EK_STORE_READ, &store), st, end);
     st = ek_costs_from_profile(m, store, &choice, c);
 end:

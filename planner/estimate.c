@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * Costs by roofline: a step takes as long as its bytes need at the memory's bandwidth or its
+ * arithmetic at the peak, whichever is more, at the fractions of both that good kernels reach.
+ */
+#include "planner/hardware.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BANDWIDTH_REACHED 0.80  /* of the datasheet's, by single-token products */
+#define PEAK_REACHED      0.60  /* of the datasheet's, by large products */
+#define LAUNCH_SECONDS    12e-6 /* of one module's operations */
+#define LONGEST           32768
+#define COMM_RESERVE      (400 * EK_MIB) /* NCCL's buffers */
+
+static const uint32_t widths[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
+
+struct estimator {
+    const struct ek_model *m;
+    const struct ek_fleet *f;
+    struct ek_costs *c;
+    enum ek_dtype act, cache;
+};
+
+static double peak_of(const struct ek_card *card, enum ek_dtype act)
+{
+    if (act == EK_BF16 && card->peak_bf16 > 0)
+        return card->peak_bf16;
+    if (act != EK_F32 && card->peak_f16 > 0)
+        return card->peak_f16;
+    return card->peak_f32;
+}
+
+static size_t act_bytes(const struct estimator *es)
+{
+    return ek_dtype_block_bytes(es->act);
+}
+
+/* Two all-reduces a layer over rings. */
+static double reduce_seconds(const struct estimator *es, const struct ek_card *card, uint32_t tp,
+                             double tokens, enum ek_module_kind kind)
+{
+    double bytes = tokens * es->m->config.hidden * (double)act_bytes(es);
+
+    if (tp == 1 || kind != EK_MODULE_LAYER)
+        return 0;
+    return 2 * (2 * (tp - 1) * card->link_alpha + 2.0 * (tp - 1) / tp * bytes / card->link_beta);
+}
+
+static double step_seconds(const struct estimator *es, const struct ek_card *card,
+                           const struct ek_module *mod, uint32_t tp, uint32_t sequences,
+                           uint32_t tokens, uint32_t context)
+{
+    double n = (double)sequences * tokens;
+    double flops = sequences * (ek_module_flops(es->m, mod, tokens, context, false));
+    double bytes = ek_module_read_bytes(es->m, mod, (uint64_t)n) +
+                   (double)sequences * context * (double)ek_module_kv_bytes(es->m, mod, es->cache) +
+                   2 * n * (double)ek_module_boundary_bytes(es->m, mod, es->act);
+    double memory = bytes / tp / (card->bandwidth * BANDWIDTH_REACHED);
+    double arithmetic = flops / tp / (peak_of(card, es->act) * PEAK_REACHED);
+
+    return fmax(memory, arithmetic) + LAUNCH_SECONDS + reduce_seconds(es, card, tp, n, mod->kind);
+}
+
+/* A chain's norm and head see one row a sequence in prefill. */
+static uint32_t rows_of(const struct ek_module *mod, uint32_t tokens)
+{
+    return mod->kind == EK_MODULE_NORM || mod->kind == EK_MODULE_HEAD ? 1 : tokens;
+}
+
+static enum ek_status fill_curve(const struct estimator *es, const struct ek_card *card,
+                                 const struct ek_module *mod, uint32_t tp, enum ek_phase phase,
+                                 struct ek_cost_curve *c)
+{
+    bool decode = phase == EK_PHASE_DECODE;
+
+    c->rows = ek_calloc(EK_ARRAY_LEN(widths) * 2, sizeof(*c->rows));
+    if (c->rows == NULL)
+        return EK_ENOMEM;
+    for (size_t i = 0; i < EK_ARRAY_LEN(widths); i++)
+        for (int deep = 0; deep < 2; deep++) {
+            struct ek_store_time_row *r = &c->rows[c->n++];
+            uint32_t tokens = decode ? 1 : widths[i];
+            r->key.phase = phase;
+            r->key.batch = decode ? widths[i] : 1;
+            r->key.tokens = tokens;
+            r->key.context = deep ? LONGEST + tokens : tokens;
+            r->time.median_s =
+                step_seconds(es, card, mod, tp, r->key.batch, rows_of(mod, tokens), r->key.context);
+        }
+    return EK_OK;
+}
+
+static enum ek_status add_times(struct estimator *es, uint32_t cls, const struct ek_module *mod,
+                                uint32_t sig, uint32_t tp)
+{
+    size_t cap = es->c->n_times;
+    struct ek_cost_times *t;
+
+    if (ek_costs_times(es->c, cls, sig, tp) != NULL)
+        return EK_OK;
+    EK_TRY(ek_grow((void **)&es->c->times, &cap, es->c->n_times + 1, sizeof(*t), (size_t)1 << 20));
+    t = &es->c->times[es->c->n_times++];
+    *t = (struct ek_cost_times){.cls = cls, .sig = sig, .tp = tp};
+    EK_TRY(fill_curve(es, es->f->cards[cls], mod, tp, EK_PHASE_PREFILL, &t->prefill));
+    return fill_curve(es, es->f->cards[cls], mod, tp, EK_PHASE_DECODE, &t->decode);
+}
+
+/* ---- Memory -------------------------------------------------------------------------------------
+ */
+/* As the runtime allocates (runtime.h, ek_stage_memory), without its exact rounding. */
+static uint64_t activation_bytes(const struct estimator *es, const struct ek_module *mod,
+                                 uint64_t tokens, uint64_t batch)
+{
+    const struct ek_config *c = &es->m->config;
+    uint64_t a = act_bytes(es), head = (uint64_t)c->head_dim;
+    uint64_t qkv = ((uint64_t)c->n_heads * 2 + 2 * (uint64_t)c->n_kv_heads) *
+                   (head ? head : c->qk_nope + c->qk_rope);
+    uint64_t inner = 3 * (uint64_t)c->intermediate, wide = qkv > inner ? qkv : inner;
+    uint64_t logits =
+        mod->kind == EK_MODULE_HEAD ? batch * ((uint64_t)c->vocab * 4 + c->hidden * a) : 0;
+
+    if (mod->kind == EK_MODULE_VISION) /* one image at a time, attention blocked */
+        wide = 8 * (uint64_t)(c->vision_hidden ? c->vision_hidden : c->hidden);
+    return tokens * a * (2 * (uint64_t)c->hidden + wide) + logits + 16 * tokens;
+}
+
+static enum ek_status add_memory(struct estimator *es, uint32_t cls, const struct ek_module *mod,
+                                 uint32_t sig, uint32_t tp)
+{
+    static const uint32_t batches[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 65536};
+    static const uint32_t tokens[] = {1, 65536};
+    size_t cap = es->c->n_memory;
+    struct ek_cost_memory *m;
+
+    for (size_t i = 0; i < es->c->n_memory; i++)
+        if (es->c->memory[i].cls == cls && es->c->memory[i].sig == sig && es->c->memory[i].tp == tp)
+            return EK_OK;
+    EK_TRY(
+        ek_grow((void **)&es->c->memory, &cap, es->c->n_memory + 1, sizeof(*m), (size_t)1 << 20));
+    m = &es->c->memory[es->c->n_memory++];
+    *m = (struct ek_cost_memory){.cls = cls, .sig = sig, .tp = tp};
+    m->points = ek_calloc(EK_ARRAY_LEN(batches) * 2, sizeof(*m->points));
+    if (m->points == NULL)
+        return EK_ENOMEM;
+    for (size_t b = 0; b < EK_ARRAY_LEN(batches); b++)
+        for (size_t t = 0; t < EK_ARRAY_LEN(tokens); t++) {
+            struct ek_cost_space *s = &m->points[m->n++];
+            *s = (struct ek_cost_space){batches[b], tokens[t], 1u << 26, 0, 0, 0};
+            s->activations = activation_bytes(es, mod, tokens[t], batches[b]);
+            s->workspace = strcmp(es->c->classes[cls].backend, "cpu") ? 64 * EK_MIB : 4 * EK_MIB;
+        }
+    return EK_OK;
+}
+
+/* ---- Classes and links --------------------------------------------------------------------------
+ */
+static enum ek_status add_class(struct estimator *es, uint32_t i, uint32_t first)
+{
+    const struct ek_card *card = es->f->cards[i];
+    struct ek_cost_class *k = &es->c->classes[es->c->n_classes++];
+
+    snprintf(k->name, sizeof(k->name), "%s", card->name);
+    for (uint32_t j = 0; j < i; j++)
+        if (es->f->cards[j] == card)
+            snprintf(k->name, sizeof(k->name), "%s.%u", card->name, i);
+    snprintf(k->model, sizeof(k->model), "%s (described)", card->name);
+    strcpy(k->backend, "cuda");
+    if (card->shared)
+        strcpy(k->memory_group, "host");
+    k->memory = card->memory;
+    k->overhead = card->overhead;
+    k->tp_reserve = COMM_RESERVE;
+    k->slow_prefill = k->slow_decode = 1;
+    k->estimate = true;
+    k->count = es->f->counts[i];
+    k->devices = ek_calloc(k->count, sizeof(*k->devices));
+    if (k->devices == NULL)
+        return EK_ENOMEM;
+    for (uint32_t d = 0; d < k->count; d++) {
+        snprintf(k->devices[d].name, sizeof(k->devices[d].name), "cuda:%u", first + d);
+        k->devices[d].index = first + d;
+    }
+    return EK_OK;
+}
+
+static enum ek_status add_links(struct estimator *es)
+{
+    uint32_t n = (uint32_t)es->f->n;
+
+    es->c->links = ek_calloc((size_t)n * n, sizeof(*es->c->links));
+    if (es->c->links == NULL)
+        return EK_ENOMEM;
+    for (uint32_t a = 0; a < n; a++)
+        for (uint32_t b = 0; b < n; b++) {
+            const struct ek_card *x = es->f->cards[a], *y = es->f->cards[b];
+            bool like = x == y;
+            struct ek_cost_link *l = &es->c->links[es->c->n_links++];
+            *l = (struct ek_cost_link){.from = a, .to = b};
+            l->alpha = fmax(x->link_alpha, y->link_alpha);
+            l->beta = fmin(x->link_beta, y->link_beta);
+            if (!like) /* unlike cards meet over the host's bus */
+                l->beta = fmin(l->beta, 12e9);
+            strcpy(l->mechanism, "estimate");
+        }
+    return EK_OK;
+}
+
+static enum ek_status build(struct estimator *es, uint32_t max_tp)
+{
+    struct ek_costs *c = es->c;
+    uint32_t stage, first = 0;
+
+    EK_TRY(ek_costs_signature(c, EK_STORE_STAGE, &stage));
+    EK_TRY(ek_costs_add_modules(c, es->m, es->act, es->cache));
+    c->classes = ek_calloc(es->f->n, sizeof(*c->classes));
+    if (c->classes == NULL)
+        return EK_ENOMEM;
+    for (uint32_t k = 0; k < es->f->n; k++) {
+        EK_TRY(add_class(es, k, first));
+        first += es->f->counts[k];
+        for (size_t i = 0; i < es->m->n_modules; i++)
+            for (uint32_t tp = 1; tp <= max_tp; tp *= 2) {
+                EK_TRY(add_times(es, k, &es->m->modules[i], c->modules[i].sig, tp));
+                EK_TRY(add_memory(es, k, &es->m->modules[i], c->modules[i].sig, tp));
+            }
+    }
+    EK_TRY(add_links(es));
+    return ek_costs_check(c);
+}
+
+/* Activations in the type of the weights where a card has it; block types run in F16. */
+static enum ek_dtype natural_act(const struct ek_model *m, const struct ek_fleet *f)
+{
+    bool bf16 = true;
+
+    for (size_t i = 0; i < f->n; i++)
+        bf16 = bf16 && f->cards[i]->peak_bf16 > 0;
+    if (m->config.dtype == EK_F32)
+        return EK_F32;
+    return bf16 && m->config.dtype == EK_BF16 ? EK_BF16 : EK_F16;
+}
+
+enum ek_status ek_costs_estimate(const struct ek_model *m, const struct ek_fleet *f,
+                                 const char *act, const char *cache, uint32_t max_tp,
+                                 struct ek_costs **out)
+{
+    struct estimator es = {.m = m, .f = f};
+    enum ek_status st;
+
+    es.act = natural_act(m, f);
+    if (act && (!ek_dtype_from_name(act, &es.act) || ek_dtype_block(es.act) != 1))
+        return ek_error(EK_EUSAGE, "activation type \"%s\" is unknown", act);
+    es.cache = es.act;
+    if (cache && !ek_dtype_from_name(cache, &es.cache))
+        return ek_error(EK_EUSAGE, "cache type \"%s\" is unknown", cache);
+    es.c = ek_calloc(1, sizeof(*es.c));
+    if (es.c == NULL)
+        return EK_ENOMEM;
+    strcpy(es.c->file, "estimate");
+    strcpy(es.c->source, "roofline from FLOPs, bytes and device descriptions");
+    es.c->estimate = true;
+    es.c->page = 32;
+    es.c->workload = (struct ek_workload)EK_WORKLOAD_INIT;
+    st = build(&es, max_tp);
+    if (st != EK_OK) {
+        ek_costs_free(es.c);
+        return st;
+    }
+    *out = es.c;
+    return EK_OK;
+}
