@@ -1,6 +1,7 @@
 # Suites that need a GPU: they skip without one. `make relocatable` carries them to a closed host.
 GPU_TEST_LIBS = libkernels.a libbase.a $(BLAS_LIBS) $(CUDA_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
-GPU_TESTS = tests/gpu/check_devices tests/gpu/check_ops tests/gpu/check_attention
+GPU_TESTS = tests/gpu/check_devices tests/gpu/check_ops tests/gpu/check_attention \
+	tests/gpu/check_runtime
 EXTRA_DIST += tests/gpu/run-gpu.sh
 if HAVE_CUDA
 check_PROGRAMS += $(GPU_TESTS) tests/gpu/bench_kernels
@@ -14,6 +15,10 @@ tests_gpu_check_ops_LDADD = $(GPU_TEST_LIBS)
 tests_gpu_check_attention_SOURCES = tests/gpu/check_attention.c tests/gpu/pair.c tests/gpu/gpu.h
 tests_gpu_check_attention_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_gpu_check_attention_LDADD = $(GPU_TEST_LIBS)
+tests_gpu_check_runtime_SOURCES = tests/gpu/check_runtime.c tests/runtime/support.c \
+	tests/runtime/support.h
+tests_gpu_check_runtime_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_gpu_check_runtime_LDADD = $(RUNTIME_TEST_LIBS)
 tests_gpu_bench_kernels_SOURCES = tests/gpu/bench_kernels.c
 tests_gpu_bench_kernels_LDADD = $(GPU_TEST_LIBS)
 endif
