@@ -152,6 +152,14 @@ static enum ek_status run_modules(struct ek_engine *e, size_t i, struct engine_s
     return ek_stage_run(s, &batch, x, x, rows, n_rows);
 }
 
+/* The end of the last stage is after the sends of all others, but not after their last marks. */
+static enum ek_status wait_for_marks(struct ek_engine *e, const struct engine_step *step)
+{
+    for (size_t i = step->last_stage + (size_t)1; i-- > 0;)
+        EK_TRY(e->devices[e->stages[i].device].dev->ops->event_sync(step->marks[i][MARK_SENT]));
+    return EK_OK;
+}
+
 static enum ek_status run_step(struct ek_engine *e, size_t i, struct engine_step *step)
 {
     struct engine_stage *s = &e->stages[i];
@@ -164,7 +172,7 @@ static enum ek_status run_step(struct ek_engine *e, size_t i, struct engine_step
     if (!last)
         EK_TRY(ek_link_send(s->out, ek_stage_hidden(s->stage), boundary(e, s + 1, step)));
     EK_TRY(dev->ops->event_record(dev, step->marks[i][MARK_SENT]));
-    return last ? dev->ops->event_sync(step->marks[i][MARK_SENT]) : EK_OK;
+    return last ? wait_for_marks(e, step) : EK_OK;
 }
 
 /* A step is over, so every mark of it is in the past; the lock is held. */
