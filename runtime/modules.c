@@ -5,9 +5,8 @@
  */
 #include "runtime/stage.h"
 
-/* One product a matrix, side by side in out. */
-static enum ek_status run_linear(struct ek_stage *s, const struct stage_linear *l, const void *x,
-                                 size_t ldx, uint32_t n, void *out, size_t ldo, int flags)
+enum ek_status stage_run_linear(struct ek_stage *s, const struct stage_linear *l, const void *x,
+                                size_t ldx, uint32_t n, void *out, size_t ldo, int flags)
 {
     char *to = out;
 
@@ -18,9 +17,9 @@ static enum ek_status run_linear(struct ek_stage *s, const struct stage_linear *
     return EK_OK;
 }
 
-static enum ek_status run_norm_linear(struct ek_stage *s, const float *norm,
-                                      const struct stage_linear *l, uint32_t n, const void *x,
-                                      void *out)
+enum ek_status stage_run_norm_linear(struct ek_stage *s, const float *norm,
+                                     const struct stage_linear *l, uint32_t n, const void *x,
+                                     void *out)
 {
     const struct ek_ops *ops = s->dev->ops;
     uint32_t hidden = s->m->config.hidden;
@@ -31,7 +30,7 @@ static enum ek_status run_norm_linear(struct ek_stage *s, const float *norm,
         return ops->norm_linear(s->dev, x, norm, eps, n, l->mats, l->n,
                                 l->has_bias ? l->biases : NULL, out, l->rows);
     EK_TRY(ops->rms_norm(s->dev, x, hidden, norm, eps, n, hidden, xn, hidden));
-    return run_linear(s, l, xn, hidden, n, out, l->rows, 0);
+    return stage_run_linear(s, l, xn, hidden, n, out, l->rows, 0);
 }
 
 /* q, k and v of a layer: rotated, k and v in the cache. */
@@ -45,7 +44,7 @@ static enum ek_status run_qkv(struct ek_stage *s, const struct stage_layer *l,
         return ops->norm_qkv_rope(s->dev, x, l->norm, (float)s->m->config.norm_eps, batch,
                                   l->qkv.mats, l->qkv.has_bias ? l->qkv.biases : NULL, &s->rope,
                                   &l->kv, qkv, ld);
-    EK_TRY(run_norm_linear(s, l->norm, &l->qkv, batch->n_tokens, x, qkv));
+    EK_TRY(stage_run_norm_linear(s, l->norm, &l->qkv, batch->n_tokens, x, qkv));
     return ops->rope_append(s->dev, qkv, ld, &s->rope, batch, s->m->config.n_heads, &l->kv);
 }
 
@@ -62,7 +61,7 @@ static enum ek_status run_attention(struct ek_stage *s, const struct stage_layer
     if (ops->prefetch != NULL && batch->n_tokens == batch->n_seqs)
         EK_TRY(ops->prefetch(s->dev, l->gate_up.mats, l->gate_up.n));
     EK_TRY(ops->attention(s->dev, qkv, ld, batch, &l->kv, c->n_heads, s->softmax_scale, out, ldo));
-    return run_linear(s, &l->o, out, ldo, batch->n_tokens, x, c->hidden, EK_LINEAR_ADD);
+    return stage_run_linear(s, &l->o, out, ldo, batch->n_tokens, x, c->hidden, EK_LINEAR_ADD);
 }
 
 static enum ek_status run_feed_forward(struct ek_stage *s, const struct stage_layer *l, uint32_t n,
@@ -78,15 +77,16 @@ static enum ek_status run_feed_forward(struct ek_stage *s, const struct stage_la
         EK_TRY(ops->norm_gate_up(s->dev, x, l->norm2, (float)c->norm_eps, n, l->gate_up.mats, h,
                                  inner));
     } else {
-        EK_TRY(run_norm_linear(s, l->norm2, &l->gate_up, n, x, both));
+        EK_TRY(stage_run_norm_linear(s, l->norm2, &l->gate_up, n, x, both));
         EK_TRY(ops->swiglu(s->dev, both, 2 * inner, n, c->intermediate, h, inner));
     }
-    return run_linear(s, &l->down, h, inner, n, x, c->hidden, EK_LINEAR_ADD);
+    return stage_run_linear(s, &l->down, h, inner, n, x, c->hidden, EK_LINEAR_ADD);
 }
 
 enum ek_status stage_run_layers(struct ek_stage *s, const struct ek_batch *batch, const void *in)
 {
     const struct ek_ops *ops = s->dev->ops;
+    bool latent = s->m->config.attention == EK_ATTENTION_MLA;
     uint32_t n = batch->n_tokens;
     void *x = stage_at(s, s->at.x);
 
@@ -95,8 +95,9 @@ enum ek_status stage_run_layers(struct ek_stage *s, const struct ek_batch *batch
     else if (in != x && (s->n_layers > 0 || s->has_norm))
         EK_TRY(ops->copy(s->dev, x, in, (size_t)n * s->m->config.hidden * stage_act_bytes(s)));
     for (size_t i = 0; i < s->n_layers; i++) {
-        EK_TRY(run_attention(s, &s->layers[i], batch, x));
-        EK_TRY(run_feed_forward(s, &s->layers[i], n, x));
+        const struct stage_layer *l = &s->layers[i];
+        EK_TRY((latent ? stage_run_latent : run_attention)(s, l, batch, x));
+        EK_TRY((l->router.data ? stage_run_experts : run_feed_forward)(s, l, n, x));
     }
     return EK_OK;
 }

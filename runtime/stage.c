@@ -7,8 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Appends a part of rows x cols x size bytes to the arena; false on overflow. */
-static bool take(size_t *at, size_t rows, size_t cols, size_t size, size_t *offset)
+bool stage_take(size_t *at, size_t rows, size_t cols, size_t size, size_t *offset)
 {
     size_t n;
 
@@ -20,19 +19,39 @@ static bool take(size_t *at, size_t rows, size_t cols, size_t size, size_t *offs
     return true;
 }
 
-/* Query, keys, values and attention's output; or gate|up and their product. */
-static bool scratch_bytes(const struct ek_stage *s, size_t *out)
+/* Query, keys, values and attention's output. */
+static bool attention_scratch(const struct ek_stage *s, size_t *out)
 {
     const struct ek_config *c = &s->m->config;
-    size_t t = s->opt.max_tokens, a = stage_act_bytes(s), q = (size_t)c->n_heads * c->head_dim;
-    size_t attention = 0, feed_forward = 0, skip;
+    size_t t = s->opt.max_tokens, a = stage_act_bytes(s), q = (size_t)c->n_heads * c->head_dim,
+           skip;
 
-    if (!take(&attention, t, q + 2 * (size_t)c->n_kv_heads * c->head_dim, a, &skip) ||
-        !take(&attention, t, q, a, &skip) ||
-        !take(&feed_forward, t, 2 * (size_t)c->intermediate, a, &skip) ||
-        !take(&feed_forward, t, c->intermediate, a, &skip))
+    *out = 0;
+    return stage_take(out, t, q + 2 * (size_t)c->n_kv_heads * c->head_dim, a, &skip) &&
+           stage_take(out, t, q, a, &skip);
+}
+
+/* gate|up and their product. */
+static bool dense_scratch(const struct ek_stage *s, size_t *out)
+{
+    size_t t = s->opt.max_tokens, a = stage_act_bytes(s), inner = s->m->config.intermediate, skip;
+
+    *out = 0;
+    return stage_take(out, t, 2 * inner, a, &skip) && stage_take(out, t, inner, a, &skip);
+}
+
+/* Parts of a layer run one after the other in the same scratch. */
+static bool scratch_bytes(const struct ek_stage *s, size_t *out)
+{
+    size_t attention, dense = 0, experts = 0;
+
+    if (!(s->m->config.attention == EK_ATTENTION_MLA ? stage_latent_scratch
+                                                     : attention_scratch)(s, &attention) ||
+        (s->has_dense && !dense_scratch(s, &dense)) ||
+        (s->has_experts && !stage_experts_scratch(s, &experts)))
         return false;
-    *out = attention > feed_forward ? attention : feed_forward;
+    *out = attention > dense ? attention : dense;
+    *out = *out > experts ? *out : experts;
     return true;
 }
 
@@ -47,33 +66,52 @@ static bool lay_out(struct ek_stage *s)
                              .logits = SIZE_MAX,
                              .argmax = SIZE_MAX};
 
-    if (!take(&n, t, c->hidden, a, &at.x))
+    if (!stage_take(&n, t, c->hidden, a, &at.x))
         return false;
-    if ((s->n_layers > 0 || s->has_norm) && !take(&n, t, c->hidden, a, &at.xn))
+    if ((s->n_layers > 0 || s->has_norm) && !stage_take(&n, t, c->hidden, a, &at.xn))
         return false;
-    if (s->n_layers > 0 && (!scratch_bytes(s, &scratch) || !take(&n, scratch, 1, 1, &at.scratch)))
+    if (s->n_layers > 0 &&
+        (!scratch_bytes(s, &scratch) || !stage_take(&n, scratch, 1, 1, &at.scratch)))
         return false;
-    if (s->has_head && (!take(&n, l, c->hidden, a, &at.rows) ||
-                        !take(&n, l, c->vocab, sizeof(float), &at.logits) ||
-                        !take(&n, l, 1, sizeof(int32_t), &at.argmax)))
+    if (s->has_head && (!stage_take(&n, l, c->hidden, a, &at.rows) ||
+                        !stage_take(&n, l, c->vocab, sizeof(float), &at.logits) ||
+                        !stage_take(&n, l, 1, sizeof(int32_t), &at.argmax)))
         return false;
-    if (!take(&n, batch_words(&shape), 1, sizeof(int32_t), &at.batch))
+    if (!stage_take(&n, batch_words(&shape), 1, sizeof(int32_t), &at.batch))
         return false;
     at.bytes = n;
     s->at = at;
     return true;
 }
 
+/* The cache of one layer, nothing allocated. */
+static struct ek_kv layer_kv(const struct ek_stage *s)
+{
+    const struct ek_config *c = &s->m->config;
+    struct ek_kv kv = {.dtype = s->opt.cache, .page = s->opt.page};
+
+    if (c->attention == EK_ATTENTION_MLA) {
+        kv.kv_heads = 1;
+        kv.head_dim = c->kv_lora + c->qk_rope;
+        kv.v_dim = c->kv_lora; /* inside of the keys */
+    } else {
+        kv.kv_heads = c->n_kv_heads;
+        kv.head_dim = kv.v_dim = c->head_dim;
+    }
+    return kv;
+}
+
 /* Bytes of the cache of one layer, keys then values. */
 static bool layer_kv_bytes(const struct ek_stage *s, size_t *k, size_t *v)
 {
-    const struct ek_config *c = &s->m->config;
+    struct ek_kv kv = layer_kv(s);
     size_t slots, size = ek_dtype_block_bytes(s->opt.cache), skip;
+    bool latent = s->m->config.attention == EK_ATTENTION_MLA;
 
     *k = *v = 0;
     return ek_mul_size(s->opt.n_blocks, s->opt.page, &slots) && slots <= INT32_MAX &&
-           take(k, slots, (size_t)c->n_kv_heads * c->head_dim, size, &skip) &&
-           take(v, slots, (size_t)c->n_kv_heads * c->head_dim, size, &skip);
+           stage_take(k, slots, (size_t)kv.kv_heads * kv.head_dim, size, &skip) &&
+           (latent || stage_take(v, slots, (size_t)kv.kv_heads * kv.v_dim, size, &skip));
 }
 
 static enum ek_status check_options(const struct ek_stage_options *o)
@@ -89,11 +127,15 @@ static enum ek_status check_options(const struct ek_stage_options *o)
     return EK_OK;
 }
 
-static enum ek_status check_config(const struct ek_config *c)
+/* What the device must offer for this model's layers. */
+static enum ek_status check_config(const struct ek_config *c, const struct ek_device *dev)
 {
-    if (c->attention != EK_ATTENTION_GQA || c->n_experts > 0)
-        return ek_error(EK_EUNSUPPORTED, "%s: this program does not run %s yet", c->architecture,
-                        c->n_experts > 0 ? "mixtures of experts" : "latent attention");
+    if (c->attention == EK_ATTENTION_MLA && dev->ops->latent_append == NULL)
+        return ek_error(EK_EUNSUPPORTED, "%s: %s has no latent attention", c->architecture,
+                        dev->spec.name);
+    if (c->n_experts > 0 && dev->ops->experts == NULL)
+        return ek_error(EK_EUNSUPPORTED, "%s: %s has no mixtures of experts", c->architecture,
+                        dev->spec.name);
     return EK_OK;
 }
 
@@ -111,6 +153,10 @@ static enum ek_status scan(struct ek_stage *s, const size_t *modules, size_t n)
             break;
         case EK_MODULE_LAYER:
             s->n_layers++;
+            if (ek_module_tensor(&s->m->modules[modules[i]], EK_ROLE_ROUTER, -1) != NULL)
+                s->has_experts = true;
+            else
+                s->has_dense = true;
             break;
         case EK_MODULE_NORM:
             s->has_norm = true;
@@ -140,7 +186,7 @@ static enum ek_status describe(struct ek_stage *s, struct ek_device *dev, const 
     s->m = m;
     s->opt = *opt;
     EK_TRY(check_options(opt));
-    EK_TRY(check_config(&m->config));
+    EK_TRY(check_config(&m->config, dev));
     s->opt.max_seqs = least(opt->max_seqs, opt->max_tokens);
     s->opt.max_logits = least(opt->max_logits ? opt->max_logits : 1, opt->max_tokens);
     s->max_blocks = (opt->max_context - 1) / opt->page + 1;
@@ -193,7 +239,7 @@ done:
 
 static enum ek_status make_cache(struct ek_stage *s)
 {
-    const struct ek_config *c = &s->m->config;
+    struct ek_kv kv = layer_kv(s);
     size_t total, k, v;
     char *at;
 
@@ -204,14 +250,11 @@ static enum ek_status make_cache(struct ek_stage *s)
     EK_TRY(s->dev->ops->zero(s->dev, s->kv, total)); /* so that it is really there */
     layer_kv_bytes(s, &k, &v);
     at = s->kv;
-    for (size_t i = 0; i < s->n_layers; i++, at += k + v)
-        s->layers[i].kv = (struct ek_kv){.k = at,
-                                         .v = at + k,
-                                         .dtype = s->opt.cache,
-                                         .kv_heads = c->n_kv_heads,
-                                         .head_dim = c->head_dim,
-                                         .v_dim = c->head_dim,
-                                         .page = s->opt.page};
+    for (size_t i = 0; i < s->n_layers; i++, at += k + v) {
+        s->layers[i].kv = kv;
+        s->layers[i].kv.k = at;
+        s->layers[i].kv.v = v ? at + k : NULL;
+    }
     return EK_OK;
 }
 

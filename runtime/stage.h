@@ -22,8 +22,18 @@ struct stage_linear {
 
 struct stage_layer {
     float *norm, *norm2; /* device, [hidden] */
+    /* Latent attention: qkv is [q | kv_a], or [q_a | kv_a] with a low-rank query, whose q_b
+     * follows. A mixture of experts: gate_up and down are those of the shared experts (n 0: none).
+     */
     struct stage_linear qkv, o, gate_up, down;
     struct ek_kv kv;
+    /* latent attention */
+    float *q_a_norm, *kv_a_norm;
+    struct stage_linear q_b;
+    struct ek_mat kv_b;
+    /* mixture of experts; router.data NULL: a dense layer */
+    struct ek_mat router, experts_gate_up, experts_down;
+    float *router_bias; /* device, [n_experts], or NULL */
 };
 
 /* Byte offsets into the activation arena; parts that a stage has not are SIZE_MAX. */
@@ -46,9 +56,10 @@ struct ek_stage {
     struct ek_stage_options opt; /* max_seqs and max_logits cut to max_tokens */
     uint32_t max_blocks;         /* of max_context */
     bool has_embed, has_norm, has_head;
-    struct ek_mat embed;       /* data NULL: none, or borrowed */
-    struct ek_mat head_own;    /* data NULL: tied to an embedding on this device */
-    const struct ek_mat *head; /* head_own, embed, or the embed of another stage */
+    bool has_dense, has_experts; /* kinds of feed-forward among the layers */
+    struct ek_mat embed;         /* data NULL: none, or borrowed */
+    struct ek_mat head_own;      /* data NULL: tied to an embedding on this device */
+    const struct ek_mat *head;   /* head_own, embed, or the embed of another stage */
     struct stage_layer *layers;
     size_t n_layers;
     float *final_norm;
@@ -58,6 +69,12 @@ struct ek_stage {
     char *vectors, *kv, *arena; /* device allocations: F32 vectors, cache, activations */
     struct stage_graphs *graphs;
 };
+
+/* Latent attention's queries are made through a low-rank projection. */
+static inline bool stage_low_rank_query(const struct ek_stage *s)
+{
+    return s->m->config.attention == EK_ATTENTION_MLA && s->m->config.q_lora > 0;
+}
 
 /* ---- weights.c */
 /* Counts (dry) or makes and loads every weight of the stage. */
@@ -91,7 +108,18 @@ enum ek_status stage_upload_image(struct ek_stage *s, const int32_t *image,
                                   const struct batch_counts *c, struct ek_batch *out,
                                   const int32_t **rows, uint32_t *n_rows);
 
+/* ---- stage.c */
+/* Appends a part of rows x cols x size bytes, aligned, to *at; false on overflow. */
+bool stage_take(size_t *at, size_t rows, size_t cols, size_t size, size_t *offset);
+
 /* ---- modules.c: issues operations, no graphs */
+/* One product a matrix, side by side in out. */
+enum ek_status stage_run_linear(struct ek_stage *s, const struct stage_linear *l, const void *x,
+                                size_t ldx, uint32_t n, void *out, size_t ldo, int flags);
+/* The same of normalised x, [n][hidden]. */
+enum ek_status stage_run_norm_linear(struct ek_stage *s, const float *norm,
+                                     const struct stage_linear *l, uint32_t n, const void *x,
+                                     void *out);
 /* Embedding and layers, from in to the stage's x. */
 enum ek_status stage_run_layers(struct ek_stage *s, const struct ek_batch *batch, const void *in);
 /* Final norm and head over n <= max_logits rows of `from` (x; or normalised rows without a norm).
@@ -101,6 +129,15 @@ enum ek_status stage_run_head(struct ek_stage *s, const void *from, const int32_
 /* Everything, as ek_stage_run. */
 enum ek_status stage_run_eager(struct ek_stage *s, const struct ek_batch *batch, const void *in,
                                void *out, const int32_t *rows, uint32_t n_rows);
+
+/* ---- modules_deepseek.c: latent attention and mixtures of experts */
+/* Bytes of their scratch for T = max_tokens; false on overflow. */
+bool stage_latent_scratch(const struct ek_stage *s, size_t *out);
+bool stage_experts_scratch(const struct ek_stage *s, size_t *out);
+enum ek_status stage_run_latent(struct ek_stage *s, const struct stage_layer *l,
+                                const struct ek_batch *batch, void *x);
+enum ek_status stage_run_experts(struct ek_stage *s, const struct stage_layer *l, uint32_t n,
+                                 void *x);
 
 /* ---- graph.c */
 enum ek_status stage_graphs_run(struct ek_stage *s, const struct ek_batch *batch, const void *in,

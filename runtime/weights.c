@@ -47,11 +47,11 @@ static float *take_vector(struct walk *w, size_t n)
     return p;
 }
 
-/* A required tensor of [rows][cols], or [rows] when cols is 0. */
-static enum ek_status need(const struct ek_module *mod, enum ek_role role, uint64_t rows,
-                           uint64_t cols, const struct ek_tensor **out)
+/* A required tensor of [rows][cols], or [rows] when cols is 0; index: expert number, or -1. */
+static enum ek_status need_at(const struct ek_module *mod, enum ek_role role, int32_t index,
+                              uint64_t rows, uint64_t cols, const struct ek_tensor **out)
 {
-    const struct ek_tensor *t = ek_module_tensor(mod, role, -1);
+    const struct ek_tensor *t = ek_module_tensor(mod, role, index);
     uint32_t dims = cols ? 2 : 1;
 
     if (t == NULL)
@@ -63,6 +63,12 @@ static enum ek_status need(const struct ek_module *mod, enum ek_role role, uint6
                         (unsigned long long)rows, (unsigned long long)cols);
     *out = t;
     return EK_OK;
+}
+
+static enum ek_status need(const struct ek_module *mod, enum ek_role role, uint64_t rows,
+                           uint64_t cols, const struct ek_tensor **out)
+{
+    return need_at(mod, role, -1, rows, cols, out);
 }
 
 static enum ek_status add_vector(struct walk *w, const struct ek_module *mod, enum ek_role role,
@@ -172,26 +178,111 @@ static enum ek_status add_linear(struct walk *w, const struct ek_module *mod,
     return EK_OK;
 }
 
-static enum ek_status add_layer(struct walk *w, const struct ek_module *mod, struct stage_layer *l)
+static enum ek_status add_attention(struct walk *w, const struct ek_module *mod,
+                                    struct stage_layer *l)
 {
     const struct ek_config *c = &w->s->m->config;
-    uint32_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim, ff = c->intermediate;
+    uint32_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
     const struct part qkv[] = {{EK_ROLE_Q, EK_ROLE_Q_BIAS, q},
                                {EK_ROLE_K, EK_ROLE_K_BIAS, kv},
                                {EK_ROLE_V, EK_ROLE_V_BIAS, kv}};
     const struct part o = {EK_ROLE_O, EK_ROLE_O_BIAS, c->hidden};
+
+    EK_TRY(add_linear(w, mod, qkv, 3, c->hidden, true, &l->qkv));
+    return add_linear(w, mod, &o, 1, q, true, &l->o);
+}
+
+/* Biases: the official projections have none. */
+static enum ek_status add_latent(struct walk *w, const struct ek_module *mod, struct stage_layer *l)
+{
+    const struct ek_config *c = &w->s->m->config;
+    bool low_rank = stage_low_rank_query(w->s);
+    uint32_t q = c->n_heads * (c->qk_nope + c->qk_rope), v = c->n_heads * c->v_head;
+    const struct part first[] = {{low_rank ? EK_ROLE_Q_A : EK_ROLE_Q, EK_N_ROLES,
+                                  low_rank ? c->q_lora : q},
+                                 {EK_ROLE_KV_A, EK_N_ROLES, c->kv_lora + c->qk_rope}};
+    const struct part q_b = {EK_ROLE_Q_B, EK_N_ROLES, q},
+                      o = {EK_ROLE_O, EK_ROLE_O_BIAS, c->hidden};
+
+    EK_TRY(add_linear(w, mod, first, 2, c->hidden, true, &l->qkv));
+    if (low_rank) {
+        EK_TRY(add_vector(w, mod, EK_ROLE_Q_A_NORM, c->q_lora, &l->q_a_norm));
+        EK_TRY(add_linear(w, mod, &q_b, 1, c->q_lora, true, &l->q_b));
+    }
+    EK_TRY(add_vector(w, mod, EK_ROLE_KV_A_NORM, c->kv_lora, &l->kv_a_norm));
+    EK_TRY(
+        add_mat(w, mod, EK_ROLE_KV_B, c->n_heads * (c->qk_nope + c->v_head), c->kv_lora, &l->kv_b));
+    return add_linear(w, mod, &o, 1, v, true, &l->o);
+}
+
+static enum ek_status add_dense(struct walk *w, const struct ek_module *mod, struct stage_layer *l)
+{
+    const struct ek_config *c = &w->s->m->config;
+    uint32_t ff = c->intermediate;
     const struct part gate_up[] = {{EK_ROLE_GATE, EK_ROLE_GATE_BIAS, ff},
                                    {EK_ROLE_UP, EK_ROLE_UP_BIAS, ff}};
     const struct part down = {EK_ROLE_DOWN, EK_ROLE_DOWN_BIAS, c->hidden};
 
-    EK_TRY(add_vector(w, mod, EK_ROLE_NORM, c->hidden, &l->norm));
-    EK_TRY(add_linear(w, mod, qkv, 3, c->hidden, true, &l->qkv));
-    EK_TRY(add_linear(w, mod, &o, 1, q, true, &l->o));
-    EK_TRY(add_vector(w, mod, EK_ROLE_NORM2, c->hidden, &l->norm2));
     /* the fused operation takes gate and up apart, and no biases */
     EK_TRY(add_linear(w, mod, gate_up, 2, c->hidden,
                       w->s->dev->ops->norm_gate_up == NULL || c->mlp_bias, &l->gate_up));
     return add_linear(w, mod, &down, 1, ff, true, &l->down);
+}
+
+/* Rows of one expert's tensor into a tall matrix of all experts. */
+static enum ek_status add_expert(struct walk *w, const struct ek_module *mod, enum ek_role role,
+                                 uint32_t expert, uint32_t rows, uint32_t cols, struct ek_mat *mat,
+                                 uint32_t row0)
+{
+    const struct ek_tensor *t;
+
+    EK_TRY(need_at(mod, role, (int32_t)expert, rows, cols, &t));
+    if (!w->dry && t->dtype != mat->dtype)
+        return ek_error(EK_EUNSUPPORTED, "%s is %s, the first expert's %s", t->name,
+                        ek_dtype_name(t->dtype), ek_dtype_name(mat->dtype));
+    return add_load(w, t, mat, row0, NULL);
+}
+
+static enum ek_status add_experts(struct walk *w, const struct ek_module *mod,
+                                  struct stage_layer *l)
+{
+    const struct ek_config *c = &w->s->m->config;
+    uint32_t n = c->n_experts, inner = c->moe_intermediate, shared = c->n_shared * inner;
+    const struct part gate_up[] = {{EK_ROLE_SHARED_GATE, EK_N_ROLES, shared},
+                                   {EK_ROLE_SHARED_UP, EK_N_ROLES, shared}};
+    const struct part down = {EK_ROLE_SHARED_DOWN, EK_N_ROLES, c->hidden};
+    const struct ek_tensor *gate, *first_down;
+
+    EK_TRY(need_at(mod, EK_ROLE_EXPERT_GATE, 0, inner, c->hidden, &gate));
+    EK_TRY(need_at(mod, EK_ROLE_EXPERT_DOWN, 0, c->hidden, inner, &first_down));
+    EK_TRY(add_mat(w, mod, EK_ROLE_ROUTER, n, c->hidden, &l->router));
+    if (ek_module_tensor(mod, EK_ROLE_ROUTER_BIAS, -1) != NULL)
+        EK_TRY(add_vector(w, mod, EK_ROLE_ROUTER_BIAS, n, &l->router_bias));
+    EK_TRY(make_mat(w, gate->dtype, 2 * n * inner, c->hidden, &l->experts_gate_up));
+    EK_TRY(make_mat(w, first_down->dtype, n * c->hidden, inner, &l->experts_down));
+    for (uint32_t e = 0; e < n; e++) {
+        EK_TRY(add_expert(w, mod, EK_ROLE_EXPERT_GATE, e, inner, c->hidden, &l->experts_gate_up,
+                          2 * e * inner));
+        EK_TRY(add_expert(w, mod, EK_ROLE_EXPERT_UP, e, inner, c->hidden, &l->experts_gate_up,
+                          (2 * e + 1) * inner));
+        EK_TRY(add_expert(w, mod, EK_ROLE_EXPERT_DOWN, e, c->hidden, inner, &l->experts_down,
+                          e * c->hidden));
+    }
+    if (shared == 0)
+        return EK_OK;
+    EK_TRY(add_linear(w, mod, gate_up, 2, c->hidden, true, &l->gate_up));
+    return add_linear(w, mod, &down, 1, shared, true, &l->down);
+}
+
+static enum ek_status add_layer(struct walk *w, const struct ek_module *mod, struct stage_layer *l)
+{
+    const struct ek_config *c = &w->s->m->config;
+    bool experts = ek_module_tensor(mod, EK_ROLE_ROUTER, -1) != NULL;
+
+    EK_TRY(add_vector(w, mod, EK_ROLE_NORM, c->hidden, &l->norm));
+    EK_TRY((c->attention == EK_ATTENTION_MLA ? add_latent : add_attention)(w, mod, l));
+    EK_TRY(add_vector(w, mod, EK_ROLE_NORM2, c->hidden, &l->norm2));
+    return (experts ? add_experts : add_dense)(w, mod, l);
 }
 
 /* A tied head takes the embedding that is on its device, else a copy of its own. */
@@ -235,13 +326,20 @@ static enum ek_status add_module(struct walk *w, const struct ek_module *mod, si
     }
 }
 
+static uint32_t rope_dim(const struct ek_stage *s)
+{
+    const struct ek_config *c = &s->m->config;
+
+    return c->attention == EK_ATTENTION_MLA ? c->qk_rope : c->head_dim;
+}
+
 static enum ek_status walk_modules(struct walk *w, const size_t *modules, size_t n)
 {
     struct ek_stage *s = w->s;
     size_t layer = 0;
 
     if (s->n_layers > 0)
-        s->rope.inv_freq = take_vector(w, s->m->config.head_dim / 2);
+        s->rope.inv_freq = take_vector(w, rope_dim(s) / 2);
     for (size_t i = 0; i < n; i++)
         EK_TRY(add_module(w, &s->m->modules[modules[i]], &layer));
     return EK_OK;
@@ -373,24 +471,33 @@ static enum ek_status ready(struct ek_stage *s, struct stage_linear *l)
     return EK_OK;
 }
 
+static enum ek_status ready_mat(struct ek_stage *s, struct ek_mat *m)
+{
+    return m->data != NULL ? s->dev->ops->mat_ready(s->dev, m) : EK_OK;
+}
+
 static enum ek_status ready_all(struct ek_stage *s)
 {
-    if (s->embed.data != NULL)
-        EK_TRY(s->dev->ops->mat_ready(s->dev, &s->embed));
-    if (s->head_own.data != NULL)
-        EK_TRY(s->dev->ops->mat_ready(s->dev, &s->head_own));
+    EK_TRY(ready_mat(s, &s->embed));
+    EK_TRY(ready_mat(s, &s->head_own));
     for (size_t i = 0; i < s->n_layers; i++) {
-        EK_TRY(ready(s, &s->layers[i].qkv));
-        EK_TRY(ready(s, &s->layers[i].o));
-        EK_TRY(ready(s, &s->layers[i].gate_up));
-        EK_TRY(ready(s, &s->layers[i].down));
+        struct stage_layer *l = &s->layers[i];
+        EK_TRY(ready(s, &l->qkv));
+        EK_TRY(ready(s, &l->q_b));
+        EK_TRY(ready(s, &l->o));
+        EK_TRY(ready(s, &l->gate_up));
+        EK_TRY(ready(s, &l->down));
+        EK_TRY(ready_mat(s, &l->kv_b));
+        EK_TRY(ready_mat(s, &l->router));
+        EK_TRY(ready_mat(s, &l->experts_gate_up));
+        EK_TRY(ready_mat(s, &l->experts_down));
     }
     return EK_OK;
 }
 
 static enum ek_status load_rope(struct ek_stage *s)
 {
-    uint32_t half = s->m->config.head_dim / 2;
+    uint32_t half = rope_dim(s) / 2;
     float *freq;
     enum ek_status st;
 
@@ -430,23 +537,32 @@ done:
     return st;
 }
 
+static void mat_free(struct ek_stage *s, struct ek_mat *m)
+{
+    if (m->data != NULL)
+        s->dev->ops->mat_free(s->dev, m);
+}
+
 static void linear_free(struct ek_stage *s, struct stage_linear *l)
 {
     for (uint32_t i = 0; i < STAGE_MAX_PARTS; i++)
-        if (l->mats[i].data != NULL)
-            s->dev->ops->mat_free(s->dev, &l->mats[i]);
+        mat_free(s, &l->mats[i]);
 }
 
 void stage_weights_free(struct ek_stage *s)
 {
     for (size_t i = 0; s->layers && i < s->n_layers; i++) {
-        linear_free(s, &s->layers[i].qkv);
-        linear_free(s, &s->layers[i].o);
-        linear_free(s, &s->layers[i].gate_up);
-        linear_free(s, &s->layers[i].down);
+        struct stage_layer *l = &s->layers[i];
+        linear_free(s, &l->qkv);
+        linear_free(s, &l->q_b);
+        linear_free(s, &l->o);
+        linear_free(s, &l->gate_up);
+        linear_free(s, &l->down);
+        mat_free(s, &l->kv_b);
+        mat_free(s, &l->router);
+        mat_free(s, &l->experts_gate_up);
+        mat_free(s, &l->experts_down);
     }
-    if (s->embed.data != NULL)
-        s->dev->ops->mat_free(s->dev, &s->embed);
-    if (s->head_own.data != NULL)
-        s->dev->ops->mat_free(s->dev, &s->head_own);
+    mat_free(s, &s->embed);
+    mat_free(s, &s->head_own);
 }
