@@ -73,6 +73,9 @@ static enum ek_status check_cache(const struct ek_kv *kv)
     if (kv->dtype != EK_F32 && kv->dtype != EK_F16 && kv->dtype != EK_BF16)
         return ek_error(EK_EUNSUPPORTED, "a cache of type %s is not supported",
                         ek_dtype_name(kv->dtype));
+    if (!kv->v && (kv->kv_heads != 1 || kv->v_dim > kv->head_dim))
+        return ek_error(EK_EUSAGE, "a latent cache of %u heads, values of %u in keys of %u",
+                        kv->kv_heads, kv->v_dim, kv->head_dim);
     return EK_OK;
 }
 

@@ -19,6 +19,8 @@ static const struct {
     {"llama-biases-f16", "reference.safetensors", 1e-4, 1e-7},
     {"qwen2-tied", "reference.safetensors", 1e-4, 1e-7},
     {"qwen2-bf16", "reference.safetensors", 1e-4, 1e-7},
+    {"deepseek-v2-lite", "reference.safetensors", 1e-4, 1e-7},
+    {"deepseek-v2", "reference.safetensors", 1e-4, 1e-7},
 };
 
 static struct ek_plan *two_devices(const struct ek_model *m, uint32_t cut)
