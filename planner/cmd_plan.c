@@ -55,6 +55,8 @@ static const char help[] =
     "Output\n"
     "  -o, --output FILE     write the plan there (- is standard output)\n"
     "  --force               replace FILE\n"
+    "  --explain             the next-best plans, and what more memory or devices would buy\n"
+    "  --alternatives K      so many next-best plans (3 with --explain)\n"
     "  --write-costs FILE    write the costs that were planned from\n"
     "  --json                the plan on standard output instead of the table\n"
     "  --quiet, --help, --version\n";
@@ -88,6 +90,8 @@ enum {
     O_WRITE_COSTS,
     O_ACT,
     O_HARDWARE,
+    O_EXPLAIN,
+    O_ALTERNATIVES,
     O_CARDS,
     O_JSON,
     O_QUIET,
@@ -125,6 +129,8 @@ static const struct option options[] = {
     {"time-limit", required_argument, NULL, O_TIME_LIMIT},
     {"output", required_argument, NULL, 'o'},
     {"force", no_argument, NULL, O_FORCE},
+    {"explain", no_argument, NULL, O_EXPLAIN},
+    {"alternatives", required_argument, NULL, O_ALTERNATIVES},
     {"write-costs", required_argument, NULL, O_WRITE_COSTS},
     {"json", no_argument, NULL, O_JSON},
     {"quiet", no_argument, NULL, O_QUIET},
@@ -138,7 +144,8 @@ struct arguments {
     struct ek_workload given; /* fields that the command line set; 0 elsewhere */
     bool given_generate, given_prompt;
     const char *model, *db, *costs, *devices, *output, *write_costs, *act, *hardware, *cards;
-    bool force, json, done;
+    bool force, json, done, explain;
+    uint32_t alternatives;
 };
 
 /* ---- Values -------------------------------------------------------------------------------------
@@ -331,6 +338,12 @@ static enum ek_status file_option(struct arguments *a, int o)
     case 'o':
         a->output = optarg;
         return EK_OK;
+    case O_EXPLAIN:
+        a->explain = true;
+        a->alternatives = a->alternatives ? a->alternatives : 3;
+        return EK_OK;
+    case O_ALTERNATIVES:
+        return parse_u32(optarg, "--alternatives", 1, 32, &a->alternatives);
     case O_HARDWARE:
         a->hardware = optarg;
         return EK_OK;
@@ -454,28 +467,114 @@ end:
     return st;
 }
 
+/* Adds what was asked for beyond the plan itself. */
+static enum ek_status add_explanations(const struct arguments *a, const struct ek_costs *c,
+                                       const struct ek_solution *s, json_t *plan)
+{
+    json_t *e = ek_explanation_json(s), *v;
+
+    if (e == NULL)
+        return ek_error(EK_ENOMEM, "out of host memory");
+    json_object_set_new(plan, "explanation", e);
+    if (a->alternatives) {
+        EK_TRY(ek_alternatives(c, &a->request, s, a->alternatives, &v));
+        json_object_set_new(e, "next_best", v);
+    }
+    if (a->explain) {
+        EK_TRY(ek_sensitivity(c, &a->request, s, &v));
+        json_object_set_new(e, "sensitivity", v);
+    }
+    return EK_OK;
+}
+
+static void print_list(const json_t *list, const char *title, FILE *out)
+{
+    json_t *o, *m;
+    size_t i, k;
+
+    json_array_foreach((json_t *)list, i, o)
+    {
+        const char *change = json_string_value(json_object_get(o, "change"));
+        fprintf(out, "%-13s %.6g", i ? "" : title, json_number_value(json_object_get(o, "value")));
+        if (change)
+            fprintf(out, " (%.3f x) with %s", json_number_value(json_object_get(o, "times")),
+                    change);
+        json_array_foreach(json_object_get(o, "modules"), k, m)
+            fprintf(out, "%s%s", k ? ", " : " as ", json_string_value(m));
+        fputc('\n', out);
+    }
+}
+
+static void show_for_people(const struct arguments *a, const struct ek_costs *c,
+                            const struct ek_solution *s, const json_t *plan)
+{
+    const json_t *e = json_object_get(plan, "explanation");
+
+    ek_plan_print(c, s, &a->request, stdout);
+    ek_explanation_print(s, stdout);
+    if (a->alternatives)
+        fputc('\n', stdout);
+    print_list(json_object_get(e, "next_best"), "next best", stdout);
+    print_list(json_object_get(e, "sensitivity"), "would buy", stdout);
+}
+
+static enum ek_status deliver(const struct arguments *a, const struct ek_costs *c,
+                              const struct ek_solution *s, json_t *plan, int *code)
+{
+    bool to_stdout = a->output && strcmp(a->output, "-") == 0;
+
+    EK_TRY(add_explanations(a, c, s, plan));
+    if (a->output)
+        EK_TRY(ek_json_write(a->output, plan, a->force));
+    if (a->json && !to_stdout)
+        EK_TRY(ek_json_write("-", plan, true));
+    if (!a->json && !to_stdout)
+        show_for_people(a, c, s, plan);
+    if (a->output && !to_stdout)
+        ek_note("plan written to %s", a->output);
+    if (!s->proven) {
+        ek_note("stopped before the proof: this is the best plan so far");
+        *code = ek_exit_code(EK_EUNPROVEN);
+    }
+    return EK_OK;
+}
+
 static enum ek_status show(const struct arguments *a, const struct ek_costs *c,
                            const struct ek_solution *s, int *code)
 {
     json_t *plan = ek_plan_json(c, &a->request, s);
-    enum ek_status st = EK_OK;
+    enum ek_status st;
 
     if (plan == NULL)
         return ek_error(EK_ENOMEM, "out of host memory");
-    if (a->output)
-        st = ek_json_write(a->output, plan, a->force);
-    if (st == EK_OK && a->json)
-        st = ek_json_write("-", plan, true);
-    if (st == EK_OK && !a->json && !(a->output && strcmp(a->output, "-") == 0))
-        ek_plan_print(c, s, &a->request, stdout);
-    if (st == EK_OK && a->output && strcmp(a->output, "-") != 0)
-        ek_note("plan written to %s", a->output);
-    if (st == EK_OK && !s->proven) {
-        ek_note("stopped before the proof: this is the best plan so far");
-        *code = ek_exit_code(EK_EUNPROVEN);
-    }
+    st = deliver(a, c, s, plan, code);
     json_decref(plan);
     return st;
+}
+
+/* Nothing fits: the reason on one line, then what would help. */
+static enum ek_status refuse(const struct arguments *a, const struct ek_costs *c, int *code)
+{
+    char reason[1024];
+    json_t *advice, *line;
+    size_t i;
+
+    snprintf(reason, sizeof(reason), "%s", ek_last_error());
+    EK_TRY(ek_advice(c, &a->request, &advice));
+    fprintf(stderr, "evenkeel: %s\n", reason);
+    json_array_foreach(advice, i, line) fprintf(stderr, "evenkeel: %s\n", json_string_value(line));
+    if (a->json) {
+        json_t *o =
+            json_pack("{s:b s:s s:O}", "feasible", false, "reason", reason, "advice", advice);
+        enum ek_status st = ek_json_write("-", o, true);
+        json_decref(o);
+        json_decref(advice);
+        EK_TRY(st);
+    } else {
+        json_decref(advice);
+    }
+    *code = ek_exit_code(EK_NO);
+    return EK_OK;
 }
 
 static enum ek_status write_costs(const char *path, const struct ek_costs *c, bool force)
@@ -500,8 +599,11 @@ static enum ek_status make_plan(struct arguments *a, int *code)
     merge_workload(a, c);
     if (a->write_costs)
         EK_GOTO(write_costs(a->write_costs, c, a->force), st, end);
-    EK_GOTO(ek_solve(c, &a->request, &s), st, end);
-    st = show(a, c, s, code);
+    st = ek_solve(c, &a->request, &s);
+    if (st == EK_OK)
+        st = show(a, c, s, code);
+    else if (st == EK_NO)
+        st = refuse(a, c, code);
 end:
     ek_solution_free(s);
     ek_costs_free(c);

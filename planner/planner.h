@@ -377,6 +377,41 @@ struct ek_placement { /* execution order: side modules' stages first */
 void ek_place(const struct ek_problem *p, const uint32_t *columns, uint32_t n,
               struct ek_placement *out);
 const char *ek_pdevice_name(const struct ek_problem *p, uint32_t d);
+/* ---- Other people's placements, and what they would cost
+ * --------------------------------------------------- */
+struct ek_assignment {
+    uint32_t device[EK_PLAN_MAX_MODULES]; /* of each module of the costs: index into devices */
+};
+struct ek_assessment {
+    bool runnable; /* times and links exist for it */
+    struct ek_score score;
+    double prefill_s, decode_s;
+    struct ek_memory_use memory[EK_PLAN_MAX_DEVICES];
+    uint32_t worst;     /* the fullest device ... */
+    double worst_ratio; /* ... (used + margin) / budget: over 1 it does not fit */
+    uint32_t stages;
+};
+void ek_assess(const struct ek_problem *p, const struct ek_assignment *a,
+               struct ek_assessment *out);
+#define EK_MAX_RECIPES 12
+struct ek_recipe {
+    const char *name;
+    char note[96];
+    struct ek_assignment assignment;
+};
+/* The usual recipes for this problem's devices; returns how many. */
+size_t ek_recipes(const struct ek_problem *p, struct ek_recipe out[EK_MAX_RECIPES]);
+/* JSON of the recipes' assessments beside the plan's, and of what binds. */
+json_t *ek_explanation_json(const struct ek_solution *s);
+void ek_explanation_print(const struct ek_solution *s, FILE *out);
+/* The k next-best plans (of the first objective) and what more memory or devices would buy. */
+enum ek_status ek_alternatives(const struct ek_costs *c, const struct ek_request *r,
+                               const struct ek_solution *s, uint32_t k, json_t **out);
+enum ek_status ek_sensitivity(const struct ek_costs *c, const struct ek_request *r,
+                              const struct ek_solution *s, json_t **out);
+/* Why nothing fits: what to relax, by how much, one sentence an entry. */
+enum ek_status ek_advice(const struct ek_costs *c, const struct ek_request *r, json_t **out);
+
 /* The plan file's value; NULL when there is no memory. */
 json_t *ek_plan_json(const struct ek_costs *c, const struct ek_request *r,
                      const struct ek_solution *s);

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * What binds a plan, and what the usual recipes would have cost.
+ */
+#include "planner/planner.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- What binds ---------------------------------------------------------------------------------
+ */
+static const char *bottleneck_of(const struct ek_problem *p, const struct ek_solution *s,
+                                 uint32_t *stage)
+{
+    double busiest = 0, m = p->micro_batches;
+
+    for (uint32_t i = 0; i < s->answer.n; i++) {
+        const struct ek_column *c = &p->columns[s->answer.columns[i]];
+        if (c->work * m > busiest) {
+            busiest = c->work * m;
+            *stage = i;
+        }
+    }
+    if (busiest >= s->score.throughput * (1 - 1e-9))
+        return "stage";
+    return s->score.latency >= s->score.throughput * (1 - 1e-9) ? "latency" : "link";
+}
+
+/* Bytes of the cheapest module that would make the stage one longer, 0 when none would. */
+static uint64_t least_growth(const struct ek_problem *p, const struct ek_column *c)
+{
+    struct ek_memory_use now = ek_problem_memory(p, c->kind, c->first, c->last, c->sides), u;
+    uint64_t least = 0;
+
+    if (c->first > c->last)
+        return 0;
+    if (c->first > 0) {
+        u = ek_problem_memory(p, c->kind, c->first - 1, c->last, c->sides);
+        least = u.total - now.total;
+    }
+    if (c->last + 1 < (int32_t)p->n_items) {
+        u = ek_problem_memory(p, c->kind, c->first, c->last + 1, c->sides);
+        if (least == 0 || u.total - now.total < least)
+            least = u.total - now.total;
+    }
+    return least;
+}
+
+static json_t *binding_json(const struct ek_solution *s)
+{
+    const struct ek_problem *p = s->problem;
+    json_t *list = json_array();
+    struct ek_placement pl;
+
+    ek_place(p, s->answer.columns, s->answer.n, &pl);
+    for (size_t i = 0; i < pl.n_stages; i++) {
+        const struct ek_column *c = &p->columns[pl.stages[i].column];
+        uint64_t cap = p->groups[p->kinds[c->kind].group].cap, grow = least_growth(p, c);
+        if (pl.stages[i].first > pl.stages[i].last)
+            continue;
+        json_array_append_new(list,
+                              json_pack("{s:s s:I s:I s:b}", "device",
+                                        ek_pdevice_name(p, pl.stages[i].devices[0]), "headroom",
+                                        (json_int_t)(cap - c->total), "one_more_module_takes",
+                                        (json_int_t)grow, "memory_binds", grow > cap - c->total));
+    }
+    return list;
+}
+
+/* ---- Recipes ------------------------------------------------------------------------------------
+ */
+static json_t *recipe_json(const struct ek_problem *p, const struct ek_recipe *r,
+                           const struct ek_solution *s)
+{
+    struct ek_assessment a;
+    json_t *o;
+
+    ek_assess(p, &r->assignment, &a);
+    o = json_pack("{s:s s:b s:b}", "recipe", r->name, "fits", a.worst_ratio <= 1, "runnable",
+                  a.runnable);
+    if (a.worst_ratio > 1)
+        json_object_set_new(o, "over",
+                            json_pack("{s:s s:I}", "device", ek_pdevice_name(p, a.worst), "bytes",
+                                      (json_int_t)(a.memory[a.worst].total -
+                                                   p->groups[p->devices[a.worst].group].cap)));
+    if (a.runnable) {
+        json_object_set_new(o, "throughput_s", json_real(a.score.throughput));
+        json_object_set_new(o, "latency_s", json_real(a.score.latency));
+        json_object_set_new(o, "balance", json_real(a.score.balance));
+        if (s->score.throughput > 0)
+            json_object_set_new(o, "times_ours",
+                                json_real(a.score.throughput / s->score.throughput));
+    }
+    if (r->note[0])
+        json_object_set_new(o, "note", json_string(r->note));
+    return o;
+}
+
+static json_t *recipes_json(const struct ek_solution *s)
+{
+    struct ek_recipe *r = ek_calloc(EK_MAX_RECIPES, sizeof(*r));
+    json_t *list = json_array();
+    size_t n = r ? ek_recipes(s->problem, r) : 0;
+
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(list, recipe_json(s->problem, &r[i], s));
+    free(r);
+    return list;
+}
+
+json_t *ek_explanation_json(const struct ek_solution *s)
+{
+    uint32_t stage = 0;
+    const char *what = bottleneck_of(s->problem, s, &stage);
+    json_t *o =
+        json_pack("{s:s s:f s:f s:f}", "bottleneck", what, "throughput_s", s->score.throughput,
+                  "latency_s", s->score.latency, "balance", s->score.balance);
+
+    if (o == NULL)
+        return NULL;
+    if (strcmp(what, "stage") == 0)
+        json_object_set_new(o, "busiest_stage", json_integer(stage));
+    json_object_set_new(o, "memory", binding_json(s));
+    json_object_set_new(o, "recipes", recipes_json(s));
+    return o;
+}
+
+/* ---- For people ---------------------------------------------------------------------------------
+ */
+static void print_recipe(struct ek_table *t, const struct ek_problem *p, const struct ek_recipe *r,
+                         const struct ek_solution *s)
+{
+    struct ek_assessment a;
+    char v[3][EK_UNIT_LEN], fits[160];
+
+    ek_assess(p, &r->assignment, &a);
+    if (a.worst_ratio > 1)
+        snprintf(fits, sizeof(fits), "no: %.64s lacks %s", ek_pdevice_name(p, a.worst),
+                 ek_format_bytes(v[0], a.memory[a.worst].total -
+                                           p->groups[p->devices[a.worst].group].cap));
+    else
+        snprintf(fits, sizeof(fits), "%s", a.runnable ? "yes" : "no times or links for it");
+    if (!a.runnable) {
+        ek_table_row(t, "%s|%s||||", r->name, fits);
+        return;
+    }
+    ek_table_row(t, "%s|%s|%s|%s|%.0f %%|%.2f x%s%s", r->name, fits,
+                 ek_format_seconds(v[1], a.score.throughput),
+                 ek_format_seconds(v[2], a.score.latency), a.score.balance * 100,
+                 a.score.throughput / s->score.throughput, r->note[0] ? " " : "", r->note);
+}
+
+void ek_explanation_print(const struct ek_solution *s, FILE *out)
+{
+    const struct ek_problem *p = s->problem;
+    struct ek_recipe *r = ek_calloc(EK_MAX_RECIPES, sizeof(*r));
+    struct ek_table *t =
+        ek_table_new("same profile, other recipes|fits|>a batch|>latency|>fullest|>against ours");
+    size_t n = r && p->n_devices > 1 ? ek_recipes(p, r) : 0;
+    char v[2][EK_UNIT_LEN];
+    uint32_t stage = 0;
+    const char *what = bottleneck_of(p, s, &stage);
+
+    ek_table_row(t, "this plan|yes|%s|%s|%.0f %%|1.00 x",
+                 ek_format_seconds(v[0], s->score.throughput),
+                 ek_format_seconds(v[1], s->score.latency), s->score.balance * 100);
+    for (size_t i = 0; i < n; i++)
+        print_recipe(t, p, &r[i], s);
+    if (strcmp(what, "stage") == 0)
+        fprintf(out, "bottleneck    the work of stage %u\n", stage);
+    else
+        fprintf(out, "bottleneck    %s\n",
+                strcmp(what, "link") == 0 ? "a link" : "latency: too few groups in flight");
+    if (n) {
+        fputc('\n', out);
+        ek_table_print(t, out);
+    }
+    ek_table_free(t);
+    free(r);
+}
