@@ -6,4 +6,4 @@ CLEANFILES += $(EK_MANUALS)
 docs/evenkeel-%.1: evenkeel$(EXEEXT)
 	@$(MKDIR_P) docs
 	$(AM_V_GEN)./evenkeel help --man $* >$@.tmp && mv $@.tmp $@
-EXTRA_DIST += docs/formats.md docs/guide.md
+EXTRA_DIST += docs/formats.md docs/runtime.md docs/guide.md

@@ -7,7 +7,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { VOCAB = 5, DRAWS = 40000 };
+enum { VOCAB = 5, DRAWS = 10000 };
 /* logarithms of 0.4, 0.3, 0.15, 0.1, 0.05, shuffled and shifted */
 static const double probabilities[VOCAB] = {0.15, 0.4, 0.05, 0.3, 0.1};
 
