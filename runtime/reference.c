@@ -198,10 +198,13 @@ static enum ek_status read_logits(const struct source *s, struct ek_reference *r
 
 static enum ek_status refuse_images(const struct source *s)
 {
-    for (size_t i = 0; i < ek_safetensors_count(s->file); i++)
-        if (strncmp(ek_safetensors_at(s->file, i)->name, "image.", 6) == 0)
-            return ek_error(EK_EUNSUPPORTED, "%s: %s: references with images are not run yet",
-                            s->path, ek_safetensors_at(s->file, i)->name);
+    for (size_t i = 0; i < ek_safetensors_count(s->file); i++) {
+        const char *name = ek_safetensors_at(s->file, i)->name;
+        if (strncmp(name, "image.", 6) == 0 || strncmp(name, "video.", 6) == 0)
+            return ek_error(EK_EUNSUPPORTED,
+                            "%s: %s: references with images or video are not run yet", s->path,
+                            name);
+    }
     return EK_OK;
 }
 
