@@ -93,6 +93,8 @@ enum ek_status cpu_rope_append(struct ek_device *dev, void *qkv, size_t ld,
     size_t work = (size_t)(heads + 2 * kv->kv_heads) * kv->head_dim + rope->dim * 16;
 
     EK_TRY(check_cache(kv));
+    if (!kv->v)
+        return ek_error(EK_EUSAGE, "a latent cache is appended to by latent_append");
     if (rope->dim > kv->head_dim)
         return ek_error(EK_EUSAGE, "rope of %u dimensions in a head of %u", rope->dim,
                         kv->head_dim);

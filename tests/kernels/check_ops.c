@@ -152,6 +152,7 @@ struct paged {
     uint32_t n_seqs, page, heads, kv_heads, head_dim, v_dim;
     uint32_t past[MAX_SEQS], fresh[MAX_SEQS];
     enum ek_dtype dtype;
+    bool latent; /* values are the first v_dim elements of the keys */
 };
 
 struct cache { /* a batch and its cache, with what the cache holds in F32 */
@@ -253,7 +254,8 @@ static struct cache cache_new(const struct paged *p, uint64_t *seed)
             c.v[i * v_row + d] = NAN;
     free(taken);
     c.kv.k = cache_of(p->dtype, c.k, c.n_slots * k_row);
-    c.kv.v = cache_of(p->dtype, c.v, c.n_slots * v_row);
+    if (!p->latent)
+        c.kv.v = cache_of(p->dtype, c.v, c.n_slots * v_row);
     return c;
 }
 
@@ -282,7 +284,8 @@ static void attend_plainly(const struct cache *c, uint32_t seq, uint32_t kv_head
     for (uint32_t d = 0; d < vd; d++)
         out[d] = 0;
     for (uint32_t j = 0; j < n; j++) {
-        const float *v = c->v + ((size_t)slot_of(c, seq, j) * kvh + kv_head) * vd;
+        size_t at = (size_t)slot_of(c, seq, j) * kvh + kv_head;
+        const float *v = c->kv.v ? c->v + at * vd : c->k + at * hd;
         double p = exp(s[j] - most);
         sum += p;
         for (uint32_t d = 0; d < vd; d++)
@@ -295,18 +298,22 @@ static void attend_plainly(const struct cache *c, uint32_t seq, uint32_t kv_head
 
 static const struct paged cases[] = {
     /* one token each over contexts under, at and over the cuts of blocks and parts */
-    {6, 16, 9, 3, 64, 64, {0, 62, 63, 255, 256, 700}, {1, 1, 1, 1, 1, 1}, EK_F32},
-    {3, 16, 9, 3, 64, 64, {300, 5, 1}, {1, 1, 1}, EK_F16},
-    {2, 7, 4, 4, 20, 20, {130, 40}, {1, 1}, EK_BF16},
+    {6, 16, 9, 3, 64, 64, {0, 62, 63, 255, 256, 700}, {1, 1, 1, 1, 1, 1}, EK_F32, false},
+    {3, 16, 9, 3, 64, 64, {300, 5, 1}, {1, 1, 1}, EK_F16, false},
+    {2, 7, 4, 4, 20, 20, {130, 40}, {1, 1}, EK_BF16, false},
     /* whole prompts */
-    {1, 16, 9, 3, 64, 64, {0}, {150}, EK_F32},
-    {1, 16, 8, 1, 128, 128, {0}, {33}, EK_BF16},
-    {2, 1, 2, 2, 16, 24, {0, 0}, {65, 2}, EK_F16},
-    {1, 32, 14, 2, 80, 80, {0}, {70}, EK_F32},
+    {1, 16, 9, 3, 64, 64, {0}, {150}, EK_F32, false},
+    {1, 16, 8, 1, 128, 128, {0}, {33}, EK_BF16, false},
+    {2, 1, 2, 2, 16, 24, {0, 0}, {65, 2}, EK_F16, false},
+    {1, 32, 14, 2, 80, 80, {0}, {70}, EK_F32, false},
     /* a mixture: prompts on a past, single tokens, an empty sequence */
-    {5, 16, 6, 2, 64, 32, {10, 200, 0, 64, 0}, {20, 1, 3, 64, 0}, EK_F32},
-    {4, 5, 6, 3, 24, 24, {3, 0, 500, 61}, {2, 100, 1, 7}, EK_F16},
-    {1, 16, 128, 1, 16, 16, {9}, {4}, EK_F32},
+    {5, 16, 6, 2, 64, 32, {10, 200, 0, 64, 0}, {20, 1, 3, 64, 0}, EK_F32, false},
+    {4, 5, 6, 3, 24, 24, {3, 0, 500, 61}, {2, 100, 1, 7}, EK_F16, false},
+    {1, 16, 128, 1, 16, 16, {9}, {4}, EK_F32, false},
+    /* latent */
+    {3, 16, 10, 1, 72, 48, {0, 300, 7}, {1, 1, 1}, EK_F32, true},
+    {2, 16, 16, 1, 96, 64, {0, 70}, {80, 9}, EK_BF16, true},
+    {2, 8, 3, 1, 40, 24, {20, 0}, {1, 30}, EK_F16, true},
 };
 
 static float *attention_of(struct ek_device *dev, const struct paged *p, const struct cache *c,
@@ -362,6 +369,7 @@ START_TEST(attention_refuses_what_it_cannot_do)
     uint64_t seed = 1;
     struct cache c = cache_new(&cases[3], &seed);
     float q[1], out[1];
+    struct ek_rope rope = {.inv_freq = q, .dim = 2};
     struct ek_kv kv = c.kv;
 
     kv.dtype = EK_F8_E4M3;
@@ -369,6 +377,10 @@ START_TEST(attention_refuses_what_it_cannot_do)
     kv = c.kv;
     kv.v = NULL; /* values inside of the keys: one head only */
     ck_assert_int_eq(dev->ops->attention(dev, q, 1, &c.batch, &kv, 9, 1, out, 1), EK_EUSAGE);
+    kv.kv_heads = 1;
+    kv.v_dim = kv.head_dim + 1;
+    ck_assert_int_eq(dev->ops->attention(dev, q, 1, &c.batch, &kv, 9, 1, out, 1), EK_EUSAGE);
+    ck_assert_int_eq(dev->ops->rope_append(dev, q, 1, &rope, &c.batch, 9, &kv), EK_EUSAGE);
     ck_assert_int_eq(dev->ops->attention(dev, q, 1, &c.batch, &c.kv, 10, 1, out, 1), EK_EUSAGE);
     cache_free(&c);
     ek_device_close(dev);
@@ -384,10 +396,10 @@ static const struct {
     bool interleaved;
     uint32_t sections[3];
 } ropes[] = {
-    {{2, 16, 4, 2, 64, 64, {3, 100000}, {5, 1}, EK_F32}, 64, false, {0, 0, 0}},
-    {{1, 16, 3, 1, 20, 20, {0}, {40}, EK_F16}, 20, true, {0, 0, 0}},
-    {{1, 4, 2, 2, 24, 16, {7}, {9}, EK_BF16}, 16, false, {0, 0, 0}},
-    {{1, 16, 4, 2, 32, 32, {2}, {33}, EK_F32}, 32, false, {4, 6, 6}},
+    {{2, 16, 4, 2, 64, 64, {3, 100000}, {5, 1}, EK_F32, false}, 64, false, {0, 0, 0}},
+    {{1, 16, 3, 1, 20, 20, {0}, {40}, EK_F16, false}, 20, true, {0, 0, 0}},
+    {{1, 4, 2, 2, 24, 16, {7}, {9}, EK_BF16, false}, 16, false, {0, 0, 0}},
+    {{1, 16, 4, 2, 32, 32, {2}, {33}, EK_F32, false}, 32, false, {4, 6, 6}},
 };
 
 static void rotate_plainly(float *head, const float *angle, uint32_t dim, bool interleaved,
