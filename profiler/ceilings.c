@@ -8,12 +8,13 @@
 #include <math.h>
 #include <string.h>
 
-enum { REPEATS = 15, FEW_REPEATS = 4, PRODUCT_LEAST = 512, PRODUCT_MOST = 8192 };
+enum { REPEATS = 15, FEW_REPEATS = 4, PRODUCT_LEAST = 128, PRODUCT_MOST = 8192 };
 #define PRODUCT_SECONDS 0.002 /* long enough for the clock, short enough to find a quiet moment */
 #define BUFFER_MOST     ((uint64_t)1 << 30)
 #define BUFFER_LEAST    ((uint64_t)64 << 20)
 #define READ_SECONDS    0.02 /* of reading a small set over and over */
 #define PIECE_SECONDS   0.001
+#define ENOUGH_SECONDS  0.3 /* for one thing, when three runs of it take that long */
 
 struct work { /* one thing to time */
     struct ek_device *dev;
@@ -29,18 +30,21 @@ static enum ek_status best_time(struct work *w, int repeats, double *best)
 {
     const struct ek_ops *ops = w->dev->ops;
     struct ek_event *e[2] = {NULL, NULL};
+    double spent = 0, t;
     enum ek_status st;
 
     *best = INFINITY;
     EK_GOTO(ops->event_new(w->dev, &e[0]), st, out);
     EK_GOTO(ops->event_new(w->dev, &e[1]), st, out);
-    for (int i = 0; i <= repeats; i++) {
+    for (int i = 0; i <= repeats && (i <= 3 || spent < ENOUGH_SECONDS); i++) {
         EK_GOTO(ops->event_record(w->dev, e[0]), st, out);
         EK_GOTO(w->run(w), st, out);
         EK_GOTO(ops->event_record(w->dev, e[1]), st, out);
         EK_GOTO(ops->event_sync(e[1]), st, out);
+        t = ops->event_seconds(e[0], e[1]);
+        spent += t;
         if (i > 0) /* the first one warms up */
-            *best = fmin(*best, ops->event_seconds(e[0], e[1]));
+            *best = fmin(*best, t);
     }
     if (!(*best > 0))
         st = ek_error(EK_EDEVICE, "%s: the device's clock gave no time", w->dev->spec.name);
