@@ -4,6 +4,7 @@
  * Jinja interpreter. Contents are never parsed for special tokens, so that a user's text cannot
  * forge a turn; between special tokens the text is encoded in one run, as rendered text would be.
  */
+#include "model/model.h"
 #include "model/tokenizer_internal.h"
 
 #include <stdlib.h>
@@ -17,6 +18,8 @@ struct chat {
     size_t n;
     struct ek_buffer text; /* not yet encoded */
     struct ek_ids ids;
+    const struct ek_vl_rules *rules; /* of pictures in contents; NULL: text alone */
+    size_t before[2];                /* pictures, videos that stand before the first user's text */
 };
 
 struct ek_chat_family {
@@ -41,16 +44,6 @@ static enum ek_status add_n(struct chat *c, const char *s, size_t n)
 static enum ek_status add(struct chat *c, const char *s)
 {
     return add_n(c, s, strlen(s));
-}
-
-/* Content without the white space around it. */
-static enum ek_status add_trimmed(struct chat *c, const char *s)
-{
-    size_t n = strlen(s), skip = ek_leading_space(s, n);
-
-    s += skip;
-    n -= skip;
-    return add_n(c, s, n - ek_trailing_space(s, n));
 }
 
 /* Encodes the text so far. */
@@ -86,15 +79,139 @@ static bool is_role(const struct ek_message *m, const char *role)
     return strcmp(m->role, role) == 0;
 }
 
+/* ---- Pictures in contents ----------------------------------------------------------------------
+ */
+
+enum marker_kind { MARKER_IMAGE, MARKER_VIDEO, MARKER_TOKEN };
+static const struct marker {
+    const char *text;
+    enum marker_kind kind;
+} markers[] = {
+    {"<image>", MARKER_IMAGE},       {"<video>", MARKER_VIDEO}, {"<|ref|>", MARKER_TOKEN},
+    {"<|/ref|>", MARKER_TOKEN},      {"<|det|>", MARKER_TOKEN}, {"<|/det|>", MARKER_TOKEN},
+    {"<|grounding|>", MARKER_TOKEN},
+};
+
+/* Pictures stand in users' messages, videos in Qwen's; VL2's markers of boxes, which cannot forge a
+ * turn, in all. */
+static bool counts(const struct chat *c, const struct marker *m, bool user)
+{
+    if (m->kind == MARKER_TOKEN)
+        return c->rules->kind == EK_VISION_VL2 && ek_tokenizer_id(c->t, m->text) >= 0;
+    return user && (m->kind == MARKER_IMAGE || c->rules->video_id >= 0);
+}
+
+/* The first marker within n bytes of s, and where it is; NULL: none. */
+static const struct marker *find_marker(const struct chat *c, bool user, const char *s, size_t n,
+                                        size_t *at)
+{
+    for (*at = 0; *at < n; ++*at) {
+        for (size_t i = 0; s[*at] == '<' && i < EK_ARRAY_LEN(markers); i++) {
+            size_t length = strlen(markers[i].text);
+            if (length <= n - *at && memcmp(s + *at, markers[i].text, length) == 0 &&
+                counts(c, &markers[i], user))
+                return &markers[i];
+        }
+    }
+    return NULL;
+}
+
+static enum ek_status add_marker(struct chat *c, const struct marker *m)
+{
+    int32_t id = m->kind == MARKER_VIDEO ? c->rules->video_id : c->rules->image_id;
+    bool qwen = c->rules->kind == EK_VISION_QWEN25;
+
+    if (m->kind == MARKER_TOKEN)
+        return add_special(c, m->text);
+    if (qwen)
+        EK_TRY(add_special(c, "<|vision_start|>"));
+    EK_TRY(add_id(c, id));
+    return qwen ? add_special(c, "<|vision_end|>") : EK_OK;
+}
+
+/* The pictures that no message names: before the first user's text, in VL2's manner a line each. */
+static enum ek_status add_before(struct chat *c)
+{
+    for (int kind = MARKER_IMAGE; kind <= MARKER_VIDEO; kind++) {
+        for (; c->before[kind] > 0; c->before[kind]--) {
+            EK_TRY(add_marker(c, &markers[kind]));
+            if (c->rules->kind == EK_VISION_VL2)
+                EK_TRY(add(c, "\n"));
+        }
+    }
+    return EK_OK;
+}
+
+/* n bytes of a message, its markers as the tokens they stand for. */
+static enum ek_status add_content(struct chat *c, const struct ek_message *message, const char *s,
+                                  size_t n)
+{
+    bool user = is_role(message, "user");
+    const struct marker *m;
+    size_t at;
+
+    if (c->rules == NULL)
+        return add_n(c, s, n);
+    if (user)
+        EK_TRY(add_before(c));
+    while ((m = find_marker(c, user, s, n, &at)) != NULL) {
+        EK_TRY(add_n(c, s, at));
+        EK_TRY(add_marker(c, m));
+        at += strlen(m->text);
+        s += at;
+        n -= at;
+    }
+    return add_n(c, s, n);
+}
+
+/* Holds the pictures that messages name against those given. */
+static enum ek_status match_pictures(struct chat *c, const size_t given[2])
+{
+    static const char *const names[] = {"pictures", "videos"};
+    size_t named[2] = {0}, users = 0, at;
+    const struct marker *m;
+
+    for (size_t i = 0; i < c->n; i++) {
+        const char *s = c->messages[i].content;
+        if (!is_role(&c->messages[i], "user"))
+            continue;
+        users++;
+        while ((m = find_marker(c, true, s, strlen(s), &at)) != NULL) {
+            if (m->kind != MARKER_TOKEN)
+                named[m->kind]++;
+            s += at + strlen(m->text);
+        }
+    }
+    if (users == 0 && given[0] + given[1] > 0)
+        return ek_error(EK_EUSAGE, "chat: %zu pictures and no user's message", given[0] + given[1]);
+    for (int kind = 0; kind < 2; kind++) {
+        if (named[0] + named[1] == 0)
+            c->before[kind] = given[kind];
+        else if (named[kind] != given[kind])
+            return ek_error(EK_EUSAGE, "chat: the messages name %zu %s, %zu are given", named[kind],
+                            names[kind], given[kind]);
+    }
+    return EK_OK;
+}
+
+/* Content without the white space around it. */
+static enum ek_status add_trimmed(struct chat *c, const struct ek_message *m)
+{
+    size_t n = strlen(m->content), skip = ek_leading_space(m->content, n);
+
+    n -= skip;
+    return add_content(c, m, m->content + skip, n - ek_trailing_space(m->content + skip, n));
+}
+
 /* ---- The families ------------------------------------------------------------------------------
  */
 
-static enum ek_status chatml_turn(struct chat *c, const char *role, const char *content)
+static enum ek_status chatml_turn(struct chat *c, const struct ek_message *m)
 {
     EK_TRY(add_special(c, "<|im_start|>"));
-    EK_TRY(add(c, role));
+    EK_TRY(add(c, m->role));
     EK_TRY(add(c, "\n"));
-    EK_TRY(add(c, content));
+    EK_TRY(add_content(c, m, m->content, strlen(m->content)));
     EK_TRY(add_special(c, "<|im_end|>"));
     return add(c, "\n");
 }
@@ -102,10 +219,12 @@ static enum ek_status chatml_turn(struct chat *c, const char *role, const char *
 /* SmolLM2, Qwen2 and Qwen2.5: the default system message stands where the first is none. */
 static enum ek_status render_chatml(struct chat *c)
 {
-    if (c->t->chat_system != NULL && !is_role(&c->messages[0], "system"))
-        EK_TRY(chatml_turn(c, "system", c->t->chat_system));
+    struct ek_message first = {"system", c->t->chat_system};
+
+    if (first.content != NULL && !is_role(&c->messages[0], "system"))
+        EK_TRY(chatml_turn(c, &first));
     for (size_t i = 0; i < c->n; i++)
-        EK_TRY(chatml_turn(c, c->messages[i].role, c->messages[i].content));
+        EK_TRY(chatml_turn(c, &c->messages[i]));
     EK_TRY(add_special(c, "<|im_start|>"));
     return add(c, "assistant\n");
 }
@@ -122,7 +241,7 @@ static enum ek_status llama3_turns(struct chat *c, size_t first)
 {
     for (size_t i = first; i < c->n; i++) {
         EK_TRY(llama3_header(c, c->messages[i].role));
-        EK_TRY(add_trimmed(c, c->messages[i].content));
+        EK_TRY(add_trimmed(c, &c->messages[i]));
         EK_TRY(add_special(c, "<|eot_id|>"));
     }
     return llama3_header(c, "assistant");
@@ -144,7 +263,7 @@ static enum ek_status render_llama31(struct chat *c)
     EK_TRY(llama3_header(c, "system"));
     EK_TRY(add(c, "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"));
     if (given)
-        EK_TRY(add_trimmed(c, c->messages[0].content));
+        EK_TRY(add_trimmed(c, &c->messages[0]));
     EK_TRY(add_special(c, "<|eot_id|>"));
     return llama3_turns(c, given ? 1 : 0);
 }
@@ -205,7 +324,7 @@ static enum ek_status render_deepseek_vl2(struct chat *c)
             EK_TRY(add_special(c, "<|User|>"));
             EK_TRY(add(c, ": "));
         }
-        EK_TRY(add_trimmed(c, m->content));
+        EK_TRY(add_trimmed(c, m));
         if (user) {
             EK_TRY(add(c, "\n\n"));
             EK_TRY(add_special(c, "<|Assistant|>"));
@@ -361,24 +480,47 @@ static enum ek_status check_messages(const struct ek_tokenizer *t,
     return EK_OK;
 }
 
+/* Frees c's text; on failure its ids too. */
+static enum ek_status render(struct chat *c, int32_t **ids, size_t *n_ids)
+{
+    enum ek_status st = c->t->chat->render(c);
+
+    if (st == EK_OK)
+        st = flush(c);
+    ek_buffer_free(&c->text);
+    if (st != EK_OK) {
+        free(c->ids.ids);
+        return st;
+    }
+    *ids = c->ids.ids;
+    *n_ids = c->ids.n;
+    return EK_OK;
+}
+
 enum ek_status ek_chat_encode(const struct ek_tokenizer *t, const struct ek_message *messages,
                               size_t n, int32_t **ids, size_t *n_ids)
 {
     struct chat c = {.t = t, .messages = messages, .n = n};
-    enum ek_status st;
 
     EK_TRY(check_messages(t, messages, n));
-    st = t->chat->render(&c);
-    if (st == EK_OK)
-        st = flush(&c);
-    ek_buffer_free(&c.text);
-    if (st != EK_OK) {
-        free(c.ids.ids);
-        return st;
-    }
-    *ids = c.ids.ids;
-    *n_ids = c.ids.n;
-    return EK_OK;
+    return render(&c, ids, n_ids);
+}
+
+enum ek_status ek_vl_chat_encode(const struct ek_tokenizer *t, const struct ek_vl_rules *rules,
+                                 const struct ek_message *messages, size_t n, size_t n_images,
+                                 size_t n_videos, int32_t **ids, size_t *n_ids)
+{
+    struct chat c = {.t = t, .messages = messages, .n = n, .rules = rules};
+    const char *family = rules->kind == EK_VISION_QWEN25 ? "chatml" : "deepseek-vl2";
+
+    EK_TRY(check_messages(t, messages, n));
+    if (strcmp(t->chat->name, family) != 0)
+        return ek_error(EK_EUNSUPPORTED, "chat: the tokenizer's template is %s, the model's %s",
+                        t->chat->name, family);
+    EK_TRY(match_pictures(&c, (const size_t[2]){n_images, n_videos}));
+    if (c.before[MARKER_VIDEO] > 0 && rules->video_id < 0)
+        return ek_error(EK_EUNSUPPORTED, "chat: the model takes pictures, no videos");
+    return render(&c, ids, n_ids);
 }
 
 size_t ek_chat_stops(const struct ek_tokenizer *t, int32_t *ids, size_t cap)

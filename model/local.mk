@@ -1,4 +1,6 @@
 noinst_LIBRARIES += libmodel.a
+# what programs that link libmodel.a need beside libbase.a
+MODEL_LIBS = $(ONIG_LIBS) $(UTF8PROC_LIBS) $(JPEG_LIBS) $(PNG_LIBS)
 libmodel_a_SOURCES = \
 	model/model.h \
 	model/tokenizer.h \
@@ -35,5 +37,17 @@ libmodel_a_SOURCES = \
 	model/tokenizer_internal.h \
 	model/tokenizer_json.c \
 	model/utf8.c \
-	model/vocab.c
+	model/vocab.c \
+	model/image_decode.c \
+	model/image_exif.c \
+	model/image_geometry.c \
+	model/image_grounding.c \
+	model/image_internal.h \
+	model/image_jpeg.c \
+	model/image_layout.c \
+	model/image_measure.c \
+	model/image_png.c \
+	model/image_prepare.c \
+	model/image_resize.c \
+	model/image_rules.c
 EXTRA_DIST += docs/models.md

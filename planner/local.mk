@@ -8,5 +8,5 @@ libplanner_a_SOURCES = planner/planner.h planner/problem.h planner/bound.h plann
 bin_PROGRAMS += evenkeel-plan
 evenkeel_plan_SOURCES = planner/main.c planner/commands.h planner/cmd_plan.c
 evenkeel_plan_LDADD = libplanner.a libstore.a libmodel.a libbase.a $(PLANNER_LIBS)
-PLANNER_LIBS = -lglpk $(SQLITE_LIBS) $(ONIG_LIBS) $(UTF8PROC_LIBS) $(JANSSON_LIBS) -lm
+PLANNER_LIBS = -lglpk $(SQLITE_LIBS) $(MODEL_LIBS) $(JANSSON_LIBS) -lm
 endif

@@ -1,7 +1,7 @@
 # Fuzz targets, one a parser. With --enable-fuzzing (CC=clang) each is a libFuzzer program; else
 # standalone.c is its main and `make check` replays its corpus. A new target: a file fuzz_NAME.c, a
 # folder corpus/NAME, and four lines below.
-FUZZER_LIBS = libmodel.a libbase.a $(JANSSON_LIBS) $(ONIG_LIBS) $(UTF8PROC_LIBS)
+FUZZER_LIBS = libmodel.a libbase.a $(JANSSON_LIBS) $(MODEL_LIBS)
 FUZZERS =
 EXTRA_DIST += tests/fuzz/corpus
 

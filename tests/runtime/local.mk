@@ -1,5 +1,5 @@
 RUNTIME_TEST_LIBS = libruntime.a libkernels.a libmodel.a libbase.a $(BLAS_LIBS) $(JANSSON_LIBS) \
-	$(ONIG_LIBS) $(UTF8PROC_LIBS) $(CUDA_LIBS) $(TEST_LIBS)
+	$(MODEL_LIBS) $(CUDA_LIBS) $(TEST_LIBS)
 
 check_PROGRAMS += tests/runtime/check_engine
 TESTS += tests/runtime/check_engine
