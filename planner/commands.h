@@ -12,7 +12,8 @@ struct ek_command {
     /* argv[0] is the subcommand's name. *code: the exit code when the status is EK_OK. */
     enum ek_status (*run)(int argc, char **argv, int *code);
 };
-extern const struct ek_command ek_command_plan;
+extern const struct ek_command ek_command_plan, ek_command_export, ek_command_report,
+    ek_command_hardware;
 
 extern volatile bool ek_stopped; /* set by SIGINT */
 

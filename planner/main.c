@@ -12,6 +12,9 @@
 
 static const struct ek_command *const commands[] = {
     &ek_command_plan,
+    &ek_command_export,
+    &ek_command_report,
+    &ek_command_hardware,
 };
 
 volatile bool ek_stopped;

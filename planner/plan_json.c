@@ -184,6 +184,24 @@ static json_t *predicted_json(const struct ek_costs *c, const struct ek_problem 
                      p->outside);
 }
 
+/* Between the devices that the plan uses. */
+static json_t *links_json(const struct ek_problem *p, const struct ek_placement *pl)
+{
+    json_t *list = json_array();
+
+    for (uint32_t a = 0; a < p->n_devices; a++)
+        for (uint32_t b = 0; b < p->n_devices; b++) {
+            const struct ek_cost_link *l =
+                ek_costs_link(p->costs, p->devices[a].cls, p->devices[b].cls);
+            if (a != b && l && pl->used[a] && pl->used[b])
+                json_array_append_new(
+                    list, json_pack("{s:s s:s s:f s:f s:s}", "from", ek_pdevice_name(p, a), "to",
+                                    ek_pdevice_name(p, b), "alpha_s", l->alpha, "beta_bytes_s",
+                                    l->beta, "mechanism", l->mechanism));
+        }
+    return list;
+}
+
 json_t *ek_plan_json(const struct ek_costs *c, const struct ek_request *r,
                      const struct ek_solution *s)
 {
@@ -207,6 +225,7 @@ json_t *ek_plan_json(const struct ek_costs *c, const struct ek_request *r,
     json_object_set_new(root, "device_map", device_map_json(p, &pl));
     json_object_set_new(root, "memory", memory_json(p, &pl));
     json_object_set_new(root, "predicted", predicted_json(c, p, &pl));
+    json_object_set_new(root, "links", links_json(p, &pl));
     json_object_set_new(root, "profile", json_pack("{s:s}", "identity", c->profile_identity));
     return root;
 }

@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * evenkeel-plan export and report: a plan in other forms.
+ */
+#include "planner/commands.h"
+#include "planner/plan_file.h"
+
+#include <config.h>
+
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char export_help[] =
+    "usage: evenkeel export PLAN.json --to TARGET [OPTION]...\n"
+    "Writes a plan in another runtime's own form; exit code 1 where that cannot express it.\n"
+    "\n"
+    "  --to TARGET           accelerate, vllm, sglang, tensorrt-llm, llama.cpp, deepspeed\n"
+    "  -o, --output FILE     write there instead of standard output\n"
+    "  --force               replace FILE\n"
+    "  --json                {\"target\", \"text\"} instead of the text\n"
+    "  --help, --version\n";
+static const char report_help[] =
+    "usage: evenkeel report PLAN.json [-o REPORT.html] [OPTION]...\n"
+    "Writes one self-contained page: memory, times, pipeline, links, alternatives.\n"
+    "\n"
+    "  -o, --output FILE     write there (report.html; - is standard output)\n"
+    "  --force               replace FILE\n"
+    "  --json                {\"report\": FILE} when done\n"
+    "  --help, --version\n";
+
+enum { O_TO = 256, O_FORCE, O_JSON, O_QUIET, O_HELP, O_VERSION };
+static const struct option options[] = {
+    {"to", required_argument, NULL, O_TO},     {"output", required_argument, NULL, 'o'},
+    {"force", no_argument, NULL, O_FORCE},     {"json", no_argument, NULL, O_JSON},
+    {"quiet", no_argument, NULL, O_QUIET},     {"help", no_argument, NULL, O_HELP},
+    {"version", no_argument, NULL, O_VERSION}, {NULL, 0, NULL, 0},
+};
+
+struct arguments {
+    const char *plan, *to, *output;
+    bool force, json, done;
+};
+
+static enum ek_status read_arguments(int argc, char **argv, const char *help, struct arguments *a)
+{
+    int o;
+
+    optind = 0;
+    opterr = 0;
+    while ((o = getopt_long(argc, argv, "o:", options, NULL)) != -1) {
+        if (o == O_TO)
+            a->to = optarg;
+        else if (o == 'o')
+            a->output = optarg;
+        else if (o == O_FORCE)
+            a->force = true;
+        else if (o == O_JSON)
+            a->json = true;
+        else if (o == O_QUIET)
+            ek_set_quiet(true);
+        else if (o == O_HELP || o == O_VERSION) {
+            if (o == O_HELP)
+                fputs(help, stdout);
+            else
+                printf("evenkeel-plan %s\n", PACKAGE_VERSION);
+            a->done = true;
+            return EK_OK;
+        } else {
+            return ek_error(EK_EUSAGE, "%s: unknown or incomplete option; see `%s --help`", argv[0],
+                            argv[0]);
+        }
+    }
+    if (optind + 1 != argc)
+        return ek_error(EK_EUSAGE, "%s: give one PLAN.json", argv[0]);
+    a->plan = argv[optind];
+    return EK_OK;
+}
+
+static enum ek_status write_text(const struct arguments *a, const char *text)
+{
+    json_t *o;
+    enum ek_status st;
+
+    if (!a->json || a->output)
+        EK_TRY(ek_file_write(a->output ? a->output : "-", text, strlen(text), a->force));
+    if (!a->json)
+        return EK_OK;
+    o = json_pack("{s:s s:s}", "target", a->to, "text", text);
+    if (o == NULL)
+        return ek_error(EK_ENOMEM, "out of host memory");
+    st = ek_json_write("-", o, true);
+    json_decref(o);
+    return st;
+}
+
+static enum ek_status run_export(int argc, char **argv, int *code)
+{
+    struct arguments a = {0};
+    struct ek_plan_file *f;
+    char *text;
+    enum ek_status st;
+
+    (void)code;
+    EK_TRY(read_arguments(argc, argv, export_help, &a));
+    if (a.done)
+        return EK_OK;
+    if (a.to == NULL)
+        return ek_error(EK_EUSAGE, "export: --to TARGET is missing");
+    EK_TRY(ek_plan_file_read(a.plan, &f));
+    st = ek_export(f, a.to, &text);
+    if (st == EK_OK) {
+        st = write_text(&a, text);
+        free(text);
+    }
+    ek_plan_file_free(f);
+    return st;
+}
+
+static enum ek_status run_report(int argc, char **argv, int *code)
+{
+    struct arguments a = {.output = "report.html"};
+    struct ek_plan_file *f;
+    char *page;
+    enum ek_status st;
+
+    (void)code;
+    EK_TRY(read_arguments(argc, argv, report_help, &a));
+    if (a.done)
+        return EK_OK;
+    EK_TRY(ek_plan_file_read(a.plan, &f));
+    page = ek_report_html(f);
+    ek_plan_file_free(f);
+    if (page == NULL)
+        return ek_error(EK_ENOMEM, "out of host memory");
+    st = ek_file_write(a.output, page, strlen(page), a.force);
+    free(page);
+    EK_TRY(st);
+    if (a.json)
+        printf("{\"report\": \"%s\"}\n", a.output);
+    else if (strcmp(a.output, "-") != 0)
+        ek_note("report written to %s", a.output);
+    return EK_OK;
+}
+
+const struct ek_command ek_command_export = {"export", "a plan in another runtime's form",
+                                             run_export};
+const struct ek_command ek_command_report = {"report", "a page of pictures of a plan", run_report};

@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * A plan in other runtimes' own forms, refused by name where a form cannot say it.
+ */
+#include "planner/plan_file.h"
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct text {
+    char *data;
+    size_t n;
+    bool failed;
+};
+
+__attribute__((format(printf, 2, 3))) static void add(struct text *t, const char *fmt, ...)
+{
+    va_list ap;
+    int n;
+    char *more;
+
+    va_start(ap, fmt);
+    n = vsnprintf(NULL, 0, fmt, ap);
+    va_end(ap);
+    if (n < 0 || t->failed || (more = realloc(t->data, t->n + (size_t)n + 1)) == NULL) {
+        t->failed = true;
+        return;
+    }
+    t->data = more;
+    va_start(ap, fmt);
+    vsnprintf(t->data + t->n, (size_t)n + 1, fmt, ap);
+    va_end(ap);
+    t->n += (size_t)n;
+}
+
+static bool is_cpu(const struct ek_plan_file *f, uint32_t d)
+{
+    return strcmp(f->devices[d].backend, "cpu") == 0;
+}
+
+/* ---- What pipelines of whole layers can say -----------------------------------------------------
+ * Stages that hold layers, in order, one degree of tensor parallelism, the embedding and side
+ * modules with the first and the norm and head with the last. */
+struct pipeline {
+    const struct ek_file_stage *stages[EK_FILE_MAX_STAGES];
+    size_t n;
+    uint32_t tp;
+};
+
+static enum ek_status check_ends(const struct ek_plan_file *f, const struct pipeline *p,
+                                 const char *target)
+{
+    for (size_t i = 0; i < f->n_stages; i++) {
+        const struct ek_file_stage *s = &f->stages[i];
+        bool first = s->devices[0] == p->stages[0]->devices[0];
+        if ((s->has_embed || s->has_side) && !first)
+            return ek_error(EK_NO,
+                            "%s cannot express this plan: \"%s\" must be with the first "
+                            "layers",
+                            target, s->modules[0]);
+        if (s->has_head && s->devices[0] != p->stages[p->n - 1]->devices[0])
+            return ek_error(EK_NO,
+                            "%s cannot express this plan: \"%s\" must be with the last "
+                            "layers",
+                            target, s->modules[s->n_modules - 1]);
+    }
+    return EK_OK;
+}
+
+static enum ek_status as_pipeline(const struct ek_plan_file *f, const char *target,
+                                  struct pipeline *p)
+{
+    memset(p, 0, sizeof(*p));
+    for (size_t i = 0; i < f->n_stages; i++) {
+        const struct ek_file_stage *s = &f->stages[i];
+        if (s->n_layers == 0)
+            continue;
+        for (size_t j = 0; j < p->n; j++)
+            if (p->stages[j]->devices[0] == s->devices[0])
+                return ek_error(EK_NO,
+                                "%s cannot express this plan: %s is visited twice, at "
+                                "layer %u",
+                                target, f->devices[s->devices[0]].name, s->first_layer);
+        if (p->n && s->n_devices != p->stages[0]->n_devices)
+            return ek_error(EK_NO,
+                            "%s cannot express this plan: tensor-parallel degree changes at "
+                            "layer %u",
+                            target, s->first_layer);
+        if (is_cpu(f, s->devices[0]))
+            return ek_error(EK_NO, "%s cannot express this plan: layer %u is on %s", target,
+                            s->first_layer, f->devices[s->devices[0]].name);
+        p->stages[p->n++] = s;
+    }
+    if (p->n == 0)
+        return ek_error(EK_NO, "%s cannot express this plan: it has no layers", target);
+    p->tp = p->stages[0]->n_devices;
+    return check_ends(f, p, target);
+}
+
+static void add_counts(struct text *t, const struct pipeline *p, const char *separator)
+{
+    for (size_t i = 0; i < p->n; i++)
+        add(t, "%s%u", i ? separator : "", p->stages[i]->n_layers);
+}
+
+static void add_visible(struct text *t, const struct ek_plan_file *f, const struct pipeline *p)
+{
+    add(t, "CUDA_VISIBLE_DEVICES=");
+    for (size_t i = 0; i < p->n; i++)
+        for (uint32_t d = 0; d < p->stages[i]->n_devices; d++)
+            add(t, "%s%u", i || d ? "," : "", f->devices[p->stages[i]->devices[d]].index);
+}
+
+/* ---- Targets ------------------------------------------------------------------------------------
+ */
+static enum ek_status to_vllm(const struct ek_plan_file *f, struct text *t)
+{
+    struct pipeline p;
+
+    EK_TRY(as_pipeline(f, "vllm", &p));
+    add_visible(t, f, &p);
+    add(t, " VLLM_PP_LAYER_PARTITION=");
+    add_counts(t, &p, ",");
+    add(t,
+        " vllm serve MODEL --pipeline-parallel-size %zu --tensor-parallel-size %u "
+        "--max-model-len %u --max-num-seqs %u\n",
+        p.n, p.tp, f->context, f->batch);
+    return EK_OK;
+}
+
+static enum ek_status to_sglang(const struct ek_plan_file *f, struct text *t)
+{
+    struct pipeline p;
+
+    EK_TRY(as_pipeline(f, "sglang", &p));
+    add_visible(t, f, &p);
+    add(t, " SGLANG_PP_LAYER_PARTITION=");
+    add_counts(t, &p, ",");
+    add(t,
+        " python -m sglang.launch_server --model-path MODEL --pp-size %zu --tp-size %u "
+        "--context-length %u --max-running-requests %u\n",
+        p.n, p.tp, f->context, f->batch);
+    return EK_OK;
+}
+
+static enum ek_status to_tensorrt(const struct ek_plan_file *f, struct text *t)
+{
+    struct pipeline p;
+
+    EK_TRY(as_pipeline(f, "tensorrt-llm", &p));
+    add(t, "{\"pipeline_parallel_size\": %zu, \"tensor_parallel_size\": %u, \"pp_partition\": [",
+        p.n, p.tp);
+    add_counts(t, &p, ", ");
+    add(t, "], \"max_batch_size\": %u, \"max_seq_len\": %u}\n", f->batch, f->context);
+    return EK_OK;
+}
+
+static enum ek_status to_deepspeed(const struct ek_plan_file *f, struct text *t)
+{
+    struct pipeline p;
+    uint32_t sum = 0;
+
+    EK_TRY(as_pipeline(f, "deepspeed", &p));
+    if (p.tp != 1)
+        return ek_error(EK_NO, "deepspeed cannot express this plan: stage 0 is tensor-parallel");
+    add(t, "# boundaries for an override of PipelineModule._partition_layers (layers alone; the\n"
+           "# embedding goes with the first stage, norm and head with the last)\nparts = [0");
+    for (size_t i = 0; i < p.n; i++)
+        add(t, ", %u", sum += p.stages[i]->n_layers);
+    add(t, "]\n");
+    return EK_OK;
+}
+
+/* The output layer counts as one more layer, on the last device; the embedding is always on the
+ * CPU there. */
+static enum ek_status to_llama(const struct ek_plan_file *f, struct text *t)
+{
+    struct pipeline p;
+
+    EK_TRY(as_pipeline(f, "llama.cpp", &p));
+    if (p.tp != 1)
+        return ek_error(EK_NO, "llama.cpp cannot express this plan: stage 0 is tensor-parallel");
+    add(t, "llama-server -m MODEL.gguf -ngl 999 -sm layer -dev ");
+    for (size_t i = 0; i < p.n; i++)
+        add(t, "%sCUDA%u", i ? "," : "", f->devices[p.stages[i]->devices[0]].index);
+    add(t, " -ts ");
+    for (size_t i = 0; i < p.n; i++)
+        add(t, "%s%u", i ? "," : "", p.stages[i]->n_layers + (i + 1 == p.n));
+    add(t, " --fit off -c %u -np %u\n", f->context * f->batch, f->batch);
+    return EK_OK;
+}
+
+static enum ek_status to_accelerate(const struct ek_plan_file *f, struct text *t)
+{
+    const json_t *map = json_object_get(f->root, "device_map");
+    char *body;
+
+    for (size_t i = 0; i < f->n_stages; i++)
+        if (f->stages[i].n_devices > 1)
+            return ek_error(EK_NO, "accelerate cannot express this plan: \"%s\" is tensor-parallel",
+                            f->stages[i].modules[0]);
+    if (!json_is_object(map))
+        return ek_error(
+            EK_NO,
+            "accelerate cannot express this plan: several CPU devices, or a head "
+            "tied to an embedding on another device (\"%s\")",
+            f->stages[f->n_stages - 1].modules[f->stages[f->n_stages - 1].n_modules - 1]);
+    body = ek_json_text(map);
+    if (body == NULL)
+        return ek_error(EK_ENOMEM, "out of host memory");
+    add(t, "%s", body);
+    free(body);
+    return EK_OK;
+}
+
+static const struct {
+    const char *name;
+    enum ek_status (*write)(const struct ek_plan_file *f, struct text *t);
+} targets[] = {
+    {"accelerate", to_accelerate}, {"vllm", to_vllm},       {"sglang", to_sglang},
+    {"tensorrt-llm", to_tensorrt}, {"llama.cpp", to_llama}, {"deepspeed", to_deepspeed},
+};
+const char *const ek_export_targets[] = {"accelerate", "vllm",      "sglang", "tensorrt-llm",
+                                         "llama.cpp",  "deepspeed", NULL};
+
+enum ek_status ek_export(const struct ek_plan_file *f, const char *target, char **out)
+{
+    struct text t = {0};
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(targets); i++) {
+        enum ek_status st;
+        if (strcmp(targets[i].name, target) != 0)
+            continue;
+        st = targets[i].write(f, &t);
+        if (st == EK_OK && t.failed)
+            st = ek_error(EK_ENOMEM, "out of host memory");
+        if (st != EK_OK) {
+            free(t.data);
+            return st;
+        }
+        *out = t.data;
+        return EK_OK;
+    }
+    return ek_error(EK_EUSAGE,
+                    "there is no export to \"%s\"; there are accelerate, vllm, sglang, "
+                    "tensorrt-llm, llama.cpp, deepspeed",
+                    target);
+}
