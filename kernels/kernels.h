@@ -105,7 +105,8 @@ struct ek_batch {
     uint32_t max_q, max_kv;     /* most new tokens of a sequence; longest context */
     uint32_t max_blocks;        /* row length of block_table */
     const int32_t *tokens;      /* [n_tokens] ids */
-    const int32_t *positions;   /* [n_tokens], or [3][n_tokens] with M-RoPE sections */
+    const int32_t *positions;   /* [n_tokens], or rows t, h, w with M-RoPE sections */
+    uint32_t position_row;      /* elements from one of these rows to the next; 0: n_tokens */
     const int32_t *slots;       /* [n_tokens] where the token's K and V go */
     const int32_t *seq_start;   /* [n_seqs + 1] first token of each sequence */
     const int32_t *kv_len;      /* [n_seqs] context length with this batch's tokens in it */
@@ -241,7 +242,7 @@ struct ek_ops {
     /* x rows hold [dim gate | dim up]: out = silu(gate) * up */
     enum ek_status (*swiglu)(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                              uint32_t dim, void *out, size_t ldo);
-    /* out[i] = row rows[i] of x (rows: device memory) */
+    /* out[i] = row rows[i] of x (rows: device memory); zeros where rows[i] < 0 */
     enum ek_status (*gather)(struct ek_device *dev, const void *x, size_t ldx, const int32_t *rows,
                              uint32_t n, uint32_t dim, void *out);
     /* ids[i] = index of the largest of logits (F32) row i, the lowest index on ties */
@@ -277,6 +278,25 @@ struct ek_ops {
     enum ek_status (*experts)(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                               const int32_t *ids, const float *weights, uint32_t top_k,
                               const struct ek_experts *e, void *out, size_t ldo);
+
+    /* ---- vision; NULL: not supported */
+    /* out[rows[i]] = x[i]: F32 rows of dim elements, ld dim, to activations of ld ldo (embeddings
+     * of pictures to their places in a prompt); rows: device memory, each at most once */
+    enum ek_status (*scatter_rows)(struct ek_device *dev, const float *x, const int32_t *rows,
+                                   uint32_t n, uint32_t dim, void *out, size_t ldo);
+    /* Rotates the first `heads` heads of n rows in place. positions: [rows][n] (device), a row for
+     * every section that rope has */
+    enum ek_status (*rope_rows)(struct ek_device *dev, void *x, size_t ld,
+                                const struct ek_rope *rope, const int32_t *positions, uint32_t n,
+                                uint32_t heads, uint32_t head_dim);
+    /* Attention of every row to all rows of its segment, before and behind it. qkv rows hold [heads
+     * q | heads k | heads v] of head_dim (72 and 80 are the usual ones); segments (device):
+     * [n_segments + 1] first rows, ascending from 0 to n; out rows: [heads][head_dim]. Softmax in
+     * fp32, scores never materialised over a segment. */
+    enum ek_status (*attention_dense)(struct ek_device *dev, const void *qkv, size_t ld,
+                                      const int32_t *segments, uint32_t n_segments,
+                                      uint32_t max_segment, uint32_t heads, uint32_t head_dim,
+                                      float scale, void *out, size_t ldo);
 
     /* ---- fused: NULL where the backend composes them */
     /* rms_norm then one linear a matrix, each into its own columns of out:

@@ -4,6 +4,7 @@ CPU_KERNEL_SOURCES = kernels/cpu/cpu.h kernels/cpu/attention.c kernels/cpu/cores
 	kernels/cpu/device.c kernels/cpu/experts.c \
 	kernels/cpu/latent.c kernels/cpu/linear.c kernels/cpu/memory.c kernels/cpu/ops.c \
 	kernels/cpu/pool.c kernels/cpu/queue.c kernels/cpu/simd.c kernels/cpu/simd_c.c \
+	kernels/cpu/vision.c \
 	kernels/cpu/simd/attend.h kernels/cpu/simd/compiler.h kernels/cpu/simd/decode.h kernels/cpu/simd/products.h \
 	kernels/cpu/simd/read.h kernels/cpu/simd/rows.h kernels/cpu/simd/table.h kernels/cpu/simd/vec_c.h
 if X86_SIMD

@@ -27,12 +27,13 @@ void cpu_token_angles(const struct cpu_simd *simd, const struct ek_rope *rope,
 {
     uint32_t half = rope->dim / 2, at = 0;
     bool sections = rope->sections[0] || rope->sections[1] || rope->sections[2];
+    size_t step = batch->position_row ? batch->position_row : batch->n_tokens;
 
     for (uint32_t s = 0; s < 3 && at < half; s++) {
         uint32_t n = sections ? rope->sections[s] : half;
         size_t row = sections ? s : 0;
         n = n < half - at ? n : half - at;
-        simd->angles((float)batch->positions[row * batch->n_tokens + token], rope->inv_freq + at, n,
+        simd->angles((float)batch->positions[row * step + token], rope->inv_freq + at, n,
                      rope->amplitude, cosine + at, sine + at);
         at += n;
     }

@@ -106,6 +106,8 @@ struct cpu_attend {
     uint32_t heads, group; /* group: query heads of a K and V head */
     uint32_t block;        /* queries of a block */
     float scale;
+    size_t dense_ld; /* not 0: no cache and not causal; rows of K and V lie so many elements apart,
+                        those of a sequence from its seq_start on, and page is above any length */
 };
 /* Scratch bytes that attend_one and attend_block need. */
 size_t cpu_attend_scratch(const struct cpu_attend *a);
@@ -227,6 +229,15 @@ enum ek_status cpu_route(struct ek_device *dev, const void *x, size_t ldx, uint3
 enum ek_status cpu_experts(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                            const int32_t *ids, const float *weights, uint32_t top_k,
                            const struct ek_experts *e, void *out, size_t ldo);
+enum ek_status cpu_scatter_rows(struct ek_device *dev, const float *x, const int32_t *rows,
+                                uint32_t n, uint32_t dim, void *out, size_t ldo);
+enum ek_status cpu_rope_rows(struct ek_device *dev, void *x, size_t ld, const struct ek_rope *rope,
+                             const int32_t *positions, uint32_t n, uint32_t heads,
+                             uint32_t head_dim);
+enum ek_status cpu_attention_dense(struct ek_device *dev, const void *qkv, size_t ld,
+                                   const int32_t *segments, uint32_t n_segments,
+                                   uint32_t max_segment, uint32_t heads, uint32_t head_dim,
+                                   float scale, void *out, size_t ldo);
 enum ek_status cpu_swiglu(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                           uint32_t dim, void *out, size_t ldo);
 enum ek_status cpu_gather(struct ek_device *dev, const void *x, size_t ldx, const int32_t *rows,

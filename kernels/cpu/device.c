@@ -184,6 +184,9 @@ const struct ek_ops ek_ops_cpu = {
     .latent_value = cpu_latent_value,
     .route = cpu_route,
     .experts = cpu_experts,
+    .scatter_rows = cpu_scatter_rows,
+    .rope_rows = cpu_rope_rows,
+    .attention_dense = cpu_attention_dense,
     .norm_gate_up = cpu_norm_gate_up,
     .read_bytes = cpu_read_bytes,
 };

@@ -119,10 +119,13 @@ enum ek_status cpu_swiglu(struct ek_device *dev, const void *x, size_t ldx, uint
 static void gather_row(void *arg, uint32_t i, uint32_t thread)
 {
     const struct rows_job *a = arg;
+    float *out = a->out + (size_t)i * a->dim;
 
     (void)thread;
-    memcpy(a->out + (size_t)i * a->dim, a->x + (size_t)a->index[i] * a->ldx,
-           a->dim * sizeof(float));
+    if (a->index[i] < 0)
+        memset(out, 0, a->dim * sizeof(float));
+    else
+        memcpy(out, a->x + (size_t)a->index[i] * a->ldx, a->dim * sizeof(float));
 }
 
 enum ek_status cpu_gather(struct ek_device *dev, const void *x, size_t ldx, const int32_t *rows,

@@ -21,6 +21,7 @@ struct rope_args {
     const int32_t *positions, *slots;
     uint32_t n_tokens, heads;
     size_t ld;
+    uint32_t position_row;
 };
 
 template <typename T, typename C>
@@ -33,7 +34,7 @@ __global__ void __launch_bounds__(ROPE_THREADS) rope_k(T *qkv, const rope_args a
     pdl_next();
     pdl_wait();
     for (uint32_t i = threadIdx.x; i < half; i += ROPE_THREADS) {
-        int32_t at = a.positions[section_of(a.rope, i) * a.n_tokens + token];
+        int32_t at = a.positions[section_of(a.rope, i) * a.position_row + token];
         float s, c;
 
         sincosf((float)at * a.rope.inv_freq[i], &s, &c);
@@ -73,7 +74,8 @@ extern "C" cudaError_t ek_cu_rope_append(const struct ek_cu_queue *q, enum ek_dt
                                          const struct ek_batch *batch, uint32_t heads,
                                          const struct ek_kv *kv)
 {
-    rope_args a = {*rope, *kv, batch->positions, batch->slots, batch->n_tokens, heads, ld};
+    rope_args a = {*rope, *kv, batch->positions, batch->slots, batch->n_tokens, heads, ld,
+                   batch->position_row ? batch->position_row : batch->n_tokens};
 
     if (rope->dim / 2 > ROPE_MAX)
         return cudaErrorNotSupported;

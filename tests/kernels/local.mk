@@ -1,6 +1,6 @@
 EXTRA_DIST += tests/fixtures/dequant.bin tests/reference/make_dequant.py
 KERNEL_TESTS = tests/kernels/check_device tests/kernels/check_products tests/kernels/check_ops \
-	tests/kernels/check_deepseek
+	tests/kernels/check_deepseek tests/kernels/check_vision
 check_PROGRAMS += $(KERNEL_TESTS)
 TESTS += $(KERNEL_TESTS)
 KERNEL_TEST_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS) -DFIXTURES='"$(abs_top_srcdir)/tests/fixtures"'
@@ -19,6 +19,9 @@ tests_kernels_check_ops_LDADD = $(KERNEL_TEST_LDADD)
 tests_kernels_check_deepseek_SOURCES = tests/kernels/check_deepseek.c $(KERNEL_TEST_SUPPORT)
 tests_kernels_check_deepseek_CPPFLAGS = $(KERNEL_TEST_CPPFLAGS)
 tests_kernels_check_deepseek_LDADD = $(KERNEL_TEST_LDADD)
+tests_kernels_check_vision_SOURCES = tests/kernels/check_vision.c $(KERNEL_TEST_SUPPORT)
+tests_kernels_check_vision_CPPFLAGS = $(KERNEL_TEST_CPPFLAGS)
+tests_kernels_check_vision_LDADD = $(KERNEL_TEST_LDADD)
 
 # Speed over SmolLM2-135M's shapes: run by hand.
 noinst_PROGRAMS += tests/kernels/bench_cpu

@@ -17,8 +17,11 @@ INLINE size_t key_offset(const struct cpu_attend *a, uint32_t seq, uint32_t kv_h
 {
     const int32_t *blocks = a->batch->block_table + (size_t)seq * a->batch->max_blocks;
     uint32_t page = a->kv->page;
-    size_t slot = (size_t)blocks[j / page] * page + j % page;
+    size_t slot;
 
+    if (a->dense_ld)
+        return ((size_t)a->batch->seq_start[seq] + j) * a->dense_ld + kv_head * dim;
+    slot = (size_t)blocks[j / page] * page + j % page;
     return (slot * a->kv->kv_heads + kv_head) * dim;
 }
 
@@ -47,7 +50,7 @@ static void key_rows(const struct cpu_attend *a, const void *base, size_t dim, s
                      uint32_t seq, uint32_t kv_head, uint32_t from, uint32_t n, float *buffer,
                      const float *rows[CPU_KEYS])
 {
-    size_t step = a->kv->kv_heads * stride, at = 0;
+    size_t step = a->dense_ld ? a->dense_ld : a->kv->kv_heads * stride, at = 0;
     bool in_place = a->kv->dtype == EK_F32 && dim % PAD == 0;
     uint32_t left = 0; /* keys to the end of the page */
 
@@ -381,7 +384,8 @@ static void block_finish(const struct cpu_attend *a, uint32_t token, uint32_t kv
         }
 }
 
-/* Queries first .. first + count of the sequence's new tokens, the heads of kv_head, causal. */
+/* Queries first .. first + count of the sequence's new tokens, the heads of kv_head: causal, or
+ * (dense) over all keys. */
 static void attend_block(const struct cpu_attend *a, uint32_t seq, uint32_t kv_head, uint32_t first,
                          uint32_t count, void *scratch)
 {
@@ -390,15 +394,17 @@ static void attend_block(const struct cpu_attend *a, uint32_t seq, uint32_t kv_h
     size_t kd = padded(a->kv->head_dim), vd = padded(a->kv->v_dim);
     uint32_t token = (uint32_t)b->seq_start[seq] + first;
     uint32_t n_new = (uint32_t)(b->seq_start[seq + 1] - b->seq_start[seq]);
-    uint32_t position = (uint32_t)b->kv_len[seq] - n_new + first, n_rows = count * a->group;
+    uint32_t past = a->dense_ld ? 0 : (uint32_t)b->kv_len[seq] - n_new;
+    uint32_t position = past + first, n_rows = count * a->group;
+    uint32_t end = a->dense_ld ? n_new : position + count;
 
     block_start(a, token, kv_head, count, &s);
-    for (uint32_t k = 0; k < position + count; k += CPU_KEYS) {
-        uint32_t left = position + count - k, n = left < CPU_KEYS ? left : CPU_KEYS;
+    for (uint32_t k = 0; k < end; k += CPU_KEYS) {
+        uint32_t left = end - k, n = left < CPU_KEYS ? left : CPU_KEYS;
         block_load(a, seq, kv_head, k, n, &s);
         mm(s.q, kd, s.keys, CPU_KEYS, s.scores, CPU_KEYS, n_rows, kd, CPU_KEYS, false);
         for (uint32_t row = 0; row < n_rows; row++) {
-            uint32_t limit = position + row / a->group + 1; /* keys that this query sees */
+            uint32_t limit = a->dense_ld ? end : position + row / a->group + 1; /* keys seen */
             uint32_t seen = limit <= k ? 0 : limit - k < n ? limit - k : n;
             float *p = s.scores + (size_t)row * CPU_KEYS;
             if (!seen) { /* all later than this query */
