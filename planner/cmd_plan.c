@@ -3,6 +3,7 @@
  * evenkeel-plan plan: the options become a request, the request a plan.
  */
 #include "planner/commands.h"
+#include "planner/device_map.h"
 #include "planner/hardware.h"
 
 #include <config.h>
@@ -47,6 +48,11 @@ static const char help[] =
     "  --use-all             leave no device unused\n"
     "  --max-stages N        at most so many stages\n"
     "  --tp N                tensor-parallel degree of every stage (free)\n"
+    "  --for ENGINE          only what vllm, sglang, tensorrt-llm, llama.cpp, deepspeed can "
+    "express\n"
+    "  --near PLAN.json      of plans within --within of the best, the one that moves fewest "
+    "bytes\n"
+    "  --within F            slack for --near (0.02)\n"
     "  --split-sides         place vision tower, projector, ... one by one\n"
     "Solving\n"
     "  --objective LIST      latency, throughput, balance, balance-time, context, batch; in order\n"
@@ -57,6 +63,8 @@ static const char help[] =
     "  --force               replace FILE\n"
     "  --explain             the next-best plans, and what more memory or devices would buy\n"
     "  --alternatives K      so many next-best plans (3 with --explain)\n"
+    "  --pareto              the front of prefill, decode and memory\n"
+    "  --from MAP.json       what a device_map or an earlier plan would cost; no search\n"
     "  --write-costs FILE    write the costs that were planned from\n"
     "  --json                the plan on standard output instead of the table\n"
     "  --quiet, --help, --version\n";
@@ -91,6 +99,11 @@ enum {
     O_ACT,
     O_HARDWARE,
     O_EXPLAIN,
+    O_PARETO,
+    O_FROM,
+    O_FOR,
+    O_NEAR,
+    O_WITHIN,
     O_ALTERNATIVES,
     O_CARDS,
     O_JSON,
@@ -130,6 +143,11 @@ static const struct option options[] = {
     {"output", required_argument, NULL, 'o'},
     {"force", no_argument, NULL, O_FORCE},
     {"explain", no_argument, NULL, O_EXPLAIN},
+    {"pareto", no_argument, NULL, O_PARETO},
+    {"from", required_argument, NULL, O_FROM},
+    {"for", required_argument, NULL, O_FOR},
+    {"near", required_argument, NULL, O_NEAR},
+    {"within", required_argument, NULL, O_WITHIN},
     {"alternatives", required_argument, NULL, O_ALTERNATIVES},
     {"write-costs", required_argument, NULL, O_WRITE_COSTS},
     {"json", no_argument, NULL, O_JSON},
@@ -143,8 +161,10 @@ struct arguments {
     struct ek_request request;
     struct ek_workload given; /* fields that the command line set; 0 elsewhere */
     bool given_generate, given_prompt;
-    const char *model, *db, *costs, *devices, *output, *write_costs, *act, *hardware, *cards;
-    bool force, json, done, explain;
+    const char *model, *db, *costs, *devices, *output, *write_costs, *act, *hardware, *cards, *from,
+        *near;
+    double within;
+    bool force, json, done, explain, pareto;
     uint32_t alternatives;
 };
 
@@ -323,6 +343,26 @@ static enum ek_status request_option(struct arguments *a, int o, int argc, char 
     }
 }
 
+/* What these engines can say: one pipeline of whole layers, side modules and embedding with its
+ * first stage. Norm and head on the last, and one tensor-parallel degree, hold by the chain's order
+ * and --tp. */
+static enum ek_status read_engine(struct ek_request *r, const char *text)
+{
+    static const char *const engines[] = {"vllm", "sglang", "tensorrt-llm", "llama.cpp",
+                                          "deepspeed"};
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(engines); i++)
+        if (strcmp(engines[i], text) == 0) {
+            r->sides_first = r->whole_layers = true;
+            r->tp = r->tp ? r->tp : 1;
+            return EK_OK;
+        }
+    return ek_error(EK_EUSAGE,
+                    "--for \"%s\": there are vllm, sglang, tensorrt-llm, llama.cpp, "
+                    "deepspeed",
+                    text);
+}
+
 static enum ek_status file_option(struct arguments *a, int o)
 {
     switch (o) {
@@ -338,6 +378,19 @@ static enum ek_status file_option(struct arguments *a, int o)
     case 'o':
         a->output = optarg;
         return EK_OK;
+    case O_PARETO:
+        a->pareto = true;
+        return EK_OK;
+    case O_FROM:
+        a->from = optarg;
+        return EK_OK;
+    case O_FOR:
+        return read_engine(&a->request, optarg);
+    case O_NEAR:
+        a->near = optarg;
+        return EK_OK;
+    case O_WITHIN:
+        return ek_parse_double(optarg, "--within", 0, 10, &a->within);
     case O_EXPLAIN:
         a->explain = true;
         a->alternatives = a->alternatives ? a->alternatives : 3;
@@ -480,6 +533,10 @@ static enum ek_status add_explanations(const struct arguments *a, const struct e
         EK_TRY(ek_alternatives(c, &a->request, s, a->alternatives, &v));
         json_object_set_new(e, "next_best", v);
     }
+    if (a->pareto) {
+        EK_TRY(ek_pareto(s, &a->request, &v));
+        json_object_set_new(plan, "pareto", v);
+    }
     if (a->explain) {
         EK_TRY(ek_sensitivity(c, &a->request, s, &v));
         json_object_set_new(e, "sensitivity", v);
@@ -522,6 +579,7 @@ static enum ek_status deliver(const struct arguments *a, const struct ek_costs *
                               const struct ek_solution *s, json_t *plan, int *code)
 {
     bool to_stdout = a->output && strcmp(a->output, "-") == 0;
+    char moved[EK_UNIT_LEN];
 
     EK_TRY(add_explanations(a, c, s, plan));
     if (a->output)
@@ -532,6 +590,9 @@ static enum ek_status deliver(const struct arguments *a, const struct ek_costs *
         show_for_people(a, c, s, plan);
     if (a->output && !to_stdout)
         ek_note("plan written to %s", a->output);
+    if (s->near)
+        ek_note("%s of weights change their device",
+                ek_format_bytes(moved, (uint64_t)s->moved_bytes));
     if (!s->proven) {
         ek_note("stopped before the proof: this is the best plan so far");
         *code = ek_exit_code(EK_EUNPROVEN);
@@ -589,6 +650,39 @@ static enum ek_status write_costs(const char *path, const struct ek_costs *c, bo
     return st;
 }
 
+/* --from: what somebody's placement would cost; exit code 1 when it does not fit. */
+static enum ek_status cost_map(const struct arguments *a, const struct ek_costs *c, int *code)
+{
+    struct ek_problem *p = NULL;
+    struct ek_assignment map;
+    struct ek_assessment v;
+    char s[3][EK_UNIT_LEN];
+    uint32_t m = a->request.workload.micro_batches ? a->request.workload.micro_batches : 1;
+    enum ek_status st;
+
+    EK_TRY(ek_problem_new(c, &a->request, m, &p));
+    st = ek_assignment_read(p, a->from, &map);
+    if (st == EK_OK) {
+        ek_assess(p, &map, &v);
+        *code = v.worst_ratio > 1 || !v.runnable ? ek_exit_code(EK_NO) : 0;
+        if (a->json)
+            printf("{\"fits\": %s, \"runnable\": %s, \"throughput_s\": %.9g, \"latency_s\": %.9g, "
+                   "\"balance\": %.9g, \"prefill_s\": %.9g, \"decode_s\": %.9g, \"stages\": %u}\n",
+                   v.worst_ratio <= 1 ? "true" : "false", v.runnable ? "true" : "false",
+                   v.score.throughput, v.score.latency, v.score.balance, v.prefill_s, v.decode_s,
+                   v.stages);
+        else
+            printf("%s: %u stages, a batch in %s, prefill %s, decode %s a token; fullest %s at "
+                   "%.1f %%%s\n",
+                   a->from, v.stages, ek_format_seconds(s[0], v.score.throughput),
+                   ek_format_seconds(s[1], v.prefill_s), ek_format_seconds(s[2], v.decode_s),
+                   ek_pdevice_name(p, v.worst), v.worst_ratio * 100,
+                   v.worst_ratio > 1 ? ": DOES NOT FIT" : "");
+    }
+    ek_problem_free(p);
+    return st;
+}
+
 static enum ek_status make_plan(struct arguments *a, int *code)
 {
     struct ek_costs *c = NULL;
@@ -599,7 +693,13 @@ static enum ek_status make_plan(struct arguments *a, int *code)
     merge_workload(a, c);
     if (a->write_costs)
         EK_GOTO(write_costs(a->write_costs, c, a->force), st, end);
+    if (a->from) {
+        st = cost_map(a, c, code);
+        goto end;
+    }
     st = ek_solve(c, &a->request, &s);
+    if (st == EK_OK && a->near)
+        st = ek_stay_near(c, &a->request, a->near, a->within, s);
     if (st == EK_OK)
         st = show(a, c, s, code);
     else if (st == EK_NO)
@@ -612,7 +712,7 @@ end:
 
 static enum ek_status run(int argc, char **argv, int *code)
 {
-    struct arguments a = {.request = EK_REQUEST_INIT};
+    struct arguments a = {.request = EK_REQUEST_INIT, .within = 0.02};
     enum ek_status st;
 
     a.request.stop = &ek_stopped;

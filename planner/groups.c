@@ -154,11 +154,21 @@ static bool pair_divided(const struct ek_problem *p, const struct ek_pair *t, in
     return in[0] != in[1];
 }
 
+static bool has_layer(const struct ek_problem *p, int32_t first, int32_t last)
+{
+    for (int32_t i = first; i <= last; i++)
+        if (p->costs->modules[p->first_item + (uint32_t)i].kind == EK_MODULE_LAYER)
+            return true;
+    return false;
+}
+
 bool ek_rules_allow(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
                     uint32_t sides)
 {
     const uint8_t *banned = p->devices[p->groups[p->kinds[kind].group].members[0]].banned;
 
+    if (p->whole_layers && !has_layer(p, first, last))
+        return false;
     for (int32_t i = first; i <= last; i++)
         if (banned[p->first_item + (uint32_t)i])
             return false;
@@ -186,7 +196,8 @@ static void make_groups(struct ek_problem *p, const struct ek_request *r)
 {
     for (uint32_t d = 0; d < p->n_devices; d++) {
         uint32_t g = 0;
-        while (g < p->n_groups && (r->fixed_order || !alike(p, p->groups[g].members[0], d)))
+        while (g < p->n_groups &&
+               (r->fixed_order || r->distinct_devices || !alike(p, p->groups[g].members[0], d)))
             g++;
         if (g == p->n_groups) {
             struct ek_group *n = &p->groups[p->n_groups++];

@@ -41,8 +41,9 @@ static json_t *objectives_json(const struct ek_request *r)
 static json_t *optimality_json(const struct ek_request *r, const struct ek_solution *s)
 {
     json_t *values = json_array(), *tried = json_array(), *o;
+    bool optimal = s->proven && !s->near;
     double gap =
-        s->proven || s->values[0] == 0 ? 0 : fabs(s->values[0] - s->bounds[0]) / fabs(s->values[0]);
+        optimal || s->values[0] == 0 ? 0 : fabs(s->values[0] - s->bounds[0]) / fabs(s->values[0]);
 
     for (size_t i = 0; i < r->n_objectives; i++)
         json_array_append_new(values, json_pack("{s:s s:f}", "objective",
@@ -51,8 +52,8 @@ static json_t *optimality_json(const struct ek_request *r, const struct ek_solut
     for (size_t i = 0; i < s->n_tried; i++)
         json_array_append_new(tried, json_integer(s->tried[i]));
     o = json_pack("{s:s s:f s:f s:f s:s s:s s:b s:o s:o}", "status",
-                  s->proven ? "optimal" : "feasible", "value", s->values[0], "bound", s->bounds[0],
-                  "gap", gap, "solver", "", "cross_check", s->cross_check, "proven", s->proven,
+                  optimal ? "optimal" : "feasible", "value", s->values[0], "bound", s->bounds[0],
+                  "gap", gap, "solver", "", "cross_check", s->cross_check, "proven", optimal,
                   "values", values, "micro_batches_tried", tried);
     if (o)
         json_object_set_new(o, "solver", json_sprintf("GLPK %s", ek_ilp_version()));

@@ -102,11 +102,13 @@ static void print_proof(const struct ek_solution *s, const struct ek_request *r,
 {
     char v[EK_UNIT_LEN], b[EK_UNIT_LEN];
 
-    for (size_t i = 0; i < r->n_objectives; i++)
+    for (size_t i = 0; i < (s->near ? 1 : r->n_objectives); i++)
         fprintf(out, "objective %zu   %s %s%s\n", i + 1, ek_objective_names[r->objectives[i]],
                 value_text(r->objectives[i], s->values[i], v),
-                s->proven ? ", optimal" : ", NOT proven optimal");
-    if (!s->proven)
+                s->near     ? (i ? "" : ", near the earlier plan on purpose")
+                : s->proven ? ", optimal"
+                            : ", NOT proven optimal");
+    if (!s->proven || s->near)
         fprintf(out, "bound         %s\n", value_text(r->objectives[0], s->bounds[0], b));
     fprintf(out,
             "proof         dynamic program %.3f s (%llu solves, %llu states), GLPK %s %.3f s "

@@ -177,6 +177,8 @@ struct ek_request {
     uint32_t max_stages;    /* 0: as many as devices */
     uint32_t tp;            /* 0: free; else every stage has this degree */
     bool split_sides;       /* side modules are placed one by one */
+    bool whole_layers;      /* every stage holds a layer (engines that split between layers) */
+    bool distinct_devices;  /* tell devices apart even where they are alike */
     bool sides_first;       /* side modules with the first stage (what vLLM and SGLang can do) */
     double time_limit;      /* seconds of solving */
     bool no_certificate;    /* dynamic program alone */
@@ -259,7 +261,7 @@ struct ek_problem {
         uint32_t a, b;
     } * together;
     size_t n_together;
-    bool sides_first;
+    bool sides_first, whole_layers;
     bool uniform; /* hops do not depend on the kinds */
     bool use_all, fixed_order;
     uint32_t max_stages; /* 0: no limit */
@@ -349,6 +351,8 @@ struct ek_solution {
     struct ek_effort dp, ilp;
     uint32_t tried[32]; /* micro-batch counts considered */
     size_t n_tried;
+    bool near; /* ek_stay_near: within a slack of the bound, on purpose */
+    double moved_bytes;
 };
 /* EK_NO: infeasible, with the reason. EK_EUNPROVEN is never returned: see ->proven. */
 enum ek_status ek_solve(const struct ek_costs *c, const struct ek_request *r,
@@ -409,6 +413,12 @@ enum ek_status ek_alternatives(const struct ek_costs *c, const struct ek_request
                                const struct ek_solution *s, uint32_t k, json_t **out);
 enum ek_status ek_sensitivity(const struct ek_costs *c, const struct ek_request *r,
                               const struct ek_solution *s, json_t **out);
+/* The front of prefill bottleneck, decode bottleneck and fullest memory. */
+enum ek_status ek_pareto(const struct ek_solution *s, const struct ek_request *r, json_t **out);
+/* Replaces a solution by one within a slack of its first objective that is close to the plan or
+ * device_map in a file: few bytes of weights change their device. */
+enum ek_status ek_stay_near(const struct ek_costs *c, const struct ek_request *r, const char *path,
+                            double within, struct ek_solution *s);
 /* Why nothing fits: what to relax, by how much, one sentence an entry. */
 enum ek_status ek_advice(const struct ek_costs *c, const struct ek_request *r, json_t **out);
 

@@ -447,6 +447,7 @@ enum ek_status ek_problem_new(const struct ek_costs *c, const struct ek_request 
     p->fixed_order = r->fixed_order;
     p->max_stages = r->max_stages;
     p->sides_first = r->sides_first;
+    p->whole_layers = r->whole_layers;
     EK_GOTO(fill_workload(p, r, m), st, fail);
     EK_GOTO(ek_problem_devices(p, r), st, fail);
     EK_GOTO(make_sides(p, r), st, fail);

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * The front of alternatives: no plan is better than a point of it in the slowest stage's prefill,
+ * the slowest stage's decode and the fullest memory at once. Thresholds on two of them, least
+ * third, each answered by the dynamic program; every point is exact.
+ */
+#include "planner/planner.h"
+#include "planner/levels.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_POINTS 200
+
+struct point {
+    double prefill, decode, balance;
+    struct ek_answer answer;
+};
+struct front {
+    const struct ek_problem *p;
+    struct ek_effort *e;
+    uint8_t *deny; /* columns above the decode threshold */
+    struct point points[MAX_POINTS];
+    size_t n;
+};
+
+static struct point point_of(const struct ek_problem *p, const struct ek_answer *a)
+{
+    struct point t = {.answer = *a};
+
+    for (uint32_t i = 0; i < a->n; i++) {
+        const struct ek_column *c = &p->columns[a->columns[i]];
+        t.prefill = fmax(t.prefill, c->prefill * p->micro_batches);
+        t.decode = fmax(t.decode, c->decode);
+        t.balance = fmax(t.balance, c->ratio);
+    }
+    return t;
+}
+
+static bool covered(const struct point *a, const struct point *b)
+{
+    return b->prefill <= a->prefill && b->decode <= a->decode && b->balance <= a->balance;
+}
+
+static void add_point(struct front *f, const struct point *t)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < f->n; i++)
+        if (covered(t, &f->points[i]))
+            return;
+    for (size_t i = 0; i < f->n; i++)
+        if (!covered(&f->points[i], t))
+            f->points[kept++] = f->points[i];
+    f->n = kept;
+    if (f->n < MAX_POINTS)
+        f->points[f->n++] = *t;
+}
+
+/* Least decode bottleneck with prefill and memory limited; *found: there is one. */
+static enum ek_status least_decode(struct front *f, double prefill, double balance,
+                                   struct point *out, bool *found)
+{
+    const struct ek_problem *p = f->p;
+    struct ek_limits l = EK_LIMITS_NONE;
+    struct ek_answer a;
+
+    *found = false;
+    l.prefill = prefill;
+    l.ratio = balance;
+    l.enough = INFINITY; /* any plan will do: the threshold does the work */
+    memset(f->deny, 0, p->n_columns);
+    for (;;) {
+        double least;
+        EK_TRY(ek_dp_solve(p, &l, f->deny, &a, f->e));
+        if (a.kind != EK_ANSWER_OPTIMAL)
+            return EK_OK;
+        *out = point_of(p, &a);
+        *found = true;
+        least = out->decode;
+        for (size_t c = 0; c < p->n_columns; c++)
+            f->deny[c] = p->columns[c].decode >= least;
+    }
+}
+
+/* Walks down the prefill bottleneck at one memory limit. */
+static enum ek_status walk(struct front *f, double balance)
+{
+    double prefill = INFINITY;
+    struct point t;
+    bool found;
+
+    while (f->n < MAX_POINTS && !ek_effort_over(f->e)) {
+        EK_TRY(least_decode(f, prefill, balance, &t, &found));
+        if (!found)
+            return EK_OK;
+        add_point(f, &t);
+        if (t.prefill <= 0)
+            return EK_OK;
+        prefill = nextafter(t.prefill / f->p->micro_batches, 0);
+    }
+    return EK_OK;
+}
+
+static int by_prefill(const void *a, const void *b)
+{
+    const struct point *p = a, *q = b;
+
+    if (p->prefill != q->prefill)
+        return p->prefill < q->prefill ? -1 : 1;
+    return p->decode < q->decode ? -1 : p->decode > q->decode;
+}
+
+static json_t *front_json(struct front *f)
+{
+    json_t *list = json_array();
+
+    qsort(f->points, f->n, sizeof(*f->points), by_prefill);
+    for (size_t i = 0; i < f->n; i++) {
+        struct ek_placement pl;
+        json_t *stages = json_array();
+        ek_place(f->p, f->points[i].answer.columns, f->points[i].answer.n, &pl);
+        for (size_t k = 0; k < pl.n_stages; k++)
+            json_array_append_new(
+                stages, json_sprintf("%s%s: %d", ek_pdevice_name(f->p, pl.stages[k].devices[0]),
+                                     pl.stages[k].n_devices > 1 ? "+" : "",
+                                     pl.stages[k].last - pl.stages[k].first + 1));
+        json_array_append_new(list, json_pack("{s:f s:f s:f s:o}", "prefill_s",
+                                              f->points[i].prefill, "decode_s", f->points[i].decode,
+                                              "balance", f->points[i].balance, "modules", stages));
+    }
+    return list;
+}
+
+/* Memory limits from the fullest plan's downwards, in steps: the front's third dimension. */
+enum ek_status ek_pareto(const struct ek_solution *s, const struct ek_request *r, json_t **out)
+{
+    struct ek_effort e = {.stop = r->stop};
+    struct front *f = ek_calloc(1, sizeof(*f));
+    double least, most = 1;
+    enum ek_status st;
+    struct ek_search_state state = {.p = s->problem,
+                                    .oracle = ek_dp_solve,
+                                    .effort = &e,
+                                    .limits = EK_LIMITS_NONE,
+                                    .latency = INFINITY};
+    struct ek_found found;
+
+    if (f == NULL)
+        return EK_ENOMEM;
+    if (r->time_limit > 0)
+        e.deadline_ns = ek_now_ns() + (uint64_t)(r->time_limit * 1e9);
+    f->p = s->problem;
+    f->e = &e;
+    f->deny = ek_calloc(f->p->n_columns, 1);
+    st = f->deny ? ek_level_solve(&state, EK_OBJ_BALANCE, &found) : EK_ENOMEM;
+    least = st == EK_OK && found.kind == EK_ANSWER_OPTIMAL ? found.value : 1;
+    for (int i = 0; st == EK_OK && i <= 8; i++)
+        st = walk(f, i == 0 ? INFINITY : ek_widen(least + (most - least) * (8 - i) / 8));
+    if (st == EK_OK)
+        *out = front_json(f);
+    free(f->deny);
+    free(f);
+    return st;
+}
