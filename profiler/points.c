@@ -107,7 +107,7 @@ static struct gap pop_worst(struct points *p)
     struct gap g;
 
     for (size_t i = 1; i < p->n_gaps; i++)
-        if (p->gaps[i].miss > p->gaps[worst].miss)
+        if (p->gaps[i].miss >= p->gaps[worst].miss) /* of equals the wider one: it costs more */
             worst = i;
     g = p->gaps[worst];
     memmove(&p->gaps[worst], &p->gaps[worst + 1],

@@ -8,9 +8,11 @@
  */
 #include "profiler/measure.h"
 
+#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { WARM_UP = 2 /* a graph is captured at the second run */, ATTEMPTS = 3 };
 
@@ -27,6 +29,7 @@ struct rig {
     void *flush; /* read before a run of a module alone, so that its weights are cold */
     size_t flush_bytes;
     struct ek_event *mark[2];
+    int waits;       /* this thread's schedstat, -1: none */
     double least[2]; /* seconds of the quickest run of either stage at this point */
 };
 
@@ -210,6 +213,9 @@ enum ek_status rig_new(const struct rig_options *opt, const struct rig_group *gr
         return EK_ENOMEM;
     r->opt = *opt;
     r->group = *group;
+    r->waits = -1;
+    if (opt->dev->info.simd[0]) /* computes on the host's own cores */
+        r->waits = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
     r->ceilings = *opt->ceilings;
     r->cap = (struct ek_stage_options){.page = EK_PAGE,
                                        .max_tokens = tokens,
@@ -240,6 +246,8 @@ void rig_free(struct rig *r)
         if (buffers[i])
             ops->release(r->opt.dev, buffers[i]);
     rig_batch_free(r->batch);
+    if (r->waits >= 0)
+        close(r->waits);
     free(r);
 }
 
@@ -267,17 +275,35 @@ static enum ek_status step(struct rig *r, struct ek_stage *s)
                          h->n_logits * sizeof(int32_t));
 }
 
+/* Seconds that this thread was ready to run and another process had its core. A device of the
+ * host's own cores loses them; a plan does not answer for what else the machine does, so they are
+ * taken off (the memory bus that the others used meanwhile cannot be). */
+static double waited(const struct rig *r)
+{
+    char text[96];
+    ssize_t n = r->waits < 0 ? -1 : pread(r->waits, text, sizeof(text) - 1, 0);
+    unsigned long long ran, waiting;
+
+    if (n <= 0)
+        return 0;
+    text[n] = '\0';
+    return sscanf(text, "%llu %llu", &ran, &waiting) == 2 ? (double)waiting * 1e-9 : 0;
+}
+
 static enum ek_status timed_step(struct rig *r, struct ek_stage *s, double *seconds)
 {
     const struct ek_ops *ops = r->opt.dev->ops;
+    double before;
 
     if (r->flush)
         EK_TRY(ops->read_bytes(r->opt.dev, r->flush, r->flush_bytes));
+    before = waited(r);
     EK_TRY(ops->event_record(r->opt.dev, r->mark[0]));
     EK_TRY(step(r, s));
     EK_TRY(ops->event_record(r->opt.dev, r->mark[1]));
     EK_TRY(ops->event_sync(r->mark[1]));
     *seconds = ops->event_seconds(r->mark[0], r->mark[1]);
+    *seconds = fmax(*seconds - (waited(r) - before), 0);
     return EK_OK;
 }
 
