@@ -41,3 +41,10 @@ noinst_PROGRAMS += tests/model/tensors
 tests_model_tensors_SOURCES = tests/model/tensors.c
 tests_model_tensors_LDADD = libmodel.a libbase.a $(JANSSON_LIBS) $(MODEL_LIBS)
 EXTRA_DIST += tests/reference/compare_models.py
+PICTURE_TEST_FILES = tests/model/pictures.c tests/model/pictures.h tests/model/files.c \
+	tests/model/files.h
+check_PROGRAMS += tests/model/check_image
+TESTS += tests/model/check_image
+tests_model_check_image_SOURCES = tests/model/check_image.c $(PICTURE_TEST_FILES)
+tests_model_check_image_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_model_check_image_LDADD = $(MODEL_TEST_LIBS)
