@@ -691,6 +691,7 @@ static enum ek_status make_plan(struct arguments *a, int *code)
 
     EK_GOTO(get_costs(a, &c), st, end);
     merge_workload(a, c);
+    c->workload = a->request.workload;
     if (a->write_costs)
         EK_GOTO(write_costs(a->write_costs, c, a->force), st, end);
     if (a->from) {

@@ -7,4 +7,12 @@ tests_planner_check_brute_SOURCES = tests/planner/check_brute.c tests/planner/br
 	tests/planner/brute.c tests/planner/instances.h tests/planner/instances.c
 tests_planner_check_brute_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_planner_check_brute_LDADD = $(PLANNER_TEST_LIBS)
+
+check_PROGRAMS += tests/planner/check_planner
+TESTS += tests/planner/check_planner
+tests_planner_check_planner_SOURCES = tests/planner/check_planner.c tests/planner/instances.h \
+	tests/planner/instances.c
+tests_planner_check_planner_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_planner_check_planner_LDADD = $(PLANNER_TEST_LIBS)
 endif
+EXTRA_DIST += tests/planner/machines
