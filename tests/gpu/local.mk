@@ -2,7 +2,7 @@
 GPU_TEST_LIBS = libkernels.a libbase.a $(BLAS_LIBS) $(CUDA_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
 GPU_TESTS = tests/gpu/check_devices tests/gpu/check_ops tests/gpu/check_attention \
 	tests/gpu/check_runtime
-EXTRA_DIST += tests/gpu/run-gpu.sh
+EXTRA_DIST += tests/gpu/run-gpu.sh tests/gpu/main-job.sh tests/gpu/cuda-path.sh
 if HAVE_CUDA
 check_PROGRAMS += $(GPU_TESTS) tests/gpu/bench_kernels
 TESTS += $(GPU_TESTS)
@@ -40,4 +40,4 @@ relocatable: $(carried_programs)
 	  strip -o $(carried)/bin/`basename $$p` $$p || exit 1; \
 	  ldd $$p | grep -vE '$(host_libraries)' | awk '/=> \// { print $$3 }' | \
 	    xargs -r cp -L -t $(carried)/lib || exit 1; \
-	done; cp $(top_srcdir)/tests/gpu/run-gpu.sh $(carried)/
+	done; cp $(top_srcdir)/tests/gpu/*.sh $(carried)/
