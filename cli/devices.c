@@ -42,13 +42,30 @@ static enum ek_status open_all(const struct ek_args *args, struct report *r)
     return st;
 }
 
+/* Products of BF16 and F16 run at their own speed only where activations have that type too. */
+static enum ek_status measure_device(struct entry *e)
+{
+    struct ek_ceilings half;
+    struct ek_device *dev;
+    enum ek_status st;
+
+    EK_TRY(ek_measure_ceilings(e->dev, &e->ceilings));
+    if (ek_device_open(&e->dev->spec, EK_BF16, &dev) != EK_OK)
+        return EK_OK; /* this backend computes in F32 alone */
+    st = ek_measure_ceilings(dev, &half);
+    ek_device_close(dev);
+    EK_TRY(st);
+    e->ceilings.peak_bf16 = half.peak_bf16;
+    return EK_OK;
+}
+
 static enum ek_status measure_all(struct report *r)
 {
     r->measured = true;
     if ((r->links = ek_calloc(r->n * r->n, sizeof(*r->links))) == NULL)
         return EK_ENOMEM;
     for (size_t i = 0; i < r->n; i++)
-        EK_TRY(ek_measure_ceilings(r->entries[i].dev, &r->entries[i].ceilings));
+        EK_TRY(measure_device(&r->entries[i]));
     for (size_t i = 0; i < r->n; i++)
         for (size_t j = 0; j < r->n; j++) {
             if (i == j)

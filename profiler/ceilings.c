@@ -196,6 +196,20 @@ static enum ek_status measure_product(struct ek_device *dev, enum ek_dtype dtype
     return EK_OK;
 }
 
+/* What is gone from a GPU's memory that is no allocation of ours: the context, libraries, kernels
+ * (and other processes). A CPU device has no such thing: its memory is the host's. */
+static uint64_t overhead_of(struct ek_device *dev)
+{
+    struct ek_usage usage[EK_N_TAGS];
+    uint64_t known;
+
+    if (dev->info.compute_major == 0)
+        return 0;
+    dev->ops->usage(dev, usage);
+    known = dev->ops->memory_free(dev) + ek_usage_total(usage, false);
+    return dev->info.memory_total > known ? dev->info.memory_total - known : 0;
+}
+
 enum ek_status ek_measure_ceilings(struct ek_device *dev, struct ek_ceilings *out)
 {
     struct ek_ceilings c = {.overhead = 0};
@@ -204,6 +218,7 @@ enum ek_status ek_measure_ceilings(struct ek_device *dev, struct ek_ceilings *ou
     EK_TRY(measure_product(dev, EK_F32, &c.peak_f32));
     EK_TRY(measure_product(dev, EK_BF16, &c.peak_bf16));
     EK_TRY(measure_product(dev, EK_F16, &c.peak_f16));
+    c.overhead = overhead_of(dev); /* with everything loaded that a run loads */
     *out = c;
     return EK_OK;
 }
