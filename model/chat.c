@@ -440,11 +440,22 @@ static enum ek_status find_system(struct ek_tokenizer *t)
     return EK_OK;
 }
 
+/* VL2's processor needs both, whatever files a copy of the checkpoint lacks. */
+static void find_ends(struct ek_tokenizer *t)
+{
+    if (t->bos < 0)
+        t->bos = ek_tokenizer_id(t, "<｜begin▁of▁sentence｜>");
+    if (t->eos < 0)
+        t->eos = ek_tokenizer_id(t, "<｜end▁of▁sentence｜>");
+}
+
 enum ek_status ek_chat_recognise(struct ek_tokenizer *t)
 {
     for (size_t i = 0; i < EK_ARRAY_LEN(families); i++) {
         if (matches(t, &families[i])) {
             t->chat = &families[i];
+            if (t->chat->render == render_deepseek_vl2)
+                find_ends(t);
             return t->chat->render == render_chatml ? find_system(t) : EK_OK;
         }
     }

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "tests/model/pictures.h"
 
+#include "model/image_internal.h"
+
 #include <jpeglib.h>
 
 #include <check.h>
@@ -69,6 +71,81 @@ struct ek_image picture_entry(const struct ek_safetensors *s, const char *name)
     ck_assert_int_eq(ek_image_new((uint32_t)e->shape[1], (uint32_t)e->shape[0], &image), EK_OK);
     ck_assert_int_eq(ek_safetensors_read(s, e, 0, e->bytes, image.rgb), EK_OK);
     return image;
+}
+
+/* ---- Models and references
+ * -----------------------------------------------------------------------
+ */
+
+struct subject open_subject(const char *name, const char *reference)
+{
+    struct subject s = {0};
+    char path[512], local[128];
+
+    snprintf(local, sizeof(local), "reference/%s", name);
+    ck_assert_msg(ek_model_open(fixture(local, path), NULL, &s.model) == EK_OK, "%s",
+                  ek_last_error());
+    ck_assert_msg(ek_vl_rules_open(s.model, &s.rules) == EK_OK, "%s", ek_last_error());
+    snprintf(local, sizeof(local), "reference/%s/%s.safetensors", name, reference);
+    ck_assert_int_eq(ek_safetensors_open(fixture(local, path), &s.reference), EK_OK);
+    return s;
+}
+
+void close_subject(struct subject *s)
+{
+    ek_safetensors_close(s->reference);
+    ek_model_close(s->model);
+}
+
+struct ek_vl_rules published(enum ek_vision_kind kind)
+{
+    struct ek_config c = {.vision = kind,
+                          .vision_patch = 14,
+                          .vision_merge = 2,
+                          .vision_temporal = 2,
+                          .vision_window = 112,
+                          .vision_image = 384,
+                          .vision_tokens_per_second = 2};
+    json_t *config = json_object();
+    struct ek_vl_files files = {.config = config, .config_path = "config.json"};
+    struct ek_vl_rules r;
+
+    ck_assert_msg(ek_vl_rules_parse(&c, &files, &r) == EK_OK, "%s", ek_last_error());
+    json_decref(config);
+    if (kind == EK_VISION_VL2)
+        r.image_id = 128815;
+    return r;
+}
+
+size_t read_items(const struct subject *s, struct ek_image *images, struct ek_vl_item *items)
+{
+    char name[32];
+    size_t n = 0;
+
+    for (;; n++) {
+        snprintf(name, sizeof(name), "image.%zu", n);
+        if (ek_safetensors_find(s->reference, name) == NULL)
+            return n;
+        images[n] = picture_entry(s->reference, name);
+        items[n] = (struct ek_vl_item){.frames = &images[n], .n_frames = 1};
+    }
+}
+
+struct ek_vl_item read_video(const struct subject *s, struct ek_image frames[3])
+{
+    const struct ek_safetensors_entry *e = ek_safetensors_find(s->reference, "video.0");
+    double seconds = atof(ek_safetensors_meta(s->reference, "seconds_per_grid"));
+
+    ck_assert_uint_eq(e->shape[0], 3);
+    for (uint64_t i = 0; i < 3; i++) {
+        ck_assert_int_eq(ek_image_new((uint32_t)e->shape[2], (uint32_t)e->shape[1], &frames[i]),
+                         EK_OK);
+        ck_assert_int_eq(ek_safetensors_read(s->reference, e, i * e->bytes / 3, e->bytes / 3,
+                                             frames[i].rgb),
+                         EK_OK);
+    }
+    return (struct ek_vl_item){
+        .frames = frames, .n_frames = 3, .video = true, .seconds_per_frame = seconds / 2};
 }
 
 /* ---- Files -------------------------------------------------------------------------------------

@@ -20,6 +20,21 @@ bool same_picture(const struct ek_image *a, const struct ek_image *b);
 /* A U8 [H, W, 3] entry as a picture. */
 struct ek_image picture_entry(const struct ek_safetensors *s, const char *name);
 
+/* A model, its processor and a reference. */
+struct subject {
+    struct ek_model *model;
+    struct ek_vl_rules rules;
+    struct ek_safetensors *reference;
+};
+struct subject open_subject(const char *name, const char *reference);
+void close_subject(struct subject *s);
+/* Published rules of a family without a checkpoint. */
+struct ek_vl_rules published(enum ek_vision_kind kind);
+/* What the reference's pictures become; room for 8 of each. */
+size_t read_items(const struct subject *s, struct ek_image *images, struct ek_vl_item *items);
+/* The frames of the video reference, which are the patches' own size. */
+struct ek_vl_item read_video(const struct subject *s, struct ek_image frames[3]);
+
 /* A PNG of the picture's samples; type: libpng's colour type (channels of one byte, two where bits
  * is 16), interlaced or not. */
 struct bytes png_file(const uint8_t *samples, uint32_t width, uint32_t height, int bits, int type,
