@@ -8,8 +8,8 @@ static const struct ek_option options[] = {
     {"plan", "FILE", "run under this plan (default: everything on one device)"},
     {"devices", "DEVICE", "the device when there is no plan"},
     {"reference", "FILE", "reference.safetensors: ids in, logits out"},
-    {"tolerance", "F", "largest |difference| as a share of the largest |logit| (default 1e-4)"},
-    {"kl", "F", "largest mean KL divergence instead, for runs in BF16 or F16 (e.g. 1e-3)"},
+    {"tolerance", "F", "largest |difference| as a share of the largest |logit| (F32: 1e-4)"},
+    {"kl", "F", "largest mean KL divergence (BF16, F16: 1e-3, or the official BF16 run's own)"},
     {NULL, NULL, NULL},
 };
 
@@ -37,16 +37,14 @@ static void print_comparison(const struct ek_comparison *c, bool ok)
 static enum ek_status compare(const struct ek_args *args, struct ek_session *s,
                               const struct ek_reference *r)
 {
-    struct ek_tolerance tolerance = {.relative = 1e-4};
+    struct ek_tolerance tolerance = ek_tolerance_for(s->plan->act, r);
     struct ek_comparison c = {0};
     enum ek_status st;
 
+    if (ek_arg(args, "tolerance") || ek_arg(args, "kl"))
+        tolerance = (struct ek_tolerance){0};
     EK_TRY(ek_arg_double(args, "tolerance", 0, 1, &tolerance.relative));
-    if (ek_arg(args, "kl")) {
-        EK_TRY(ek_arg_double(args, "kl", 0, 100, &tolerance.mean_kl));
-        if (!ek_arg(args, "tolerance"))
-            tolerance.relative = 0;
-    }
+    EK_TRY(ek_arg_double(args, "kl", 0, 100, &tolerance.mean_kl));
     EK_TRY(ek_compare(s->engine, r, &c));
     st = ek_comparison_judge(&c, &tolerance);
     if (st != EK_OK && st != EK_NO)

@@ -290,6 +290,17 @@ enum ek_status ek_compare(struct ek_engine *e, const struct ek_reference *r,
     return st;
 }
 
+struct ek_tolerance ek_tolerance_for(enum ek_dtype act, const struct ek_reference *r)
+{
+    struct ek_tolerance exact = {.relative = 1e-4}, rounded = {.mean_kl = 1e-3};
+
+    if (act == EK_F32)
+        return exact;
+    if (r->bf16_mean_kl > rounded.mean_kl)
+        rounded.mean_kl = r->bf16_mean_kl;
+    return rounded;
+}
+
 enum ek_status ek_comparison_judge(const struct ek_comparison *c, const struct ek_tolerance *t)
 {
     if (c->not_finite > 0)

@@ -208,6 +208,22 @@ static enum ek_status refuse_images(const struct source *s)
     return EK_OK;
 }
 
+/* Metadata "bf16": {"mean_kl": ...} as text. */
+static enum ek_status read_bf16_noise(const struct source *s, double *mean_kl)
+{
+    const char *text = ek_safetensors_meta(s->file, "bf16");
+    struct ek_json_at at = {s->path, "__metadata__.bf16."};
+    json_t *v = NULL;
+    enum ek_status st;
+
+    if (text == NULL)
+        return EK_OK;
+    EK_TRY(ek_json_parse(text, strlen(text), s->path, &v));
+    st = ek_json_opt_real(v, at, "mean_kl", 0, 1e3, mean_kl);
+    json_decref(v);
+    return st;
+}
+
 static enum ek_status read_all(const struct source *s, struct ek_reference *r)
 {
     const struct ek_safetensors_entry *e;
@@ -226,7 +242,7 @@ static enum ek_status read_all(const struct source *s, struct ek_reference *r)
     EK_TRY(read_positions(s, r));
     EK_TRY(read_logits(s, r));
     snprintf(r->dtype, sizeof(r->dtype), "%.15s", dtype ? dtype : "");
-    return EK_OK;
+    return read_bf16_noise(s, &r->bf16_mean_kl);
 }
 
 enum ek_status ek_reference_read(const char *path, struct ek_reference **out)

@@ -303,7 +303,8 @@ struct ek_reference {
     int32_t *topk_ids; /* [n_rows][n_topk] */
     float *topk_logits, *logsumexp;
     uint32_t n_topk;
-    char dtype[16]; /* that made it, "" when not said */
+    char dtype[16];      /* that made it, "" when not said */
+    double bf16_mean_kl; /* of the official BF16 run against this reference, 0: not said */
 };
 enum ek_status ek_reference_read(const char *path, struct ek_reference **out);
 void ek_reference_free(struct ek_reference *r);
@@ -326,6 +327,9 @@ struct ek_tolerance {
 /* Runs the reference's ids through the engine (teacher-forced) and compares row by row. */
 enum ek_status ek_compare(struct ek_engine *e, const struct ek_reference *r,
                           struct ek_comparison *out);
+/* What a run with activations of a type is asked for: F32 a relative 1e-4; BF16 and F16 a mean KL
+ * of 1e-3, or what the official BF16 run itself loses on this reference where that is more. */
+struct ek_tolerance ek_tolerance_for(enum ek_dtype act, const struct ek_reference *r);
 /* EK_OK, or EK_NO with the reason recorded. */
 enum ek_status ek_comparison_judge(const struct ek_comparison *c, const struct ek_tolerance *t);
 /* Records a trusted run of ours as a reference file. */
