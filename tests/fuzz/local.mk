@@ -58,3 +58,22 @@ tests_fuzz_fuzz_profile_SOURCES = tests/fuzz/fuzz_profile.c $(FUZZER_MAIN)
 tests_fuzz_fuzz_profile_LDADD = libstore.a libbase.a $(SQLITE_LIBS) $(JANSSON_LIBS)
 tests_fuzz_fuzz_profile_LDFLAGS = $(FUZZER_FLAGS)
 EXTRA_DIST += tests/fuzz/tokenizer.dict
+
+if HAVE_PLANNER
+PLANNER_FUZZER_LIBS = libplanner.a libstore.a $(FUZZER_LIBS) -lglpk $(SQLITE_LIBS) -lm
+
+FUZZERS += tests/fuzz/fuzz_costs
+tests_fuzz_fuzz_costs_SOURCES = tests/fuzz/fuzz_costs.c $(FUZZER_MAIN)
+tests_fuzz_fuzz_costs_LDADD = $(PLANNER_FUZZER_LIBS)
+tests_fuzz_fuzz_costs_LDFLAGS = $(FUZZER_FLAGS)
+
+FUZZERS += tests/fuzz/fuzz_export
+tests_fuzz_fuzz_export_SOURCES = tests/fuzz/fuzz_export.c $(FUZZER_MAIN)
+tests_fuzz_fuzz_export_LDADD = $(PLANNER_FUZZER_LIBS)
+tests_fuzz_fuzz_export_LDFLAGS = $(FUZZER_FLAGS)
+
+FUZZERS += tests/fuzz/fuzz_device_map
+tests_fuzz_fuzz_device_map_SOURCES = tests/fuzz/fuzz_device_map.c $(FUZZER_MAIN)
+tests_fuzz_fuzz_device_map_LDADD = $(PLANNER_FUZZER_LIBS)
+tests_fuzz_fuzz_device_map_LDFLAGS = $(FUZZER_FLAGS)
+endif
