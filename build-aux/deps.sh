@@ -2,7 +2,7 @@
 # Sourced by quickstart and runtests, in the top folder: packages, bootstrap, configure.
 
 packages='gcc make autoconf automake pkg-config libc6-dev check libglpk-dev libsqlite3-dev sqlite3
-libjansson-dev libonig-dev libutf8proc-dev libjpeg62-turbo-dev libpng-dev libopenblas-serial-dev libxxhash-dev'
+libjansson-dev libonig-dev libutf8proc-dev libjpeg62-turbo-dev libpng-dev libxxhash-dev'
 
 # install_packages [MORE ...]
 install_packages() {

@@ -36,7 +36,7 @@ tests_fuzz_fuzz_tokenizer_SOURCES = tests/fuzz/fuzz_tokenizer.c $(FUZZER_MAIN)
 tests_fuzz_fuzz_tokenizer_LDADD = $(FUZZER_LIBS)
 tests_fuzz_fuzz_tokenizer_LDFLAGS = $(FUZZER_FLAGS)
 
-RUNTIME_FUZZER_LIBS = libruntime.a libkernels.a $(FUZZER_LIBS) $(BLAS_LIBS) $(CUDA_LIBS)
+RUNTIME_FUZZER_LIBS = libruntime.a libkernels.a $(FUZZER_LIBS) $(CUDA_LIBS)
 
 FUZZERS += tests/fuzz/fuzz_plan
 tests_fuzz_fuzz_plan_SOURCES = tests/fuzz/fuzz_plan.c $(FUZZER_MAIN)

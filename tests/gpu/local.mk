@@ -1,5 +1,5 @@
 # Suites that need a GPU: they skip without one. `make relocatable` carries them to a closed host.
-GPU_TEST_LIBS = libkernels.a libbase.a $(BLAS_LIBS) $(CUDA_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
+GPU_TEST_LIBS = libkernels.a libbase.a $(CUDA_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
 GPU_TESTS = tests/gpu/check_devices tests/gpu/check_ops tests/gpu/check_attention \
 	tests/gpu/check_runtime
 EXTRA_DIST += tests/gpu/run-gpu.sh tests/gpu/main-job.sh tests/gpu/cuda-path.sh

@@ -16,4 +16,4 @@ TESTS += tests/profiler/check_profile
 tests_profiler_check_profile_SOURCES = tests/profiler/check_profile.c
 tests_profiler_check_profile_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_profiler_check_profile_LDADD = libprofiler.a libstore.a libruntime.a libkernels.a \
-	libmodel.a libbase.a $(SQLITE_LIBS) $(BLAS_LIBS) $(JANSSON_LIBS) $(MODEL_LIBS) $(CUDA_LIBS) $(TEST_LIBS)
+	libmodel.a libbase.a $(SQLITE_LIBS) $(JANSSON_LIBS) $(MODEL_LIBS) $(CUDA_LIBS) $(TEST_LIBS)

@@ -1,4 +1,4 @@
-RUNTIME_TEST_LIBS = libruntime.a libkernels.a libmodel.a libbase.a $(BLAS_LIBS) $(JANSSON_LIBS) \
+RUNTIME_TEST_LIBS = libruntime.a libkernels.a libmodel.a libbase.a $(JANSSON_LIBS) \
 	$(MODEL_LIBS) $(CUDA_LIBS) $(TEST_LIBS)
 
 check_PROGRAMS += tests/runtime/check_engine
