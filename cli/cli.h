@@ -26,6 +26,8 @@ struct ek_args {
     size_t n_values;
     const char *operands[EK_MAX_VALUES];
     size_t n_operands;
+    char **raw; /* passthrough: everything behind the subcommand, as it came */
+    size_t n_raw;
 };
 
 struct ek_command {

@@ -81,7 +81,7 @@ static enum ek_status help(int argc, char **argv)
         return unknown_command(name);
     if (c->passthrough && !man) {
         char *arguments[] = {(char *)"--help"};
-        struct ek_args args = {.command = c, .n_operands = 1, .operands = {arguments[0]}};
+        struct ek_args args = {.command = c, .raw = arguments, .n_raw = 1};
         return c->run(&args);
     }
     (man ? ek_help_man : ek_help_print)(c, stdout);
@@ -90,16 +90,10 @@ static enum ek_status help(int argc, char **argv)
 
 static enum ek_status run_command(const struct ek_command *c, int argc, char **argv)
 {
-    struct ek_args args = {.command = c};
+    struct ek_args args = {.command = c, .raw = argv, .n_raw = (size_t)argc};
 
-    if (c->passthrough) {
-        for (int i = 0; i < argc; i++) {
-            if (args.n_operands == EK_MAX_VALUES)
-                return ek_error(EK_EUSAGE, "%s: more than %d arguments", c->name, EK_MAX_VALUES);
-            args.operands[args.n_operands++] = argv[i];
-        }
+    if (c->passthrough)
         return c->run(&args);
-    }
     EK_TRY(ek_args_parse(c, argc, argv, &args));
     if (ek_arg_flag(&args, "help")) {
         ek_help_print(c, stdout);

@@ -32,12 +32,19 @@ static enum ek_status start_planner(char **argv)
 
 static enum ek_status run(const struct ek_args *args)
 {
-    char *argv[EK_MAX_VALUES + 3] = {(char *)PROGRAM, (char *)args->command->name};
+    char **argv = ek_calloc(args->n_raw + 3, sizeof(*argv));
+    enum ek_status st;
 
+    if (argv == NULL)
+        return EK_ENOMEM;
     fflush(stdout);
-    for (size_t i = 0; i < args->n_operands; i++)
-        argv[2 + i] = (char *)args->operands[i];
-    return start_planner(argv);
+    argv[0] = (char *)(uintptr_t)PROGRAM;
+    argv[1] = (char *)(uintptr_t)args->command->name;
+    for (size_t i = 0; i < args->n_raw; i++)
+        argv[2 + i] = args->raw[i];
+    st = start_planner(argv);
+    free(argv);
+    return st;
 }
 
 static const struct ek_option none[] = {{NULL, NULL, NULL}};

@@ -2,7 +2,7 @@
 GPU_TEST_LIBS = libkernels.a libbase.a $(CUDA_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
 GPU_TESTS = tests/gpu/check_devices tests/gpu/check_ops tests/gpu/check_attention \
 	tests/gpu/check_runtime
-EXTRA_DIST += tests/gpu/run-gpu.sh tests/gpu/main-job.sh tests/gpu/cuda-path.sh
+EXTRA_DIST += tests/gpu/run-gpu.sh tests/gpu/main-job.sh tests/gpu/cases.sh tests/gpu/cuda-path.sh
 if HAVE_CUDA
 check_PROGRAMS += $(GPU_TESTS) tests/gpu/bench_kernels
 TESTS += $(GPU_TESTS)
