@@ -15,7 +15,7 @@ static uint64_t lerp_up(uint64_t a, uint64_t b, double f)
     return (uint64_t)ceil((double)a + ((double)b - (double)a) * f);
 }
 
-/* Activations are affine in the tokens of a step; workspace grows in steps. */
+/* Activations and messages are affine in the tokens of a step; workspace grows in steps. */
 static struct ek_cost_space blend(const struct ek_cost_space *a, const struct ek_cost_space *b,
                                   double f)
 {
@@ -24,6 +24,9 @@ static struct ek_cost_space blend(const struct ek_cost_space *a, const struct ek
     s.activations = lerp_up(a->activations, b->activations, f);
     if (s.activations > b->activations)
         s.activations = b->activations;
+    s.comm = lerp_up(a->comm, b->comm, f); /* messages of so many tokens */
+    if (s.comm > b->comm)
+        s.comm = b->comm;
     return s;
 }
 

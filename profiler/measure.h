@@ -101,7 +101,7 @@ void rig_free(struct rig *r); /* NULL is fine */
  * it. overhead_s: a stage's own time, known already (groups of one only). */
 enum ek_status rig_measure(struct rig *r, const struct ek_point *at, double overhead_s,
                            struct ek_store_time *module, struct ek_store_time *stage);
-/* Most tokens that caches of the rig can hold within its memory. */
+/* Most tokens that caches of the rig can hold within its memory (without a device: all). */
 uint32_t rig_max_cached(const struct rig_options *opt, const struct rig_group *group);
 /* Runs a point over and over until *stop: a neighbour at work. */
 enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, volatile const bool *stop);

@@ -22,6 +22,7 @@ struct rig {
     struct ek_ceilings ceilings; /* raised when they prove too low */
     struct ek_stage *stages[2];  /* of n and of 2 n modules; [1] is NULL for a module alone */
     uint32_t n;
+    double room; /* bytes for weights and cache */
     struct ek_stage_options cap;
     struct rig_batch *batch;
     void *in;    /* hidden states or normalised rows that every run starts from */
@@ -45,6 +46,17 @@ static bool per_sequence(const struct rig_group *g)
 
 /* ---- What a point costs -----------------------------------------------------------------------
  */
+
+static struct ek_stage_options stage_options(const struct rig_options *o, uint32_t tokens)
+{
+    return (struct ek_stage_options){.page = EK_PAGE,
+                                     .n_blocks = 1,
+                                     .max_tokens = tokens,
+                                     .max_seqs = o->max_batch,
+                                     .max_context = o->max_context,
+                                     .max_logits = o->max_batch,
+                                     .cache = o->cache};
+}
 
 static uint64_t kv_bytes(const struct rig_options *o, const struct rig_group *g)
 {
@@ -77,6 +89,20 @@ static uint64_t bytes_at(const struct rig *r, const struct ek_point *at)
     return r->group.module->weight_bytes + blocks_at(at) * EK_PAGE * kv_bytes(&r->opt, &r->group);
 }
 
+/* What two stages' buffers and the rig's own leave of the memory for weights and cache. */
+static double room_of(const struct rig_options *o, const struct rig_group *g)
+{
+    uint32_t tokens = o->max_prompt > o->max_batch ? o->max_prompt : o->max_batch;
+    struct ek_stage_options s = stage_options(o, tokens);
+    uint64_t by_tag[EK_N_TAGS], buffers;
+    size_t in = (size_t)tokens * o->m->config.hidden * ek_dtype_block_bytes(o->dev->act);
+
+    if (ek_stage_memory(o->dev, o->m, &g->first, 1, &s, by_tag) != EK_OK)
+        return 0;
+    buffers = 2 * by_tag[EK_TAG_ACTIVATIONS] + in;
+    return 0.9 * ((double)o->memory - (double)buffers); /* the rest: scratch, allocators' padding */
+}
+
 /* Modules of the shorter stage; both stages hold 3 n. 0: not even n = 1 fits. */
 static uint32_t choose_n(const struct rig *r, const struct ek_point *at)
 {
@@ -87,10 +113,10 @@ static uint32_t choose_n(const struct rig *r, const struct ek_point *at)
     uint32_t power = 1;
 
     if (alone(r))
-        return bytes * 1.1 < (double)r->opt.memory;
+        return bytes < r->room;
     n = fmin(2.0 * (double)r->opt.dev->info.cache_bytes / (3 * bytes),
              (r->opt.thorough ? 0.1 : 0.02) / (3 * seconds));
-    n = fmin(fmax(n, 1), 0.8 * (double)r->opt.memory / (3 * bytes));
+    n = fmin(fmax(n, 1), r->room / (3 * bytes));
     if (n >= r->group.run / 2)
         return r->group.run / 2;
     while (power * 2 <= n) /* few different values: stages are built anew for each */
@@ -101,8 +127,9 @@ static uint32_t choose_n(const struct rig *r, const struct ek_point *at)
 uint32_t rig_max_cached(const struct rig_options *opt, const struct rig_group *group)
 {
     uint64_t kv = kv_bytes(opt, group), all = (uint64_t)opt->max_batch * opt->max_context;
-    double room = 0.8 * (double)opt->memory / 3 - (double)group->module->weight_bytes;
+    double room = opt->dev ? room_of(opt, group) : INFINITY;
 
+    room = room / 3 - (double)group->module->weight_bytes;
     if (kv == 0 || room / (double)kv >= (double)all)
         return all > UINT32_MAX ? UINT32_MAX : (uint32_t)all;
     /* whole blocks for each sequence */
@@ -217,12 +244,8 @@ enum ek_status rig_new(const struct rig_options *opt, const struct rig_group *gr
     if (opt->dev->info.simd[0]) /* computes on the host's own cores */
         r->waits = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
     r->ceilings = *opt->ceilings;
-    r->cap = (struct ek_stage_options){.page = EK_PAGE,
-                                       .max_tokens = tokens,
-                                       .max_seqs = opt->max_batch,
-                                       .max_context = opt->max_context,
-                                       .max_logits = opt->max_batch,
-                                       .cache = opt->cache};
+    r->cap = stage_options(opt, tokens);
+    r->room = room_of(opt, group);
     EK_GOTO(rig_batch_new(opt->m, tokens, opt->max_batch, opt->max_context, &r->batch), st, fail);
     EK_GOTO(make_buffers(r), st, fail);
     *out = r;
