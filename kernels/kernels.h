@@ -318,10 +318,6 @@ struct ek_ops {
                                     const struct ek_rope *rope, const struct ek_kv *kv, void *out,
                                     size_t ldo);
 
-    /* Says that mats will be read soon after the next attention: a backend may fetch them into a
-     * cache while attention leaves memory idle. Changes no result. */
-    enum ek_status (*prefetch)(struct ek_device *dev, const struct ek_mat *mats, size_t n);
-
     /* ---- ceilings, measured by the profiler with the backend's own best kernels */
     /* reads every byte of p once (the sum keeps it honest) */
     enum ek_status (*read_bytes)(struct ek_device *dev, const void *p, size_t n);

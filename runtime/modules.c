@@ -58,8 +58,6 @@ static enum ek_status run_attention(struct ek_stage *s, const struct stage_layer
     void *out = qkv + ek_round_up(s->opt.max_tokens * ld * stage_act_bytes(s), STAGE_ALIGN);
 
     EK_TRY(run_qkv(s, l, batch, x, qkv));
-    if (ops->prefetch != NULL && batch->n_tokens == batch->n_seqs)
-        EK_TRY(ops->prefetch(s->dev, l->gate_up.mats, l->gate_up.n));
     EK_TRY(ops->attention(s->dev, qkv, ld, batch, &l->kv, c->n_heads, s->softmax_scale, out, ldo));
     return stage_run_linear(s, &l->o, out, ldo, batch->n_tokens, x, c->hidden, EK_LINEAR_ADD);
 }

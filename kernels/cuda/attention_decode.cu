@@ -2,9 +2,12 @@
 // Decode attention: one new token a sequence. A block takes one part of a sequence's context for
 // all heads that share a cached head (padded to the 16 rows of a tensor-core tile), so the cache is
 // read once, straight to the operands' registers: the order of a head's dimensions is free, and
-// lanes read 16 bytes of it. The last block of a sequence to arrive joins the parts, in their
-// order, so that sums do not depend on which it is. Lengths come from device memory: a captured
-// graph serves growing contexts up to the grid's.
+// lanes read 16 bytes of it. Up to 8 parts are a cluster, whose blocks join them through each
+// other's shared memory; of more, the last block to arrive joins them, always in their order, so
+// that sums do not depend on which it is. Lengths come from device memory: a captured graph serves
+// growing contexts up to the grid's.
+#include <cooperative_groups.h>
+
 #include "kernels/cuda/attention.cuh"
 
 #define DEC_WARPS   8
@@ -68,12 +71,11 @@ template <typename T, int D> struct DecodeWarp { // one warp's running state
         }
     }
 
-    // Tokens first .. first + 15, those from end on masked.
-    __device__ __forceinline__ void step(const ek_cu_attention &a, uint32_t seq, uint32_t kv_head,
-                                         uint32_t first, uint32_t end, uint32_t lane)
+    // Tokens first .. first + 15, those from end on masked. row: where token first + lane % 16 is.
+    __device__ __forceinline__ void step(const ek_cu_attention &a, uint32_t row, uint32_t first,
+                                         uint32_t end, uint32_t lane)
     {
-        uint32_t g = lane / 4, t = lane % 4, mine = min(first + lane % 16, end - 1);
-        uint32_t row = (uint32_t)slot_of(a, seq, mine) * a.kv.kv_heads + kv_head;
+        uint32_t g = lane / 4, t = lane % 4;
         const T *k = (const T *)a.kv.k, *v = (const T *)a.kv.v;
         uint4 kv[2][D / 32], vv[4][D / 64];
         float s[2][4] = {};
@@ -216,7 +218,9 @@ __device__ __forceinline__ void join_warps(const ek_cu_attention &a, const Decod
         for (int w = 0; w < DEC_WARPS; w++) // a warp without tokens published zeros
             add_scaled(sum, s.peak[row][w], *reinterpret_cast<const float4 *>(&s.o[w][row][d]));
         if (only) {
-            store_scaled(out + row * D + d, sum, 1.0f / s.total[row].y);
+            float l = s.total[row].y; // 0: no context at all
+
+            store_scaled(out + row * D + d, sum, l > 0 ? 1.0f / l : 0.0f);
             continue;
         }
         __stcg(reinterpret_cast<float4 *>(a.partial + part * D + d), sum);
@@ -271,73 +275,119 @@ __device__ __forceinline__ bool last_to_arrive(const ek_cu_attention &a, DecodeS
     return s.last;
 }
 
-// Blocks beyond the parts fetch weights that come next into L2, as attention leaves memory idle.
-__device__ __forceinline__ void fetch_ahead(const ek_cu_attention &a)
+// The parts of a cluster's blocks, each block some of the elements. A part without tokens has the
+// weight 0.
+template <typename T, int D>
+__device__ __forceinline__ void join_cluster(DecodeShared<D> &s, uint32_t heads, uint32_t parts,
+                                             T *out)
 {
 #if __CUDA_ARCH__ >= 900
-    uint32_t blocks = (gridDim.x - a.n_parts) * gridDim.y * gridDim.z;
-    uint32_t block =
-        (blockIdx.z * gridDim.y + blockIdx.y) * (gridDim.x - a.n_parts) + (blockIdx.x - a.n_parts);
+    auto cluster = cooperative_groups::this_cluster();
 
-    for (int i = 0; i < 2; i++)
-        for (size_t at = ((size_t)block * DEC_THREADS + threadIdx.x) * 512; at < a.ahead[i].bytes;
-             at += (size_t)blocks * DEC_THREADS * 512)
-            asm volatile("cp.async.bulk.prefetch.L2.global [%0], 512;" ::"l"(a.ahead[i].p + at)
-                         : "memory");
+    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += DEC_THREADS) {
+        uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
+        float4 sum = make_float4(0, 0, 0, 0);
+
+#pragma unroll
+        for (int w = 0; w < DEC_WARPS; w++)
+            add_scaled(sum, s.peak[row][w], *reinterpret_cast<const float4 *>(&s.o[w][row][d]));
+        *reinterpret_cast<float4 *>(&s.o[0][row][d]) = sum; // read by this thread alone before
+    }
+    cluster.sync();
+    for (uint32_t i = threadIdx.x * gridDim.x + blockIdx.x; i < heads * (D / 4);
+         i += DEC_THREADS * gridDim.x) {
+        uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
+        float4 sum = make_float4(0, 0, 0, 0), o[EK_CU_CLUSTER];
+        float2 total[EK_CU_CLUSTER];
+        float m = -INFINITY, l = 0;
+
+#pragma unroll
+        for (int p = 0; p < EK_CU_CLUSTER; p++) {
+            const DecodeShared<D> *other = cluster.map_shared_rank(&s, p < parts ? p : 0);
+
+            total[p] = other->total[row];
+            o[p] = *reinterpret_cast<const float4 *>(&other->o[0][row][d]);
+            if (p >= parts)
+                total[p] = make_float2(-INFINITY, 0);
+            m = fmaxf(m, total[p].x);
+        }
+        m = m == -INFINITY ? 0.0f : m;
+#pragma unroll
+        for (int p = 0; p < EK_CU_CLUSTER; p++) {
+            float f = power2(total[p].x - m);
+
+            l += f * total[p].y;
+            add_scaled(sum, f, o[p]);
+        }
+        store_scaled(out + row * D + d, sum, l > 0 ? 1.0f / l : 0.0f);
+    }
+    cluster.sync(); // no block leaves while others read from it
 #endif
 }
 
-template <typename T, int D>
+__device__ __forceinline__ uint32_t row_of(const ek_cu_attention &a, uint32_t seq, uint32_t kv_head,
+                                           uint32_t token)
+{
+    return (uint32_t)slot_of(a, seq, token) * a.kv.kv_heads + kv_head;
+}
+
+// The batch's description was uploaded before the kernels: it is read before their end is awaited.
+template <typename T, int D, bool CLUSTER>
 __global__ void __launch_bounds__(DEC_THREADS) decode_k(const ek_cu_attention a)
 {
     extern __shared__ uint4 raw[];
     DecodeShared<D> &shared = *reinterpret_cast<DecodeShared<D> *>(raw);
     uint32_t group = a.heads / a.kv.kv_heads, tiles = (group + 15) / 16, seq = blockIdx.z;
     uint32_t kv_head = blockIdx.y / tiles, tile = blockIdx.y % tiles, lane = threadIdx.x % 32;
-    uint32_t warp = threadIdx.x / 32, head = kv_head * group + 16 * tile;
-    uint32_t heads = min(group - 16 * tile, 16u);
-
-    pdl_next();
-    if (blockIdx.x >= a.n_parts) {
-        fetch_ahead(a);
-        return;
-    }
-    pdl_wait();
-    uint32_t token = (uint32_t)a.batch.seq_start[seq];
+    uint32_t warp = threadIdx.x / 32, head = kv_head * group + 16 * tile, row = 0;
+    uint32_t heads = min(group - 16 * tile, 16u), token = (uint32_t)a.batch.seq_start[seq];
     uint32_t len = (uint32_t)max(a.batch.kv_len[seq], 0), parts = (len + a.part - 1) / a.part;
+    uint32_t first = blockIdx.x * a.part + DEC_STEP * warp;
+    uint32_t end = min((blockIdx.x + 1) * a.part, len);
+    bool none = (int32_t)token == a.batch.seq_start[seq + 1];
     T *out = (T *)a.out + token * a.ldo + head * D;
-    if ((int32_t)token == a.batch.seq_start[seq + 1])
-        return; // a sequence without a new token
-    if (blockIdx.x >= parts) {
-        if (len == 0 && blockIdx.x == 0)
-            for (uint32_t i = threadIdx.x; i < heads * D; i += DEC_THREADS)
-                out[i] = from_f<T>(0.0f);
-        return;
-    }
-    uint32_t first = blockIdx.x * a.part, end = min(first + a.part, len);
     DecodeWarp<T, D> state;
+
+    if (first < end)
+        row = row_of(a, seq, kv_head, min(first + lane % 16, end - 1));
+    pdl_next();
+    pdl_wait();
+    if (none)
+        return; // a sequence without a new token
+    if (!CLUSTER && blockIdx.x >= max(parts, 1u))
+        return;
     state.load_q(a, token, head, heads, lane / 4, lane % 4);
-    for (uint32_t at = first + DEC_STEP * warp; at < end; at += DEC_STEP * DEC_WARPS)
-        state.step(a, seq, kv_head, at, end, lane);
+    for (uint32_t at = first; at < end; at += DEC_STEP * DEC_WARPS) {
+        uint32_t next = min(at + DEC_STEP * DEC_WARPS + lane % 16, end - 1);
+        uint32_t next_row = row_of(a, seq, kv_head, next);
+
+        state.step(a, row, at, end, lane);
+        row = next_row;
+    }
     publish(shared, state, heads, warp, lane);
     __syncthreads();
     weigh_warps(shared, heads);
     __syncthreads();
-    size_t row = ((size_t)seq * a.heads + head) * a.n_parts;
-    join_warps(a, shared, heads, row, parts == 1, out);
+    if (CLUSTER) {
+        join_cluster(shared, heads, parts, out);
+        return;
+    }
+    size_t at = ((size_t)seq * a.heads + head) * a.n_parts;
+    join_warps(a, shared, heads, at, parts <= 1, out);
     if (parts > 1 && last_to_arrive(a, shared, parts))
-        join_parts(a, shared, heads, row, parts, out);
+        join_parts(a, shared, heads, at, parts, out);
 }
 
 template <typename T, int D>
 static cudaError_t decode_launch(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
 {
-    uint32_t tiles = div_up(a->heads / a->kv.kv_heads, 16), rows = a->kv.kv_heads * tiles;
-    uint32_t busy = a->n_parts * rows * a->batch.n_seqs, idle = busy < q->n_sm ? q->n_sm - busy : 0;
-    uint32_t extra = a->ahead[0].bytes ? idle / (rows * a->batch.n_seqs) : 0;
+    uint32_t tiles = div_up(a->heads / a->kv.kv_heads, 16);
+    dim3 grid(a->n_parts, a->kv.kv_heads * tiles, a->batch.n_seqs);
+    size_t shared = sizeof(DecodeShared<D>);
 
-    return launch(q, decode_k<T, D>, dim3(a->n_parts + extra, rows, a->batch.n_seqs), DEC_THREADS,
-                  sizeof(DecodeShared<D>), *a);
+    if (q->pdl && a->n_parts > 1 && a->n_parts <= EK_CU_CLUSTER)
+        return launch_cluster(q, decode_k<T, D, true>, grid, DEC_THREADS, shared, a->n_parts, *a);
+    return launch(q, decode_k<T, D, false>, grid, DEC_THREADS, shared, *a);
 }
 
 extern "C" cudaError_t ek_cu_attention_decode(const struct ek_cu_queue *q, enum ek_dtype act,

@@ -53,15 +53,22 @@ __device__ __forceinline__ void copy_kv(const ek_cu_attention &a, PrefillShared<
                                         uint32_t buffer, uint32_t seq, uint32_t kv_head,
                                         uint32_t first, uint32_t len)
 {
-#pragma unroll
-    for (uint32_t i = threadIdx.x; i < PRE_KV * D / 8; i += PRE_THREADS) {
-        uint32_t row = i / (D / 8), piece = i % (D / 8), at = place<PRE_KV>(row, piece);
-        bool valid = first + row < len;
-        size_t slot = slot_of(a, seq, valid ? first + row : len - 1);
-        size_t from = (slot * a.kv.kv_heads + kv_head) * D + piece * 8;
+    const int N = PRE_KV * D / 8 / PRE_THREADS, STRIDE = PRE_THREADS / (D / 8);
+    uint32_t piece = threadIdx.x % (D / 8), row = threadIdx.x / (D / 8);
+    size_t from[N];
 
-        copy16(shared_at(s.k[buffer] + at), (const T *)a.kv.k + from, valid);
-        copy16(shared_at(s.v[buffer] + at), (const T *)a.kv.v + from, valid);
+#pragma unroll
+    for (int i = 0; i < N; i++) { // all look-ups before the first copy
+        uint32_t token = min(first + row + i * STRIDE, len - 1);
+        from[i] = (slot_of(a, seq, token) * a.kv.kv_heads + kv_head) * D + piece * 8;
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        uint32_t at = place<PRE_KV>(row + i * STRIDE, piece);
+        bool valid = first + row + i * STRIDE < len;
+
+        copy16(shared_at(s.k[buffer] + at), (const T *)a.kv.k + from[i], valid);
+        copy16(shared_at(s.v[buffer] + at), (const T *)a.kv.v + from[i], valid);
     }
 }
 

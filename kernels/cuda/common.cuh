@@ -240,27 +240,39 @@ __device__ __forceinline__ void pdl_next()
 #endif
 }
 
+// cluster: blocks along x that share their memories, or 1.
 template <typename... P, typename... A>
-static cudaError_t launch(const struct ek_cu_queue *q, void (*kernel)(P...), dim3 grid, dim3 block,
-                          size_t shared, A... args)
+static cudaError_t launch_cluster(const struct ek_cu_queue *q, void (*kernel)(P...), dim3 grid,
+                                  dim3 block, size_t shared, uint32_t cluster, A... args)
 {
+    cudaLaunchAttribute at[2] = {};
+    cudaLaunchConfig_t cfg = {};
+
     if (shared > 48 * 1024) {
         cudaError_t e =
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
         if (e != cudaSuccess)
             return e;
     }
-    cudaLaunchAttribute at = {};
-    at.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    at.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t cfg = {};
+    at[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    at[0].val.programmaticStreamSerializationAllowed = 1;
+    at[1].id = cudaLaunchAttributeClusterDimension;
+    at[1].val.clusterDim.x = cluster;
+    at[1].val.clusterDim.y = at[1].val.clusterDim.z = 1;
     cfg.gridDim = grid;
     cfg.blockDim = block;
     cfg.dynamicSmemBytes = shared;
     cfg.stream = q->stream;
-    cfg.attrs = &at;
-    cfg.numAttrs = q->pdl ? 1 : 0;
+    cfg.attrs = at;
+    cfg.numAttrs = !q->pdl ? 0 : cluster > 1 ? 2 : 1;
     return cudaLaunchKernelEx(&cfg, kernel, P(args)...);
+}
+
+template <typename... P, typename... A>
+static cudaError_t launch(const struct ek_cu_queue *q, void (*kernel)(P...), dim3 grid, dim3 block,
+                          size_t shared, A... args)
+{
+    return launch_cluster(q, kernel, grid, block, shared, 1, args...);
 }
 
 // Runs the statement with T as the activation type.

@@ -72,10 +72,6 @@ struct ek_cuda {
         uint32_t next;
     } staging;
     cublasLtHandle_t lt;
-    struct { /* the next decode attention fetches these ahead */
-        const char *p;
-        size_t bytes;
-    } ahead[2];
     bool captured;            /* a graph was: scratch memory keeps its address */
     struct ek_cu_plan *plans; /* [EK_CU_N_PLANS], open addressing */
 };
@@ -179,7 +175,6 @@ enum ek_status ek_cuda_gemm_open(struct ek_cuda *d);
 void ek_cuda_gemm_close(struct ek_cuda *d);
 enum ek_status ek_cuda_gemm(struct ek_cuda *d, const struct ek_cu_gemm *g);
 
-enum ek_status ek_cuda_prefetch(struct ek_device *dev, const struct ek_mat *mats, size_t n);
 /* ops.c: entries of the table, declared as kernels.h describes them */
 enum ek_status ek_cuda_embed(struct ek_device *dev, const struct ek_mat *table, const int32_t *ids,
                              uint32_t n, void *out);

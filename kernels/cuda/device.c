@@ -269,7 +269,6 @@ const struct ek_ops ek_ops_cuda = {
     .norm_linear = ek_cuda_norm_linear,
     .norm_gate_up = ek_cuda_norm_gate_up,
     .norm_qkv_rope = ek_cuda_norm_qkv_rope,
-    .prefetch = ek_cuda_prefetch,
     .reserve = ek_cuda_reserve,
     .read_bytes = read_bytes,
 };

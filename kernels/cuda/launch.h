@@ -113,11 +113,8 @@ struct ek_cu_attention {
     float *partial;         /* [seqs][heads][n_parts][v_dim]: a part's unnormalised sum */
     float2 *totals;         /* [seqs][heads][n_parts]: its maximum and weight */
     uint32_t *arrived;      /* [seqs * kv_heads * tiles] zero before and after */
-    struct {                /* weights that the products after it read: fetched into L2 */
-        const char *p;
-        size_t bytes; /* a multiple of 512 */
-    } ahead[2];
 };
+#define EK_CU_CLUSTER   8    /* parts that one cluster joins */
 #define EK_CU_MAX_PARTS 32   /* of a sequence's context in decode attention */
 #define EK_CU_PART      128u /* least tokens of a part */
 /* Any shape and cache type: one block a token and head. */

@@ -114,52 +114,72 @@ template <> struct Unit<EK_CU_QKV> {
     }
 };
 
-// ---- what becomes of a unit's sums (one lane)
+// ---- what becomes of a unit's sums. prepare() reads what it needs besides them while the weights
+// are on their way; run() is one lane's.
 template <typename T, int MODE> struct Finish;
 template <typename T> struct Finish<T, EK_CU_LINEAR> {
-    static __device__ __forceinline__ void run(const ek_cu_product &p, uint32_t u, uint32_t m,
-                                               const uint32_t row[1], const float sum[1])
+    float add;
+
+    __device__ __forceinline__ void prepare(const ek_cu_product &p, uint32_t u, uint32_t m,
+                                            const uint32_t row[1])
     {
-        finish_linear<T>(p, u, p.mat[m].bias ? sum[0] + p.mat[m].bias[row[0]] : sum[0]);
+        add = p.mat[m].bias ? p.mat[m].bias[row[0]] : 0.0f;
+        if (p.flags & EK_LINEAR_ADD)
+            add += p.flags & EK_LINEAR_OUT_F32 ? ((const float *)p.out)[u]
+                                               : to_f(((const T *)p.out)[u]);
+    }
+    __device__ __forceinline__ void run(const ek_cu_product &p, uint32_t u, uint32_t,
+                                        const uint32_t *, const float sum[1]) const
+    {
+        store_linear<T>(p, u, activate(p.flags, sum[0] + add));
     }
 };
 template <typename T> struct Finish<T, EK_CU_GATE_UP> {
-    static __device__ __forceinline__ void run(const ek_cu_product &p, uint32_t u, uint32_t,
-                                               const uint32_t *, const float sum[2])
+    __device__ __forceinline__ void prepare(const ek_cu_product &, uint32_t, uint32_t,
+                                            const uint32_t *)
+    {
+    }
+    __device__ __forceinline__ void run(const ek_cu_product &p, uint32_t u, uint32_t,
+                                        const uint32_t *, const float sum[2]) const
     {
         ((T *)p.out)[u] = from_f<T>(silu(round_to<T>(sum[0])) * round_to<T>(sum[1]));
     }
 };
 template <typename T> struct Finish<T, EK_CU_QKV> {
-    static __device__ __forceinline__ void run(const ek_cu_product &p, uint32_t, uint32_t m,
-                                               const uint32_t row[2], const float sum[2])
-    {
-        uint32_t dim = p.kv.head_dim, at = row[0] % dim, half = p.rope.dim / 2;
-        float a = sum[0], b = sum[1];
+    float bias[2], sine, cosine;
+    int32_t slot;
 
-        if (p.mat[m].bias)
-            a += p.mat[m].bias[row[0]], b += p.mat[m].bias[row[1]];
-        a = round_to<T>(a), b = round_to<T>(b);
+    __device__ __forceinline__ void prepare(const ek_cu_product &p, uint32_t, uint32_t m,
+                                            const uint32_t row[2])
+    {
+        uint32_t at = row[0] % p.kv.head_dim, half = p.rope.dim / 2, s = 0;
+
+        bias[0] = p.mat[m].bias ? p.mat[m].bias[row[0]] : 0.0f;
+        bias[1] = p.mat[m].bias ? p.mat[m].bias[row[1]] : 0.0f;
+        slot = p.slots[0];
+        sine = 0, cosine = 1;
         if (m < 2 && at < p.rope.dim) {
-            uint32_t i = p.rope.interleaved ? at / 2 : at % half, s = 0, first = i;
-            float sn, cs;
+            uint32_t i = p.rope.interleaved ? at / 2 : at % half, first = i;
 
             while (s < 2 && p.rope.sections[0] && first >= p.rope.sections[s])
                 first -= p.rope.sections[s++];
-            sincosf((float)p.positions[s * p.n_tokens] * p.rope.inv_freq[i], &sn, &cs);
-            sn *= p.rope.amplitude, cs *= p.rope.amplitude;
-            float ra = a * cs - b * sn;
-            b = b * cs + a * sn;
-            a = ra;
+            sincosf((float)p.positions[s * p.n_tokens] * p.rope.inv_freq[i], &sine, &cosine);
+            sine *= p.rope.amplitude, cosine *= p.rope.amplitude;
         }
+    }
+    __device__ __forceinline__ void run(const ek_cu_product &p, uint32_t, uint32_t m,
+                                        const uint32_t row[2], const float sum[2]) const
+    {
+        float a = round_to<T>(sum[0] + bias[0]), b = round_to<T>(sum[1] + bias[1]);
         T *to = (T *)p.out;
+
         if (m > 0) {
-            if (p.slots[0] < 0)
+            if (slot < 0)
                 return;
-            to = (T *)(m == 1 ? p.kv.k : p.kv.v) + (size_t)p.slots[0] * p.kv.kv_heads * dim;
+            to = (T *)(m == 1 ? p.kv.k : p.kv.v) + (size_t)slot * p.kv.kv_heads * p.kv.head_dim;
         }
-        to[row[0]] = from_f<T>(a);
-        to[row[1]] = from_f<T>(b);
+        to[row[0]] = from_f<T>(a * cosine - b * sine);
+        to[row[1]] = from_f<T>(b * cosine + a * sine);
     }
 };
 
@@ -198,13 +218,15 @@ template <int W, int R> struct Batch { // loads in flight
     }
 };
 
-template <int W, typename T, int MODE>
+// STAGED: the token goes through shared memory, where it is normalised; else every warp reads it
+// from L1, so that blocks need not wait for their warps.
+template <int W, typename T, int MODE, bool STAGED>
 __global__ void __launch_bounds__(ONE_THREADS, ONE_RESIDENT)
     one_k(const ek_cu_product p, uint32_t units)
 {
     const int R = Unit<MODE>::rows;
     extern __shared__ uint4 shared[];
-    T *x = reinterpret_cast<T *>(shared);
+    const T *x = STAGED ? reinterpret_cast<T *>(shared) : (const T *)p.x;
     uint32_t lane = threadIdx.x % 32, stride = gridDim.x * ONE_WARPS;
     uint32_t u = blockIdx.x + gridDim.x * (threadIdx.x / 32), chunks = p.cols / 8, m, row[R];
     const uint8_t *at[R];
@@ -221,14 +243,17 @@ __global__ void __launch_bounds__(ONE_THREADS, ONE_RESIDENT)
         open(u);
     pdl_next();
     pdl_wait();
-    stage_token((const T *)p.x, p.norm, p.eps, p.cols, x);
+    if (STAGED)
+        stage_token((const T *)p.x, p.norm, p.eps, p.cols, reinterpret_cast<T *>(shared));
     while (u < units) {
         uint32_t this_u = u, this_m = m, this_row[R];
+        Finish<T, MODE> finish;
         float sum[R];
 
 #pragma unroll
         for (int r = 0; r < R; r++)
             sum[r] = 0, this_row[r] = row[r];
+        finish.prepare(p, u, m, row);
         u += stride;
         for (uint32_t c = lane;; c += 32 * UNROLL<W, R>) {
             Batch<W, R> now = next;
@@ -246,20 +271,30 @@ __global__ void __launch_bounds__(ONE_THREADS, ONE_RESIDENT)
         for (int r = 0; r < R; r++)
             sum[r] = warp_sum(sum[r]);
         if (lane == 0)
-            Finish<T, MODE>::run(p, this_u, this_m, this_row, sum);
+            finish.run(p, this_u, this_m, this_row, sum);
     }
+}
+
+// As many blocks as fit at once, or fewer so that every warp takes the same number of units.
+static uint32_t one_blocks(const struct ek_cu_queue *q, uint32_t units)
+{
+    uint32_t rounds = div_up(units, ONE_RESIDENT * q->n_sm * ONE_WARPS);
+
+    return div_up(units, ONE_WARPS * rounds);
 }
 
 template <int W, typename T, int MODE>
 static cudaError_t one_launch(const struct ek_cu_queue *q, const struct ek_cu_product *p)
 {
-    uint32_t rows = 0, units, blocks, most = ONE_RESIDENT * q->n_sm;
+    uint32_t rows = 0, units;
 
     for (uint32_t i = 0; i < p->n_mats; i++)
         rows += p->mat[i].rows;
     units = rows / Unit<MODE>::rows;
-    blocks = div_up(units, ONE_WARPS);
-    return launch(q, one_k<W, T, MODE>, blocks < most ? blocks : most, ONE_THREADS,
+    if (MODE == EK_CU_LINEAR && p->norm == NULL)
+        return launch(q, one_k<W, T, MODE, MODE != EK_CU_LINEAR>, one_blocks(q, units), ONE_THREADS,
+                      0, *p, units);
+    return launch(q, one_k<W, T, MODE, true>, one_blocks(q, units), ONE_THREADS,
                   p->cols * sizeof(T), *p, units);
 }
 

@@ -4,8 +4,6 @@
  */
 #include "kernels/cuda/cuda.h"
 
-#include <string.h>
-
 static enum ek_status issue(struct ek_device *dev, cudaError_t e, const char *op)
 {
     return ek_cuda_issued(ek_cuda(dev), e, op);
@@ -119,6 +117,8 @@ static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
     size_t parts;
     void *p;
 
+    if (longest <= 2 * EK_CU_CLUSTER * EK_CU_PART && wanted > EK_CU_CLUSTER)
+        wanted = EK_CU_CLUSTER;
     wanted = wanted > EK_CU_MAX_PARTS ? EK_CU_MAX_PARTS : wanted;
     a->part = (longest + wanted - 1) / wanted;
     a->part = (a->part + EK_CU_PART - 1) / EK_CU_PART * EK_CU_PART;
@@ -129,22 +129,6 @@ static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
     a->totals = (float2 *)(a->partial + parts * a->kv.v_dim);
     EK_TRY(ek_cuda_scratch(d, EK_CU_ARRIVED, blocks * sizeof(uint32_t), &p));
     a->arrived = p;
-    return EK_OK;
-}
-
-/* An eighth of the L2 a matrix: what attention leaves time to fetch, without driving out the rest.
- */
-enum ek_status ek_cuda_prefetch(struct ek_device *dev, const struct ek_mat *mats, size_t n)
-{
-    struct ek_cuda *d = ek_cuda(dev);
-    uint64_t most = dev->info.cache_bytes / 8;
-
-    for (size_t i = 0; i < EK_ARRAY_LEN(d->ahead); i++) {
-        uint64_t bytes = i < n ? mats[i].bytes : 0;
-
-        d->ahead[i].p = i < n ? mats[i].data : NULL;
-        d->ahead[i].bytes = (bytes < most ? bytes : most) / 512 * 512;
-    }
     return EK_OK;
 }
 
@@ -168,8 +152,6 @@ enum ek_status ek_cuda_attention(struct ek_device *dev, const void *q, size_t ld
         return ek_error(EK_EUNSUPPORTED, "attention: %u heads over %u cached heads", heads,
                         kv->kv_heads);
     ek_cuda_use(d);
-    memcpy(a.ahead, d->ahead, sizeof(a.ahead));
-    memset(d->ahead, 0, sizeof(d->ahead)); /* for this attention alone */
     if (!fast_shape(d, &a))
         return issue(dev, ek_cu_attention_any(&d->queue, dev->act, &a), "attention");
     if (batch->max_q > 1)

@@ -325,21 +325,32 @@ template <> struct Weight<EK_Q6_K> {
     }
 };
 
-// One element of a product, its bias added: activation, residual, type.
+// ---- elements of a product
+__device__ __forceinline__ float activate(int flags, float v)
+{
+    if (flags & EK_LINEAR_GELU)
+        v = 0.5f * v * (1.0f + erff(v * 0.7071067812f));
+    if (flags & EK_LINEAR_GELU_TANH)
+        v = 0.5f * v * (1.0f + tanhf(0.7978845608f * (v + 0.044715f * v * v * v)));
+    return v;
+}
+template <typename T>
+__device__ __forceinline__ void store_linear(const ek_cu_product &p, size_t at, float v)
+{
+    if (p.flags & EK_LINEAR_OUT_F32)
+        ((float *)p.out)[at] = v;
+    else
+        ((T *)p.out)[at] = from_f<T>(v);
+}
+// Bias added: activation, residual, type.
 template <typename T>
 __device__ __forceinline__ void finish_linear(const ek_cu_product &p, size_t at, float v)
 {
-    if (p.flags & EK_LINEAR_GELU)
-        v = 0.5f * v * (1.0f + erff(v * 0.7071067812f));
-    if (p.flags & EK_LINEAR_GELU_TANH)
-        v = 0.5f * v * (1.0f + tanhf(0.7978845608f * (v + 0.044715f * v * v * v)));
-    if (p.flags & EK_LINEAR_OUT_F32) {
-        float *out = (float *)p.out + at;
-        *out = p.flags & EK_LINEAR_ADD ? *out + v : v;
-    } else {
-        T *out = (T *)p.out + at;
-        *out = from_f<T>(p.flags & EK_LINEAR_ADD ? to_f(*out) + v : v);
-    }
+    v = activate(p.flags, v);
+    if (p.flags & EK_LINEAR_ADD)
+        v +=
+            p.flags & EK_LINEAR_OUT_F32 ? ((const float *)p.out)[at] : to_f(((const T *)p.out)[at]);
+    store_linear<T>(p, at, v);
 }
 
 #endif

@@ -263,7 +263,6 @@ struct model {
     float *logits;
     int32_t *ids;
     bool separate; /* rope_append by itself */
-    bool ahead;    /* weights fetched during attention */
 };
 
 static uint32_t qkv_rows(const struct shape *s)
@@ -285,8 +284,6 @@ static void run_layer(struct model *m, struct layer *l)
             ops->norm_linear(dev, m->x, m->norm, 1e-6f, n, l->qkv, 3, biases, m->qkv, qkv_rows(s)));
         need(ops->rope_append(dev, m->qkv, qkv_rows(s), &m->rope, &m->batch, s->heads, &l->kv));
     }
-    if (ops->prefetch && m->ahead)
-        need(ops->prefetch(dev, l->gate_up, 2));
     need(ops->attention(dev, m->qkv, qkv_rows(s), &m->batch, &l->kv, s->heads, 0.0884f, m->attn,
                         hd));
     need(ops->linear(dev, m->attn, hd, n, &l->o, NULL, m->x, s->hidden, EK_LINEAR_ADD));
@@ -406,8 +403,7 @@ static void make_model(struct model *m, const struct shape *s)
     need(ops->sync(dev));
 }
 
-static void decode_step(struct model *m, uint32_t n_seqs, uint32_t context, bool separate,
-                        bool ahead)
+static void decode_step(struct model *m, uint32_t n_seqs, uint32_t context, bool separate)
 {
     const struct shape *s = m->s;
     double bytes = 2 * (linear_params(s) + (double)s->hidden * s->vocab) +
@@ -415,7 +411,6 @@ static void decode_step(struct model *m, uint32_t n_seqs, uint32_t context, bool
     double t;
 
     m->separate = separate;
-    m->ahead = ahead;
     make_batch(m, n_seqs, context - 1, 1);
     make_buffers(m, n_seqs, n_seqs, context);
     m->head = matrix(EK_BF16, s->vocab, s->hidden);
@@ -423,9 +418,9 @@ static void decode_step(struct model *m, uint32_t n_seqs, uint32_t context, bool
     m->logits = take((size_t)n_seqs * s->vocab * 4);
     m->ids = take(n_seqs * 4);
     t = seconds(run_model, m, true, 31);
-    printf("decode  %-14s batch %2u context %5u%s%s: %.3f ms, %.1f tok/s, %.1f %% of read", s->name,
-           n_seqs, context, separate ? ", rope apart" : "", ahead ? ", fetch ahead" : "", t * 1e3,
-           n_seqs / t, 100 * bytes / t / read_rate);
+    printf("decode  %-14s batch %2u context %5u%s: %.3f ms, %.1f tok/s, %.1f %% of read", s->name,
+           n_seqs, context, separate ? ", rope apart" : "", t * 1e3, n_seqs / t,
+           100 * bytes / t / read_rate);
     if (n_seqs == 1 && context == 512)
         printf(" (bar %.0f %%)", 100 * s->bar);
     printf("\n");
@@ -458,13 +453,12 @@ static void steps(void)
         struct model m;
 
         make_model(&m, &models[i]);
-        decode_step(&m, 1, 512, true, false);
-        decode_step(&m, 1, 512, false, false);
-        decode_step(&m, 1, 512, false, true);
-        decode_step(&m, 1, 4096, false, true);
-        decode_step(&m, 1, 32768, false, true);
-        decode_step(&m, 8, 512, false, true);
-        decode_step(&m, 32, 512, false, true);
+        decode_step(&m, 1, 512, true);
+        decode_step(&m, 1, 512, false);
+        decode_step(&m, 1, 4096, false);
+        decode_step(&m, 1, 32768, false);
+        decode_step(&m, 8, 512, false);
+        decode_step(&m, 32, 512, false);
         prefill(&m, 512);
         prefill(&m, 4096);
         for (uint32_t l = 0; l < m.s->layers; l++) {
