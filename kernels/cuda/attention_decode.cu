@@ -10,9 +10,39 @@
 
 #include "kernels/cuda/attention.cuh"
 
-#define DEC_WARPS   8
-#define DEC_THREADS (32 * DEC_WARPS)
-#define DEC_STEP    16 // tokens of a warp at a time
+#define DEC_STEP 16 // tokens of a warp at a time
+
+// Warps of a block. In clusters, whose contexts are short, few: the blocks then fit beside those of
+// the kernel ahead and start early. Long contexts want more loads in flight.
+template <bool CLUSTER> constexpr int WARPS = CLUSTER ? 4 : 8;
+
+template <int D> struct DecodeLoads { // K and V of 16 tokens
+    uint4 k[2][D / 32], v[4][D / 64];
+
+    // row: where token lane % 16 of them is.
+    template <typename T>
+    __device__ __forceinline__ void load(const ek_cu_attention &a, uint32_t row, uint32_t lane)
+    {
+        uint32_t g = lane / 4, t = lane % 4;
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const T *at =
+                (const T *)a.kv.k + (size_t)__shfl_sync(0xffffffffu, row, g + 8 * j) * D + 8 * t;
+#pragma unroll
+            for (int i = 0; i < D / 32; i++)
+                k[j][i] = load_once(at + 32 * i);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j++) { // tokens 2t, 2t+1, 2t+8, 2t+9
+            uint32_t token = 2 * t + j % 2 + j / 2 * 8;
+            const T *at =
+                (const T *)a.kv.v + (size_t)__shfl_sync(0xffffffffu, row, token) * D + 8 * g;
+#pragma unroll
+            for (int h = 0; h < D / 64; h++)
+                v[j][h] = load_once(at + 64 * h);
+        }
+    }
+};
 
 template <typename T, int D> struct DecodeWarp { // one warp's running state
     uint32_t q[D / 32][2][4];                    // [segment][product][operand a]
@@ -71,36 +101,18 @@ template <typename T, int D> struct DecodeWarp { // one warp's running state
         }
     }
 
-    // Tokens first .. first + 15, those from end on masked. row: where token first + lane % 16 is.
-    __device__ __forceinline__ void step(const ek_cu_attention &a, uint32_t row, uint32_t first,
-                                         uint32_t end, uint32_t lane)
+    // Tokens first .. first + 15, those from end on masked.
+    __device__ __forceinline__ void step(const ek_cu_attention &a, const DecodeLoads<D> &now,
+                                         uint32_t first, uint32_t end, uint32_t t)
     {
-        uint32_t g = lane / 4, t = lane % 4;
-        const T *k = (const T *)a.kv.k, *v = (const T *)a.kv.v;
-        uint4 kv[2][D / 32], vv[4][D / 64];
         float s[2][4] = {};
 
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            const T *at = k + (size_t)__shfl_sync(0xffffffffu, row, g + 8 * j) * D + 8 * t;
-#pragma unroll
-            for (int i = 0; i < D / 32; i++)
-                kv[j][i] = load_once(at + 32 * i);
-        }
-#pragma unroll
-        for (int j = 0; j < 4; j++) { // tokens 2t, 2t+1, 2t+8, 2t+9
-            uint32_t token = 2 * t + j % 2 + j / 2 * 8;
-            const T *at = v + (size_t)__shfl_sync(0xffffffffu, row, token) * D + 8 * g;
-#pragma unroll
-            for (int h = 0; h < D / 64; h++)
-                vv[j][h] = load_once(at + 64 * h);
-        }
 #pragma unroll
         for (int j = 0; j < 2; j++)
 #pragma unroll
             for (int i = 0; i < D / 32; i++) {
-                mma<T>(s[j], q[i][0], kv[j][i].x, kv[j][i].y);
-                mma<T>(s[j], q[i][1], kv[j][i].z, kv[j][i].w);
+                mma<T>(s[j], q[i][0], now.k[j][i].x, now.k[j][i].y);
+                mma<T>(s[j], q[i][1], now.k[j][i].z, now.k[j][i].w);
             }
 #pragma unroll
         for (int j = 0; j < 2; j++)
@@ -111,7 +123,7 @@ template <typename T, int D> struct DecodeWarp { // one warp's running state
         softmax(s);
         uint32_t p[4] = {pack2<T>(s[0][0], s[0][1]), pack2<T>(s[0][2], s[0][3]),
                          pack2<T>(s[1][0], s[1][1]), pack2<T>(s[1][2], s[1][3])};
-        accumulate(p, vv);
+        accumulate(p, now.v);
     }
 
     __device__ __forceinline__ void accumulate(const uint32_t p[4], const uint4 (&vv)[4][D / 64])
@@ -134,17 +146,17 @@ template <typename T, int D> struct DecodeWarp { // one warp's running state
     }
 };
 
-template <int D> struct DecodeShared {
-    float o[DEC_WARPS][16][D + 8];
-    float peak[16][DEC_WARPS], weight[16][DEC_WARPS];
+template <int D, bool CLUSTER> struct DecodeShared {
+    float o[WARPS<CLUSTER>][16][D + 8];
+    float peak[16][WARPS<CLUSTER>], weight[16][WARPS<CLUSTER>];
     float part_factor[16][EK_CU_MAX_PARTS];
     float2 total[16]; // of a row: maximum and weight
     bool last;
 };
 
 // The rows that heads use, from registers to shared memory.
-template <typename T, int D>
-__device__ __forceinline__ void publish(DecodeShared<D> &s, const DecodeWarp<T, D> &state,
+template <typename T, int D, bool CLUSTER>
+__device__ __forceinline__ void publish(DecodeShared<D, CLUSTER> &s, const DecodeWarp<T, D> &state,
                                         uint32_t heads, uint32_t warp, uint32_t lane)
 {
     uint32_t t = lane % 4;
@@ -168,20 +180,21 @@ __device__ __forceinline__ void publish(DecodeShared<D> &s, const DecodeWarp<T, 
 }
 
 // Each warp's factor towards the block's maximum (in place of its peak), and the rows' totals.
-template <int D> __device__ __forceinline__ void weigh_warps(DecodeShared<D> &s, uint32_t heads)
+template <int D, bool CLUSTER>
+__device__ __forceinline__ void weigh_warps(DecodeShared<D, CLUSTER> &s, uint32_t heads)
 {
-    uint32_t row = threadIdx.x / DEC_WARPS, w = threadIdx.x % DEC_WARPS;
+    uint32_t row = threadIdx.x / WARPS<CLUSTER>, w = threadIdx.x % WARPS<CLUSTER>;
     bool mine = row < heads;
     float peak = mine ? s.peak[row][w] : -INFINITY, m = peak;
 
-    if (threadIdx.x >= 16 * DEC_WARPS)
+    if (threadIdx.x >= 16 * WARPS<CLUSTER>)
         return;
 #pragma unroll
-    for (int d = DEC_WARPS / 2; d; d /= 2)
+    for (int d = WARPS<CLUSTER> / 2; d; d /= 2)
         m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, d));
     float f = peak == -INFINITY ? 0.0f : power2(peak - m), l = mine ? f * s.weight[row][w] : 0.0f;
 #pragma unroll
-    for (int d = DEC_WARPS / 2; d; d /= 2)
+    for (int d = WARPS<CLUSTER> / 2; d; d /= 2)
         l += __shfl_xor_sync(0xffffffffu, l, d);
     if (!mine)
         return;
@@ -205,17 +218,18 @@ template <typename T> __device__ __forceinline__ void store_scaled(T *to, const 
 }
 
 // The block's sums: to the output when the context has one part, else to memory, unnormalised.
-template <typename T, int D>
-__device__ __forceinline__ void join_warps(const ek_cu_attention &a, const DecodeShared<D> &s,
-                                           uint32_t heads, size_t first, bool only, T *out)
+template <typename T, int D, bool CLUSTER>
+__device__ __forceinline__ void join_warps(const ek_cu_attention &a,
+                                           const DecodeShared<D, CLUSTER> &s, uint32_t heads,
+                                           size_t first, bool only, T *out)
 {
-    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += DEC_THREADS) {
+    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += (32 * WARPS<CLUSTER>)) {
         uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
         size_t part = first + (size_t)row * a.n_parts + blockIdx.x;
         float4 sum = make_float4(0, 0, 0, 0);
 
 #pragma unroll
-        for (int w = 0; w < DEC_WARPS; w++) // a warp without tokens published zeros
+        for (int w = 0; w < WARPS<CLUSTER>; w++) // a warp without tokens published zeros
             add_scaled(sum, s.peak[row][w], *reinterpret_cast<const float4 *>(&s.o[w][row][d]));
         if (only) {
             float l = s.total[row].y; // 0: no context at all
@@ -230,21 +244,30 @@ __device__ __forceinline__ void join_warps(const ek_cu_attention &a, const Decod
 }
 
 // All parts of the heads, in order.
-template <typename T, int D>
-__device__ __forceinline__ void join_parts(const ek_cu_attention &a, DecodeShared<D> &s,
+template <typename T, int D, bool CLUSTER>
+__device__ __forceinline__ void join_parts(const ek_cu_attention &a, DecodeShared<D, CLUSTER> &s,
                                            uint32_t heads, size_t first, uint32_t parts, T *out)
 {
     uint32_t lane = threadIdx.x % 32;
 
-    for (uint32_t row = threadIdx.x / 32; row < heads; row += DEC_WARPS) {
-        float2 part = make_float2(-INFINITY, 0);
-        if (lane < parts)
-            part = __ldcg(a.totals + first + (size_t)row * a.n_parts + lane);
-        float f = power2(part.x - warp_max(part.x)), l = warp_sum(f * part.y);
-        s.part_factor[row][lane] = f / l;
+    for (uint32_t row = threadIdx.x / 32; row < heads; row += WARPS<CLUSTER>) {
+        const float2 *totals = a.totals + first + (size_t)row * a.n_parts;
+        float2 part[2]; // of this lane
+        float f[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            part[i] =
+                lane + 32 * i < parts ? __ldcg(totals + lane + 32 * i) : make_float2(-INFINITY, 0);
+        float m = warp_max(fmaxf(part[0].x, part[1].x));
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            f[i] = power2(part[i].x - m);
+        float l = warp_sum(f[0] * part[0].y + f[1] * part[1].y);
+        s.part_factor[row][lane] = f[0] / l;
+        s.part_factor[row][lane + 32] = f[1] / l;
     }
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += DEC_THREADS) {
+    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += (32 * WARPS<CLUSTER>)) {
         uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
         const float *at = a.partial + (first + (size_t)row * a.n_parts) * D + d;
         float4 sum = make_float4(0, 0, 0, 0);
@@ -258,9 +281,9 @@ __device__ __forceinline__ void join_parts(const ek_cu_attention &a, DecodeShare
 }
 
 // True in the block of a sequence and cached head that arrives last.
-template <int D>
-__device__ __forceinline__ bool last_to_arrive(const ek_cu_attention &a, DecodeShared<D> &s,
-                                               uint32_t parts)
+template <int D, bool CLUSTER>
+__device__ __forceinline__ bool last_to_arrive(const ek_cu_attention &a,
+                                               DecodeShared<D, CLUSTER> &s, uint32_t parts)
 {
     __threadfence();
     __syncthreads();
@@ -277,25 +300,25 @@ __device__ __forceinline__ bool last_to_arrive(const ek_cu_attention &a, DecodeS
 
 // The parts of a cluster's blocks, each block some of the elements. A part without tokens has the
 // weight 0.
-template <typename T, int D>
-__device__ __forceinline__ void join_cluster(DecodeShared<D> &s, uint32_t heads, uint32_t parts,
-                                             T *out)
+template <typename T, int D, bool CLUSTER>
+__device__ __forceinline__ void join_cluster(DecodeShared<D, CLUSTER> &s, uint32_t heads,
+                                             uint32_t parts, T *out)
 {
 #if __CUDA_ARCH__ >= 900
     auto cluster = cooperative_groups::this_cluster();
 
-    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += DEC_THREADS) {
+    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += (32 * WARPS<CLUSTER>)) {
         uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
         float4 sum = make_float4(0, 0, 0, 0);
 
 #pragma unroll
-        for (int w = 0; w < DEC_WARPS; w++)
+        for (int w = 0; w < WARPS<CLUSTER>; w++)
             add_scaled(sum, s.peak[row][w], *reinterpret_cast<const float4 *>(&s.o[w][row][d]));
         *reinterpret_cast<float4 *>(&s.o[0][row][d]) = sum; // read by this thread alone before
     }
     cluster.sync();
     for (uint32_t i = threadIdx.x * gridDim.x + blockIdx.x; i < heads * (D / 4);
-         i += DEC_THREADS * gridDim.x) {
+         i += (32 * WARPS<CLUSTER>)*gridDim.x) {
         uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
         float4 sum = make_float4(0, 0, 0, 0), o[EK_CU_CLUSTER];
         float2 total[EK_CU_CLUSTER];
@@ -303,7 +326,7 @@ __device__ __forceinline__ void join_cluster(DecodeShared<D> &s, uint32_t heads,
 
 #pragma unroll
         for (int p = 0; p < EK_CU_CLUSTER; p++) {
-            const DecodeShared<D> *other = cluster.map_shared_rank(&s, p < parts ? p : 0);
+            const DecodeShared<D, CLUSTER> *other = cluster.map_shared_rank(&s, p < parts ? p : 0);
 
             total[p] = other->total[row];
             o[p] = *reinterpret_cast<const float4 *>(&other->o[0][row][d]);
@@ -331,15 +354,19 @@ __device__ __forceinline__ uint32_t row_of(const ek_cu_attention &a, uint32_t se
     return (uint32_t)slot_of(a, seq, token) * a.kv.kv_heads + kv_head;
 }
 
-// The batch's description was uploaded before the kernels: it is read before their end is awaited.
+// The batch's description was uploaded, and the cache of earlier tokens written, before the kernels
+// of this step: both are read before the end of the kernel ahead is awaited. The new token's row is
+// read after it.
 template <typename T, int D, bool CLUSTER>
-__global__ void __launch_bounds__(DEC_THREADS) decode_k(const ek_cu_attention a)
+__global__ void __launch_bounds__((32 * WARPS<CLUSTER>)) decode_k(const ek_cu_attention a)
 {
     extern __shared__ uint4 raw[];
-    DecodeShared<D> &shared = *reinterpret_cast<DecodeShared<D> *>(raw);
+    DecodeShared<D, CLUSTER> &shared = *reinterpret_cast<DecodeShared<D, CLUSTER> *>(raw);
     uint32_t group = a.heads / a.kv.kv_heads, tiles = (group + 15) / 16, seq = blockIdx.z;
     uint32_t kv_head = blockIdx.y / tiles, tile = blockIdx.y % tiles, lane = threadIdx.x % 32;
     uint32_t warp = threadIdx.x / 32, head = kv_head * group + 16 * tile, row = 0;
+
+    pdl_next();
     uint32_t heads = min(group - 16 * tile, 16u), token = (uint32_t)a.batch.seq_start[seq];
     uint32_t len = (uint32_t)max(a.batch.kv_len[seq], 0), parts = (len + a.part - 1) / a.part;
     uint32_t first = blockIdx.x * a.part + DEC_STEP * warp;
@@ -347,28 +374,33 @@ __global__ void __launch_bounds__(DEC_THREADS) decode_k(const ek_cu_attention a)
     bool none = (int32_t)token == a.batch.seq_start[seq + 1];
     T *out = (T *)a.out + token * a.ldo + head * D;
     DecodeWarp<T, D> state;
+    DecodeLoads<D> now;
 
-    if (first < end)
+    if (first < end) {
         row = row_of(a, seq, kv_head, min(first + lane % 16, end - 1));
-    pdl_next();
+        now.template load<T>(a, row, lane);
+    }
     pdl_wait();
     if (none)
         return; // a sequence without a new token
     if (!CLUSTER && blockIdx.x >= max(parts, 1u))
         return;
+    if (first < end && first + DEC_STEP >= len)
+        now.template load<T>(a, row, lane);
     state.load_q(a, token, head, heads, lane / 4, lane % 4);
-    for (uint32_t at = first; at < end; at += DEC_STEP * DEC_WARPS) {
-        uint32_t next = min(at + DEC_STEP * DEC_WARPS + lane % 16, end - 1);
-        uint32_t next_row = row_of(a, seq, kv_head, next);
-
-        state.step(a, row, at, end, lane);
-        row = next_row;
+    for (uint32_t at = first; at < end;) {
+        state.step(a, now, at, end, lane % 4);
+        at += DEC_STEP * WARPS<CLUSTER>;
+        if (at < end) {
+            row = row_of(a, seq, kv_head, min(at + lane % 16, end - 1));
+            now.template load<T>(a, row, lane);
+        }
     }
     publish(shared, state, heads, warp, lane);
     __syncthreads();
     weigh_warps(shared, heads);
     __syncthreads();
-    if (CLUSTER) {
+    if constexpr (CLUSTER) {
         join_cluster(shared, heads, parts, out);
         return;
     }
@@ -383,11 +415,12 @@ static cudaError_t decode_launch(const struct ek_cu_queue *q, const struct ek_cu
 {
     uint32_t tiles = div_up(a->heads / a->kv.kv_heads, 16);
     dim3 grid(a->n_parts, a->kv.kv_heads * tiles, a->batch.n_seqs);
-    size_t shared = sizeof(DecodeShared<D>);
 
-    if (q->pdl && a->n_parts > 1 && a->n_parts <= EK_CU_CLUSTER)
-        return launch_cluster(q, decode_k<T, D, true>, grid, DEC_THREADS, shared, a->n_parts, *a);
-    return launch(q, decode_k<T, D, false>, grid, DEC_THREADS, shared, *a);
+    if (q->pdl && a->cluster && a->n_parts > 1)
+        return launch_cluster(q, decode_k<T, D, true>, grid, 32 * WARPS<true>,
+                              sizeof(DecodeShared<D, true>), a->n_parts, *a);
+    return launch(q, decode_k<T, D, false>, grid, 32 * WARPS<false>, sizeof(DecodeShared<D, false>),
+                  *a);
 }
 
 extern "C" cudaError_t ek_cu_attention_decode(const struct ek_cu_queue *q, enum ek_dtype act,

@@ -233,9 +233,9 @@ __global__ void __launch_bounds__(PRE_THREADS, 2) prefill_k(const ek_cu_attentio
 {
     extern __shared__ __align__(1024) uint4 raw[];
     PrefillShared<T, D> &s = *reinterpret_cast<PrefillShared<T, D> *>(raw);
-    uint32_t seq = blockIdx.z, head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    uint32_t seq = blockIdx.z, head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     uint32_t kv_head = head / (a.heads / a.kv.kv_heads);
-    uint32_t tile = gridDim.x - 1 - blockIdx.x; // the longest contexts first
+    uint32_t tile = gridDim.y - 1 - blockIdx.y; // the longest contexts of all heads first
 
     pdl_next();
     pdl_wait();
@@ -281,7 +281,7 @@ __global__ void __launch_bounds__(PRE_THREADS, 2) prefill_k(const ek_cu_attentio
 template <typename T, int D>
 static cudaError_t prefill_launch(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
 {
-    dim3 grid(div_up(a->batch.max_q, PRE_Q), a->heads, a->batch.n_seqs);
+    dim3 grid(a->heads, div_up(a->batch.max_q, PRE_Q), a->batch.n_seqs);
 
     return launch(q, prefill_k<T, D>, grid, PRE_THREADS, sizeof(PrefillShared<T, D>), *a);
 }

@@ -5,6 +5,7 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/hash.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -130,22 +131,26 @@ enum ek_status ek_cuda_list(struct ek_device_info **infos, size_t *n)
 
 /* ---- opening -----------------------------------------------------------------------------------
  */
-/* Copies between GPUs go over NVLink or PCIe directly where the machine allows it. */
+/* Copies between GPUs go over NVLink or PCIe directly where the machine allows it. Asked for once a
+ * pair and process. */
 static enum ek_status enable_peers(struct ek_cuda *d)
 {
+    static atomic_uint_fast64_t enabled[MAX_GPUS]; /* bit: peer */
     int n = gpu_count();
 
     for (int peer = 0; peer < n; peer++) {
         int can = 0;
         cudaError_t e;
 
-        if (peer == d->gpu || cudaDeviceCanAccessPeer(&can, d->gpu, peer) != cudaSuccess || !can)
+        if (peer == d->gpu || atomic_load(&enabled[d->gpu]) >> peer & 1 ||
+            cudaDeviceCanAccessPeer(&can, d->gpu, peer) != cudaSuccess || !can)
             continue;
         e = cudaDeviceEnablePeerAccess(peer, 0);
         if (e == cudaErrorPeerAccessAlreadyEnabled)
             cudaGetLastError();
         else if (e != cudaSuccess)
             return ek_cuda_failed(d, e, "cudaDeviceEnablePeerAccess");
+        atomic_fetch_or(&enabled[d->gpu], (uint_fast64_t)1 << peer);
     }
     return EK_OK;
 }

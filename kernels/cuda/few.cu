@@ -5,20 +5,16 @@
 // columns of token g, which is what two 16x8x16 products need of it.
 #include "kernels/cuda/weights.cuh"
 
-#define FEW_THREADS 256
-#define FEW_WARPS   (FEW_THREADS / 32)
-#define FEW_UNROLL  4 // chunks of a lane in flight, a row
+#define FEW_UNROLL 4 // chunks of a lane in flight, a row
 
-template <int W, typename T> __device__ __forceinline__ constexpr bool same_type()
-{
-    return (W == EK_BF16 && std::is_same<T, bf16>::value) ||
-           (W == EK_F16 && std::is_same<T, f16>::value);
-}
+template <int W, typename T>
+constexpr bool SAME_TYPE = (W == EK_BF16 && std::is_same<T, bf16>::value) ||
+                           (W == EK_F16 && std::is_same<T, f16>::value);
 
 template <int W, typename T>
 __device__ __forceinline__ uint4 to_operand(const typename Weight<W>::Raw &raw, uint32_t c)
 {
-    if constexpr (same_type<W, T>())
+    if constexpr (SAME_TYPE<W, T>)
         return raw.v;
     float v[8];
 
@@ -35,14 +31,14 @@ template <int W, typename T> __device__ __forceinline__ uint4 token_chunk(const 
     return make_uint4(lo.x, lo.y, hi.x, hi.y);
 }
 
-template <int W> struct FewBatch {
+template <int W, int WARPS> struct FewBatch {
     typename Weight<W>::Raw raw[2][FEW_UNROLL];
 
     // chunk of unrolled load i from the lane's first one: pairs of segments of 4 chunks, so that
     // a warp reads 128 bytes of a row
     static __device__ __forceinline__ uint32_t chunk(uint32_t c, int i)
     {
-        return c + i / 2 * (FEW_WARPS * 8) + i % 2 * 4;
+        return c + i / 2 * (WARPS * 8) + i % 2 * 4;
     }
     __device__ __forceinline__ void load(const uint8_t *const row[2], uint32_t c, uint32_t chunks)
     {
@@ -55,15 +51,15 @@ template <int W> struct FewBatch {
     }
 };
 
-template <int W, typename T, int NT>
-__global__ void __launch_bounds__(FEW_THREADS, 2) few_k(const ek_cu_product p, uint32_t n)
+template <int W, typename T, int NT, int WARPS>
+__global__ void __launch_bounds__((32 * WARPS), 16 / WARPS) few_k(const ek_cu_product p, uint32_t n)
 {
-    __shared__ float parts[FEW_WARPS][NT * 8][17];
+    __shared__ float parts[WARPS][NT * 8][17];
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     uint32_t first = blockIdx.x * 16, chunks = p.cols / 8, rows = p.mat[0].rows;
     const uint8_t *row[2];
     float sum[NT][4] = {};
-    FewBatch<W> next;
+    FewBatch<W, WARPS> next;
 
 #pragma unroll
     for (int r = 0; r < 2; r++) { // rows past the end repeat the last
@@ -73,23 +69,23 @@ __global__ void __launch_bounds__(FEW_THREADS, 2) few_k(const ek_cu_product p, u
     next.load(row, 8 * warp + t, chunks);
     pdl_next();
     pdl_wait();
-    for (uint32_t c = 8 * warp + t; c - t < chunks; c += FEW_WARPS * 8 * FEW_UNROLL / 2) {
-        FewBatch<W> now = next;
+    for (uint32_t c = 8 * warp + t; c - t < chunks; c += WARPS * 8 * FEW_UNROLL / 2) {
+        FewBatch<W, WARPS> now = next;
         uint4 x[NT][FEW_UNROLL];
 
-        next.load(row, c + FEW_WARPS * 8 * FEW_UNROLL / 2, chunks);
+        next.load(row, c + WARPS * 8 * FEW_UNROLL / 2, chunks);
 #pragma unroll
         for (int i = 0; i < FEW_UNROLL; i++)
 #pragma unroll
             for (int j = 0; j < NT; j++) {
-                uint32_t at = FewBatch<W>::chunk(c, i), token = g + 8 * j;
+                uint32_t at = FewBatch<W, WARPS>::chunk(c, i), token = g + 8 * j;
                 x[j][i] = make_uint4(0, 0, 0, 0);
                 if (at < chunks && token < n)
                     x[j][i] = token_chunk<W>((const T *)p.x + token * p.ldx, at);
             }
 #pragma unroll
         for (int i = 0; i < FEW_UNROLL; i++) {
-            uint32_t at = FewBatch<W>::chunk(c, i);
+            uint32_t at = FewBatch<W, WARPS>::chunk(c, i);
             uint4 lo = to_operand<W, T>(now.raw[0][i], at),
                   hi = to_operand<W, T>(now.raw[1][i], at);
             uint32_t a[4] = {lo.x, hi.x, lo.y, hi.y}, b[4] = {lo.z, hi.z, lo.w, hi.w};
@@ -106,26 +102,31 @@ __global__ void __launch_bounds__(FEW_THREADS, 2) few_k(const ek_cu_product p, u
         for (int i = 0; i < 4; i++)
             parts[warp][j * 8 + 2 * t + i % 2][g + i / 2 * 8] = sum[j][i];
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < 16 * n; i += FEW_THREADS) {
+    for (uint32_t i = threadIdx.x; i < 16 * n; i += (32 * WARPS)) {
         uint32_t token = i / 16, r = i % 16;
         float v = 0;
 
         if (first + r >= rows)
             continue;
 #pragma unroll
-        for (int w = 0; w < FEW_WARPS; w++)
+        for (int w = 0; w < WARPS; w++)
             v += parts[w][token][r];
         v += p.mat[0].bias ? p.mat[0].bias[first + r] : 0.0f;
         finish_linear<T>(p, token * p.ldo + first + r, v);
     }
 }
 
+// Short matrices have fewer blocks than there is room for: theirs have twice the warps.
 template <int W, typename T>
 static cudaError_t few_launch(const struct ek_cu_queue *q, uint32_t n,
                               const struct ek_cu_product *p)
 {
-    return launch(q, n <= 8 ? few_k<W, T, 1> : few_k<W, T, 2>, div_up(p->mat[0].rows, 16),
-                  FEW_THREADS, 0, *p, n);
+    uint32_t blocks = div_up(p->mat[0].rows, 16);
+
+    if constexpr (SAME_TYPE<W, T>)
+        if (n <= 8 && blocks < 2 * q->n_sm)
+            return launch(q, few_k<W, T, 1, 16>, blocks, 512, 0, *p, n);
+    return launch(q, n <= 8 ? few_k<W, T, 1, 8> : few_k<W, T, 2, 8>, blocks, 256, 0, *p, n);
 }
 
 extern "C" cudaError_t ek_cu_product_few(const struct ek_cu_queue *q, enum ek_dtype w,

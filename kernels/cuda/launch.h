@@ -110,13 +110,14 @@ struct ek_cu_attention {
     size_t ldo;
     /* decode: parts of the context */
     uint32_t part, n_parts; /* tokens a part; parts of the longest context */
+    bool cluster;           /* they are few and short: a cluster joins them */
     float *partial;         /* [seqs][heads][n_parts][v_dim]: a part's unnormalised sum */
     float2 *totals;         /* [seqs][heads][n_parts]: its maximum and weight */
     uint32_t *arrived;      /* [seqs * kv_heads * tiles] zero before and after */
 };
-#define EK_CU_CLUSTER   8    /* parts that one cluster joins */
-#define EK_CU_MAX_PARTS 32   /* of a sequence's context in decode attention */
-#define EK_CU_PART      128u /* least tokens of a part */
+#define EK_CU_CLUSTER   8   /* parts that one cluster joins */
+#define EK_CU_MAX_PARTS 64  /* of a sequence's context in decode attention */
+#define EK_CU_PART      64u /* least tokens of a part */
 /* Any shape and cache type: one block a token and head. */
 cudaError_t ek_cu_attention_any(const struct ek_cu_queue *q, enum ek_dtype act,
                                 const struct ek_cu_attention *a);

@@ -15,6 +15,8 @@
 
 // Loads in flight a row and lane.
 template <int W, int R> constexpr int UNROLL = (W == EK_F32 ? 4 : 8) / R;
+// Chunks of 8 columns in a row.
+template <int W> constexpr bool CONTIGUOUS = W < EK_Q4_0 || W == EK_Q8_0;
 // Blocks that a multiprocessor has registers for.
 #define ONE_RESIDENT 2
 
@@ -205,8 +207,12 @@ template <int W, int R> struct Batch { // loads in flight
             uint32_t at = c + 32 * i < chunks ? c + 32 * i : 0; // zeros times what is there
             float xv[8], wv[8];
 
-            load4(x + Weight<W>::lo(at), xv);
-            load4(x + Weight<W>::hi(at), xv + 4);
+            if (CONTIGUOUS<W>) {
+                load8(x + 8 * at, xv);
+            } else {
+                load4(x + Weight<W>::lo(at), xv);
+                load4(x + Weight<W>::hi(at), xv + 4);
+            }
 #pragma unroll
             for (int r = 0; r < R; r++) {
                 Weight<W>::decode(raw[r][i], at, wv);

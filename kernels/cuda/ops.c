@@ -106,22 +106,25 @@ static bool fast_shape(const struct ek_cuda *d, const struct ek_cu_attention *a)
     return d->base.act != EK_F32 && a->kv.dtype == d->base.act && dims && aligned;
 }
 
-/* Parts of the context, so that there is a block for each multiprocessor, and their memory. The
- * split depends on shapes alone: the same batch gives the same bits. */
+/* Parts of the context, so that every multiprocessor has a block, and their memory. Few and short
+ * ones make clusters. The split depends on shapes alone: the same batch gives the same bits. */
 static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
 {
     uint32_t group = a->heads / a->kv.kv_heads, tiles = (group + 15) / 16;
     uint32_t blocks = a->batch.n_seqs * a->kv.kv_heads * tiles;
-    uint32_t wanted = (d->queue.n_sm + blocks - 1) / blocks;
+    uint32_t wanted = (d->queue.n_sm + blocks - 1) / blocks, unit = 2 * EK_CU_PART;
     uint32_t longest = a->batch.max_kv ? a->batch.max_kv : 1;
     size_t parts;
     void *p;
 
-    if (longest <= 2 * EK_CU_CLUSTER * EK_CU_PART && wanted > EK_CU_CLUSTER)
+    a->cluster = longest <= 2 * EK_CU_CLUSTER * EK_CU_PART && wanted >= EK_CU_CLUSTER;
+    if (a->cluster) {
         wanted = EK_CU_CLUSTER;
+        unit = EK_CU_PART;
+    }
     wanted = wanted > EK_CU_MAX_PARTS ? EK_CU_MAX_PARTS : wanted;
     a->part = (longest + wanted - 1) / wanted;
-    a->part = (a->part + EK_CU_PART - 1) / EK_CU_PART * EK_CU_PART;
+    a->part = (a->part + unit - 1) / unit * unit;
     a->n_parts = (longest + a->part - 1) / a->part;
     parts = (size_t)a->batch.n_seqs * a->heads * a->n_parts;
     EK_TRY(ek_cuda_scratch(d, EK_CU_PARTIAL, parts * (a->kv.v_dim + 2) * sizeof(float), &p));
