@@ -14,6 +14,9 @@ __global__ void __launch_bounds__(ANY_THREADS) any_k(const ek_cu_attention a)
     __shared__ size_t slot[ANY_THREADS];
     uint32_t token = blockIdx.x, head = blockIdx.y, seq = 0, dim = a.kv.head_dim;
     uint32_t kv_head = head / (a.heads / a.kv.kv_heads);
+    // without values of their own (latent attention) they are the keys' first elements
+    const C *values = (const C *)(a.kv.v ? a.kv.v : a.kv.k);
+    uint32_t value_row = a.kv.v ? a.kv.v_dim : dim;
     float *q = shared, *acc = shared + dim, peak = -INFINITY, weight = 0;
 
     pdl_next();
@@ -47,7 +50,7 @@ __global__ void __launch_bounds__(ANY_THREADS) any_k(const ek_cu_attention a)
             float v = acc[i] * shrink;
 
             for (int32_t j = 0; j < n; j++)
-                v = fmaf(p[j], to_f(((const C *)a.kv.v)[slot[j] * a.kv.v_dim + i]), v);
+                v = fmaf(p[j], to_f(values[slot[j] * value_row + i]), v);
             acc[i] = v;
         }
         __syncthreads();

@@ -45,7 +45,7 @@ struct ek_cu_product {
     struct ek_rope rope;
     struct ek_kv kv;
     const int32_t *positions, *slots;
-    uint32_t n_tokens; /* row length of positions */
+    uint32_t position_row; /* elements from one row of positions to the next */
 };
 /* One token. cols is a multiple of 8 (32 or 256 for block types), rows 16-byte aligned. */
 cudaError_t ek_cu_product_one(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,

@@ -317,7 +317,7 @@ enum ek_status ek_cuda_norm_qkv_rope(struct ek_device *dev, const void *x, const
             add_matrix(&p, &mats[i], biases ? biases[i] : NULL);
         p.positions = batch->positions;
         p.slots = batch->slots;
-        p.n_tokens = batch->position_row ? batch->position_row : batch->n_tokens;
+        p.position_row = batch->position_row ? batch->position_row : batch->n_tokens;
         return ek_cuda_issued(d,
                               ek_cu_product_one(&d->queue, mats[0].dtype, dev->act, EK_CU_QKV, &p),
                               "norm_qkv_rope");

@@ -165,7 +165,7 @@ template <typename T> struct Finish<T, EK_CU_QKV> {
 
             while (s < 2 && p.rope.sections[0] && first >= p.rope.sections[s])
                 first -= p.rope.sections[s++];
-            sincosf((float)p.positions[s * p.n_tokens] * p.rope.inv_freq[i], &sine, &cosine);
+            sincosf((float)p.positions[s * p.position_row] * p.rope.inv_freq[i], &sine, &cosine);
             sine *= p.rope.amplitude, cosine *= p.rope.amplitude;
         }
     }

@@ -89,6 +89,8 @@ enum ek_status ek_cuda_rope_append(struct ek_device *dev, void *qkv, size_t ld,
                                    const struct ek_rope *rope, const struct ek_batch *batch,
                                    uint32_t heads, const struct ek_kv *kv)
 {
+    if (kv->v == NULL)
+        return ek_error(EK_EUNSUPPORTED, "rope_append: the cache has no values of its own");
     if (batch->n_tokens == 0)
         return EK_OK;
     return issue(dev, ek_cu_rope_append(queue(dev), dev->act, qkv, ld, rope, batch, heads, kv),
@@ -103,7 +105,7 @@ static bool fast_shape(const struct ek_cuda *d, const struct ek_cu_attention *a)
     bool aligned = a->ldq % 8 == 0 && a->ldo % 2 == 0 && (uintptr_t)a->q % 16 == 0 &&
                    (uintptr_t)a->out % 4 == 0;
 
-    return d->base.act != EK_F32 && a->kv.dtype == d->base.act && dims && aligned;
+    return d->base.act != EK_F32 && a->kv.dtype == d->base.act && a->kv.v && dims && aligned;
 }
 
 /* Parts of the context, so that every multiprocessor has a block, and their memory. Few and short

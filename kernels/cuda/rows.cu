@@ -188,9 +188,10 @@ __global__ void gather_k(const T *x, size_t ldx, const int32_t *rows, uint32_t d
 {
     pdl_next();
     pdl_wait();
-    const T *row = x + (size_t)rows[blockIdx.x] * ldx;
+    int32_t from = rows[blockIdx.x]; // negative: zeros
+    const T *row = x + (size_t)(from < 0 ? 0 : from) * ldx;
     for (uint32_t i = threadIdx.x; i < dim; i += ROW_THREADS)
-        out[(size_t)blockIdx.x * dim + i] = row[i];
+        out[(size_t)blockIdx.x * dim + i] = from < 0 ? from_f<T>(0.0f) : row[i];
 }
 
 extern "C" cudaError_t ek_cu_gather(const struct ek_cu_queue *q, enum ek_dtype act, const void *x,
