@@ -13,7 +13,7 @@ struct ek_command {
     enum ek_status (*run)(int argc, char **argv, int *code);
 };
 extern const struct ek_command ek_command_plan, ek_command_export, ek_command_report,
-    ek_command_hardware;
+    ek_command_hardware, ek_command_simulate, ek_command_cluster;
 
 extern volatile bool ek_stopped; /* set by SIGINT */
 

@@ -11,10 +11,8 @@
 #include <string.h>
 
 static const struct ek_command *const commands[] = {
-    &ek_command_plan,
-    &ek_command_export,
-    &ek_command_report,
-    &ek_command_hardware,
+    &ek_command_plan,     &ek_command_export,   &ek_command_report,
+    &ek_command_hardware, &ek_command_simulate, &ek_command_cluster,
 };
 
 volatile bool ek_stopped;

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 #include "planner/planner.h"
+#include "planner/cluster.h"
 #include "planner/device_map.h"
 #include "planner/hardware.h"
 #include "planner/plan_file.h"
+#include "planner/simulate.h"
 #include "tests/planner/instances.h"
 
 #include <check.h>
@@ -643,13 +645,85 @@ START_TEST(descriptions_of_cards_are_checked)
 }
 END_TEST
 
+/* ---- Under load ---------------------------------------------------------------------------------
+ */
+/* Two stages of 20 and 30 ms for two prompts of two chunks; 2 and 3 ms a decode step. */
+static const char pipe_text[] =
+    "{'format':'evenkeel-plan','version':1,'model':{'name':'pipe','hash':''},"
+    "'workload':{'batch':2,'prompt':64,'prefill_chunk':32,'generate':9,'context':128,"
+    "'micro_batches':2},"
+    "'devices':[{'name':'cuda:0','backend':'cuda'},{'name':'cuda:1','backend':'cuda'}],"
+    "'stages':[{'device':'cuda:0','modules':['model.embed_tokens','model.layers.0'],"
+    "           'prefill_s':0.08,'decode_s':0.002},"
+    "          {'device':'cuda:1','modules':['model.layers.1','lm_head'],'prefill_s':0.12,"
+    "           'decode_s':0.003}]}";
+
+START_TEST(the_simulator_agrees_with_the_formulas)
+{
+    struct ek_plan_file *f = plan_file(pipe_text);
+    struct ek_load load = {.requests = 2, .prompt = 64, .generate = 1, .seed = 1};
+    struct ek_simulated s;
+
+    ck_assert_int_eq(ek_simulate(f, &load, &s), EK_OK);
+    /* sum P / K + (K - 1) / K * max P, K = 4 chunks */
+    ck_assert_double_eq_tol(s.last_first_token, 0.2 / 4 + 0.75 * 0.12, 1e-12);
+    load.generate = 2001; /* decode alone rules: the slowest stage once a group */
+    ck_assert_int_eq(ek_simulate(f, &load, &s), EK_OK);
+    ck_assert_double_eq_tol(s.per_token[0], 2 * 0.003, 2e-5);
+    load.requests = 1; /* one group in flight: the sum of the stages */
+    ck_assert_int_eq(ek_simulate(f, &load, &s), EK_OK);
+    ck_assert_double_eq_tol(s.per_token[0], 0.005, 1e-9);
+    ek_plan_file_free(f);
+}
+END_TEST
+
+START_TEST(a_light_load_waits_for_nothing_and_a_heavy_one_fills_the_slowest_stage)
+{
+    struct ek_plan_file *f = plan_file(pipe_text);
+    struct ek_load load = {.requests = 500, .prompt = 64, .generate = 9, .seed = 3, .rate = 0.05};
+    struct ek_simulated light, heavy, again;
+
+    ck_assert_int_eq(ek_simulate(f, &load, &light), EK_OK);
+    ck_assert_double_lt(light.queued, 1e-3);
+    load.rate = 1000;
+    ck_assert_int_eq(ek_simulate(f, &load, &heavy), EK_OK);
+    ck_assert_double_gt(heavy.stage_busy[1], 0.85);
+    ck_assert_double_gt(heavy.stage_busy[1], heavy.stage_busy[0]);
+    ck_assert_int_eq(ek_simulate(f, &load, &again), EK_OK);
+    ck_assert_double_eq(again.seconds, heavy.seconds);
+    ek_plan_file_free(f);
+}
+END_TEST
+
+START_TEST(a_cluster_takes_the_cheapest_nodes_for_a_load)
+{
+    const char *dir = getenv("srcdir");
+    char *path = ek_asprintf("%s/tests/planner/machines/cluster.json", dir ? dir : ".");
+    struct ek_request r = EK_REQUEST_INIT;
+    struct ek_cluster *c = NULL;
+    double most, price;
+
+    ck_assert_msg(ek_cluster_read(path, &c) == EK_OK, "%s", ek_last_error());
+    ck_assert_int_eq(ek_cluster_plan(c, &r, 0), EK_OK);
+    most = c->tokens_per_s;
+    ck_assert_int_eq(ek_cluster_plan(c, &r, most / 3), EK_OK);
+    ck_assert(c->proven);
+    ck_assert_double_ge(c->tokens_per_s, most / 3);
+    price = c->price;
+    ck_assert_int_eq(ek_cluster_plan(c, &r, most / 2), EK_OK);
+    ck_assert_double_gt(c->price, price);
+    ck_assert_int_eq(ek_cluster_plan(c, &r, most * 1.01), EK_NO);
+    ek_cluster_free(c);
+    free(path);
+}
+END_TEST
+
 /* ---- Solvers ------------------------------------------------------------------------------------
  */
 static const char *const machines[] = {
-    "1x-h100-llama-8b",        "rtx4090-and-t4-qwen-7b", "4x-t4-qwen-vl-3b",
-    "8x-rtx4090-vl2-base",     "8x-h100-llama-70b-tp",   "16-of-4-kinds-qwen-72b",
-    "2x-cpu-smollm2-measured",
-    "2x-h200-qwen2.5-3b-measured",
+    "1x-h100-llama-8b",        "rtx4090-and-t4-qwen-7b",      "4x-t4-qwen-vl-3b",
+    "8x-rtx4090-vl2-base",     "8x-h100-llama-70b-tp",        "16-of-4-kinds-qwen-72b",
+    "2x-cpu-smollm2-measured", "2x-h200-qwen2.5-3b-measured",
 };
 
 START_TEST(recorded_machines_are_planned_and_proven)
@@ -796,6 +870,9 @@ int main(void)
     tcase_add_test(t, the_report_is_one_page_without_network_and_escapes_names);
     tcase_add_loop_test(t, fleets_are_read_as_people_type_them, 0, EK_ARRAY_LEN(fleets));
     tcase_add_loop_test(t, descriptions_of_cards_are_checked, 0, EK_ARRAY_LEN(card_files));
+    tcase_add_test(t, the_simulator_agrees_with_the_formulas);
+    tcase_add_test(t, a_light_load_waits_for_nothing_and_a_heavy_one_fills_the_slowest_stage);
+    tcase_add_test(t, a_cluster_takes_the_cheapest_nodes_for_a_load);
     tcase_add_loop_test(t, recorded_machines_are_planned_and_proven, 0, EK_ARRAY_LEN(machines));
     tcase_add_test(t, a_large_program_is_the_same_with_every_column);
     tcase_add_test(t, a_time_limit_gives_the_best_so_far_unproven);

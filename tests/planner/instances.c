@@ -57,7 +57,7 @@ static void tiny_modules(uint64_t *s, json_t *modules, int n, int sides)
 
 static void tiny_class(uint64_t *s, json_t *root, int k, const json_t *modules, bool tp)
 {
-    char name[8];
+    char name[16];
     const char *group = below(s, 5) == 0 ? "host" : "";
     json_t *times = json_object_get(root, "times"), *memory = json_object_get(root, "memory");
     json_t *m;
@@ -98,7 +98,7 @@ static void tiny_links(uint64_t *s, json_t *root, int classes)
 
     for (int a = 0; a < classes; a++)
         for (int b = 0; b < classes; b++) {
-            char x[8], y[8];
+            char x[16], y[16];
             snprintf(x, sizeof(x), "c%d", a);
             snprintf(y, sizeof(y), "c%d", b);
             if (below(s, 12) != 0)
