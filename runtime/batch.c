@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * A ragged batch as one array of I32, so that one upload describes it to a device:
- *   tokens[cap] positions[cap] slots[cap] rows[cap] seq_start[n + 1 of S + 1] kv_len[S]
+ *   tokens[cap] positions[1 or 3][cap] slots[cap] rows[cap] seq_start[n + 1 of S + 1] kv_len[S]
  *   block_table[n][max_blocks]
  * cap is max_seqs in a decode batch, max_tokens else: the arrays of decode batches then lie at
  * the same addresses whatever their size, which replayed graphs need.
@@ -16,13 +16,17 @@
 
 size_t batch_words(const struct batch_shape *shape)
 {
-    return 4 * (size_t)shape->max_tokens + 2 * (size_t)shape->max_seqs + 1 +
-           (size_t)shape->max_seqs * shape->max_blocks;
+    return (3 + (size_t)shape->position_rows) * shape->max_tokens + 2 * (size_t)shape->max_seqs +
+           1 + (size_t)shape->max_seqs * shape->max_blocks;
 }
 
 struct batch_shape stage_batch_shape(const struct ek_stage *s)
 {
-    return (struct batch_shape){s->opt.max_tokens, s->opt.max_seqs, s->max_blocks, s->opt.page};
+    const uint32_t *sections = s->m->config.mrope_section;
+    bool three = sections[0] || sections[1] || sections[2];
+
+    return (struct batch_shape){s->opt.max_tokens, s->opt.max_seqs, s->max_blocks, s->opt.page,
+                                three ? 3 : 1};
 }
 
 /* Sizes of padded decode batches: every one up to 8, then four an octave. */
@@ -43,12 +47,11 @@ struct image {
 static struct image image_at(const struct batch_shape *shape, uint32_t cap, int32_t *p)
 {
     size_t n = cap;
-    struct image i = {.tokens = p,
-                      .positions = p + n,
-                      .slots = p + 2 * n,
-                      .rows = p + 3 * n,
-                      .seq_start = p + 4 * n};
+    struct image i = {.tokens = p, .positions = p + n};
 
+    i.slots = i.positions + shape->position_rows * n;
+    i.rows = i.slots + n;
+    i.seq_start = i.rows + n;
     i.kv_len = i.seq_start + shape->max_seqs + 1;
     i.blocks = i.kv_len + shape->max_seqs;
     return i;
@@ -84,7 +87,7 @@ static enum ek_status check_bounds(const struct batch_shape *shape, const struct
 }
 
 static void pack_sequence(const struct batch_shape *shape, const struct ek_batch_host *h,
-                          uint32_t i, int32_t start, struct image *im)
+                          uint32_t i, int32_t start, size_t cap, struct image *im)
 {
     uint32_t end = h->past[i] + h->n_new[i], n = (end + shape->page - 1) / shape->page;
     int32_t *row = im->blocks + (size_t)i * shape->max_blocks;
@@ -92,7 +95,10 @@ static void pack_sequence(const struct batch_shape *shape, const struct ek_batch
     for (uint32_t k = 0; k < h->n_new[i]; k++) {
         uint32_t pos = h->past[i] + k;
         int32_t block = h->blocks[i][pos / shape->page];
-        im->positions[start + (int32_t)k] = (int32_t)pos;
+        for (uint32_t r = 0; r < shape->position_rows; r++)
+            im->positions[r * cap + (uint32_t)start + k] =
+                h->positions ? h->positions[(size_t)r * h->n_tokens + (uint32_t)start + k]
+                             : (int32_t)pos;
         im->slots[start + (int32_t)k] = block * (int32_t)shape->page + (int32_t)(pos % shape->page);
     }
     im->seq_start[i] = start;
@@ -107,7 +113,8 @@ static void pad_decode(const struct batch_shape *shape, const struct batch_count
 {
     for (uint32_t i = c->n_seqs; i < c->padded; i++) {
         im->tokens[i] = im->tokens[0];
-        im->positions[i] = im->positions[0];
+        for (uint32_t r = 0; r < shape->position_rows; r++)
+            im->positions[(size_t)r * c->cap + i] = im->positions[(size_t)r * c->cap];
         im->slots[i] = im->slots[0];
         im->rows[i] = im->rows[0];
         im->seq_start[i + 1] = (int32_t)i + 1;
@@ -134,7 +141,7 @@ enum ek_status batch_pack(const struct batch_shape *shape, const struct ek_batch
     if (h->n_logits > 0)
         memcpy(im.rows, h->logit_rows, h->n_logits * sizeof(*im.rows));
     for (uint32_t i = 0; i < h->n_seqs; i++) {
-        pack_sequence(shape, h, i, start, &im);
+        pack_sequence(shape, h, i, start, c.cap, &im);
         start += (int32_t)h->n_new[i];
         c.max_q = h->n_new[i] > c.max_q ? h->n_new[i] : c.max_q;
         c.max_kv = (uint32_t)im.kv_len[i] > c.max_kv ? (uint32_t)im.kv_len[i] : c.max_kv;
@@ -178,6 +185,7 @@ enum ek_status stage_upload_image(struct ek_stage *s, const int32_t *image,
                              .max_blocks = s->max_blocks,
                              .tokens = im.tokens,
                              .positions = im.positions,
+                             .position_row = c->cap,
                              .slots = im.slots,
                              .seq_start = im.seq_start,
                              .kv_len = im.kv_len,

@@ -87,7 +87,7 @@ static enum ek_status make_prompts(struct bench *b, uint64_t seed)
     for (size_t i = 0; i < n; i++)
         b->ids[i] = (int32_t)(ek_random_u64(&seed) % vocab);
     for (uint32_t i = 0; i < b->batch; i++)
-        b->prompts[i] = (struct ek_prompt){b->ids + (size_t)i * b->prompt, b->prompt};
+        b->prompts[i] = (struct ek_prompt){.ids = b->ids + (size_t)i * b->prompt, .n = b->prompt};
     return EK_OK;
 }
 

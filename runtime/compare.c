@@ -2,7 +2,7 @@
  *
  * Whole prompts through the engine in chunks, and the comparison of logits with a reference.
  */
-#include "runtime/runtime.h"
+#include "runtime/prompt.h"
 
 #include <float.h>
 #include <math.h>
@@ -36,14 +36,52 @@ static enum ek_status take_oldest(struct ek_engine *e, struct chunk *c, bool log
     return st;
 }
 
-/* want ALL: logits of every chunk; LAST: of the last token of the last chunk; NONE. */
-static enum ek_status run_chunks(struct ek_engine *e, uint32_t seq, const int32_t *tokens, size_t n,
-                                 enum ek_logits want, bool argmax_only, chunk_fn fn, void *user)
+/* What a step has besides tokens when the prompt holds pictures. */
+struct extras {
+    int32_t *positions;        /* [3][chunk], or NULL */
+    struct ek_embed_row *rows; /* [chunk], or NULL */
+    uint32_t hidden;
+};
+
+static void extras_close(struct extras *x)
 {
+    free(x->positions);
+    free(x->rows);
+}
+
+static enum ek_status extras_open(struct extras *x, const struct ek_engine *e,
+                                  const struct ek_prompt *prompt, size_t chunk)
+{
+    bool rows = prompt->positions != NULL || prompt->delta != 0;
+
+    x->hidden = ek_engine_model(e)->config.hidden;
+    if ((rows && (x->positions = ek_calloc(3 * chunk, sizeof(*x->positions))) == NULL) ||
+        (prompt->embeds && (x->rows = ek_calloc(chunk, sizeof(*x->rows))) == NULL))
+        return EK_ENOMEM;
+    return EK_OK;
+}
+
+static void extras_fill(struct extras *x, const struct ek_prompt *p, size_t at, uint32_t n,
+                        struct ek_step *step)
+{
+    if (x->positions != NULL)
+        prompt_positions(p, at, n, x->positions, n);
+    if (x->rows != NULL)
+        step->n_embeds = prompt_embeds(p, at, n, 0, x->hidden, x->rows);
+    step->positions = x->positions;
+    step->embeds = x->rows;
+}
+
+/* want ALL: logits of every chunk; LAST: of the last token of the last chunk; NONE. */
+static enum ek_status run_chunks(struct ek_engine *e, uint32_t seq, const struct ek_prompt *prompt,
+                                 size_t n, enum ek_logits want, bool argmax_only, chunk_fn fn,
+                                 void *user)
+{
+    struct extras x = {0};
     struct chunk ring[WINDOW];
     size_t most = ek_engine_plan(e)->prefill_chunk, put = 0, got = 0;
     size_t window = want == EK_LOGITS_ALL && !argmax_only ? WINDOW_ALL : WINDOW;
-    enum ek_status st = EK_OK;
+    enum ek_status st = extras_open(&x, e, prompt, most);
 
     for (size_t at = 0; at < n && st == EK_OK; at += ring[(put - 1) % WINDOW].n) {
         struct chunk *c = &ring[put % WINDOW];
@@ -51,13 +89,14 @@ static enum ek_status run_chunks(struct ek_engine *e, uint32_t seq, const int32_
         struct ek_step step = {.n_seqs = 1,
                                .seqs = &seq,
                                .n_tokens = &k,
-                               .tokens = tokens + at,
+                               .tokens = prompt->ids + at,
                                .logits =
                                    want == EK_LOGITS_LAST && at + k < n ? EK_LOGITS_NONE : want,
                                .argmax_only = argmax_only};
         if (put - got == window)
             EK_GOTO(take_oldest(e, &ring[got++ % WINDOW], !argmax_only, fn, user), st, drain);
         *c = (struct chunk){.first = at, .n = k};
+        extras_fill(&x, prompt, at, k, &step);
         EK_GOTO(ek_engine_submit(e, &step, &c->ticket), st, drain);
         put++;
     }
@@ -69,6 +108,7 @@ drain:
         else
             ek_engine_release(e, c->ticket);
     }
+    extras_close(&x);
     return st;
 }
 
@@ -97,10 +137,11 @@ enum ek_status ek_engine_prefill(struct ek_engine *e, uint32_t seq, const int32_
                                  enum ek_logits want, float *logits, int32_t *argmax)
 {
     struct copy_out o = {logits, argmax, ek_engine_model(e)->config.vocab, 0};
+    struct ek_prompt prompt = {.ids = tokens, .n = n};
 
     if (n == 0)
         return ek_error(EK_EUSAGE, "prefill: no tokens");
-    return run_chunks(e, seq, tokens, n, want, logits == NULL, copy_chunk, &o);
+    return run_chunks(e, seq, &prompt, n, want, logits == NULL, copy_chunk, &o);
 }
 
 /* ---- comparison */
@@ -267,25 +308,60 @@ static void sum_up(struct comparison *k)
     }
 }
 
+/* The reference's positions, where it says them, are those that its pictures give. */
+static enum ek_status check_positions(const struct ek_reference *r, const struct ek_prompt *p)
+{
+    for (size_t i = 0; r->position_ids && i < 3 * r->n_ids; i++) {
+        int32_t ours = p->positions ? p->positions[i] : (int32_t)(i % r->n_ids);
+        if (ours != r->position_ids[i])
+            return ek_error(EK_NO, "position %c of token %zu is %d, the reference's %d",
+                            "thw"[i / r->n_ids], i % r->n_ids, ours, r->position_ids[i]);
+    }
+    return EK_OK;
+}
+
+/* The reference's pictures, prepared and encoded. */
+static enum ek_status look(struct ek_engine *e, const struct ek_reference *r,
+                           struct ek_vision_prompt *v)
+{
+    struct ek_vl_rules rules;
+
+    if (r->n_items == 0) {
+        v->prompt = (struct ek_prompt){.ids = r->ids, .n = r->n_ids};
+        return check_positions(r, &v->prompt);
+    }
+    EK_TRY(ek_vl_rules_open(ek_engine_model(e), &rules));
+    rules.repeat_tiles = true; /* as the official code does: traces have those rows */
+    EK_TRY(ek_vision_prompt_open(e, &rules, r->ids, r->n_ids, r->items, r->n_items, v));
+    if (v->prompt.n != r->n_ids)
+        return ek_error(EK_NO, "the pictures make a prompt of %zu tokens, the reference has %zu",
+                        v->prompt.n, r->n_ids);
+    return check_positions(r, &v->prompt);
+}
+
 enum ek_status ek_compare(struct ek_engine *e, const struct ek_reference *r,
                           struct ek_comparison *out)
 {
     struct comparison k = {.r = r, .vocab = ek_engine_model(e)->config.vocab};
+    struct ek_vision_prompt v = {0};
     uint32_t seq;
     enum ek_status st;
 
     EK_TRY(check_reference(r, ek_engine_model(e)));
     EK_TRY(ek_engine_seq_open(e, &seq));
+    EK_GOTO(look(e, r, &v), st, done);
     if ((k.verdicts = ek_calloc(r->n_rows, sizeof(*k.verdicts))) == NULL)
         st = EK_ENOMEM;
     else /* ids behind the last row asked for need not run */
-        st = run_chunks(e, seq, r->ids, (size_t)r->positions[r->n_rows - 1] + 1, EK_LOGITS_ALL,
+        st = run_chunks(e, seq, &v.prompt, (size_t)r->positions[r->n_rows - 1] + 1, EK_LOGITS_ALL,
                         false, compare_chunk, &k);
     if (st == EK_OK) {
         sum_up(&k);
         *out = k.c;
     }
+done:
     ek_engine_seq_close(e, seq);
+    ek_vision_prompt_close(&v);
     free(k.verdicts);
     return st;
 }

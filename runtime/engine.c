@@ -19,50 +19,96 @@ struct ek_stage_options ek_plan_stage_options(const struct ek_plan *p,
     o.max_context = opt->max_context ? opt->max_context : p->context;
     o.max_tokens = p->prefill_chunk > o.max_seqs ? p->prefill_chunk : o.max_seqs;
     o.max_logits = opt->max_logits ? opt->max_logits : o.max_seqs;
+    o.max_patches = opt->max_patches;
     blocks = opt->cache_tokens ? (opt->cache_tokens - 1) / EK_PAGE + 1
                                : ek_cache_blocks(o.max_seqs, o.max_context);
     o.n_blocks = blocks < UINT32_MAX ? (uint32_t)blocks : UINT32_MAX;
     return o;
 }
 
-static enum ek_status find_modules(struct ek_engine *e, size_t i)
+static int ascending(const void *a, const void *b)
 {
-    const struct ek_plan_stage *p = &e->plan->stages[i];
-    struct engine_stage *s = &e->stages[i];
+    size_t x = *(const size_t *)a, y = *(const size_t *)b;
 
+    return x < y ? -1 : x > y;
+}
+
+static void note_module(struct ek_engine *e, struct engine_stage *s, size_t module)
+{
+    enum ek_module_kind kind = e->m->modules[module].kind;
+
+    s->modules[s->n_modules++] = module;
+    s->embed |= kind == EK_MODULE_EMBED;
+    s->layers |= kind == EK_MODULE_LAYER;
+    s->norm |= kind == EK_MODULE_NORM;
+    s->head_mod |= kind == EK_MODULE_HEAD;
+    s->normed_in = s->head_mod && !s->norm;
+}
+
+/* A stage of those modules of a plan's stage that are (not) side modules, or of all (any), from
+ * the first-th on, at most n. */
+enum pick { PICK_ANY, PICK_CHAIN, PICK_SIDE };
+
+static enum ek_status add_stage(struct ek_engine *e, const struct ek_plan_stage *p, enum pick pick,
+                                size_t first, size_t n)
+{
+    struct engine_stage *s = &e->stages[e->n_all];
+
+    if ((s->modules = ek_calloc(p->n_modules, sizeof(*s->modules))) == NULL ||
+        (s->queue = ek_calloc(e->max_in_flight, sizeof(*s->queue))) == NULL) {
+        free(s->modules);
+        return EK_ENOMEM;
+    }
     s->device = p->device;
     s->timing.device = p->device;
-    if ((s->modules = ek_calloc(p->n_modules, sizeof(*s->modules))) == NULL)
-        return EK_ENOMEM;
     for (size_t k = 0; k < p->n_modules; k++) {
-        ptrdiff_t at = ek_model_find(e->m, p->modules[k]);
-        const struct ek_module *mod = &e->m->modules[at];
-        s->modules[s->n_modules++] = (size_t)at;
-        s->embed |= mod->kind == EK_MODULE_EMBED;
-        s->layers |= mod->kind == EK_MODULE_LAYER;
-        s->norm |= mod->kind == EK_MODULE_NORM;
-        s->head_mod |= mod->kind == EK_MODULE_HEAD;
+        size_t at = (size_t)ek_model_find(e->m, p->modules[k]);
+        bool side = e->m->modules[at].side;
+        if (pick != PICK_ANY && side != (pick == PICK_SIDE))
+            continue;
+        if (first > 0)
+            first--;
+        else if (s->n_modules < n)
+            note_module(e, s, at);
     }
-    s->normed_in = s->head_mod && !s->norm;
+    qsort(s->modules, s->n_modules, sizeof(*s->modules), ascending);
+    e->n_all++;
     return EK_OK;
 }
 
-/* Side modules (vision) are not run yet, so every stage is of the chain. */
+static size_t count_modules(const struct ek_engine *e, const struct ek_plan_stage *p, bool side)
+{
+    size_t n = 0;
+
+    for (size_t k = 0; k < p->n_modules; k++)
+        n += e->m->modules[ek_model_find(e->m, p->modules[k])].side == side;
+    return n;
+}
+
+/* Stages of the chain as planned, one a module when traced; then those of side modules alone. */
 static enum ek_status make_stages(struct ek_engine *e)
 {
-    if ((e->stages = ek_calloc(e->plan->n_stages, sizeof(*e->stages))) == NULL)
+    const struct ek_plan *p = e->plan;
+    size_t most = e->trace ? e->m->n_modules + p->n_stages : p->n_stages;
+
+    if ((e->stages = ek_calloc(most, sizeof(*e->stages))) == NULL)
         return EK_ENOMEM;
-    e->n_stages = e->plan->n_stages;
-    e->max_in_flight = (uint32_t)(2 * e->n_stages + 1);
-    for (size_t i = 0; i < e->n_stages; i++) {
-        EK_TRY(find_modules(e, i));
-        e->stages[i].queue = ek_calloc(e->max_in_flight, sizeof(*e->stages[i].queue));
-        if (e->stages[i].queue == NULL)
-            return EK_ENOMEM;
+    e->max_in_flight = (uint32_t)(2 * most + 1);
+    for (size_t i = 0; i < p->n_stages; i++) {
+        size_t n = count_modules(e, &p->stages[i], false);
+        if (n > 0 && e->trace == NULL)
+            EK_TRY(add_stage(e, &p->stages[i], PICK_ANY, 0, SIZE_MAX));
+        for (size_t k = 0; e->trace && k < n; k++)
+            EK_TRY(add_stage(e, &p->stages[i], PICK_CHAIN, k, 1));
     }
-    if (!e->stages[0].embed || !e->stages[e->n_stages - 1].head_mod)
+    e->n_stages = e->n_all;
+    for (size_t i = 0; i < p->n_stages; i++)
+        if (count_modules(e, &p->stages[i], true) > 0 &&
+            (e->trace || count_modules(e, &p->stages[i], false) == 0))
+            EK_TRY(add_stage(e, &p->stages[i], PICK_SIDE, 0, SIZE_MAX));
+    if (e->n_stages == 0 || !e->stages[0].embed || !e->stages[e->n_stages - 1].head_mod)
         return ek_error(EK_EUNSUPPORTED, "%s: no chain from an embedding to a head", e->m->name);
-    return EK_OK;
+    return engine_vision_find(e);
 }
 
 /* A backend that has not the plan's type of activations takes F32. */
@@ -86,7 +132,7 @@ static enum ek_status open_device(struct ek_engine *e, uint32_t i)
 
 static enum ek_status open_devices(struct ek_engine *e)
 {
-    for (size_t i = 0; i < e->n_stages; i++)
+    for (size_t i = 0; i < e->n_all; i++)
         EK_TRY(open_device(e, e->stages[i].device));
     return EK_OK;
 }
@@ -143,7 +189,7 @@ static enum ek_status open_links(struct ek_engine *e)
         EK_TRY(ek_link_open(from, to, most, &e->stages[i - 1].out));
         e->stages[i].in = e->stages[i - 1].out;
     }
-    return EK_OK;
+    return engine_vision_open(e);
 }
 
 static enum ek_status open_all(struct ek_engine *e, const struct ek_engine_options *opt)
@@ -171,6 +217,10 @@ enum ek_status ek_engine_open(const struct ek_model *m, const struct ek_plan *p,
         return st;
     e->m = m;
     e->plan = p;
+    if (opt != NULL) {
+        e->trace = opt->trace;
+        e->trace_user = opt->trace_user;
+    }
     EK_GOTO(open_all(e, opt), st, fail);
     *out = e;
     return EK_OK;
@@ -201,7 +251,8 @@ static void free_stages(struct ek_engine *e)
             (void)e->devices[i].dev->ops->sync(e->devices[i].dev);
     if (e->stages != NULL && e->devices != NULL)
         engine_steps_free(e);
-    for (size_t i = e->n_stages; i-- > 0;) {
+    engine_vision_close(e);
+    for (size_t i = e->n_all; i-- > 0;) {
         ek_link_close(e->stages[i].out);
         ek_stage_free(e->stages[i].stage);
         free(e->stages[i].modules);

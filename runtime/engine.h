@@ -11,7 +11,7 @@
 #include <pthread.h>
 
 #include "runtime/cache.h"
-#include "runtime/stage.h"
+#include "runtime/vision.h"
 
 enum { MARK_BEGIN, MARK_RECEIVED, MARK_RAN, MARK_SENT, N_MARKS };
 
@@ -21,6 +21,10 @@ struct engine_step {
     int32_t *image; /* the packed batch */
     struct batch_counts counts;
     bool argmax_only, done, released;
+    float *embeds; /* [n_embeds][hidden] for the first stage, and the tokens they are for */
+    size_t embeds_cap;
+    int32_t *places; /* [max_tokens] */
+    uint32_t n_embeds;
     uint32_t last_stage;                /* where it ends: without logits, before the head */
     uint32_t rows;                      /* of logits */
     float *logits;                      /* host memory of the head's device, [rows][vocab] */
@@ -42,6 +46,22 @@ struct engine_stage {
     struct ek_stage_timing timing;
 };
 
+/* Part of a picture on its way through tower and projector. */
+struct engine_encode {
+    struct vision_pack pack;
+    float *out;      /* [features][hidden] */
+    uint32_t device; /* whose turn it is */
+    bool projecting, running, done;
+};
+
+/* Where the side modules are. */
+struct engine_vision {
+    struct engine_stage *tower, *projector; /* projector NULL: Qwen's is in the tower */
+    struct ek_link *link;                   /* between them; NULL: one stage */
+    float *vectors[N_VISION_VECTORS];       /* [hidden], host; NULL: the model has none */
+    struct engine_encode *job;              /* under way; the engine's lock covers it */
+};
+
 struct engine_device {
     struct ek_engine *e;
     uint32_t index;
@@ -58,8 +78,11 @@ struct ek_engine {
     struct ek_stage_options opt;
     uint32_t max_seqs, max_in_flight;
     struct engine_device *devices; /* [plan->n_devices] */
-    struct engine_stage *stages;   /* [n_stages] */
-    size_t n_stages;
+    struct engine_stage *stages;   /* [n_all]: the chain's, then those of side modules alone */
+    size_t n_stages, n_all;
+    struct engine_vision vision;
+    void (*trace)(void *user, const char *module, const float *rows, size_t n, uint32_t dim);
+    void *trace_user;
     struct batch_shape shape;
     bool mutex_made, done_made;
 
@@ -87,6 +110,22 @@ void engine_fail(struct ek_engine *e, enum ek_status st);
 enum ek_status engine_failed(const struct ek_engine *e);
 /* Puts a step into a stage's queue and wakes its worker; the lock is held. */
 void engine_push(struct ek_engine *e, size_t stage, struct engine_step *step);
+
+/* ---- encode.c */
+/* Finds the side modules among the stages; opens the link between them. */
+enum ek_status engine_vision_find(struct ek_engine *e);
+enum ek_status engine_vision_open(struct ek_engine *e);
+void engine_vision_close(struct ek_engine *e);
+/* Elements of the link's messages; 0: none is needed. */
+size_t engine_vision_message(const struct ek_engine *e);
+/* By the worker that loaded it: the stage's vectors to the host. */
+enum ek_status engine_vision_fetch(struct ek_engine *e, struct ek_stage *s);
+/* True when the job is the device's to go on with; the lock is held. */
+bool engine_vision_ready(const struct ek_engine *e, uint32_t device);
+/* Takes (lock held), runs (without it) and passes on (lock held) the job. */
+void engine_vision_take(struct ek_engine *e);
+enum ek_status engine_vision_run(struct ek_engine *e);
+void engine_vision_pass(struct ek_engine *e, enum ek_status st);
 
 /* ---- steps.c */
 void engine_steps_free(struct ek_engine *e);

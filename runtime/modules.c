@@ -5,6 +5,8 @@
  */
 #include "runtime/stage.h"
 
+#include <stdlib.h>
+
 enum ek_status stage_run_linear(struct ek_stage *s, const struct stage_linear *l, const void *x,
                                 size_t ldx, uint32_t n, void *out, size_t ldo, int flags)
 {
@@ -81,6 +83,40 @@ static enum ek_status run_feed_forward(struct ek_stage *s, const struct stage_la
     return stage_run_linear(s, &l->down, h, inner, n, x, c->hidden, EK_LINEAR_ADD);
 }
 
+enum ek_status stage_replace(struct ek_stage *s, const float *rows, const int32_t *places,
+                             uint32_t n)
+{
+    const struct ek_ops *ops = s->dev->ops;
+
+    s->n_replaced = n;
+    if (n == 0)
+        return EK_OK;
+    if (s->at.embeds == SIZE_MAX || n > s->opt.max_tokens)
+        return ek_error(EK_EUSAGE, "stage: %u embeddings to replace, at most %u", n,
+                        s->at.embeds == SIZE_MAX ? 0 : s->opt.max_tokens);
+    if (ops->scatter_rows == NULL)
+        return ek_error(EK_EUNSUPPORTED, "%s cannot put pictures into a prompt", s->dev->spec.name);
+    EK_TRY(ops->upload(s->dev, stage_at(s, s->at.embeds), rows,
+                       (size_t)n * s->m->config.hidden * sizeof(*rows)));
+    return ops->upload(s->dev, stage_at(s, s->at.places), places, n * sizeof(*places));
+}
+
+enum ek_status stage_fetch(struct ek_stage *s, const void *from, size_t n, float *out)
+{
+    void *raw;
+    enum ek_status st;
+
+    if (s->dev->act == EK_F32)
+        return s->dev->ops->download(s->dev, out, from, n * sizeof(*out));
+    if ((raw = ek_calloc(n, stage_act_bytes(s))) == NULL)
+        return EK_ENOMEM;
+    st = s->dev->ops->download(s->dev, raw, from, n * stage_act_bytes(s));
+    if (st == EK_OK)
+        st = ek_dequantize(s->dev->act, raw, out, n);
+    free(raw);
+    return st;
+}
+
 enum ek_status stage_run_layers(struct ek_stage *s, const struct ek_batch *batch, const void *in)
 {
     const struct ek_ops *ops = s->dev->ops;
@@ -88,9 +124,12 @@ enum ek_status stage_run_layers(struct ek_stage *s, const struct ek_batch *batch
     uint32_t n = batch->n_tokens;
     void *x = stage_at(s, s->at.x);
 
-    if (s->has_embed)
+    if (s->has_embed) {
         EK_TRY(ops->embed(s->dev, &s->embed, batch->tokens, n, x));
-    else if (in != x && (s->n_layers > 0 || s->has_norm))
+        if (s->n_replaced > 0)
+            EK_TRY(ops->scatter_rows(s->dev, stage_at(s, s->at.embeds), stage_at(s, s->at.places),
+                                     s->n_replaced, s->m->config.hidden, x, s->m->config.hidden));
+    } else if (in != x && (s->n_layers > 0 || s->has_norm))
         EK_TRY(ops->copy(s->dev, x, in, (size_t)n * s->m->config.hidden * stage_act_bytes(s)));
     for (size_t i = 0; i < s->n_layers; i++) {
         const struct stage_layer *l = &s->layers[i];
@@ -151,7 +190,7 @@ enum ek_status ek_stage_run(struct ek_stage *s, const struct ek_batch *batch, co
     if (batch->n_tokens > s->opt.max_tokens || batch->n_seqs > s->opt.max_seqs)
         return ek_error(EK_EUSAGE, "stage: batch of %u tokens, %u sequences; at most %u and %u",
                         batch->n_tokens, batch->n_seqs, s->opt.max_tokens, s->opt.max_seqs);
-    if (s->dev->ops->graph_begin != NULL && batch->n_tokens == batch->n_seqs)
+    if (s->dev->ops->graph_begin != NULL && batch->n_tokens == batch->n_seqs && s->n_replaced == 0)
         return stage_graphs_run(s, batch, in, out, logit_rows, n_logits);
     return stage_run_eager(s, batch, in, out, logit_rows, n_logits);
 }

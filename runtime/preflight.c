@@ -27,7 +27,7 @@ struct ek_stage_options engine_stage_options(const struct ek_engine *e, size_t i
 
 static enum ek_status add_stages(const struct ek_engine *e, uint32_t context, struct need *needs)
 {
-    for (size_t i = 0; i < e->n_stages; i++) {
+    for (size_t i = 0; i < e->n_all; i++) {
         const struct engine_stage *s = &e->stages[i];
         struct ek_stage_options o = engine_stage_options(e, i);
         uint64_t bytes[EK_N_TAGS];
@@ -52,6 +52,14 @@ static void add_links(const struct ek_engine *e, struct need *needs)
         uint32_t from = e->stages[i - 1].device, to = e->stages[i].device;
         uint64_t at_from, at_to;
         ek_link_memory(e->devices[from].dev, e->devices[to].dev, n, &at_from, &at_to);
+        needs[from].tag[EK_TAG_COMM] += at_from;
+        needs[to].tag[EK_TAG_COMM] += at_to;
+    }
+    if (engine_vision_message(e) > 0) {
+        uint32_t from = e->vision.tower->device, to = e->vision.projector->device;
+        uint64_t at_from, at_to;
+        ek_link_memory(e->devices[from].dev, e->devices[to].dev, engine_vision_message(e), &at_from,
+                       &at_to);
         needs[from].tag[EK_TAG_COMM] += at_from;
         needs[to].tag[EK_TAG_COMM] += at_to;
     }

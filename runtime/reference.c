@@ -3,7 +3,7 @@
  * reference.safetensors (docs/formats.md): token ids in, logits out. Shapes and values are checked
  * whole before anything is run.
  */
-#include "runtime/runtime.h"
+#include "runtime/prompt.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -21,6 +21,7 @@ void ek_reference_free(struct ek_reference *r)
 {
     if (r == NULL)
         return;
+    reference_free_images(r);
     free(r->ids);
     free(r->positions);
     free(r->logits);
@@ -196,18 +197,6 @@ static enum ek_status read_logits(const struct source *s, struct ek_reference *r
     return read_floats(s, e, &r->logits);
 }
 
-static enum ek_status refuse_images(const struct source *s)
-{
-    for (size_t i = 0; i < ek_safetensors_count(s->file); i++) {
-        const char *name = ek_safetensors_at(s->file, i)->name;
-        if (strncmp(name, "image.", 6) == 0 || strncmp(name, "video.", 6) == 0)
-            return ek_error(EK_EUNSUPPORTED,
-                            "%s: %s: references with images or video are not run yet", s->path,
-                            name);
-    }
-    return EK_OK;
-}
-
 /* Metadata "bf16": {"mean_kl": ...} as text. */
 static enum ek_status read_bf16_noise(const struct source *s, double *mean_kl)
 {
@@ -230,7 +219,6 @@ static enum ek_status read_all(const struct source *s, struct ek_reference *r)
     const char *dtype = ek_safetensors_meta(s->file, "dtype");
     uint64_t dims[2] = {0};
 
-    EK_TRY(refuse_images(s));
     EK_TRY(entry(s, "input_ids", EK_I64, 1, dims, &e));
     if (e == NULL)
         return missing(s, "input_ids");
@@ -239,6 +227,7 @@ static enum ek_status read_all(const struct source *s, struct ek_reference *r)
                         (unsigned long long)dims[0], (unsigned long long)MAX_IDS);
     r->n_ids = dims[0];
     EK_TRY(read_ids(s, e, INT32_MAX, &r->ids));
+    EK_TRY(reference_read_images(s->path, s->file, r));
     EK_TRY(read_positions(s, r));
     EK_TRY(read_logits(s, r));
     snprintf(r->dtype, sizeof(r->dtype), "%.15s", dtype ? dtype : "");

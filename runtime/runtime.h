@@ -63,6 +63,8 @@ struct ek_stage_options {
     uint32_t max_seqs;    /* most sequences in one batch */
     uint32_t max_context; /* most tokens of a sequence */
     uint32_t max_logits;  /* rows of the device's logits buffer */
+    uint32_t max_patches; /* rows of a vision tower in one run; 0: what max_context tokens take, up
+                           * to 65536 (Qwen2.5-VL), 10 tiles (DeepSeek-VL2) */
     enum ek_dtype cache;
     bool shared_embed; /* a tied head uses the embedding of another stage of this device */
     const struct ek_stage *embed_of; /* that stage, for ek_stage_new; it outlives this one */
@@ -74,8 +76,14 @@ struct ek_stage_options {
  *   kv          = layers * n_blocks * page * (bytes of K and V of a token)
  *   activations = T*hidden*a (hidden states) + T*hidden*a (normalised)
  *               + T*a * max(q+k+v rows + heads*v_dim, 3*intermediate, hidden with the final norm)
- *               + L*hidden*a + L*vocab*4 + L*4 with the head + 4*(4*T + 2*S + 1 + S*B) (the batch),
+ *               + L*hidden*a + L*vocab*4 + L*4 with the head
+ *               + T*hidden*4 + T*4 with the embedding of a model that takes pictures
+ *               + 4*(4*T + 2*S + 1 + S*B) (the batch; 6*T with M-RoPE),
  * terms of layers only in stages with layers: affine in T, L and S*B, whatever the layers' number.
+ * Side modules use the same memory at other times, so the larger counts. With R = max_patches, H
+ * the tower's width, F its feed-forward width, M = merge^2, P values of a patch, C features of R:
+ *   2*R*H*a + a * max(R*4*H, R*3*F or R*F, R*P*(1 + 4/a), C*M*H + C*max(hidden, M*H))
+ *   + C*hidden*a + a few integers a row (without the tower: one R*H, the last of the maximum).
  */
 enum ek_status ek_stage_memory(const struct ek_device *dev, const struct ek_model *m,
                                const size_t *modules, size_t n, const struct ek_stage_options *opt,
@@ -93,6 +101,7 @@ struct ek_batch_host {
     const uint32_t *past;         /* [n_seqs] tokens of each that the cache holds already */
     const int32_t *const *blocks; /* [n_seqs] its blocks, enough for past + new tokens */
     const int32_t *logit_rows;    /* [n_logits] rows of the batch, ascending */
+    const int32_t *positions;     /* M-RoPE: [3][n_tokens]; NULL: past, past + 1, ... */
 };
 /* Uploads a batch into the stage's own fixed device memory and describes it in *out (valid until
  * the next upload of this stage) with *rows = device copy of logit_rows. Where the backend has
@@ -150,6 +159,12 @@ struct ek_engine_options {
     uint32_t max_context;  /* 0: the plan's context */
     uint32_t max_logits;   /* rows of logits a step may ask for; 0: max_seqs */
     uint64_t cache_tokens; /* of all sequences together; 0: max_seqs * max_context */
+    uint32_t max_patches;  /* as in ek_stage_options */
+    /* Every module a stage of its own, whose output goes here: rows of dim values, called by the
+     * worker of its device. Blocks of a tower as MODULE.blocks.N, in the order of the processor's
+     * patches. The head's are the logits anyway. NULL: none. */
+    void (*trace)(void *user, const char *module, const float *rows, size_t n, uint32_t dim);
+    void *trace_user;
 };
 /* What every stage of a plan is opened with. */
 struct ek_stage_options ek_plan_stage_options(const struct ek_plan *p,
@@ -166,14 +181,35 @@ enum ek_status ek_engine_seq_open(struct ek_engine *e, uint32_t *seq);
 void ek_engine_seq_close(struct ek_engine *e, uint32_t seq); /* its blocks are free again */
 uint32_t ek_engine_seq_length(const struct ek_engine *e, uint32_t seq);
 
+/* ---- pictures: rows that take the place of embeddings in a prompt */
+struct ek_embeds {
+    uint32_t *tokens; /* [n] ascending */
+    float *values;    /* [n][hidden] */
+    size_t n;
+};
+/* Runs the tower and what projects its output, on their devices, over the pictures of p, and lays
+ * their rows out. Others' steps go on meanwhile; pictures of several callers take turns. rules:
+ * those that p was made with. Freed with ek_embeds_free. EK_EUSAGE when a picture is larger than
+ * max_patches. */
+enum ek_status ek_engine_encode(struct ek_engine *e, const struct ek_vl_rules *rules,
+                                const struct ek_vl_prompt *p, struct ek_embeds *out);
+void ek_embeds_free(struct ek_embeds *x); /* zeroes it; a zeroed one is fine */
+
 enum ek_logits { EK_LOGITS_NONE, EK_LOGITS_LAST, EK_LOGITS_ALL };
 /* One micro-batch: n_tokens[i] new tokens of sequence seqs[i], concatenated in tokens. */
+struct ek_embed_row {
+    uint32_t token;      /* of the step, not of the prompt */
+    const float *values; /* [hidden] */
+};
 struct ek_step {
     uint32_t n_seqs;
     const uint32_t *seqs, *n_tokens;
     const int32_t *tokens;
-    enum ek_logits logits; /* EK_LOGITS_LAST: of the last new token of each sequence */
-    bool argmax_only;      /* logits stay on the device: wait gives argmax alone */
+    const int32_t *positions;          /* M-RoPE: [3][tokens]; NULL: as they follow one another */
+    const struct ek_embed_row *embeds; /* [n_embeds], taken at once: these tokens are not looked */
+    uint32_t n_embeds;                 /* up in the embedding */
+    enum ek_logits logits;             /* EK_LOGITS_LAST: of the last new token of each sequence */
+    bool argmax_only;                  /* logits stay on the device: wait gives argmax alone */
 };
 /* Queues a micro-batch and returns at once: stages overlap over the steps in flight. A sequence may
  * be in several steps in flight (prefill chunks); they keep their order. */
@@ -231,10 +267,27 @@ enum ek_finish {
     EK_FINISH_STOP,    /* a stop id (kept as the last of ids) */
     EK_FINISH_CALLBACK /* on_token said so */
 };
-struct ek_prompt {
-    const int32_t *ids; /* borrowed */
-    size_t n;           /* at least 1 */
+struct ek_prompt { /* all borrowed */
+    const int32_t *ids;
+    size_t n;                       /* at least 1 */
+    const int32_t *positions;       /* M-RoPE: [3][n]; NULL: 0, 1, ... */
+    int32_t delta;                  /* the position of token i >= n is i + delta */
+    const struct ek_embeds *embeds; /* pictures' rows; NULL: none */
 };
+/* A prompt with pictures, laid out and encoded: what ek_generate takes is .prompt. */
+struct ek_vision_prompt {
+    struct ek_vl_prompt vl; /* without pixels */
+    struct ek_embeds embeds;
+    struct ek_prompt prompt; /* points into these: bind again after the struct was moved */
+};
+/* ek_vl_prompt, then ek_engine_encode. items stay the caller's. */
+enum ek_status ek_vision_prompt_open(struct ek_engine *e, const struct ek_vl_rules *rules,
+                                     const int32_t *ids, size_t n_ids,
+                                     const struct ek_vl_item *items, size_t n_items,
+                                     struct ek_vision_prompt *out);
+void ek_vision_prompt_bind(struct ek_vision_prompt *v);
+void ek_vision_prompt_close(struct ek_vision_prompt *v); /* zeroes it; a zeroed one is fine */
+
 struct ek_generate_options {
     struct ek_sampling sampling; /* prompt i draws from the stream of seed + i */
     uint32_t max_tokens;         /* new tokens of each prompt */
@@ -303,11 +356,20 @@ struct ek_reference {
     int32_t *topk_ids; /* [n_rows][n_topk] */
     float *topk_logits, *logsumexp;
     uint32_t n_topk;
-    char dtype[16];      /* that made it, "" when not said */
-    double bf16_mean_kl; /* of the official BF16 run against this reference, 0: not said */
+    char dtype[16];           /* that made it, "" when not said */
+    double bf16_mean_kl;      /* of the official BF16 run against this reference, 0: not said */
+    struct ek_vl_item *items; /* pictures, then videos, of the prompt; into frames */
+    size_t n_items;
+    struct ek_image *frames;
+    size_t n_frames;
+    int32_t *position_ids; /* [3][n_ids], which ours must equal; NULL: not said */
 };
 enum ek_status ek_reference_read(const char *path, struct ek_reference **out);
 void ek_reference_free(struct ek_reference *r);
+/* trace.MODULE of a reference file, rows of dim values, freed with free(); *rows NULL: not there.
+ */
+enum ek_status ek_reference_trace(const char *path, const char *module, float **rows, size_t *n,
+                                  uint32_t *dim);
 
 struct ek_comparison {
     size_t rows;
@@ -324,7 +386,8 @@ struct ek_tolerance {
     double relative; /* max_abs <= relative * max_logit, 0: not asked */
     double mean_kl;  /* 0: not asked */
 };
-/* Runs the reference's ids through the engine (teacher-forced) and compares row by row. */
+/* Runs the reference's pictures and ids through the engine (teacher-forced) and compares row by
+ * row. EK_NO when the positions that its pictures give are not the reference's. */
 enum ek_status ek_compare(struct ek_engine *e, const struct ek_reference *r,
                           struct ek_comparison *out);
 /* What a run with activations of a type is asked for: F32 a relative 1e-4; BF16 and F16 a mean KL

@@ -2,7 +2,7 @@
  *
  * Stages: what they allocate, to the byte, before and while allocating it.
  */
-#include "runtime/stage.h"
+#include "runtime/vision.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -64,9 +64,15 @@ static bool lay_out(struct ek_stage *s)
                              .scratch = SIZE_MAX,
                              .rows = SIZE_MAX,
                              .logits = SIZE_MAX,
-                             .argmax = SIZE_MAX};
+                             .argmax = SIZE_MAX,
+                             .embeds = SIZE_MAX,
+                             .places = SIZE_MAX};
 
     if (!stage_take(&n, t, c->hidden, a, &at.x))
+        return false;
+    if (s->has_embed && c->vision != EK_VISION_NONE &&
+        (!stage_take(&n, t, c->hidden, sizeof(float), &at.embeds) ||
+         !stage_take(&n, t, 1, sizeof(int32_t), &at.places)))
         return false;
     if ((s->n_layers > 0 || s->has_norm) && !stage_take(&n, t, c->hidden, a, &at.xn))
         return false;
@@ -79,7 +85,9 @@ static bool lay_out(struct ek_stage *s)
         return false;
     if (!stage_take(&n, batch_words(&shape), 1, sizeof(int32_t), &at.batch))
         return false;
-    at.bytes = n;
+    at.bytes = s->has_chain ? n : 0;
+    if (s->vision != NULL && s->vision->at.bytes > at.bytes)
+        at.bytes = s->vision->at.bytes; /* they run at different times */
     s->at = at;
     return true;
 }
@@ -147,6 +155,7 @@ static enum ek_status scan(struct ek_stage *s, const size_t *modules, size_t n)
     for (size_t i = 0; i < n; i++) {
         if (modules[i] >= s->m->n_modules || (i > 0 && modules[i] <= modules[i - 1]))
             return ek_error(EK_EUSAGE, "stage: modules out of order");
+        s->has_chain |= !s->m->modules[modules[i]].side;
         switch (s->m->modules[modules[i]].kind) {
         case EK_MODULE_EMBED:
             s->has_embed = true;
@@ -165,9 +174,7 @@ static enum ek_status scan(struct ek_stage *s, const size_t *modules, size_t n)
             s->has_head = true;
             break;
         default:
-            return ek_error(EK_EUNSUPPORTED,
-                            "%s: this program does not run modules of this kind yet",
-                            s->m->modules[modules[i]].name);
+            EK_TRY(vision_scan(s, &s->m->modules[modules[i]]));
         }
     }
     return EK_OK;
@@ -191,6 +198,8 @@ static enum ek_status describe(struct ek_stage *s, struct ek_device *dev, const 
     s->opt.max_logits = least(opt->max_logits ? opt->max_logits : 1, opt->max_tokens);
     s->max_blocks = (opt->max_context - 1) / opt->page + 1;
     EK_TRY(scan(s, modules, n));
+    if (s->vision != NULL)
+        EK_TRY(vision_lay_out(s));
     if (!lay_out(s))
         return ek_error(EK_EUSAGE, "stage: activations of %u tokens overflow", opt->max_tokens);
     if (s->n_layers > 0 && (s->layers = ek_calloc(s->n_layers, sizeof(*s->layers))) == NULL)
@@ -233,6 +242,7 @@ enum ek_status ek_stage_memory(const struct ek_device *dev, const struct ek_mode
     by_tag[EK_TAG_KV] = padded(dev, kv);
     by_tag[EK_TAG_ACTIVATIONS] = padded(dev, s.at.bytes);
 done:
+    vision_free(&s);
     free(s.layers);
     return st;
 }
@@ -270,8 +280,10 @@ static enum ek_status make(struct ek_stage *s, const size_t *modules, size_t n)
         EK_TRY(ek_stage_memory(s->dev, s->m, modules, n, &s->opt, by_tag));
         EK_TRY(ops->reserve(s->dev, EK_TAG_WEIGHTS, by_tag[EK_TAG_WEIGHTS]));
     }
-    EK_TRY(ops->alloc(s->dev, EK_TAG_ACTIVATIONS, s->at.bytes, (void **)&s->arena));
-    EK_TRY(ops->zero(s->dev, s->arena, s->at.bytes));
+    if (s->at.bytes > 0) {
+        EK_TRY(ops->alloc(s->dev, EK_TAG_ACTIVATIONS, s->at.bytes, (void **)&s->arena));
+        EK_TRY(ops->zero(s->dev, s->arena, s->at.bytes));
+    }
     if (w.vector_bytes > 0) {
         EK_TRY(ops->alloc(s->dev, EK_TAG_WEIGHTS, w.vector_bytes, (void **)&s->vectors));
         EK_TRY(ops->zero(s->dev, s->vectors, w.vector_bytes)); /* biases that are not there */
@@ -309,6 +321,7 @@ void ek_stage_free(struct ek_stage *s)
         s->dev->ops->release(s->dev, s->kv);
     if (s->arena != NULL)
         s->dev->ops->release(s->dev, s->arena);
+    vision_free(s);
     free(s->layers);
     free(s);
 }

@@ -44,11 +44,15 @@ struct stage_arena {
     size_t rows;    /* [L][hidden]: normalised rows for the head */
     size_t logits;  /* F32 [L][vocab] */
     size_t argmax;  /* I32 [L] */
-    size_t batch;   /* I32: the batch (batch.c) */
+    size_t embeds; /* F32 [T][hidden]: rows that take the place of embeddings, with the embedding of
+                    * a model that sees */
+    size_t places; /* I32 [T]: whose place */
+    size_t batch;  /* I32: the batch (batch.c) */
     size_t bytes;
 };
 
 struct stage_graphs; /* graph.c */
+struct stage_vision; /* vision.h */
 
 struct ek_stage {
     struct ek_device *dev;
@@ -57,6 +61,7 @@ struct ek_stage {
     uint32_t max_blocks;         /* of max_context */
     bool has_embed, has_norm, has_head;
     bool has_dense, has_experts; /* kinds of feed-forward among the layers */
+    bool has_chain;              /* modules other than side modules */
     struct ek_mat embed;         /* data NULL: none, or borrowed */
     struct ek_mat head_own;      /* data NULL: tied to an embedding on this device */
     const struct ek_mat *head;   /* head_own, embed, or the embed of another stage */
@@ -68,6 +73,8 @@ struct ek_stage {
     struct stage_arena at;
     char *vectors, *kv, *arena; /* device allocations: F32 vectors, cache, activations */
     struct stage_graphs *graphs;
+    struct stage_vision *vision; /* side modules; NULL: none */
+    uint32_t n_replaced;         /* rows that replace embeddings of the next run */
 };
 
 /* Latent attention's queries are made through a low-rank projection. */
@@ -91,11 +98,12 @@ void stage_weights_free(struct ek_stage *s);
 /* ---- batch.c: a batch as one array of I32, uploaded in one go */
 struct batch_shape {
     uint32_t max_tokens, max_seqs, max_blocks, page;
+    uint32_t position_rows; /* 3 with M-RoPE, else 1 */
 };
 struct batch_counts {
     uint32_t n_tokens, n_seqs, n_logits, max_q, max_kv;
     uint32_t padded; /* sequences with the padding of decode batches; n_seqs when there is none */
-    uint32_t cap;    /* row length of the image's first four arrays */
+    uint32_t cap;    /* row length of the image's first arrays */
     size_t words;    /* of the image in use */
 };
 size_t batch_words(const struct batch_shape *shape); /* of the largest image */
@@ -120,6 +128,12 @@ enum ek_status stage_run_linear(struct ek_stage *s, const struct stage_linear *l
 enum ek_status stage_run_norm_linear(struct ek_stage *s, const float *norm,
                                      const struct stage_linear *l, uint32_t n, const void *x,
                                      void *out);
+/* The next run's embeddings are replaced: n F32 rows of hidden elements go to the tokens `places`
+ * of its batch. Both host arrays stay until the queue has passed. n 0: none. */
+enum ek_status stage_replace(struct ek_stage *s, const float *rows, const int32_t *places,
+                             uint32_t n);
+/* n activations to F32 on the host; returns when they are there. */
+enum ek_status stage_fetch(struct ek_stage *s, const void *from, size_t n, float *out);
 /* Embedding and layers, from in to the stage's x. */
 enum ek_status stage_run_layers(struct ek_stage *s, const struct ek_batch *batch, const void *in);
 /* Final norm and head over n <= max_logits rows of `from` (x; or normalised rows without a norm).

@@ -19,6 +19,8 @@ static void step_free(struct ek_engine *e, struct engine_step *s)
         head->ops->host_free(head, s->logits);
     free(s->marks);
     free(s->image);
+    free(s->embeds);
+    free(s->places);
     free(s->argmax);
     free(s);
 }
@@ -44,6 +46,7 @@ static enum ek_status step_new(struct ek_engine *e, struct engine_step **out)
         return st;
     if ((s->image = ek_calloc(batch_words(&e->shape), sizeof(*s->image))) == NULL ||
         (s->argmax = ek_calloc(e->opt.max_tokens, sizeof(*s->argmax))) == NULL ||
+        (s->places = ek_calloc(e->opt.max_tokens, sizeof(*s->places))) == NULL ||
         (s->marks = ek_calloc(e->n_stages, sizeof(*s->marks))) == NULL)
         goto fail;
     for (size_t i = 0; i < e->n_stages; i++) {
@@ -140,7 +143,28 @@ static enum ek_status check_step(const struct ek_engine *e, const struct ek_step
         if (step->tokens[i] < 0 || (uint32_t)step->tokens[i] >= e->m->config.vocab)
             return ek_error(EK_EUSAGE, "step: token %d is not in the vocabulary of %u",
                             step->tokens[i], e->m->config.vocab);
+    for (uint32_t i = 0; i < step->n_embeds; i++)
+        if (step->embeds[i].token >= n || (i && step->embeds[i].token <= step->embeds[i - 1].token))
+            return ek_error(EK_EUSAGE, "step: row %u is for token %u of %llu, must ascend", i,
+                            step->embeds[i].token, (unsigned long long)n);
     *n_tokens = (uint32_t)n;
+    return EK_OK;
+}
+
+/* The rows of a step, copied; the lock is held. */
+static enum ek_status copy_embeds(const struct ek_engine *e, const struct ek_step *step,
+                                  struct engine_step *s)
+{
+    size_t hidden = e->m->config.hidden;
+
+    s->n_embeds = 0;
+    EK_TRY(ek_grow((void **)&s->embeds, &s->embeds_cap, step->n_embeds * hidden, sizeof(*s->embeds),
+                   SIZE_MAX / sizeof(*s->embeds)));
+    for (uint32_t i = 0; i < step->n_embeds; i++) {
+        memcpy(s->embeds + i * hidden, step->embeds[i].values, hidden * sizeof(*s->embeds));
+        s->places[i] = (int32_t)step->embeds[i].token;
+    }
+    s->n_embeds = step->n_embeds;
     return EK_OK;
 }
 
@@ -172,6 +196,7 @@ static enum ek_status draft_make(const struct ek_engine *e, const struct ek_step
     d->h = (struct ek_batch_host){.n_tokens = n_tokens,
                                   .n_seqs = step->n_seqs,
                                   .tokens = step->tokens,
+                                  .positions = step->positions,
                                   .n_new = step->n_tokens,
                                   .past = d->past,
                                   .blocks = d->blocks,
@@ -202,6 +227,7 @@ static enum ek_status enqueue(struct ek_engine *e, const struct ek_step *step, s
     if (e->failed != EK_OK)
         return engine_failed(e);
     EK_TRY(step_take(e, &s));
+    EK_GOTO(copy_embeds(e, step, s), st, fail);
     EK_GOTO(cache_reserve(&e->cache, step->seqs, step->n_tokens, step->n_seqs), st, fail);
     for (uint32_t i = 0; i < step->n_seqs; i++) {
         d->past[i] = e->cache.seqs[step->seqs[i]].length;

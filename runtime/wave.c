@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "runtime/wave.h"
+#include "runtime/prompt.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -49,6 +50,42 @@ static enum ek_status open_sequences(struct wave *w)
     return EK_OK;
 }
 
+/* Room for what prompts with pictures have besides tokens. */
+static enum ek_status make_extras(struct wave *w)
+{
+    bool positions = false, rows = false;
+
+    for (uint32_t i = 0; i < w->n; i++) {
+        positions |= w->seqs[i].prompt->positions != NULL || w->seqs[i].prompt->delta != 0;
+        rows |= w->seqs[i].prompt->embeds != NULL;
+    }
+    if ((positions && (w->positions = ek_calloc(3 * w->most, sizeof(*w->positions))) == NULL) ||
+        (rows && (w->rows = ek_calloc(w->most, sizeof(*w->rows))) == NULL))
+        return EK_ENOMEM;
+    return EK_OK;
+}
+
+/* k tokens of a prompt (or behind it), as tokens at .. at + k of a step. */
+static void put_extras(struct wave *w, const struct ek_prompt *p, size_t from, uint32_t k,
+                       size_t at, struct ek_step *step)
+{
+    if (w->positions != NULL)
+        prompt_positions(p, from, k, w->positions + at, w->most);
+    if (w->rows != NULL)
+        step->n_embeds +=
+            prompt_embeds(p, from, k, (uint32_t)at, ek_engine_model(w->e)->config.hidden,
+                          w->rows + step->n_embeds);
+}
+
+/* The step of n tokens has them all: rows of positions brought together. */
+static void end_extras(struct wave *w, size_t n, struct ek_step *step)
+{
+    for (size_t r = 1; w->positions && r < 3; r++)
+        memmove(w->positions + r * n, w->positions + r * w->most, n * sizeof(*w->positions));
+    step->positions = w->positions;
+    step->embeds = w->rows;
+}
+
 enum ek_status wave_open(struct wave *w, struct ek_engine *e, const struct ek_generate_options *opt,
                          struct wave_seq *seqs, uint32_t n)
 {
@@ -60,6 +97,8 @@ enum ek_status wave_open(struct wave *w, struct ek_engine *e, const struct ek_ge
         (w->counts = ek_calloc(n, sizeof(*w->counts))) == NULL ||
         (w->tokens = ek_calloc(chunk > n ? chunk : n, sizeof(*w->tokens))) == NULL)
         goto fail;
+    w->most = chunk > n ? chunk : n;
+    EK_GOTO(make_extras(w), st, fail);
     EK_GOTO(make_groups(w), st, fail);
     EK_GOTO(open_sequences(w), st, fail);
     return EK_OK;
@@ -81,9 +120,13 @@ void wave_close(struct wave *w)
     free(w->slots);
     free(w->counts);
     free(w->tokens);
+    free(w->positions);
+    free(w->rows);
     w->groups = NULL;
     w->slots = w->counts = NULL;
     w->tokens = NULL;
+    w->positions = NULL;
+    w->rows = NULL;
 }
 
 /* ---- a new token of a sequence */
@@ -171,6 +214,7 @@ static enum ek_status put_chunk(struct wave *w, struct prefill *p)
         memcpy(w->tokens + n, s->prompt->ids + p->at, k * sizeof(*w->tokens));
         w->slots[step.n_seqs] = s->slot;
         w->counts[step.n_seqs++] = (uint32_t)k;
+        put_extras(w, s->prompt, p->at, (uint32_t)k, n, &step);
         n += k;
         p->at += k;
         p->ring[i].last_ends = p->at == s->prompt->n;
@@ -180,6 +224,7 @@ static enum ek_status put_chunk(struct wave *w, struct prefill *p)
             p->at = 0;
         }
     }
+    end_extras(w, n, &step);
     p->ring[i].n = step.n_seqs;
     step.logits = p->ring[i].ends ? EK_LOGITS_LAST : EK_LOGITS_NONE;
     EK_TRY(ek_engine_submit(w->e, &step, &p->ring[i].ticket));
@@ -221,10 +266,13 @@ static enum ek_status put_group(struct wave *w, struct wave_group *g)
         g->members[g->n] = i;
         w->slots[g->n] = w->seqs[i].slot;
         w->counts[g->n] = 1;
+        put_extras(w, w->seqs[i].prompt, w->seqs[i].prompt->n + w->seqs[i].out->n - 1, 1, g->n,
+                   &step);
         w->tokens[g->n++] = w->seqs[i].last;
     }
     if (g->n == 0)
         return EK_OK;
+    end_extras(w, g->n, &step);
     step.n_seqs = g->n;
     EK_TRY(ek_engine_submit(w->e, &step, &g->ticket));
     g->under_way = true;

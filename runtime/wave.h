@@ -34,8 +34,11 @@ struct wave {
     uint32_t n, n_groups;
     struct wave_group *groups;
     uint32_t *slots, *counts; /* [n] scratch of a step */
-    int32_t *tokens;          /* [max_tokens] */
-    double *round_s;          /* times of decode rounds, for the benchmark; NULL: not asked */
+    int32_t *tokens;          /* [most] tokens of a step */
+    size_t most;
+    int32_t *positions;        /* [3][most]; NULL: no prompt says any */
+    struct ek_embed_row *rows; /* [most]; NULL: no prompt has pictures */
+    double *round_s;           /* times of decode rounds, for the benchmark; NULL: not asked */
     size_t n_rounds, max_rounds;
 };
 

@@ -4,42 +4,25 @@
  * in file order, straight to the device. Matrices that share an input and a type (q, k, v; gate,
  * up) become one. The same walk counts the bytes (dry) and makes the matrices.
  */
-#include "runtime/stage.h"
+#include "runtime/vision.h"
+#include "runtime/weights.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define PIECE ((size_t)4 << 20) /* bytes read and uploaded at once; rows are never cut */
 
-/* One tensor on its way to the device: rows of a matrix from row0, or F32 at vec. */
-struct load {
-    const struct ek_tensor *t;
-    struct ek_mat *mat;
-    uint32_t row0;
-    float *vec;
-};
-
-/* The walk over all weights: counts, and when not dry makes matrices and lists the loads. */
-struct walk {
-    struct ek_stage *s;
-    bool dry;
-    size_t vec_at; /* bytes of s->vectors given out */
-    uint64_t mat_bytes;
-    struct load *loads;
-    size_t n_loads, cap_loads;
-};
-
-static enum ek_status add_load(struct walk *w, const struct ek_tensor *t, struct ek_mat *mat,
-                               uint32_t row0, float *vec)
+enum ek_status walk_load(struct walk *w, const struct ek_tensor *t, struct ek_mat *mat,
+                         uint32_t row0, float *vec)
 {
     if (w->dry)
         return EK_OK;
     EK_TRY(ek_grow((void **)&w->loads, &w->cap_loads, w->n_loads + 1, sizeof(*w->loads), 1u << 20));
-    w->loads[w->n_loads++] = (struct load){t, mat, row0, vec};
+    w->loads[w->n_loads++] = (struct load){.t = t, .mat = mat, .row0 = row0, .vec = vec};
     return EK_OK;
 }
 
-static float *take_vector(struct walk *w, size_t n)
+float *walk_vector(struct walk *w, size_t n)
 {
     float *p = w->dry ? NULL : (float *)(void *)(w->s->vectors + w->vec_at);
 
@@ -78,15 +61,15 @@ static enum ek_status add_vector(struct walk *w, const struct ek_module *mod, en
     float *vec;
 
     EK_TRY(need(mod, role, n, 0, &t));
-    vec = take_vector(w, n);
-    EK_TRY(add_load(w, t, NULL, 0, vec));
+    vec = walk_vector(w, n);
+    EK_TRY(walk_load(w, t, NULL, 0, vec));
     if (!w->dry)
         *out = vec;
     return EK_OK;
 }
 
-static enum ek_status make_mat(struct walk *w, enum ek_dtype dtype, uint32_t rows, uint32_t cols,
-                               struct ek_mat *out)
+enum ek_status walk_mat(struct walk *w, enum ek_dtype dtype, uint32_t rows, uint32_t cols,
+                        struct ek_mat *out)
 {
     struct ek_device *dev = w->s->dev;
     size_t bytes;
@@ -103,8 +86,8 @@ static enum ek_status add_mat(struct walk *w, const struct ek_module *mod, enum 
     const struct ek_tensor *t;
 
     EK_TRY(need(mod, role, rows, cols, &t));
-    EK_TRY(make_mat(w, t->dtype, rows, cols, out));
-    return add_load(w, t, out, 0, NULL);
+    EK_TRY(walk_mat(w, t->dtype, rows, cols, out));
+    return walk_load(w, t, out, 0, NULL);
 }
 
 struct part {
@@ -127,13 +110,13 @@ static enum ek_status add_biases(struct walk *w, const struct ek_module *mod,
     *out = NULL;
     if (!*has)
         return EK_OK;
-    *out = vec = take_vector(w, rows);
+    *out = vec = walk_vector(w, rows);
     for (uint32_t i = 0, at = 0; i < n; at += parts[i++].rows) {
         const struct ek_tensor *t;
         if (ek_module_tensor(mod, parts[i].bias, -1) == NULL)
             continue;
         EK_TRY(need(mod, parts[i].bias, parts[i].rows, 0, &t));
-        EK_TRY(add_load(w, t, NULL, 0, vec ? vec + at : NULL));
+        EK_TRY(walk_load(w, t, NULL, 0, vec ? vec + at : NULL));
     }
     return EK_OK;
 }
@@ -145,10 +128,10 @@ static enum ek_status add_merged(struct walk *w, const struct ek_module *mod,
 {
     uint32_t row0 = 0;
 
-    EK_TRY(make_mat(w, t[0]->dtype, out->rows, cols, &out->mats[0]));
+    EK_TRY(walk_mat(w, t[0]->dtype, out->rows, cols, &out->mats[0]));
     out->n = 1;
     for (uint32_t i = 0; i < n; row0 += parts[i++].rows)
-        EK_TRY(add_load(w, t[i], &out->mats[0], row0, NULL));
+        EK_TRY(walk_load(w, t[i], &out->mats[0], row0, NULL));
     return add_biases(w, mod, parts, n, &out->biases[0], &out->has_bias);
 }
 
@@ -170,8 +153,8 @@ static enum ek_status add_linear(struct walk *w, const struct ek_module *mod,
     out->has_bias = false;
     for (uint32_t i = 0; i < n; i++) {
         bool has;
-        EK_TRY(make_mat(w, t[i]->dtype, parts[i].rows, cols, &out->mats[i]));
-        EK_TRY(add_load(w, t[i], &out->mats[i], 0, NULL));
+        EK_TRY(walk_mat(w, t[i]->dtype, parts[i].rows, cols, &out->mats[i]));
+        EK_TRY(walk_load(w, t[i], &out->mats[i], 0, NULL));
         EK_TRY(add_biases(w, mod, &parts[i], 1, &out->biases[i], &has));
         out->has_bias |= has;
     }
@@ -240,7 +223,7 @@ static enum ek_status add_expert(struct walk *w, const struct ek_module *mod, en
     if (!w->dry && t->dtype != mat->dtype)
         return ek_error(EK_EUNSUPPORTED, "%s is %s, the first expert's %s", t->name,
                         ek_dtype_name(t->dtype), ek_dtype_name(mat->dtype));
-    return add_load(w, t, mat, row0, NULL);
+    return walk_load(w, t, mat, row0, NULL);
 }
 
 static enum ek_status add_experts(struct walk *w, const struct ek_module *mod,
@@ -258,8 +241,8 @@ static enum ek_status add_experts(struct walk *w, const struct ek_module *mod,
     EK_TRY(add_mat(w, mod, EK_ROLE_ROUTER, n, c->hidden, &l->router));
     if (ek_module_tensor(mod, EK_ROLE_ROUTER_BIAS, -1) != NULL)
         EK_TRY(add_vector(w, mod, EK_ROLE_ROUTER_BIAS, n, &l->router_bias));
-    EK_TRY(make_mat(w, gate->dtype, 2 * n * inner, c->hidden, &l->experts_gate_up));
-    EK_TRY(make_mat(w, first_down->dtype, n * c->hidden, inner, &l->experts_down));
+    EK_TRY(walk_mat(w, gate->dtype, 2 * n * inner, c->hidden, &l->experts_gate_up));
+    EK_TRY(walk_mat(w, first_down->dtype, n * c->hidden, inner, &l->experts_down));
     for (uint32_t e = 0; e < n; e++) {
         EK_TRY(add_expert(w, mod, EK_ROLE_EXPERT_GATE, e, inner, c->hidden, &l->experts_gate_up,
                           2 * e * inner));
@@ -321,8 +304,7 @@ static enum ek_status add_module(struct walk *w, const struct ek_module *mod, si
     case EK_MODULE_HEAD:
         return add_head(w, mod);
     default:
-        return ek_error(EK_EUNSUPPORTED, "%s: this program does not run modules of this kind yet",
-                        mod->name);
+        return vision_add_weights(w, mod);
     }
 }
 
@@ -339,7 +321,7 @@ static enum ek_status walk_modules(struct walk *w, const size_t *modules, size_t
     size_t layer = 0;
 
     if (s->n_layers > 0)
-        s->rope.inv_freq = take_vector(w, rope_dim(s) / 2);
+        s->rope.inv_freq = walk_vector(w, rope_dim(s) / 2);
     for (size_t i = 0; i < n; i++)
         EK_TRY(add_module(w, &s->m->modules[modules[i]], &layer));
     return EK_OK;
@@ -428,6 +410,8 @@ static enum ek_status load_matrix(const struct ek_model *m, const struct load *l
         size_t n = (rows - at < step ? rows - at : step) * row;
         EK_TRY(staging_take(g, &buffer));
         EK_TRY(ek_model_read(m, l->t, at * row, n, buffer));
+        if (l->interleaved > 1)
+            EK_TRY(vision_part_columns(l, buffer, n));
         EK_TRY(staging_send(g, (char *)l->mat->data + (l->row0 + at) * row, n));
     }
     return EK_OK;
@@ -492,7 +476,7 @@ static enum ek_status ready_all(struct ek_stage *s)
         EK_TRY(ready_mat(s, &l->experts_gate_up));
         EK_TRY(ready_mat(s, &l->experts_down));
     }
-    return EK_OK;
+    return vision_each_mat(s, s->dev->ops->mat_ready);
 }
 
 static enum ek_status load_rope(struct ek_stage *s)
@@ -508,6 +492,7 @@ static enum ek_status load_rope(struct ek_stage *s)
     ek_config_rope(&s->m->config, freq, &s->rope.amplitude, &s->softmax_scale);
     s->rope.dim = 2 * half;
     s->rope.interleaved = s->m->config.rope_layout == EK_ROPE_INTERLEAVED;
+    memcpy(s->rope.sections, s->m->config.mrope_section, sizeof(s->rope.sections));
     st = s->dev->ops->upload(s->dev, (void *)(uintptr_t)s->rope.inv_freq, freq,
                              half * sizeof(*freq)); /* under 64 KiB: taken at once */
     free(freq);
@@ -524,6 +509,7 @@ enum ek_status stage_weights_load(struct ek_stage *s, const size_t *modules, siz
     if (w.n_loads > 0) /* a stage of a borrowed head alone has none */
         qsort(w.loads, w.n_loads, sizeof(*w.loads), file_order);
     EK_GOTO(load_rope(s), st, done);
+    EK_GOTO(vision_load_rope(s), st, done);
     EK_GOTO(staging_open(&g, s->dev, staging_bytes(&w)), st, done);
     for (size_t i = 0; i < w.n_loads; i++)
         EK_GOTO(w.loads[i].mat ? load_matrix(s->m, &w.loads[i], &g)
@@ -565,4 +551,5 @@ void stage_weights_free(struct ek_stage *s)
     }
     mat_free(s, &s->embed);
     mat_free(s, &s->head_own);
+    (void)vision_each_mat(s, NULL);
 }

@@ -5,6 +5,7 @@
  */
 #include "runtime/engine.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 void engine_fail(struct ek_engine *e, enum ek_status st)
@@ -147,6 +148,8 @@ static enum ek_status run_modules(struct ek_engine *e, size_t i, struct engine_s
     uint32_t n_rows;
 
     EK_TRY(stage_upload_image(s, step->image, &step->counts, &batch, &rows, &n_rows));
+    if (s->has_embed)
+        EK_TRY(stage_replace(s, step->embeds, step->places, step->n_embeds));
     if (s->has_head)
         return run_with_head(e, s, step, &batch, rows, n_rows);
     return ek_stage_run(s, &batch, x, x, rows, n_rows);
@@ -160,6 +163,24 @@ static enum ek_status wait_for_marks(struct ek_engine *e, const struct engine_st
     return EK_OK;
 }
 
+/* The output of a stage of one module. */
+static enum ek_status trace(struct ek_engine *e, struct engine_stage *s, struct engine_step *step)
+{
+    uint32_t n = s->norm ? step->rows : step->counts.n_tokens, hidden = e->m->config.hidden;
+    float *rows;
+    enum ek_status st;
+
+    if (n == 0)
+        return EK_OK;
+    if ((rows = ek_calloc((size_t)n * hidden, sizeof(*rows))) == NULL)
+        return EK_ENOMEM;
+    st = stage_fetch(s->stage, ek_stage_hidden(s->stage), (size_t)n * hidden, rows);
+    if (st == EK_OK)
+        e->trace(e->trace_user, e->m->modules[s->modules[0]].name, rows, n, hidden);
+    free(rows);
+    return st;
+}
+
 static enum ek_status run_step(struct ek_engine *e, size_t i, struct engine_step *step)
 {
     struct engine_stage *s = &e->stages[i];
@@ -168,6 +189,8 @@ static enum ek_status run_step(struct ek_engine *e, size_t i, struct engine_step
 
     EK_TRY(receive(e, i, step));
     EK_TRY(run_modules(e, i, step));
+    if (e->trace != NULL && !s->head_mod)
+        EK_TRY(trace(e, s, step));
     EK_TRY(dev->ops->event_record(dev, step->marks[i][MARK_RAN]));
     if (!last)
         EK_TRY(ek_link_send(s->out, ek_stage_hidden(s->stage), boundary(e, s + 1, step)));
@@ -197,30 +220,46 @@ static enum ek_status load(struct engine_device *d)
 {
     struct ek_engine *e = d->e;
 
-    for (size_t i = 0; i < e->n_stages; i++) {
+    for (size_t i = 0; i < e->n_all; i++) {
         struct engine_stage *s = &e->stages[i];
         struct ek_stage_options o;
         if (s->device != d->index)
             continue;
         o = engine_stage_options(e, i);
         EK_TRY(ek_stage_new(d->dev, e->m, s->modules, s->n_modules, &o, &s->stage));
+        EK_TRY(engine_vision_fetch(e, s->stage));
     }
     return EK_OK;
 }
 
-/* Waits for a step to run; NULL when the engine closes. The lock is held. */
-static struct engine_step *next_step(struct engine_device *d, size_t *stage)
+/* Waits for a step to run, or for a picture (*step NULL); false when the engine closes. The lock is
+ * held. */
+static bool next_work(struct engine_device *d, size_t *stage, struct engine_step **out)
 {
     struct ek_engine *e = d->e;
     uint64_t from = ek_now_ns();
     struct engine_step *step = NULL;
 
-    while (!e->closing && (e->failed != EK_OK || (step = pick(e, d->index, stage)) == NULL))
+    while (!e->closing && (e->failed != EK_OK || (!engine_vision_ready(e, d->index) &&
+                                                  (step = pick(e, d->index, stage)) == NULL)))
         pthread_cond_wait(&d->wake, &e->lock);
-    if (e->closing)
-        return NULL;
+    *out = step;
+    if (e->closing || step == NULL)
+        return !e->closing;
     e->stages[*stage].timing.wait_s += (double)(ek_now_ns() - from) * 1e-9;
-    return step;
+    return true;
+}
+
+/* The device's part of a picture; the lock is held. */
+static void encode(struct ek_engine *e)
+{
+    enum ek_status st;
+
+    engine_vision_take(e);
+    pthread_mutex_unlock(&e->lock);
+    st = engine_vision_run(e);
+    pthread_mutex_lock(&e->lock);
+    engine_vision_pass(e, st);
 }
 
 void *engine_worker(void *device)
@@ -236,7 +275,11 @@ void *engine_worker(void *device)
         engine_fail(e, st);
     d->loaded = true;
     pthread_cond_broadcast(&e->done);
-    while ((step = next_step(d, &stage)) != NULL) {
+    while (next_work(d, &stage, &step)) {
+        if (step == NULL) {
+            encode(e);
+            continue;
+        }
         pthread_mutex_unlock(&e->lock);
         st = run_step(e, stage, step);
         pthread_mutex_lock(&e->lock);

@@ -124,7 +124,10 @@ START_TEST(many_prompts_generate_what_each_does_alone)
     struct ek_plan *p = plan_for(m, _i);
     struct ek_generate_options opt = {.sampling = EK_SAMPLING_GREEDY, .max_tokens = NEW};
     int32_t *ids = random_ids(m, 100, 9);
-    struct ek_prompt prompts[PROMPTS] = {{ids, 40}, {ids + 40, 3}, {ids + 43, 30}, {ids + 73, 20}};
+    struct ek_prompt prompts[PROMPTS] = {{.ids = ids, .n = 40},
+                                         {.ids = ids + 40, .n = 3},
+                                         {.ids = ids + 43, .n = 30},
+                                         {.ids = ids + 73, .n = 20}};
     struct ek_completion *all = NULL, *alone = NULL;
     struct ek_engine *e;
     size_t equal = 0;

@@ -21,7 +21,7 @@ static enum ek_status open_model(struct ek_model **out)
 static enum ek_status run(struct ek_model *m, struct ek_plan *p)
 {
     int32_t ids[] = {1, 2, 3, 4, 5, 6, 7};
-    struct ek_prompt prompts[] = {{ids, 7}, {ids + 2, 3}};
+    struct ek_prompt prompts[] = {{.ids = ids, .n = 7}, {.ids = ids + 2, .n = 3}};
     struct ek_generate_options opt = {.sampling = {0.7, 20, 0.9, 0, 1}, .max_tokens = 3};
     struct ek_completion *c = NULL;
     struct ek_engine *e = NULL;

@@ -21,7 +21,7 @@ static void make_prompts(void)
     model = small_model(3);
     ids = random_ids(model, 100, 9);
     for (int i = 0; i < PROMPTS; at += lengths[i++])
-        prompts[i] = (struct ek_prompt){ids + at, lengths[i]};
+        prompts[i] = (struct ek_prompt){.ids = ids + at, .n = lengths[i]};
 }
 
 static void free_prompts(void)
@@ -222,7 +222,7 @@ START_TEST(impossible_requests_are_refused)
     struct ek_generate_options opt = {.sampling = EK_SAMPLING_GREEDY, .max_tokens = 3};
     struct ek_plan *p = plan_of(1, 2, 1, 16);
     struct ek_engine *e = open_engine(model, p);
-    struct ek_prompt none = {ids, 0}, much = {ids, 97};
+    struct ek_prompt none = {.ids = ids}, much = {.ids = ids, .n = 97};
     struct ek_completion *c = NULL;
 
     ck_assert_int_eq(ek_generate(e, &none, 1, &opt, &c, NULL), EK_EUSAGE);

@@ -92,7 +92,7 @@ static const struct {
     {"input_ids", 0, EK_I64, IDS, 0, big, "input_ids[1] is 9223372036854775807"},
     {"logits", 1, EK_F32, IDS - 1, VOCAB, logits, "dimension 0 of logits is 2, expected 3"},
     {"logits", 1, EK_F32, IDS, VOCAB, nans, "logits[1] is not finite"},
-    {"image.0", 1, EK_U8, 1, 1, ids, "images"},
+    {"image.0", 1, EK_U8, 1, 1, ids, "image.0 must be U8 [height, width, 3]"},
     {"positions", 1, EK_I64, 2, 0, back, "positions[1] is 0 after 2"},
     {"positions", 1, EK_I64, 2, 0, beyond, "positions[1] is 3"},
     {"positions", 1, EK_I64, 4, 0, same, "4 positions of 3 ids"},

@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Pictures through the tower and what projects its output, on their devices, to rows of embeddings
+ * on the host. A picture goes in parts of whole slices; the workers of the devices run them between
+ * steps.
+ */
+#include "runtime/engine.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- where the side modules are */
+enum ek_status engine_vision_find(struct ek_engine *e)
+{
+    for (size_t i = 0; i < e->n_all; i++)
+        for (size_t k = 0; k < e->stages[i].n_modules; k++) {
+            enum ek_module_kind kind = e->m->modules[e->stages[i].modules[k]].kind;
+            if (kind == EK_MODULE_VISION)
+                e->vision.tower = &e->stages[i];
+            if (kind == EK_MODULE_PROJECTOR)
+                e->vision.projector = &e->stages[i];
+        }
+    return EK_OK;
+}
+
+size_t engine_vision_message(const struct ek_engine *e)
+{
+    const struct engine_vision *v = &e->vision;
+
+    if (v->tower == NULL || v->projector == NULL || v->tower == v->projector)
+        return 0;
+    return (size_t)vision_max_rows(&e->m->config, &e->opt) * e->m->config.vision_hidden;
+}
+
+enum ek_status engine_vision_open(struct ek_engine *e)
+{
+    const struct engine_vision *v = &e->vision;
+    size_t n = engine_vision_message(e);
+
+    if (n == 0)
+        return EK_OK;
+    return ek_link_open(e->devices[v->tower->device].dev, e->devices[v->projector->device].dev, n,
+                        &e->vision.link);
+}
+
+void engine_vision_close(struct ek_engine *e)
+{
+    ek_link_close(e->vision.link);
+    for (int i = 0; i < N_VISION_VECTORS; i++)
+        free(e->vision.vectors[i]);
+}
+
+enum ek_status engine_vision_fetch(struct ek_engine *e, struct ek_stage *s)
+{
+    size_t hidden = e->m->config.hidden;
+
+    for (int i = 0; s->vision && i < N_VISION_VECTORS; i++) {
+        if (s->vision->vectors[i] == NULL)
+            continue;
+        if ((e->vision.vectors[i] = ek_calloc(hidden, sizeof(float))) == NULL)
+            return EK_ENOMEM;
+        EK_TRY(s->dev->ops->download(s->dev, e->vision.vectors[i], s->vision->vectors[i],
+                                     hidden * sizeof(float)));
+    }
+    return EK_OK;
+}
+
+/* ---- the workers' side */
+bool engine_vision_ready(const struct ek_engine *e, uint32_t device)
+{
+    const struct engine_encode *job = e->vision.job;
+
+    return job != NULL && !job->running && !job->done && job->device == device;
+}
+
+void engine_vision_take(struct ek_engine *e)
+{
+    e->vision.job->running = true;
+}
+
+/* n rows of a part (cells, or patches: per_cell of them each), in windowed order on the device, to
+ * host memory in the picture's order. */
+static enum ek_status fetch_rows(struct ek_stage *s, const struct vision_pack *p, size_t offset,
+                                 uint32_t n, uint32_t per_cell, size_t dim, float *out)
+{
+    uint32_t first = p->first_row / (p->rows / p->features); /* cell; used with windows only */
+    float *sorted;
+    enum ek_status st;
+
+    if (p->g == NULL)
+        return stage_fetch(s, s->arena + offset, n * dim, out);
+    if ((sorted = ek_calloc(n, dim * sizeof(*sorted))) == NULL)
+        return EK_ENOMEM;
+    st = stage_fetch(s, s->arena + offset, n * dim, sorted);
+    for (uint32_t i = 0; st == EK_OK && i < n; i++) {
+        size_t cell = p->g->order[first + i / per_cell] - first;
+        memcpy(out + (cell * per_cell + i % per_cell) * dim, sorted + i * dim, dim * sizeof(*out));
+    }
+    free(sorted);
+    return st;
+}
+
+static enum ek_status trace_patches(struct ek_engine *e, struct ek_stage *s, size_t offset,
+                                    const char *name)
+{
+    const struct vision_pack *p = &e->vision.job->pack;
+    const struct ek_config *c = &e->m->config;
+    float *rows = ek_calloc(p->rows, c->vision_hidden * sizeof(*rows));
+    enum ek_status st = EK_ENOMEM;
+
+    if (rows != NULL)
+        st = fetch_rows(s, p, offset, p->rows, c->vision_merge * c->vision_merge, c->vision_hidden,
+                        rows);
+    if (st == EK_OK)
+        e->trace(e->trace_user, name, rows, p->rows, c->vision_hidden);
+    free(rows);
+    return st;
+}
+
+static const char *module_name(const struct ek_engine *e, enum ek_module_kind kind)
+{
+    for (size_t i = 0; i < e->m->n_modules; i++)
+        if (e->m->modules[i].kind == kind)
+            return e->m->modules[i].name;
+    return "";
+}
+
+static enum ek_status trace_block(void *user, struct ek_stage *s, uint32_t block)
+{
+    struct ek_engine *e = user;
+    char name[128];
+
+    snprintf(name, sizeof(name), "%s.blocks.%u", module_name(e, EK_MODULE_VISION), block);
+    return trace_patches(e, s, s->vision->at.x, name);
+}
+
+/* Features to the host: the end of a part. */
+static enum ek_status finish(struct ek_engine *e, struct ek_stage *s, enum ek_module_kind kind)
+{
+    struct engine_encode *job = e->vision.job;
+    uint32_t hidden = e->m->config.hidden;
+
+    EK_TRY(fetch_rows(s, &job->pack, s->vision->at.out, job->pack.features, 1, hidden, job->out));
+    if (e->trace != NULL)
+        e->trace(e->trace_user, module_name(e, kind), job->out, job->pack.features, hidden);
+    return EK_OK;
+}
+
+static size_t message(const struct ek_engine *e, const struct engine_encode *job)
+{
+    return (size_t)job->pack.rows * e->m->config.vision_hidden;
+}
+
+static enum ek_status run_tower(struct ek_engine *e)
+{
+    struct engine_encode *job = e->vision.job;
+    struct ek_stage *s = e->vision.tower->stage;
+    void *out = s->arena + s->vision->at.xn;
+
+    EK_TRY(vision_run_tower(s, &job->pack, e->trace ? trace_block : NULL, e));
+    if (e->vision.projector == NULL)
+        return finish(e, s, EK_MODULE_VISION);
+    if (e->trace != NULL)
+        EK_TRY(trace_patches(e, s, s->vision->at.xn, module_name(e, EK_MODULE_VISION)));
+    if (e->vision.link != NULL)
+        return ek_link_send(e->vision.link, out, message(e, job));
+    EK_TRY(vision_run_projector(s, &job->pack, out, false));
+    return finish(e, s, EK_MODULE_PROJECTOR);
+}
+
+static enum ek_status run_projector(struct ek_engine *e)
+{
+    struct engine_encode *job = e->vision.job;
+    struct ek_stage *s = e->vision.projector->stage;
+    void *in = s->arena + s->vision->at.x;
+
+    EK_TRY(ek_link_wait(e->vision.link));
+    EK_TRY(ek_link_recv(e->vision.link, in, message(e, job)));
+    EK_TRY(vision_run_projector(s, &job->pack, in, true));
+    return finish(e, s, EK_MODULE_PROJECTOR);
+}
+
+enum ek_status engine_vision_run(struct ek_engine *e)
+{
+    return (e->vision.job->projecting ? run_projector : run_tower)(e);
+}
+
+void engine_vision_pass(struct ek_engine *e, enum ek_status st)
+{
+    struct engine_encode *job = e->vision.job;
+
+    job->running = false;
+    if (st != EK_OK) {
+        engine_fail(e, st);
+    } else if (e->vision.link != NULL && !job->projecting) {
+        job->projecting = true;
+        job->device = e->vision.projector->device;
+        pthread_cond_signal(&e->devices[job->device].wake);
+    } else {
+        job->done = true;
+    }
+    pthread_cond_broadcast(&e->done);
+}
+
+/* ---- the caller's side */
+/* Waits for its turn, then for the job; a worker that has begun it ends its part even when the
+ * engine fails. */
+static enum ek_status run_job(struct ek_engine *e, struct engine_encode *job)
+{
+    enum ek_status st = EK_OK;
+
+    pthread_mutex_lock(&e->lock);
+    while (e->vision.job != NULL && e->failed == EK_OK)
+        pthread_cond_wait(&e->done, &e->lock);
+    if (e->failed == EK_OK) {
+        job->device = e->vision.tower->device;
+        e->vision.job = job;
+        pthread_cond_signal(&e->devices[job->device].wake);
+        while (job->running || (!job->done && e->failed == EK_OK))
+            pthread_cond_wait(&e->done, &e->lock);
+        e->vision.job = NULL;
+        pthread_cond_broadcast(&e->done);
+    }
+    if (e->failed != EK_OK)
+        st = engine_failed(e);
+    pthread_mutex_unlock(&e->lock);
+    return st;
+}
+
+/* All slices of a picture, as many at once as fit. */
+static enum ek_status encode_visual(struct ek_engine *e, const struct ek_visual *v,
+                                    const struct ek_vl_geometry *g, float *out)
+{
+    const struct ek_config *c = &e->m->config;
+    uint32_t most = vision_max_rows(c, &e->opt), slice = vision_slice_rows(v);
+    uint32_t step = slice ? most / slice : 0;
+
+    if (step == 0)
+        return ek_error(EK_EUSAGE, "picture of %u x %u: %u patches at once, at most %u", v->width,
+                        v->height, slice, most);
+    for (uint32_t at = 0; at < vision_n_slices(v); at += step) {
+        uint32_t left = vision_n_slices(v) - at;
+        struct engine_encode job = {.out = out};
+        enum ek_status st;
+        EK_TRY(vision_pack(c, v, g, at, left < step ? left : step, &job.pack));
+        st = run_job(e, &job);
+        out += (size_t)job.pack.features * c->hidden;
+        vision_pack_free(&job.pack);
+        EK_TRY(st);
+    }
+    return EK_OK;
+}
+
+static enum ek_status check_visual(const struct ek_engine *e, const struct ek_visual *v)
+{
+    const struct ek_config *c = &e->m->config;
+    uint64_t slice = vision_slice_rows(v), cell = (uint64_t)c->vision_merge * c->vision_merge;
+    uint64_t grid = vision_grid(c), cells = vision_cells(c), features;
+
+    features = vision_is_qwen(c) ? v->n_rows / cell : v->t * cells * cells;
+    if (v->pixels == NULL || v->t == 0 || v->row_size != vision_row_size(c) ||
+        v->n_rows != slice * v->t || v->n_features != features ||
+        (vision_is_qwen(c) ? slice % cell != 0 : slice != grid * grid))
+        return ek_error(EK_EUSAGE,
+                        "picture of %llu rows of %u in %u slices does not suit the tower of %s",
+                        (unsigned long long)v->n_rows, v->row_size, v->t, e->m->name);
+    return EK_OK;
+}
+
+static enum ek_status encode_all(struct ek_engine *e, const struct ek_vl_rules *rules,
+                                 const struct ek_vl_prompt *p, float *features)
+{
+    for (size_t i = 0; i < p->n_visuals; i++) {
+        const struct ek_visual *v = &p->visuals[i];
+        struct ek_vl_geometry g = {0};
+        bool qwen = vision_is_qwen(&e->m->config);
+        enum ek_status st;
+        EK_TRY(check_visual(e, v));
+        if (qwen)
+            EK_TRY(ek_vl_geometry(rules, v, &g));
+        st = encode_visual(e, v, qwen ? &g : NULL, features);
+        ek_vl_geometry_free(&g);
+        EK_TRY(st);
+        features += (size_t)v->n_features * e->m->config.hidden;
+    }
+    return EK_OK;
+}
+
+/* Every row of the prompt from its source. */
+static enum ek_status lay_out(const struct ek_engine *e, const struct ek_vl_prompt *p,
+                              const float *features, size_t n_features, struct ek_embeds *out)
+{
+    size_t hidden = e->m->config.hidden;
+
+    for (size_t i = 0; i < p->n_rows; i++) {
+        const struct ek_vl_row *r = &p->rows[i];
+        const float *from = NULL;
+        if (r->source != EK_VL_FEATURE)
+            from =
+                e->vision.vectors[r->source == EK_VL_NEWLINE ? VISION_NEWLINE : VISION_SEPARATOR];
+        else if (r->row < n_features)
+            from = features + r->row * hidden;
+        if (from == NULL)
+            return ek_error(EK_EUSAGE, "token %u: the model %s has no row %u of source %u",
+                            r->token, e->m->name, r->row, r->source);
+        memcpy(out->values + i * hidden, from, hidden * sizeof(*from));
+        out->tokens[i] = r->token;
+    }
+    out->n = p->n_rows;
+    return EK_OK;
+}
+
+enum ek_status ek_engine_encode(struct ek_engine *e, const struct ek_vl_rules *rules,
+                                const struct ek_vl_prompt *p, struct ek_embeds *out)
+{
+    size_t hidden = e->m->config.hidden, n = 0;
+    struct ek_embeds x = {0};
+    float *features = NULL;
+    enum ek_status st = EK_ENOMEM;
+
+    if (e->vision.tower == NULL)
+        return ek_error(EK_EUNSUPPORTED, "%s takes no pictures", e->m->name);
+    for (size_t i = 0; i < p->n_visuals; i++)
+        n += p->visuals[i].n_features;
+    if ((features = ek_calloc(n ? n : 1, hidden * sizeof(*features))) == NULL ||
+        (x.values = ek_calloc(p->n_rows ? p->n_rows : 1, hidden * sizeof(*x.values))) == NULL ||
+        (x.tokens = ek_calloc(p->n_rows ? p->n_rows : 1, sizeof(*x.tokens))) == NULL)
+        goto done;
+    EK_GOTO(encode_all(e, rules, p, features), st, done);
+    EK_GOTO(lay_out(e, p, features, n, &x), st, done);
+    *out = x;
+    x = (struct ek_embeds){0};
+done:
+    ek_embeds_free(&x);
+    free(features);
+    return st;
+}
+
+void ek_embeds_free(struct ek_embeds *x)
+{
+    free(x->tokens);
+    free(x->values);
+    *x = (struct ek_embeds){0};
+}

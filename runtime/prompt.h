@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Pieces of a prompt that holds pictures, for steps; and the pictures of a reference.
+ */
+#ifndef EK_RUNTIME_PROMPT_H
+#define EK_RUNTIME_PROMPT_H
+
+#include "runtime/runtime.h"
+
+/* Rows of tokens [at, at + n) of the prompt, appended to rows; base: the first of these tokens in
+ * the step. Returns how many. */
+uint32_t prompt_embeds(const struct ek_prompt *p, size_t at, uint32_t n, uint32_t base,
+                       uint32_t hidden, struct ek_embed_row *rows);
+/* Positions of tokens [at, at + n), those behind the prompt's too: rows t, h, w, ld apart. */
+void prompt_positions(const struct ek_prompt *p, size_t at, uint32_t n, int32_t *out, size_t ld);
+/* The model has positions of three rows. */
+bool prompt_has_rows(const struct ek_model *m);
+
+/* ---- reference_images.c */
+/* image.N, video.N and position_ids of an opened reference file into r. */
+enum ek_status reference_read_images(const char *path, struct ek_safetensors *file,
+                                     struct ek_reference *r);
+void reference_free_images(struct ek_reference *r);
+
+#endif

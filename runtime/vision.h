@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Inside of the side modules: the vision tower, what projects its output to embeddings, and the
+ * vectors between views. A tower runs on whole slices (VL2's tiles; an image or two frames of
+ * Qwen2.5-VL), which never attend to one another.
+ */
+#ifndef EK_RUNTIME_VISION_H
+#define EK_RUNTIME_VISION_H
+
+#include "runtime/stage.h"
+
+struct vision_block {
+    float *norm1, *bias1, *norm2, *bias2; /* device, [width]; biases: VL2's layer norms */
+    struct stage_linear qkv, o, up, down; /* up: gate and up of Qwen2.5-VL */
+};
+
+/* Byte offsets into the stage's arena, which the chain's activations use at other times. With R =
+ * max_rows, F features of R rows, a = bytes of an activation; SIZE_MAX: not there. */
+struct vision_arena {
+    size_t x;       /* [R][width]: the residual stream; the projector's input */
+    size_t xn;      /* [R][width]: normalised; the tower's output */
+    size_t scratch; /* pixels; qkv and attention's output; feed-forward; merged rows */
+    size_t out;     /* [F][hidden] features */
+    size_t ints;    /* I32: what vision_pack made */
+    size_t bytes;
+};
+
+enum { VISION_NEWLINE, VISION_SEPARATOR, N_VISION_VECTORS };
+
+struct stage_vision {
+    bool tower, projector;
+    uint32_t max_rows;                /* of the tower in one run */
+    struct stage_linear patch;        /* pixels of a patch to its row */
+    struct ek_mat pos;                /* VL2: embedding of the place in a tile, a table */
+    struct vision_block *blocks;      /* [vision_layers] */
+    float *norm, *norm_bias;          /* VL2: after the last block; Qwen: before the merger */
+    struct stage_linear merge[2];     /* of the merger or projector */
+    float *vectors[N_VISION_VECTORS]; /* device, [hidden]; NULL: elsewhere */
+    struct ek_rope rope;              /* Qwen: rows of h and w */
+    struct vision_arena at;
+};
+
+/* ---- weights_vision.c */
+/* fn over every matrix that is there; NULL frees them (and the blocks). */
+enum ek_status vision_each_mat(struct ek_stage *s,
+                               enum ek_status (*fn)(struct ek_device *dev, struct ek_mat *m));
+enum ek_status vision_load_rope(struct ek_stage *s);
+
+/* ---- vision.c */
+/* Notes a side module of the stage; makes s->vision. */
+enum ek_status vision_scan(struct ek_stage *s, const struct ek_module *mod);
+/* s->vision's max_rows and arena; EK_EUNSUPPORTED when the device lacks an operation. */
+enum ek_status vision_lay_out(struct ek_stage *s);
+void vision_free(struct ek_stage *s);
+
+/* Whole slices of one picture, in the order of its windows, as the device gets them. */
+struct vision_pack {
+    const struct ek_visual *v;
+    const struct ek_vl_geometry *g; /* NULL: VL2 */
+    float *pixels;                  /* [rows][row_size] */
+    int32_t *ints;
+    size_t n_ints;
+    size_t positions, slices, windows, cells; /* where in ints */
+    uint32_t first_row, rows, slice_rows, n_slices, n_windows, max_window, features;
+};
+/* Slices [first, first + n) of v. Borrows v and g. */
+enum ek_status vision_pack(const struct ek_config *c, const struct ek_visual *v,
+                           const struct ek_vl_geometry *g, uint32_t first, uint32_t n,
+                           struct vision_pack *out);
+void vision_pack_free(struct vision_pack *p);
+/* Rows of the tower in one run; rows and number of a picture's slices. */
+uint32_t vision_max_rows(const struct ek_config *c, const struct ek_stage_options *o);
+uint32_t vision_slice_rows(const struct ek_visual *v);
+uint32_t vision_n_slices(const struct ek_visual *v);
+
+/* ---- modules_vision.c */
+typedef enum ek_status (*vision_block_fn)(void *user, struct ek_stage *s, uint32_t block);
+/* Uploads the pack, runs the tower: Qwen's features at out, VL2's rows at xn. after (may be NULL)
+ * is called behind every block, whose output is at x. */
+enum ek_status vision_run_tower(struct ek_stage *s, const struct vision_pack *p,
+                                vision_block_fn after, void *user);
+/* VL2: rows at from ([rows][width] of this device) to features at out. ints: upload the pack's. */
+enum ek_status vision_run_projector(struct ek_stage *s, const struct vision_pack *p,
+                                    const void *from, bool ints);
+static inline bool vision_is_qwen(const struct ek_config *c)
+{
+    return c->vision == EK_VISION_QWEN25;
+}
+/* Patches a side and cells a side of VL2's tiles. */
+static inline uint32_t vision_grid(const struct ek_config *c)
+{
+    return c->vision_image / c->vision_patch;
+}
+static inline uint32_t vision_cells(const struct ek_config *c)
+{
+    return (vision_grid(c) + c->vision_merge - 1) / c->vision_merge;
+}
+static inline uint32_t vision_row_size(const struct ek_config *c)
+{
+    return 3 * c->vision_temporal * c->vision_patch * c->vision_patch;
+}
+
+#endif

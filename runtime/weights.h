@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The walk over the weights of a stage: counts their bytes (dry), or makes matrices and vectors and
+ * lists what is to be loaded into them.
+ */
+#ifndef EK_RUNTIME_WEIGHTS_H
+#define EK_RUNTIME_WEIGHTS_H
+
+#include "runtime/stage.h"
+
+/* One tensor on its way to the device: rows of a matrix from row0, or F32 at vec. */
+struct load {
+    const struct ek_tensor *t;
+    struct ek_mat *mat;
+    uint32_t row0;
+    float *vec;
+    uint32_t interleaved; /* k > 1: column c*k + i of the checkpoint becomes i*(cols/k) + c */
+};
+
+struct walk {
+    struct ek_stage *s;
+    bool dry;
+    size_t vec_at; /* bytes of s->vectors given out */
+    uint64_t mat_bytes;
+    struct load *loads;
+    size_t n_loads, cap_loads;
+};
+
+enum ek_status walk_load(struct walk *w, const struct ek_tensor *t, struct ek_mat *mat,
+                         uint32_t row0, float *vec);
+/* Room for n floats; NULL when dry. */
+float *walk_vector(struct walk *w, size_t n);
+enum ek_status walk_mat(struct walk *w, enum ek_dtype dtype, uint32_t rows, uint32_t cols,
+                        struct ek_mat *out);
+
+/* ---- weights_vision.c */
+/* Weights of a tower, projector or vector module into s->vision. */
+enum ek_status vision_add_weights(struct walk *w, const struct ek_module *mod);
+/* Columns of a piece of an interleaved load, in place; bytes: whole rows. */
+enum ek_status vision_part_columns(const struct load *l, char *piece, size_t bytes);
+
+#endif

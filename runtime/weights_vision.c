@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Weights of the side modules. Their tensors have no roles: they are found by name.
+ */
+#include "runtime/vision.h"
+#include "runtime/weights.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NAME_LEN 64
+
+/* The tensor of a module called MODULE.name and, where bias is set, .bias; NULL: not there. */
+static const struct ek_tensor *find(const struct ek_module *mod, const char *name,
+                                    const char *ending)
+{
+    size_t skip = strlen(mod->name) + 1, n = strlen(name);
+
+    for (size_t i = 0; i < mod->n_tensors; i++) {
+        const char *at = mod->tensors[i].name;
+        if (strlen(at) >= skip + n && strncmp(at + skip, name, n) == 0 &&
+            strcmp(at + skip + n, ending) == 0)
+            return &mod->tensors[i];
+    }
+    return NULL;
+}
+
+/* A required tensor of rows * cols elements, the first dimension rows. */
+static enum ek_status need(const struct ek_module *mod, const char *name, const char *ending,
+                           uint64_t rows, uint64_t cols, const struct ek_tensor **out)
+{
+    const struct ek_tensor *t = find(mod, name, ending);
+    uint64_t n = 1;
+
+    if (t == NULL)
+        return ek_error(EK_EFORMAT, "%s: no tensor %s%s", mod->name, name, ending);
+    for (uint32_t i = 1; i < t->n_dims; i++)
+        n *= t->shape[i]; /* the model has checked the product */
+    if (t->shape[0] != rows || n != cols)
+        return ek_error(EK_EFORMAT, "%s: %llu x %llu elements, expected %llu x %llu", t->name,
+                        (unsigned long long)t->shape[0], (unsigned long long)n,
+                        (unsigned long long)rows, (unsigned long long)cols);
+    *out = t;
+    return EK_OK;
+}
+
+static enum ek_status add_vector(struct walk *w, const struct ek_module *mod, const char *name,
+                                 const char *ending, uint32_t n, float **out)
+{
+    const struct ek_tensor *t;
+    float *vec;
+
+    EK_TRY(need(mod, name, ending, n, 1, &t));
+    vec = walk_vector(w, n);
+    if (!w->dry)
+        *out = vec;
+    return walk_load(w, t, NULL, 0, vec);
+}
+
+/* n matrices of rows x cols over one input, each with its bias where there is one: one matrix when
+ * the types agree. */
+static enum ek_status add_linear(struct walk *w, const struct ek_module *mod,
+                                 const char *const *names, uint32_t n, uint32_t rows, uint32_t cols,
+                                 struct stage_linear *out)
+{
+    const struct ek_tensor *t[STAGE_MAX_PARTS], *bias;
+    bool one = true, has = find(mod, names[0], ".bias") != NULL;
+    float *vec = has ? walk_vector(w, (size_t)n * rows) : NULL;
+
+    for (uint32_t i = 0; i < n; i++) {
+        EK_TRY(need(mod, names[i], ".weight", rows, cols, &t[i]));
+        one = one && t[i]->dtype == t[0]->dtype;
+    }
+    out->n = one ? 1 : n;
+    out->rows = n * rows;
+    out->has_bias = has;
+    for (uint32_t i = 0; i < n; i++) {
+        if (i < out->n)
+            EK_TRY(walk_mat(w, t[i]->dtype, one ? n * rows : rows, cols, &out->mats[i]));
+        EK_TRY(walk_load(w, t[i], &out->mats[one ? 0 : i], one ? i * rows : 0, NULL));
+        if (!has)
+            continue;
+        EK_TRY(need(mod, names[i], ".bias", rows, 1, &bias));
+        EK_TRY(walk_load(w, bias, NULL, 0, vec ? vec + (size_t)i * rows : NULL));
+        if (!w->dry && i < out->n)
+            out->biases[i] = vec + (size_t)i * rows;
+    }
+    return EK_OK;
+}
+
+static enum ek_status add_one(struct walk *w, const struct ek_module *mod, const char *name,
+                              uint32_t rows, uint32_t cols, struct stage_linear *out)
+{
+    return add_linear(w, mod, &name, 1, rows, cols, out);
+}
+
+static enum ek_status add_norm(struct walk *w, const struct ek_module *mod, const char *name,
+                               uint32_t n, float **weight, float **bias)
+{
+    EK_TRY(add_vector(w, mod, name, ".weight", n, weight));
+    return vision_is_qwen(&w->s->m->config) ? EK_OK : add_vector(w, mod, name, ".bias", n, bias);
+}
+
+static enum ek_status add_feed_forward(struct walk *w, const struct ek_module *mod, uint32_t block,
+                                       struct vision_block *b)
+{
+    const struct ek_config *c = &w->s->m->config;
+    bool qwen = vision_is_qwen(c);
+    char first[NAME_LEN], second[NAME_LEN], down[NAME_LEN];
+    const char *const up[] = {first, second};
+
+    snprintf(first, sizeof(first), "blocks.%u.mlp.%s", block, qwen ? "gate_proj" : "fc1");
+    snprintf(second, sizeof(second), "blocks.%u.mlp.up_proj", block);
+    snprintf(down, sizeof(down), "blocks.%u.mlp.%s", block, qwen ? "down_proj" : "fc2");
+    EK_TRY(add_linear(w, mod, up, qwen ? 2 : 1, c->vision_intermediate, c->vision_hidden, &b->up));
+    return add_one(w, mod, down, c->vision_hidden, c->vision_intermediate, &b->down);
+}
+
+static enum ek_status add_block(struct walk *w, const struct ek_module *mod, uint32_t block,
+                                struct vision_block *b)
+{
+    uint32_t width = w->s->m->config.vision_hidden;
+    char name[NAME_LEN];
+
+    snprintf(name, sizeof(name), "blocks.%u.norm1", block);
+    EK_TRY(add_norm(w, mod, name, width, &b->norm1, &b->bias1));
+    snprintf(name, sizeof(name), "blocks.%u.attn.qkv", block);
+    EK_TRY(add_one(w, mod, name, 3 * width, width, &b->qkv));
+    snprintf(name, sizeof(name), "blocks.%u.attn.proj", block);
+    EK_TRY(add_one(w, mod, name, width, width, &b->o));
+    snprintf(name, sizeof(name), "blocks.%u.norm2", block);
+    EK_TRY(add_norm(w, mod, name, width, &b->norm2, &b->bias2));
+    return add_feed_forward(w, mod, block, b);
+}
+
+static enum ek_status add_tower_end(struct walk *w, const struct ek_module *mod)
+{
+    const struct ek_config *c = &w->s->m->config;
+    struct stage_vision *v = w->s->vision;
+    uint32_t merged = c->vision_hidden * c->vision_merge * c->vision_merge;
+    const struct ek_tensor *t;
+
+    if (vision_is_qwen(c)) {
+        v->rope.inv_freq = walk_vector(w, c->vision_hidden / c->vision_heads / 2);
+        EK_TRY(add_norm(w, mod, "merger.ln_q", c->vision_hidden, &v->norm, NULL));
+        EK_TRY(add_one(w, mod, "merger.mlp.0", merged, merged, &v->merge[0]));
+        return add_one(w, mod, "merger.mlp.2", c->hidden, merged, &v->merge[1]);
+    }
+    EK_TRY(add_norm(w, mod, "norm", c->vision_hidden, &v->norm, &v->norm_bias));
+    if ((t = find(mod, "pos_embed", "")) == NULL || t->shape[t->n_dims - 1] != c->vision_hidden ||
+        t->n_dims < 2 || t->shape[t->n_dims - 2] != (uint64_t)vision_grid(c) * vision_grid(c))
+        return ek_error(EK_EFORMAT, "%s: no pos_embed of %u x %u places of %u", mod->name,
+                        vision_grid(c), vision_grid(c), c->vision_hidden);
+    EK_TRY(walk_mat(w, t->dtype, vision_grid(c) * vision_grid(c), c->vision_hidden, &v->pos));
+    return walk_load(w, t, &v->pos, 0, NULL);
+}
+
+static enum ek_status add_tower(struct walk *w, const struct ek_module *mod)
+{
+    const struct ek_config *c = &w->s->m->config;
+    struct stage_vision *v = w->s->vision;
+
+    EK_TRY(add_one(w, mod, "patch_embed.proj", c->vision_hidden, vision_row_size(c), &v->patch));
+    for (uint32_t i = 0; i < c->vision_layers; i++)
+        EK_TRY(add_block(w, mod, i, &v->blocks[i]));
+    return add_tower_end(w, mod);
+}
+
+/* The rows of a cell lie behind one another here, in the checkpoint value by value. */
+static enum ek_status add_projector(struct walk *w, const struct ek_module *mod)
+{
+    const struct ek_config *c = &w->s->m->config;
+    struct stage_vision *v = w->s->vision;
+    uint32_t cell = c->vision_merge * c->vision_merge;
+
+    EK_TRY(add_one(w, mod, "layers.0", c->hidden, c->vision_hidden * cell, &v->merge[0]));
+    for (size_t i = 0; i < w->n_loads; i++)
+        if (w->loads[i].mat == &v->merge[0].mats[0])
+            w->loads[i].interleaved = cell;
+    return add_one(w, mod, "layers.2", c->hidden, c->hidden, &v->merge[1]);
+}
+
+enum ek_status vision_add_weights(struct walk *w, const struct ek_module *mod)
+{
+    struct stage_vision *v = w->s->vision;
+    uint32_t hidden = w->s->m->config.hidden;
+    size_t which = strcmp(mod->name, "view_seperator") == 0 ? VISION_SEPARATOR : VISION_NEWLINE;
+    float *vec;
+
+    if (mod->kind == EK_MODULE_VISION)
+        return add_tower(w, mod);
+    if (mod->kind == EK_MODULE_PROJECTOR)
+        return add_projector(w, mod);
+    if (mod->n_tensors != 1 || mod->tensors[0].shape[0] != hidden)
+        return ek_error(EK_EFORMAT, "%s: not one vector of %u", mod->name, hidden);
+    vec = walk_vector(w, hidden);
+    if (!w->dry)
+        v->vectors[which] = vec;
+    return walk_load(w, &mod->tensors[0], NULL, 0, vec);
+}
+
+enum ek_status vision_part_columns(const struct load *l, char *piece, size_t bytes)
+{
+    size_t size = ek_dtype_block_bytes(l->mat->dtype), k = l->interleaved;
+    size_t row = l->mat->bytes / l->mat->rows, n = l->mat->cols / k;
+    char *copy;
+
+    if (ek_dtype_block(l->mat->dtype) != 1)
+        return ek_error(EK_EUNSUPPORTED, "%s: columns of %s cannot be put in order", l->t->name,
+                        ek_dtype_name(l->mat->dtype));
+    if ((copy = ek_calloc(1, row)) == NULL)
+        return EK_ENOMEM;
+    for (char *at = piece; at < piece + bytes; at += row) {
+        memcpy(copy, at, row);
+        for (size_t c = 0; c < n; c++)
+            for (size_t i = 0; i < k; i++)
+                memcpy(at + (i * n + c) * size, copy + (c * k + i) * size, size);
+    }
+    free(copy);
+    return EK_OK;
+}
+
+/* Angles of the h position, then of the w position: 10000^(-2 i / (dim / 2)) for both. */
+enum ek_status vision_load_rope(struct ek_stage *s)
+{
+    const struct ek_config *c = &s->m->config;
+    struct stage_vision *v = s->vision;
+    uint32_t quarter;
+    float *freq;
+    enum ek_status st;
+
+    if (v == NULL || !v->tower || !vision_is_qwen(c))
+        return EK_OK;
+    quarter = c->vision_hidden / c->vision_heads / 4;
+    if ((freq = ek_calloc(2 * (size_t)quarter, sizeof(*freq))) == NULL)
+        return EK_ENOMEM;
+    for (uint32_t i = 0; i < quarter; i++)
+        freq[i] = freq[quarter + i] = 1.0f / powf(10000.0f, (float)(2 * i) / (float)(2 * quarter));
+    v->rope.dim = 4 * quarter;
+    v->rope.sections[0] = v->rope.sections[1] = quarter;
+    v->rope.amplitude = 1;
+    st = s->dev->ops->upload(s->dev, (void *)(uintptr_t)v->rope.inv_freq, freq,
+                             2 * (size_t)quarter * sizeof(*freq)); /* taken at once */
+    free(freq);
+    return st;
+}
+
+static enum ek_status on_mat(struct ek_stage *s, struct ek_mat *m,
+                             enum ek_status (*fn)(struct ek_device *dev, struct ek_mat *m))
+{
+    if (m->data == NULL)
+        return EK_OK;
+    if (fn != NULL)
+        return fn(s->dev, m);
+    s->dev->ops->mat_free(s->dev, m);
+    return EK_OK;
+}
+
+static enum ek_status on_linear(struct ek_stage *s, struct stage_linear *l,
+                                enum ek_status (*fn)(struct ek_device *dev, struct ek_mat *m))
+{
+    for (uint32_t i = 0; i < STAGE_MAX_PARTS; i++)
+        EK_TRY(on_mat(s, &l->mats[i], fn));
+    return EK_OK;
+}
+
+enum ek_status vision_each_mat(struct ek_stage *s,
+                               enum ek_status (*fn)(struct ek_device *dev, struct ek_mat *m))
+{
+    struct stage_vision *v = s->vision;
+
+    if (v == NULL)
+        return EK_OK;
+    EK_TRY(on_mat(s, &v->pos, fn));
+    EK_TRY(on_linear(s, &v->patch, fn));
+    EK_TRY(on_linear(s, &v->merge[0], fn));
+    EK_TRY(on_linear(s, &v->merge[1], fn));
+    for (uint32_t i = 0; v->blocks && i < s->m->config.vision_layers; i++) {
+        EK_TRY(on_linear(s, &v->blocks[i].qkv, fn));
+        EK_TRY(on_linear(s, &v->blocks[i].o, fn));
+        EK_TRY(on_linear(s, &v->blocks[i].up, fn));
+        EK_TRY(on_linear(s, &v->blocks[i].down, fn));
+    }
+    return EK_OK;
+}
