@@ -9,3 +9,5 @@ libprofiler_a_SOURCES = profiler/profiler.h profiler/measure.h profiler/profile.
 	profiler/timing.c profiler/gate.c profiler/points.c profiler/batch.c profiler/ceilings.c \
 	profiler/links.c profiler/rig.c profiler/memory.c profiler/devices.c profiler/profile.c \
 	profiler/busy.c
+
+EXTRA_DIST += docs/measurement.md

@@ -6,9 +6,11 @@
 
 #include <check.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <sqlite3.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -466,14 +468,33 @@ START_TEST(a_locked_database_names_the_holder)
 }
 END_TEST
 
+/* In a child whose files cannot grow beyond what they are: a disk that is full. */
+static void fill_disk(void)
+{
+    struct rlimit limit = {.rlim_cur = 200 * 1024, .rlim_max = RLIM_INFINITY};
+    struct ek_store *s = NULL;
+    enum ek_status st;
+
+    signal(SIGXFSZ, SIG_IGN);
+    if (setrlimit(RLIMIT_FSIZE, &limit) != 0 || ek_store_open(path, EK_STORE_WRITE, &s) != EK_OK)
+        _exit(1);
+    for (uint32_t i = 1; i < 100000; i++) {
+        struct ek_store_key k = key_at(1, EK_PHASE_DECODE, i, 1, 64);
+        struct ek_store_time t = {.median_s = 1, .n = 1, .stop = "converged"};
+        if ((st = ek_store_put_time(s, &k, &t)) != EK_OK)
+            _exit(st == EK_EENV ? 0 : 1);
+    }
+    _exit(1);
+}
+
 /* root may write anywhere: the test then runs as nobody. */
-static void as_nobody(void (*fn)(void))
+static void in_child(void (*fn)(void), bool as_nobody)
 {
     int status;
     pid_t pid = fork();
 
     if (pid == 0) {
-        if (getuid() == 0 && (setgid(65534) != 0 || setuid(65534) != 0))
+        if (as_nobody && getuid() == 0 && (setgid(65534) != 0 || setuid(65534) != 0))
             _exit(1);
         fn();
         _exit(0);
@@ -520,12 +541,28 @@ static void copy_file(const char *from, const char *to)
     free(data);
 }
 
+START_TEST(a_full_disk_is_said_and_leaves_the_profile_whole)
+{
+    struct ek_store_time_row *rows;
+    struct ek_store *s;
+    size_t n;
+
+    good_profile();
+    in_child(fill_disk, false);
+    s = open_store(EK_STORE_WRITE); /* checks it */
+    ck_assert_int_eq(ek_store_times(s, 1, "layer", &rows, &n), EK_OK);
+    ck_assert_uint_gt(n, 1);
+    free(rows);
+    ek_store_close(s);
+}
+END_TEST
+
 START_TEST(a_profile_on_a_read_only_medium_is_read)
 {
     good_profile();
     chmod(path, 0444);
     chmod(dir, 0555);
-    as_nobody(read_the_row);
+    in_child(read_the_row, true);
 }
 END_TEST
 
@@ -543,7 +580,7 @@ START_TEST(a_journal_that_a_read_only_medium_cannot_replay_is_said)
     copy_file("-wal.copy", "-wal");
     chmod(path, 0444);
     chmod(dir, 0555);
-    as_nobody(must_not_read);
+    in_child(must_not_read, true);
 }
 END_TEST
 
@@ -639,6 +676,7 @@ int main(void)
                         EK_ARRAY_LEN(impossible));
     tcase_add_test(tc, flipped_bytes_are_refused_or_read_never_worse);
     tcase_add_test(tc, a_locked_database_names_the_holder);
+    tcase_add_test(tc, a_full_disk_is_said_and_leaves_the_profile_whole);
     tcase_add_test(tc, a_profile_on_a_read_only_medium_is_read);
     tcase_add_test(tc, a_journal_that_a_read_only_medium_cannot_replay_is_said);
     tcase_add_loop_test(tc, interpolation_is_exact_where_the_cost_is_linear, 0,
