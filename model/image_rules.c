@@ -155,12 +155,31 @@ static enum ek_status parse_vl2(const struct ek_vl_files *f, struct ek_vl_rules 
     return published_candidates(f->config_path, r);
 }
 
-/* The processor adds the tokens that the tokenizer lacks, the padding token first. */
-static enum ek_status find_vl2_token(const struct ek_model *m, struct ek_vl_rules *r)
+/* The published ids, for a configuration without a tokenizer. */
+static int32_t published_vl2_token(uint32_t vocab)
 {
-    struct ek_tokenizer *t;
+    return vocab == 129280 ? 128815 : vocab == 102400 ? 100003 : -1;
+}
 
-    EK_TRY(ek_tokenizer_open(m->path, &t));
+/* The processor adds the tokens that the tokenizer lacks, the padding token first. */
+static enum ek_status find_vl2_token(const struct ek_model *m, const char *dir,
+                                     struct ek_vl_rules *r)
+{
+    char *path = ek_path_join(dir, "tokenizer.json");
+    struct ek_tokenizer *t;
+    enum ek_status st;
+
+    if (path == NULL)
+        return EK_ENOMEM;
+    r->image_id = published_vl2_token(m->config.vocab);
+    if (!ek_file_exists(path)) {
+        free(path);
+        return EK_OK;
+    }
+    st = ek_tokenizer_open(path, &t);
+    free(path);
+    if (st != EK_OK)
+        return st;
     r->image_id = ek_tokenizer_id(t, "<image>");
     if (r->image_id < 0)
         r->image_id =
@@ -303,7 +322,7 @@ enum ek_status ek_vl_rules_open(const struct ek_model *m, struct ek_vl_rules *ou
     if (st == EK_OK)
         st = ek_vl_rules_parse(&m->config, &files, &r);
     if (st == EK_OK && vl2)
-        st = find_vl2_token(m, &r);
+        st = find_vl2_token(m, dir, &r);
     if (st == EK_OK)
         *out = r;
     json_decref(config);

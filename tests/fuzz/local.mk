@@ -77,3 +77,13 @@ tests_fuzz_fuzz_device_map_SOURCES = tests/fuzz/fuzz_device_map.c $(FUZZER_MAIN)
 tests_fuzz_fuzz_device_map_LDADD = $(PLANNER_FUZZER_LIBS)
 tests_fuzz_fuzz_device_map_LDFLAGS = $(FUZZER_FLAGS)
 endif
+
+FUZZERS += tests/fuzz/fuzz_image
+tests_fuzz_fuzz_image_SOURCES = tests/fuzz/fuzz_image.c $(FUZZER_MAIN)
+tests_fuzz_fuzz_image_LDADD = $(FUZZER_LIBS)
+tests_fuzz_fuzz_image_LDFLAGS = $(FUZZER_FLAGS)
+
+FUZZERS += tests/fuzz/fuzz_processor
+tests_fuzz_fuzz_processor_SOURCES = tests/fuzz/fuzz_processor.c $(FUZZER_MAIN)
+tests_fuzz_fuzz_processor_LDADD = $(FUZZER_LIBS)
+tests_fuzz_fuzz_processor_LDFLAGS = $(FUZZER_FLAGS)

@@ -58,3 +58,7 @@ TESTS += tests/model/check_prompt
 tests_model_check_prompt_SOURCES = tests/model/check_prompt.c $(PICTURE_TEST_FILES)
 tests_model_check_prompt_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_model_check_prompt_LDADD = $(MODEL_TEST_LIBS)
+noinst_PROGRAMS += tests/model/pixels
+tests_model_pixels_SOURCES = tests/model/pixels.c
+tests_model_pixels_LDADD = libmodel.a libbase.a $(JANSSON_LIBS) $(MODEL_LIBS)
+EXTRA_DIST += tests/reference/compare_images.py
