@@ -37,6 +37,14 @@ enum ek_status ek_error(enum ek_status st, const char *fmt, ...)
 const char *ek_last_error(void);
 /* The process exit code of a status (table above). */
 int ek_exit_code(enum ek_status st);
+/* Replaces what could steer a terminal (C0 and C1 controls, DEL) by '?', in place: text from files
+ * and names of files are shown only after this. */
+void ek_plain_text(char *s);
+/* First call of a main: descriptors 0, 1 and 2 that the caller closed are taken, so that no file
+ * of ours becomes one of them; writing to them fails. SIGPIPE is ignored: writes fail instead. */
+void ek_stdio_init(void);
+/* Last call of a main: EK_EENV when some of stdout was not written (closed, disk full). */
+enum ek_status ek_stdio_flush(void);
 /* A message to stderr, "evenkeel: ..." plus newline, unless quiet. Never used for errors. */
 void ek_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void ek_set_quiet(bool quiet);
@@ -137,8 +145,7 @@ float ek_f16_to_f32(uint16_t x);
 uint16_t ek_f32_to_bf16(float x); /* round to nearest even, NaN kept */
 uint16_t ek_f32_to_f16(float x);  /* round to nearest even, overflow to infinity */
 
-/* ---- Files ------------------------------------------------------------------------------------
- */
+/* ---- Files ----------------------------------------------------------------------------------- */
 /* Whole file into fresh memory with a NUL behind it (not counted); refuses files over max bytes. */
 enum ek_status ek_file_read(const char *path, size_t max, char **out, size_t *n);
 /* Temp file beside path, fsync, rename: path is whole or untouched. Existing files are replaced
@@ -148,8 +155,7 @@ bool ek_file_exists(const char *path);
 /* dir + "/" + name in fresh memory, freed with free(). */
 char *ek_path_join(const char *dir, const char *name);
 
-/* ---- JSON (jansson), typed reads that name file and field --------------------------------------
- */
+/* ---- JSON (jansson), typed reads that name file and field ------------------------------------ */
 /* Parses a file of at most max bytes: UTF-8 checked, duplicate keys refused, depth limited. The
  * caller owns *out (json_decref). */
 enum ek_status ek_json_read(const char *path, size_t max, json_t **out);
@@ -185,8 +191,7 @@ enum ek_status ek_json_opt_string(const json_t *obj, struct ek_json_at at, const
 char *ek_json_text(const json_t *value);
 enum ek_status ek_json_write(const char *path, const json_t *value, bool force);
 
-/* ---- Tables for people --------------------------------------------------------------------------
- */
+/* ---- Tables for people ----------------------------------------------------------------------- */
 struct ek_table; /* rows of text cells, printed with aligned columns */
 /* headers: "name|>bytes|>ms" ('>' right-aligns). NULL when there is no memory. */
 struct ek_table *ek_table_new(const char *headers);
@@ -195,15 +200,13 @@ void ek_table_row(struct ek_table *t, const char *fmt, ...) __attribute__((forma
 void ek_table_print(const struct ek_table *t, FILE *out);
 void ek_table_free(struct ek_table *t); /* NULL is fine */
 
-/* ---- Progress: a bar on a terminal, else a line every 10 s; to stderr ---------------------------
- */
+/* ---- Progress: a bar on a terminal, else a line every 10 s; to stderr ------------------------ */
 struct ek_progress;
 struct ek_progress *ek_progress_new(const char *what, uint64_t total); /* NULL when quiet */
 void ek_progress_set(struct ek_progress *p, uint64_t done, const char *detail); /* NULL is fine */
 void ek_progress_free(struct ek_progress *p);
 
-/* ---- Time, randomness, hashes -------------------------------------------------------------------
- */
+/* ---- Time, randomness, hashes ---------------------------------------------------------------- */
 uint64_t ek_now_ns(void); /* monotonic */
 /* SplitMix64: a stream of 64-bit numbers from a seed; the same everywhere. */
 uint64_t ek_random_u64(uint64_t *state);

@@ -85,6 +85,7 @@ void ek_table_row(struct ek_table *t, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(row, (size_t)n + 1, fmt, ap);
     va_end(ap);
+    ek_plain_text(row);
     add_row(t, row);
 }
 

@@ -103,31 +103,32 @@ static enum ek_status run_command(const struct ek_command *c, int argc, char **a
     return c->run(&args);
 }
 
+static enum ek_status dispatch(const char *name, int argc, char **argv)
+{
+    if (strcmp(name, "--version") == 0) {
+        puts("evenkeel " PACKAGE_VERSION);
+        return EK_OK;
+    }
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0)
+        return help(argc, argv);
+    if (find_command(name))
+        return run_command(find_command(name), argc, argv);
+    return unknown_command(name);
+}
+
 int main(int argc, char **argv)
 {
     enum ek_status st;
-    const char *name = argc > 1 ? argv[1] : "";
 
-    signal(SIGPIPE, SIG_IGN);
+    ek_stdio_init();
     if (argc < 2) {
         print_overview(stderr);
-        return 2;
+        return ek_exit_code(EK_EUSAGE);
     }
-    if (strcmp(name, "--version") == 0) {
-        puts("evenkeel " PACKAGE_VERSION);
-        return 0;
-    }
-    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0)
-        st = help(argc - 2, argv + 2);
-    else if (find_command(name))
-        st = run_command(find_command(name), argc - 2, argv + 2);
-    else
-        st = unknown_command(name);
+    st = dispatch(argv[1], argc - 2, argv + 2);
+    if (st == EK_OK)
+        st = ek_stdio_flush();
     if (st != EK_OK)
         fprintf(stderr, "evenkeel: %s\n", ek_last_error());
-    else if (fflush(stdout) != 0 || ferror(stdout)) {
-        fputs("evenkeel: stdout: write error\n", stderr);
-        return 3;
-    }
     return ek_exit_code(st);
 }

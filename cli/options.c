@@ -117,7 +117,9 @@ enum ek_status ek_args_parse(const struct ek_command *c, int argc, char **argv, 
         if (!only_operands && strcmp(argv[i], "--") == 0) {
             only_operands = true;
         } else if (!only_operands && strcmp(argv[i], "-h") == 0) {
-            out->values[out->n_values++].option = &ek_common_options[2];
+            out->values[0].option = &ek_common_options[2];
+            out->values[0].value = "";
+            out->n_values = 1;
             return EK_OK;
         } else if (!only_operands && strncmp(argv[i], "--", 2) == 0) {
             EK_TRY(take_option(c, argc, argv, &i, out));

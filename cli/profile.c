@@ -3,6 +3,7 @@
 #include "profiler/profiler.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 static const struct ek_option options[] = {
     {"db", "FILE", "the profile database (made when absent, resumed when present)"},
@@ -34,6 +35,98 @@ static enum ek_status read_options(const struct ek_args *a, const struct ek_devi
     return ek_arg_double(a, "target-error", 0.001, 1, &o->target_error);
 }
 
+/* ---- What the database now holds for this model ---------------------------------------------- */
+struct summary {
+    const struct ek_model *model;
+    struct ek_store *store;
+    const char *path;
+    char identity[33];
+    struct ek_store_device *devices;
+    size_t n_devices;
+};
+
+static bool is_declared(const struct ek_profile_options *o, const char *name)
+{
+    for (size_t i = 0; i < o->n_devices; i++)
+        if (strcmp(o->devices[i].name, name) == 0)
+            return true;
+    return false;
+}
+
+static bool seen_before(const struct ek_model *m, size_t module)
+{
+    for (size_t i = 0; i < module; i++)
+        if (strcmp(m->modules[i].signature, m->modules[module].signature) == 0)
+            return true;
+    return false;
+}
+
+static enum ek_status count_signature(const struct summary *s, int64_t device,
+                                      const char *signature, size_t *times, size_t *memories)
+{
+    struct ek_store_time_row *rows = NULL;
+    struct ek_store_memory *bytes = NULL;
+    size_t n;
+
+    EK_TRY(ek_store_times(s->store, device, signature, &rows, &n));
+    free(rows);
+    *times += n;
+    EK_TRY(ek_store_memories(s->store, device, signature, &bytes, &n));
+    free(bytes);
+    *memories += n;
+    return EK_OK;
+}
+
+static enum ek_status count_rows(const struct summary *s, int64_t device, size_t *times,
+                                 size_t *memories)
+{
+    *times = *memories = 0;
+    for (size_t i = 0; i < s->model->n_modules; i++)
+        if (!seen_before(s->model, i))
+            EK_TRY(count_signature(s, device, s->model->modules[i].signature, times, memories));
+    return count_signature(s, device, EK_STORE_STAGE, times, memories);
+}
+
+static enum ek_status summarize(const struct summary *s, const struct ek_profile_options *o,
+                                bool as_json)
+{
+    json_t *list = json_array();
+    struct ek_table *t = ek_table_new("device|>times|>memory rows");
+    enum ek_status st = list && t ? EK_OK : ek_error(EK_ENOMEM, "out of host memory");
+    size_t times = 0, memories = 0;
+
+    for (size_t i = 0; i < s->n_devices && st == EK_OK; i++) {
+        const char *name = s->devices[i].name;
+        if (!is_declared(o, name))
+            continue;
+        st = count_rows(s, s->devices[i].id, &times, &memories);
+        ek_table_row(t, "%s|%zu|%zu", name, times, memories);
+        json_array_append_new(list, json_pack("{ss sI sI}", "name", name, "times",
+                                              (json_int_t)times, "memories", (json_int_t)memories));
+    }
+    if (st == EK_OK && as_json)
+        st = ek_print_json(json_pack("{ss ss ss ss sO}", "db", s->path, "model", s->model->name,
+                                     "model_hash", s->model->hash, "identity", s->identity,
+                                     "devices", list));
+    else if (st == EK_OK)
+        ek_table_print(t, stdout);
+    json_decref(list);
+    ek_table_free(t);
+    return st;
+}
+
+static enum ek_status print_summary(struct summary *s, const struct ek_profile_options *o,
+                                    bool as_json)
+{
+    enum ek_status st;
+
+    EK_TRY(ek_store_identity(s->store, s->identity));
+    EK_TRY(ek_store_devices(s->store, &s->devices, &s->n_devices));
+    st = summarize(s, o, as_json);
+    free(s->devices);
+    return st;
+}
+
 static enum ek_status run(const struct ek_args *args)
 {
     struct ek_model_options model_options = EK_MODEL_OPTIONS_INIT;
@@ -51,9 +144,9 @@ static enum ek_status run(const struct ek_args *args)
     EK_GOTO(ek_model_open(args->operands[0], &model_options, &m), st, done);
     EK_GOTO(ek_store_open(path, EK_STORE_WRITE, &store), st, done);
     ek_catch_interrupts();
-    st = ek_profile(m, store, &opt);
-    if (st == EK_EINTR)
-        ek_note("interrupted: every finished measurement is in %s; the same command resumes", path);
+    EK_GOTO(ek_profile(m, store, &opt), st, done);
+    st = print_summary(&(struct summary){.model = m, .store = store, .path = path}, &opt,
+                       ek_arg_flag(args, "json"));
 done:
     ek_store_close(store);
     ek_model_close(m);

@@ -42,8 +42,7 @@ struct job {
     struct ek_generate_timing timing;
 };
 
-/* ---- Prompts ------------------------------------------------------------------------------------
- */
+/* ---- Prompts --------------------------------------------------------------------------------- */
 static enum ek_status parse_ids(const char *text, int32_t **ids, size_t *n)
 {
     size_t cap = 0;
@@ -133,8 +132,7 @@ static enum ek_status collect_prompts(struct job *j)
                         : ek_error(EK_EUSAGE, "run: --prompt, --prompt-file or --ids is needed");
 }
 
-/* ---- Generation
- * ----------------------------------------------------------------------------------- */
+/* ---- Generation ------------------------------------------------------------------------------ */
 static bool print_token(void *user, size_t prompt, int32_t id)
 {
     struct job *j = user;
@@ -197,8 +195,7 @@ static enum ek_status generate(struct job *j)
     return st;
 }
 
-/* ---- Output
- * ----------------------------------------------------------------------------------------- */
+/* ---- Output ---------------------------------------------------------------------------------- */
 static json_t *ids_json(const int32_t *ids, size_t n)
 {
     json_t *a = json_array();
@@ -278,7 +275,7 @@ static bool needs_tokenizer(const struct ek_args *a)
 
 static enum ek_status open_session(struct job *j)
 {
-    struct ek_session_need need = {.batch = (uint32_t)j->n_prompts};
+    struct ek_session_need need = {.batch = (uint32_t)j->n_prompts, .tokenizer = j->tokenizer};
 
     if (ek_arg(j->args, "plan"))
         need.batch = 0; /* more prompts than the plan's batch run in waves */

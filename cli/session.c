@@ -31,6 +31,8 @@ enum ek_status ek_session_open(const struct ek_args *args, const char *model_pat
     const char *path = ek_arg(args, "plan");
 
     EK_TRY(ek_model_open(model_path, &model_options, &s->model));
+    if (need->tokenizer)
+        EK_TRY(ek_tokenizer_fits(need->tokenizer, s->model->config.vocab));
     if (path)
         EK_TRY(ek_plan_read(path, &s->plan));
     else

@@ -14,8 +14,9 @@ struct ek_session {
 };
 
 struct ek_session_need {
-    uint32_t batch;   /* 0: the plan's, or 1 */
-    uint32_t context; /* tokens of a sequence; 0: the plan's */
+    uint32_t batch;                       /* 0: the plan's, or 1 */
+    uint32_t context;                     /* tokens of a sequence; 0: the plan's */
+    const struct ek_tokenizer *tokenizer; /* that must fit the model's embedding, or NULL */
 };
 
 /* Opens by the options --plan and --devices. On failure *s is to be closed all the same. */

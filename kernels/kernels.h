@@ -12,8 +12,7 @@
 
 #include "base/base.h"
 
-/* ---- Devices ------------------------------------------------------------------------------------
- */
+/* ---- Devices --------------------------------------------------------------------------------- */
 enum ek_tag { /* what memory is for: every allocation carries one */
               EK_TAG_WEIGHTS,
               EK_TAG_KV,
@@ -77,8 +76,7 @@ struct ek_usage {
     uint64_t now, peak; /* bytes; padding of the allocator included */
 };
 
-/* ---- Data on a device
- * ----------------------------------------------------------------------------- */
+/* ---- Data on a device ------------------------------------------------------------------------ */
 /* A weight matrix, row-major [rows = outputs, cols = inputs]. */
 struct ek_mat {
     void *data;

@@ -33,8 +33,7 @@ static const struct ek_ops *backend_find(const char *name)
     return NULL;
 }
 
-/* ---- Specs ------------------------------------------------------------------------------------
- */
+/* ---- Specs ----------------------------------------------------------------------------------- */
 
 /* "cpu:1" or "cuda:0.1" (len characters) into name, backend and index. */
 static enum ek_status parse_name(const char *text, size_t len, struct ek_device_spec *out)
@@ -189,8 +188,7 @@ enum ek_status ek_device_specs_parse(const char *text, struct ek_device_spec **o
     return EK_OK;
 }
 
-/* ---- Devices ----------------------------------------------------------------------------------
- */
+/* ---- Devices --------------------------------------------------------------------------------- */
 
 enum ek_status ek_device_open(const struct ek_device_spec *spec, enum ek_dtype act,
                               struct ek_device **out)

@@ -33,8 +33,7 @@ struct ek_chat_family {
     const char *stops[3]; /* tokens that end a turn beside eos */
 };
 
-/* ---- Building the ids --------------------------------------------------------------------------
- */
+/* ---- Building the ids ------------------------------------------------------------------------ */
 
 static enum ek_status add_n(struct chat *c, const char *s, size_t n)
 {
@@ -79,8 +78,7 @@ static bool is_role(const struct ek_message *m, const char *role)
     return strcmp(m->role, role) == 0;
 }
 
-/* ---- Pictures in contents ----------------------------------------------------------------------
- */
+/* ---- Pictures in contents -------------------------------------------------------------------- */
 
 enum marker_kind { MARKER_IMAGE, MARKER_VIDEO, MARKER_TOKEN };
 static const struct marker {
@@ -203,8 +201,7 @@ static enum ek_status add_trimmed(struct chat *c, const struct ek_message *m)
     return add_content(c, m, m->content + skip, n - ek_trailing_space(m->content + skip, n));
 }
 
-/* ---- The families ------------------------------------------------------------------------------
- */
+/* ---- The families ---------------------------------------------------------------------------- */
 
 static enum ek_status chatml_turn(struct chat *c, const struct ek_message *m)
 {
@@ -367,8 +364,7 @@ static const struct ek_chat_family families[] = {
     {.name = "deepseek-llm", .text = {"'User: '", "'Assistant:'"}, .render = render_deepseek_llm},
 };
 
-/* ---- Recognising one ---------------------------------------------------------------------------
- */
+/* ---- Recognising one ------------------------------------------------------------------------- */
 
 static bool has_tokens(const struct ek_tokenizer *t, const struct ek_chat_family *f)
 {
@@ -467,8 +463,7 @@ const char *ek_chat_template(const struct ek_tokenizer *t)
     return t->chat ? t->chat->name : NULL;
 }
 
-/* ---- The public functions ----------------------------------------------------------------------
- */
+/* ---- The public functions -------------------------------------------------------------------- */
 
 static enum ek_status check_messages(const struct ek_tokenizer *t,
                                      const struct ek_message *messages, size_t n)

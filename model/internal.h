@@ -139,7 +139,8 @@ struct ek_model_files {
     size_t n_shards;
     json_t *index; /* root of the index file, NULL: a single file */
 };
-/* The one .gguf of a directory, malloc'd; *out stays NULL when there is none, several are refused. */
+/* The one .gguf of a directory, malloc'd; *out stays NULL when there is none, several are refused.
+ */
 enum ek_status ek_directory_gguf(const char *dir, char **out);
 /* Opens the checkpoint's weight files in dir; none there: n_shards stays 0. */
 enum ek_status ek_shards_open(struct ek_model_files *f, const char *dir);

@@ -204,8 +204,7 @@ void ek_config_rope(const struct ek_config *c, float *inv_freq, float *amplitude
 /* One table row a module for people, or the JSON of `evenkeel model --json`. */
 json_t *ek_model_json(const struct ek_model *m);
 
-/* ---- Reference files (docs/formats.md): also safetensors, so read and written here -------------
- */
+/* ---- Reference files (docs/formats.md): also safetensors, so read and written here ----------- */
 /* A flat safetensors file, opened and checked whole. Freed with ek_safetensors_close. */
 struct ek_safetensors;
 struct ek_safetensors_entry {

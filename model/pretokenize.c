@@ -80,8 +80,7 @@ const struct ek_pre_family *ek_pre_family_find(const char *name)
     return NULL;
 }
 
-/* ---- Making one --------------------------------------------------------------------------------
- */
+/* ---- Making one ------------------------------------------------------------------------------ */
 
 void ek_pretokenizer_init(struct ek_pretokenizer *p)
 {
@@ -155,8 +154,7 @@ enum ek_status ek_pretokenizer_literal(struct ek_pretokenizer *p, const char *te
     return EK_OK;
 }
 
-/* ---- Running it --------------------------------------------------------------------------------
- */
+/* ---- Running it ------------------------------------------------------------------------------ */
 
 struct run {
     const struct ek_pretokenizer *p;

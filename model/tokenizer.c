@@ -10,8 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* ---- Opening -----------------------------------------------------------------------------------
- */
+/* ---- Opening --------------------------------------------------------------------------------- */
 
 struct ek_tokenizer *ek_tokenizer_new(void)
 {
@@ -160,8 +159,7 @@ enum ek_status ek_tokenizer_open(const char *path, struct ek_tokenizer **out)
     return EK_OK;
 }
 
-/* ---- What it knows -----------------------------------------------------------------------------
- */
+/* ---- What it knows --------------------------------------------------------------------------- */
 
 uint32_t ek_tokenizer_size(const struct ek_tokenizer *t)
 {
@@ -202,8 +200,7 @@ bool ek_tokenizer_adds_bos(const struct ek_tokenizer *t)
     return t->adds_bos && t->bos >= 0;
 }
 
-/* ---- Encoding ----------------------------------------------------------------------------------
- */
+/* ---- Encoding -------------------------------------------------------------------------------- */
 
 struct encoding {
     const struct ek_tokenizer *t;

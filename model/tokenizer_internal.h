@@ -20,8 +20,7 @@
 #define EK_TEXT_BYTES_MAX     ((size_t)16 << 20) /* one encode call */
 #define EK_TOKENIZER_FILE_MAX ((size_t)64 << 20)
 
-/* ---- UTF-8 and byte-level characters (utf8.c) --------------------------------------------------
- */
+/* ---- UTF-8 and byte-level characters (utf8.c) ------------------------------------------------ */
 struct ek_buffer {
     char *data; /* NUL-terminated once something was added */
     size_t n, cap;
@@ -49,8 +48,7 @@ bool ek_byte_level_bytes(const char *s, size_t n, char *out, size_t *n_out);
 /* A token's text for a one-line message: printable, shortened. Returns buf. */
 const char *ek_quote(char buf[EK_QUOTE_LEN], const char *s, size_t n);
 
-/* ---- Vocabulary and merges (vocab.c) -----------------------------------------------------------
- */
+/* ---- Vocabulary and merges (vocab.c) --------------------------------------------------------- */
 struct ek_vocab_token {
     uint32_t offset, n; /* in text */
     int32_t added;      /* index in added.tokens, or -1 */
@@ -91,8 +89,7 @@ enum ek_status ek_merges_add(struct ek_merges *m, const struct ek_vocab *v, uint
                              const char *left, size_t n_left, const char *right, size_t n_right,
                              const char *where);
 
-/* ---- Added tokens (added.c) --------------------------------------------------------------------
- */
+/* ---- Added tokens (added.c) ------------------------------------------------------------------ */
 struct ek_added_token {
     char *text; /* as decoded */
     uint32_t n;
@@ -140,8 +137,7 @@ struct ek_cutter {
 };
 bool ek_cutter_next(struct ek_cutter *c, struct ek_cut *out);
 
-/* ---- Normaliser (normalize.c) ------------------------------------------------------------------
- */
+/* ---- Normaliser (normalize.c) ---------------------------------------------------------------- */
 enum ek_normal_form { EK_NFC, EK_NFD, EK_NFKC, EK_NFKD };
 struct ek_normalizer {
     enum ek_normal_form forms[EK_NORMALIZERS_MAX];
@@ -151,8 +147,7 @@ struct ek_normalizer {
 enum ek_status ek_normalize(const struct ek_normalizer *nz, const char *s, size_t n,
                             const char **out, size_t *n_out, char **owned);
 
-/* ---- Pre-tokenizer (pretokenize.c) -------------------------------------------------------------
- */
+/* ---- Pre-tokenizer (pretokenize.c) ----------------------------------------------------------- */
 struct re_pattern_buffer;
 struct ek_split {
     struct re_pattern_buffer *regex; /* NULL: literal */
@@ -186,8 +181,7 @@ typedef enum ek_status ek_piece_fn(void *arg, const char *s, size_t n);
 enum ek_status ek_pretokenize(const struct ek_pretokenizer *p, const char *s, size_t n,
                               ek_piece_fn *emit, void *arg);
 
-/* ---- BPE (bpe.c) -------------------------------------------------------------------------------
- */
+/* ---- BPE (bpe.c) ----------------------------------------------------------------------------- */
 struct ek_ids {
     int32_t *ids;
     size_t n, cap;
@@ -210,8 +204,7 @@ enum ek_status ek_bpe_encode(const struct ek_bpe *b, struct ek_bpe_work *w, cons
 /* Fills byte_id; refused when a printable ASCII character has no token. */
 enum ek_status ek_bpe_index_bytes(struct ek_bpe *b, const char *where);
 
-/* ---- The tokenizer -----------------------------------------------------------------------------
- */
+/* ---- The tokenizer --------------------------------------------------------------------------- */
 struct ek_chat_family;
 struct ek_tokenizer {
     struct ek_bpe bpe;

@@ -25,8 +25,7 @@ static enum ek_status unsupported(const struct reader *r, const char *field, con
                     ek_quote(quoted, got, strlen(got)));
 }
 
-/* ---- Model: vocabulary and merges --------------------------------------------------------------
- */
+/* ---- Model: vocabulary and merges ------------------------------------------------------------ */
 
 static enum ek_status read_vocab(const struct reader *r, const json_t *vocab)
 {
@@ -128,8 +127,7 @@ static enum ek_status read_model(const struct reader *r, const json_t *root, siz
     return ek_bpe_index_bytes(&r->t->bpe, r->where);
 }
 
-/* ---- Added tokens ------------------------------------------------------------------------------
- */
+/* ---- Added tokens ---------------------------------------------------------------------------- */
 
 /* An added token may be in the vocabulary too, under the same id; nothing else may be there. */
 static enum ek_status check_added_id(const struct reader *r, const char *text, size_t n, int32_t id)
@@ -202,8 +200,7 @@ static enum ek_status count_ids(const struct reader *r, const json_t *root, cons
     return EK_OK;
 }
 
-/* ---- Normaliser, pre-tokenizer, decoder --------------------------------------------------------
- */
+/* ---- Normaliser, pre-tokenizer, decoder ------------------------------------------------------ */
 
 /* Items of a Sequence, or NULL when v is none. */
 static const json_t *sequence(const json_t *v, const char *type, const char *items)
@@ -333,8 +330,7 @@ static enum ek_status check_decoder(const struct reader *r, const json_t *v, int
     return strcmp(type, "ByteLevel") == 0 ? EK_OK : unsupported(r, "decoder", type);
 }
 
-/* ---- Post-processor: does it put bos first? ----------------------------------------------------
- */
+/* ---- Post-processor: does it put bos first? -------------------------------------------------- */
 
 static void read_template(const struct reader *r, const json_t *v)
 {

@@ -19,9 +19,8 @@ volatile bool ek_stopped;
 
 static void on_interrupt(int sig)
 {
-    (void)sig;
     ek_stopped = true;
-    signal(SIGINT, SIG_DFL); /* the second one is meant */
+    signal(sig, SIG_DFL); /* the second one is meant */
 }
 
 static void usage(FILE *out)
@@ -37,23 +36,27 @@ int main(int argc, char **argv)
     enum ek_status st;
     int code = 0;
 
+    ek_stdio_init();
     if (argc < 2) {
         usage(stderr);
         return ek_exit_code(EK_EUSAGE);
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
         usage(stdout);
-        return 0;
+        return ek_exit_code(ek_stdio_flush());
     }
     if (strcmp(argv[1], "--version") == 0) {
         printf("evenkeel-plan %s\n", PACKAGE_VERSION);
-        return 0;
+        return ek_exit_code(ek_stdio_flush());
     }
     for (size_t i = 0; i < EK_ARRAY_LEN(commands); i++) {
         if (strcmp(commands[i]->name, argv[1]) != 0)
             continue;
         signal(SIGINT, on_interrupt);
+        signal(SIGTERM, on_interrupt);
         st = commands[i]->run(argc - 1, argv + 1, &code);
+        if (st == EK_OK)
+            st = ek_stdio_flush();
         if (st == EK_OK)
             return code;
         fprintf(stderr, "evenkeel: %s\n", ek_last_error());

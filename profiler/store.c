@@ -91,8 +91,7 @@ enum ek_status ek_store_failed(struct ek_store *s, int rc, const char *doing)
     }
 }
 
-/* ---- Opening ----------------------------------------------------------------------------------
- */
+/* ---- Opening --------------------------------------------------------------------------------- */
 
 /* Whether there is a file to read. Never opened here: closing a descriptor would drop the locks of
  * another connection of this process. */
@@ -197,8 +196,7 @@ static enum ek_status connect_to_read(struct ek_store *s)
     return ek_store_exec(s, "PRAGMA query_only = ON");
 }
 
-/* ---- Checks -----------------------------------------------------------------------------------
- */
+/* ---- Checks ---------------------------------------------------------------------------------- */
 
 static enum ek_status pragma_i64(struct ek_store *s, const char *name, int64_t *out)
 {

@@ -8,8 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- Devices ----------------------------------------------------------------------------------
- */
+/* ---- Devices --------------------------------------------------------------------------------- */
 
 #define DEVICE_KEY                                                                                 \
     "host_id = (SELECT id FROM host WHERE name = ?) AND name = ? AND backend = ? AND uuid = ?"     \
@@ -120,8 +119,7 @@ enum ek_status ek_store_devices(struct ek_store *s, struct ek_store_device **out
     return ek_store_collect(s, st, "device", sizeof(**out), read_device, (void **)out, n);
 }
 
-/* ---- Links ------------------------------------------------------------------------------------
- */
+/* ---- Links ----------------------------------------------------------------------------------- */
 
 static enum ek_status put_link(struct ek_store *s, const struct ek_store_link *l)
 {
@@ -187,8 +185,7 @@ enum ek_status ek_store_links(struct ek_store *s, struct ek_store_link **out, si
     return ek_store_collect(s, st, "link", sizeof(**out), read_link, (void **)out, n);
 }
 
-/* ---- Models and runs --------------------------------------------------------------------------
- */
+/* ---- Models and runs ------------------------------------------------------------------------- */
 
 enum ek_status ek_store_put_model(struct ek_store *s, const char *hash, const char *name,
                                   const char *json)

@@ -18,8 +18,7 @@ static enum ek_status put_signature(struct ek_store *s, const char *signature)
                             signature);
 }
 
-/* ---- Times ------------------------------------------------------------------------------------
- */
+/* ---- Times ----------------------------------------------------------------------------------- */
 
 bool ek_store_has_time(struct ek_store *s, const struct ek_store_key *k)
 {
@@ -150,8 +149,7 @@ enum ek_status ek_store_slowdown(struct ek_store *s, int64_t device, enum ek_pha
     return EK_OK;
 }
 
-/* ---- Memory -----------------------------------------------------------------------------------
- */
+/* ---- Memory ---------------------------------------------------------------------------------- */
 
 bool ek_store_has_memory(struct ek_store *s, const struct ek_store_memory *k)
 {
@@ -216,8 +214,7 @@ enum ek_status ek_store_memories(struct ek_store *s, int64_t device, const char 
     return ek_store_collect(s, st, "memory", sizeof(**out), read_memory, (void **)out, n);
 }
 
-/* ---- Sessions ---------------------------------------------------------------------------------
- */
+/* ---- Sessions -------------------------------------------------------------------------------- */
 
 /* When a process started, in clock ticks since boot: tells it from a later one of the same number.
  * -1 when there is no such process. */
@@ -279,8 +276,7 @@ enum ek_status ek_store_session_end(struct ek_store *s, const char *state)
                                             state, s->session));
 }
 
-/* ---- Identity ---------------------------------------------------------------------------------
- */
+/* ---- Identity -------------------------------------------------------------------------------- */
 
 static void hash_row(struct ek_hash *h, sqlite3_stmt *st)
 {

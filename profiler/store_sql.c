@@ -153,8 +153,7 @@ enum ek_status ek_store_get_i64(struct ek_store *s, int64_t *out, const char *sq
     return status;
 }
 
-/* ---- Columns ----------------------------------------------------------------------------------
- */
+/* ---- Columns --------------------------------------------------------------------------------- */
 
 void ek_column_refuse(struct ek_columns *c, int i, const char *what)
 {

@@ -7,8 +7,7 @@
 
 #define LATENT_EPS 1e-6f /* of the norms inside of attention, whatever rms_norm_eps is */
 
-/* ---- Latent attention --------------------------------------------------------------------------
- */
+/* ---- Latent attention ------------------------------------------------------------------------ */
 /* Offsets into the scratch: [T] rows each. */
 struct latent_parts {
     size_t first;  /* q | kv_a, or q_a | kv_a */
@@ -97,8 +96,7 @@ enum ek_status stage_run_latent(struct ek_stage *s, const struct stage_layer *l,
     return stage_run_linear(s, &l->o, scratch + p.out, lo, n, x, c->hidden, EK_LINEAR_ADD);
 }
 
-/* ---- Mixture of experts ------------------------------------------------------------------------
- */
+/* ---- Mixture of experts ---------------------------------------------------------------------- */
 struct experts_parts {
     size_t both, inner;  /* of the shared experts: gate|up and their product */
     size_t ids, weights; /* [T][top_k] */

@@ -10,8 +10,7 @@
 #include "kernels/kernels.h"
 #include "model/model.h"
 
-/* ---- Plan (docs/formats.md: plan.json)
- * --------------------------------------------------------------- */
+/* ---- Plan (docs/formats.md: plan.json) ------------------------------------------------------- */
 struct ek_plan_memory { /* bytes predicted on one device */
     uint64_t weights, kv, activations, workspace, comm, overhead, margin, total, budget;
 };
@@ -46,8 +45,7 @@ enum ek_status ek_plan_single(const struct ek_model *m, const struct ek_device_s
 /* Every module of the model exactly once, order kept, devices known, hash equal (EK_EFORMAT). */
 enum ek_status ek_plan_check(const struct ek_plan *p, const struct ek_model *m);
 
-/* ---- Stage: consecutive modules on one device, the unit that is profiled and run
- * ---------------------- */
+/* ---- Stage: consecutive modules on one device, the unit that is profiled and run ------------- */
 #define EK_PAGE 32 /* tokens a block of the cache */
 /* Blocks of a cache for n_seqs sequences of up to context tokens each. */
 static inline uint64_t ek_cache_blocks(uint64_t n_seqs, uint64_t context)
@@ -127,8 +125,7 @@ enum ek_status ek_stage_run(struct ek_stage *s, const struct ek_batch *batch, co
 bool ek_stage_has_head(const struct ek_stage *s);
 bool ek_stage_has_embed(const struct ek_stage *s);
 
-/* ---- Links: hidden states from one device to another
- * ------------------------------------------------- */
+/* ---- Links: hidden states from one device to another ----------------------------------------- */
 #define EK_LINK_SLOTS 2 /* messages under way; a message is at most max_elements activations */
 struct ek_link;
 /* Opens the fastest mechanism that works for the pair ("same-device", "copy", "host-staged"). The
@@ -151,8 +148,7 @@ enum ek_status ek_link_send(struct ek_link *l, const void *src, size_t n);
 enum ek_status ek_link_wait(struct ek_link *l);
 enum ek_status ek_link_recv(struct ek_link *l, void *dst, size_t n);
 
-/* ---- Engine
- * ---------------------------------------------------------------------------------------------- */
+/* ---- Engine ---------------------------------------------------------------------------------- */
 struct ek_engine;
 struct ek_engine_options {
     uint32_t max_seqs;     /* 0: the plan's batch */
@@ -242,8 +238,7 @@ const struct ek_model *ek_engine_model(const struct ek_engine *e);
 uint32_t ek_engine_max_seqs(const struct ek_engine *e);
 uint32_t ek_engine_max_context(const struct ek_engine *e);
 
-/* ---- Sampling
- * ---------------------------------------------------------------------------------------------- */
+/* ---- Sampling -------------------------------------------------------------------------------- */
 struct ek_sampling {
     double temperature; /* 0: greedy */
     uint32_t top_k;     /* 0: all */
@@ -260,8 +255,7 @@ struct ek_sampling {
 enum ek_status ek_sample(const struct ek_sampling *s, const float *logits, uint32_t vocab,
                          uint64_t *state, int32_t *id);
 
-/* ---- Generation: prompts in, tokens out
- * ----------------------------------------------------------------- */
+/* ---- Generation: prompts in, tokens out ------------------------------------------------------ */
 enum ek_finish {
     EK_FINISH_LENGTH,  /* max_tokens, or the context is full */
     EK_FINISH_STOP,    /* a stop id (kept as the last of ids) */
@@ -319,8 +313,7 @@ enum ek_status ek_generate(struct ek_engine *e, const struct ek_prompt *prompts,
                            struct ek_generate_timing *timing);
 void ek_completions_free(struct ek_completion *c, size_t n); /* NULL is fine */
 
-/* ---- Benchmark: a workload of synthetic token ids, timed
- * ------------------------------------------------ */
+/* ---- Benchmark: a workload of synthetic token ids, timed ------------------------------------- */
 struct ek_bench_options {
     uint32_t batch, prompt, generate; /* 0: the plan's */
     uint32_t repeats;                 /* timed runs after one that warms up; 0: 3 */
@@ -344,8 +337,7 @@ enum ek_status ek_bench_run(struct ek_engine *e, const struct ek_bench_options *
                             struct ek_bench_result *out);
 void ek_bench_result_clear(struct ek_bench_result *r); /* frees what it holds */
 
-/* ---- References
- * ---------------------------------------------------------------------------------------------- */
+/* ---- References ------------------------------------------------------------------------------ */
 struct ek_reference {
     int32_t *ids; /* [n_ids] */
     size_t n_ids;

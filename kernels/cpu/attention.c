@@ -9,8 +9,7 @@
 
 enum { BLOCK_ROWS = 96, PAD = 16 };
 
-/* ---- Rotation and append ----------------------------------------------------------------------
- */
+/* ---- Rotation and append --------------------------------------------------------------------- */
 
 struct rope_job {
     const struct cpu_device *dev;
@@ -104,8 +103,7 @@ enum ek_status cpu_rope_append(struct ek_device *dev, void *qkv, size_t ld,
     return EK_OK;
 }
 
-/* ---- Attention --------------------------------------------------------------------------------
- */
+/* ---- Attention ------------------------------------------------------------------------------- */
 
 struct item {
     uint32_t seq, kv_head, first, count; /* queries of a block, or keys of a part */

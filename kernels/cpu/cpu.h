@@ -20,8 +20,7 @@
 #include <pthread.h>
 #include <sched.h>
 
-/* ---- Cores ------------------------------------------------------------------------------------
- */
+/* ---- Cores ----------------------------------------------------------------------------------- */
 struct cpu_cores {
     uint16_t id[CPU_SETSIZE];
     uint32_t n;
@@ -34,8 +33,7 @@ uint64_t cpu_host_memory_free(void);
 /* Binds the calling thread to a core; core < 0: to all that the process may use. */
 void cpu_bind_thread(int core);
 
-/* ---- Pool -------------------------------------------------------------------------------------
- */
+/* ---- Pool ------------------------------------------------------------------------------------ */
 struct cpu_pool;
 /* thread: 0 for the issuing thread, then 1.. */
 typedef void (*cpu_item_fn)(void *arg, uint32_t item, uint32_t thread);
@@ -45,8 +43,7 @@ void cpu_pool_free(struct cpu_pool *pool); /* NULL is fine */
 /* Calls fn for items 0 .. n_items - 1, each once, in parallel; returns when all are done. */
 void cpu_pool_run(struct cpu_pool *pool, uint32_t n_items, cpu_item_fn fn, void *arg);
 
-/* ---- Vector code ------------------------------------------------------------------------------
- */
+/* ---- Vector code ----------------------------------------------------------------------------- */
 enum { CPU_UNIT = 32 }; /* products and decoders work on 32 weights at a time */
 
 struct cpu_rows;   /* products of rows of a matrix, below */
@@ -91,8 +88,7 @@ extern const struct cpu_simd cpu_simd_c, cpu_simd_avx2, cpu_simd_avx512;
 /* The best table of this processor, or that named by EK_SIMD. */
 enum ek_status cpu_simd_find(const struct cpu_simd **out);
 
-/* ---- Attention over the paged cache -----------------------------------------------------------
- */
+/* ---- Attention over the paged cache ---------------------------------------------------------- */
 enum {
     CPU_KEYS = 64,   /* keys of one block of the online softmax */
     CPU_SPLIT = 256, /* keys of one part of a single query's context (fixed: results do not move) */
@@ -112,8 +108,7 @@ struct cpu_attend {
 /* Scratch bytes that attend_one and attend_block need. */
 size_t cpu_attend_scratch(const struct cpu_attend *a);
 
-/* ---- Device -----------------------------------------------------------------------------------
- */
+/* ---- Device ---------------------------------------------------------------------------------- */
 struct cpu_block; /* header of an allocation */
 
 struct cpu_device {
@@ -204,8 +199,7 @@ enum ek_status cpu_rope_append(struct ek_device *dev, void *qkv, size_t ld,
 enum ek_status cpu_attention(struct ek_device *dev, const void *q, size_t ldq,
                              const struct ek_batch *batch, const struct ek_kv *kv, uint32_t heads,
                              float scale, void *out, size_t ldo);
-/* ---- Rotary angles of a token's position (attention.c) ----------------------------------------
- */
+/* ---- Rotary angles of a token's position (attention.c) --------------------------------------- */
 /* cos and sin of every frequency; M-RoPE takes each section's own position. dim / 2 floats each. */
 void cpu_token_angles(const struct cpu_simd *simd, const struct ek_rope *rope,
                       const struct ek_batch *batch, uint32_t token, float *cosine, float *sine);

@@ -14,8 +14,7 @@ enum { SMALL_WORK = 32768 }; /* elements under which waking the helpers costs mo
 static atomic_uint_fast64_t next_serial = 1;
 static _Thread_local uint64_t bound_to; /* serial of the device that this thread is bound to */
 
-/* ---- Running work -----------------------------------------------------------------------------
- */
+/* ---- Running work ---------------------------------------------------------------------------- */
 
 /* The issuing thread works too, so it stays on the device's first core. */
 static void bind_issuer(const struct cpu_device *dev)
@@ -42,8 +41,7 @@ void cpu_run_rows(struct cpu_device *dev, uint32_t n, size_t work, cpu_item_fn f
         cpu_pool_run(dev->pool, n, fn, arg);
 }
 
-/* ---- Life -------------------------------------------------------------------------------------
- */
+/* ---- Life ------------------------------------------------------------------------------------ */
 
 /* Identity of a CPU device: the processor's name and its cores. */
 static void set_identity(struct cpu_device *dev)
@@ -136,8 +134,7 @@ static enum ek_status cpu_list(struct ek_device_info **infos, size_t *n)
     return st;
 }
 
-/* ---- The table --------------------------------------------------------------------------------
- */
+/* ---- The table ------------------------------------------------------------------------------- */
 
 const struct ek_ops ek_ops_cpu = {
     .name = "cpu",

@@ -11,8 +11,7 @@
 
 #define MAX_EXPERTS 1024
 
-/* ---- Router -----------------------------------------------------------------------------------
- */
+/* ---- Router ---------------------------------------------------------------------------------- */
 struct route_job {
     const struct ek_router *r;
     const float *bias;
@@ -137,8 +136,7 @@ enum ek_status cpu_route(struct ek_device *dev, const void *x, size_t ldx, uint3
     return EK_OK;
 }
 
-/* ---- Experts ----------------------------------------------------------------------------------
- */
+/* ---- Experts --------------------------------------------------------------------------------- */
 struct experts_job {
     const float *x;
     size_t ldx, ldo;

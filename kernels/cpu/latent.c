@@ -8,8 +8,7 @@
 
 #include <string.h>
 
-/* ---- Append -----------------------------------------------------------------------------------
- */
+/* ---- Append ---------------------------------------------------------------------------------- */
 struct append_job {
     const struct cpu_device *dev;
     const float *x, *weight;
@@ -57,8 +56,7 @@ enum ek_status cpu_latent_append(struct ek_device *dev, const void *ckv, size_t 
     return EK_OK;
 }
 
-/* ---- Into the latent space and out of it: one head is one item ----------------------------------
- */
+/* ---- Into the latent space and out of it: one head is one item ------------------------------- */
 struct latent_job {
     const struct cpu_device *dev;
     const float *x;

@@ -31,8 +31,7 @@ struct product {
     uint32_t tokens, rows, items;
 };
 
-/* ---- Weights ----------------------------------------------------------------------------------
- */
+/* ---- Weights --------------------------------------------------------------------------------- */
 
 enum ek_status cpu_mat_new(struct ek_device *dev, enum ek_dtype dtype, uint32_t rows, uint32_t cols,
                            struct ek_mat *out)
@@ -77,8 +76,7 @@ uint64_t cpu_mat_bytes(const struct ek_device *dev, enum ek_dtype dtype, uint32_
     return cpu_alloc_bytes(dev, bytes);
 }
 
-/* ---- Items ------------------------------------------------------------------------------------
- */
+/* ---- Items ----------------------------------------------------------------------------------- */
 
 static size_t row_bytes(const struct ek_mat *m)
 {
@@ -238,8 +236,7 @@ static enum ek_status product_run(struct product *p, struct cpu_device *dev)
     return EK_OK;
 }
 
-/* ---- Inputs -----------------------------------------------------------------------------------
- */
+/* ---- Inputs ---------------------------------------------------------------------------------- */
 
 struct norm_rows {
     const struct cpu_simd *simd;
@@ -287,8 +284,7 @@ static uint32_t whole_units(uint32_t cols)
     return (cols + CPU_UNIT - 1) / CPU_UNIT * CPU_UNIT;
 }
 
-/* ---- Operations -------------------------------------------------------------------------------
- */
+/* ---- Operations ------------------------------------------------------------------------------ */
 
 enum ek_status cpu_linear(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                           const struct ek_mat *w, const float *bias, void *out, size_t ldo,

@@ -19,8 +19,7 @@ struct rows_job {
     const struct ek_mat *table;
 };
 
-/* ---- Rows -------------------------------------------------------------------------------------
- */
+/* ---- Rows ------------------------------------------------------------------------------------ */
 
 static void embed_row(void *arg, uint32_t i, uint32_t thread)
 {
@@ -154,8 +153,7 @@ enum ek_status cpu_argmax(struct ek_device *dev, const float *logits, uint32_t n
     return EK_OK;
 }
 
-/* ---- Conversion -------------------------------------------------------------------------------
- */
+/* ---- Conversion ------------------------------------------------------------------------------ */
 
 enum { CONVERT_CHUNK = 4096 }; /* elements: a multiple of every block */
 

@@ -97,8 +97,7 @@ enum ek_status cpu_read_bytes(struct ek_device *dev, const void *p, size_t n)
     return EK_OK;
 }
 
-/* ---- Events -----------------------------------------------------------------------------------
- */
+/* ---- Events ---------------------------------------------------------------------------------- */
 
 enum ek_status cpu_event_new(struct ek_device *dev, struct ek_event **out)
 {

@@ -11,11 +11,20 @@ static const struct {
     const char *text;
     uint64_t total, bytes; /* bytes 0: refused */
 } sizes[] = {
-    {"15GB", 0, 15000000000u}, {"15 GiB", 0, 15 * EK_GIB}, {"512MiB", 0, 512 * EK_MIB},
-    {"0.5", 1000, 500},        {"1e9", 0, 1000000000u},    {"2k", 0, 2000},
-    {"0.9", 0, 0},             {"15XB", 0, 0},             {"-1GB", 0, 0},
-    {"", 0, 0},                {"12 34", 0, 0},            {"1e30GB", 0, 0},
-    {"nan", 0, 0},             {"0", 10, 0},
+    {"15GB", 0, 15000000000u},
+    {"15 GiB", 0, 15 * EK_GIB},
+    {"512MiB", 0, 512 * EK_MIB},
+    {"0.5", 1000, 500},
+    {"1e9", 0, 1000000000u},
+    {"2k", 0, 2000},
+    {"0.9", 0, 0},
+    {"15XB", 0, 0},
+    {"-1GB", 0, 0},
+    {"", 0, 0},
+    {"12 34", 0, 0},
+    {"1e30GB", 0, 0},
+    {"nan", 0, 0},
+    {"0", 10, 0},
 };
 
 START_TEST(sizes_are_read_with_units_or_refused)
@@ -25,6 +34,17 @@ START_TEST(sizes_are_read_with_units_or_refused)
 
     ck_assert_int_eq(st, sizes[_i].bytes ? EK_OK : EK_EUSAGE);
     ck_assert_uint_eq(got, sizes[_i].bytes);
+}
+END_TEST
+
+START_TEST(text_from_files_cannot_steer_a_terminal)
+{
+    char text[] = "a\033[2J\r\nb\177\302\233c\303\251";
+
+    ek_plain_text(text);
+    ck_assert_str_eq(text, "a?[2J??b???c\303\251");
+    ck_assert_int_eq(ek_error(EK_EFORMAT, "%s", "x\033]0;t\007\ny"), EK_EFORMAT);
+    ck_assert_str_eq(ek_last_error(), "x?]0;t??y");
 }
 END_TEST
 
@@ -63,7 +83,7 @@ START_TEST(half_floats_round_trip_and_round_to_even)
     }
     ck_assert_uint_eq(ek_f32_to_f16(65520.0f), 0x7c00); /* rounds to infinity */
     ck_assert_uint_eq(ek_f32_to_f16(65519.0f), 0x7bff);
-    ck_assert_uint_eq(ek_f32_to_f16(0x1p-25f), 0);      /* tie to even */
+    ck_assert_uint_eq(ek_f32_to_f16(0x1p-25f), 0); /* tie to even */
     ck_assert_uint_eq(ek_f32_to_f16(0x1.8p-25f), 1);
     ck_assert_uint_eq(ek_f32_to_bf16(1.00390625f), 0x3f80); /* tie to even */
 }
@@ -162,6 +182,7 @@ int main(void)
     tcase_add_test(tc, files_are_replaced_whole_or_not_at_all);
     tcase_add_test(tc, sizes_and_hashes_hold_at_the_edges);
     tcase_add_test(tc, messages_stay_on_one_line);
+    tcase_add_test(tc, text_from_files_cannot_steer_a_terminal);
     srunner_run_all(sr, CK_NORMAL);
     failed = srunner_ntests_failed(sr);
     srunner_free(sr);

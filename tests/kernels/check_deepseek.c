@@ -9,8 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- Latent attention ---------------------------------------------------------------------------
- */
+/* ---- Latent attention ------------------------------------------------------------------------ */
 enum { TOKENS = 5, PAGE = 4, HEADS = 3, LORA = 32, NOPE = 12, ROPE = 8, V = 20 };
 enum { KEY = LORA + ROPE, QUERY = NOPE + ROPE };
 

@@ -13,8 +13,7 @@
 static const double TOLERANCE = 2e-6;
 static const uint32_t dims[] = {1, 5, 16, 63, 576, 1001};
 
-/* ---- Rows -------------------------------------------------------------------------------------
- */
+/* ---- Rows ------------------------------------------------------------------------------------ */
 
 static void norms_of(struct ek_device *dev, uint32_t dim, uint64_t *seed)
 {
@@ -143,8 +142,7 @@ START_TEST(conversions_round_to_even_and_keep_nan)
 }
 END_TEST
 
-/* ---- A paged cache ----------------------------------------------------------------------------
- */
+/* ---- A paged cache --------------------------------------------------------------------------- */
 
 enum { MAX_SEQS = 6 };
 
@@ -265,8 +263,7 @@ static void cache_free(struct cache *c)
     free(c->k), free(c->v), free(c->kv.k), free(c->kv.v);
 }
 
-/* ---- Attention --------------------------------------------------------------------------------
- */
+/* ---- Attention ------------------------------------------------------------------------------- */
 
 /* One head of one query over keys 0 .. n - 1 of its sequence. */
 static void attend_plainly(const struct cache *c, uint32_t seq, uint32_t kv_head, uint32_t n,
@@ -387,8 +384,7 @@ START_TEST(attention_refuses_what_it_cannot_do)
 }
 END_TEST
 
-/* ---- Rotation ---------------------------------------------------------------------------------
- */
+/* ---- Rotation -------------------------------------------------------------------------------- */
 
 static const struct {
     struct paged p;

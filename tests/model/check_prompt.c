@@ -21,8 +21,7 @@ static int64_t *read_i64(const struct ek_safetensors *s, const char *name, size_
     return v;
 }
 
-/* ---- Tokens ------------------------------------------------------------------------------------
- */
+/* ---- Tokens ---------------------------------------------------------------------------------- */
 
 /* The reference's ids with every run of n_tokens placeholders as one. */
 static size_t collapse(const struct ek_vl_prompt *p, int32_t *out)
@@ -246,8 +245,7 @@ START_TEST(items_are_checked_before_pixels_are_made)
 }
 END_TEST
 
-/* ---- Conversations -----------------------------------------------------------------------------
- */
+/* ---- Conversations --------------------------------------------------------------------------- */
 
 /* The references' ids from their conversations, placeholders single. */
 START_TEST(conversations_with_pictures_equal_the_references)
@@ -363,8 +361,7 @@ START_TEST(pictures_stand_where_messages_name_them)
 }
 END_TEST
 
-/* ---- Grounding ---------------------------------------------------------------------------------
- */
+/* ---- Grounding ------------------------------------------------------------------------------- */
 
 #define REF(label) "<|ref|>" label "<|/ref|>"
 #define DET(boxes) "<|det|>" boxes "<|/det|>"

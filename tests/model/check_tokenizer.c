@@ -45,8 +45,7 @@ struct texts {
     size_t n;
 };
 
-/* ---- Fixtures ----------------------------------------------------------------------------------
- */
+/* ---- Fixtures -------------------------------------------------------------------------------- */
 
 static char *fixture_path(const char *name)
 {
@@ -171,8 +170,7 @@ static char *read_beside(const char *name, const char *file)
     return data;
 }
 
-/* ---- Against Hugging Face ----------------------------------------------------------------------
- */
+/* ---- Against Hugging Face -------------------------------------------------------------------- */
 
 START_TEST(ids_equal_those_of_hugging_face)
 {
@@ -263,8 +261,7 @@ START_TEST(bos_and_eos_follow_the_checkpoint)
 }
 END_TEST
 
-/* ---- Decoding ----------------------------------------------------------------------------------
- */
+/* ---- Decoding -------------------------------------------------------------------------------- */
 
 static bool valid_utf8(const char *s)
 {
@@ -369,8 +366,7 @@ START_TEST(ids_without_a_token_are_no_text_and_nul_is_replaced)
 }
 END_TEST
 
-/* ---- Special tokens, chats ---------------------------------------------------------------------
- */
+/* ---- Special tokens, chats ------------------------------------------------------------------- */
 
 START_TEST(special_tokens_in_plain_text_stay_text)
 {
@@ -435,8 +431,7 @@ START_TEST(an_embedding_may_have_more_rows_than_tokens_but_not_fewer)
 }
 END_TEST
 
-/* ---- Robustness --------------------------------------------------------------------------------
- */
+/* ---- Robustness ------------------------------------------------------------------------------ */
 
 START_TEST(long_runs_are_encoded_whatever_they_are_made_of)
 {

@@ -51,8 +51,7 @@ static void expect_refusal(enum ek_status got, enum ek_status expected, const ch
     ck_assert_ptr_null(strchr(message, '\n'));
 }
 
-/* ---- tokenizer.json ----------------------------------------------------------------------------
- */
+/* ---- tokenizer.json -------------------------------------------------------------------------- */
 
 /* A small byte-level BPE: printable ASCII, space and newline (ids 0 to 95), ab, abc. */
 static json_t *base_json(void)
@@ -320,8 +319,7 @@ START_TEST(a_text_over_the_maximum_is_refused)
 }
 END_TEST
 
-/* ---- tokenizer_config.json and templates -------------------------------------------------------
- */
+/* ---- tokenizer_config.json and templates ----------------------------------------------------- */
 
 static const struct {
     const char *config, *words; /* NULL words: accepted */
@@ -445,8 +443,7 @@ START_TEST(a_known_template_is_rendered_and_others_are_not_supported)
 }
 END_TEST
 
-/* ---- GGUF --------------------------------------------------------------------------------------
- */
+/* ---- GGUF ------------------------------------------------------------------------------------ */
 
 struct gguf {
     uint8_t data[65536];

@@ -18,8 +18,7 @@ static uint32_t number(const json_t *list, size_t i)
     return (uint32_t)json_integer_value(json_array_get(list, i));
 }
 
-/* ---- Sizes -------------------------------------------------------------------------------------
- */
+/* ---- Sizes ----------------------------------------------------------------------------------- */
 
 static json_t *vectors(const char *name)
 {
@@ -130,8 +129,7 @@ START_TEST(vl2s_tiles_equal_the_official_processors)
 }
 END_TEST
 
-/* ---- Patches -----------------------------------------------------------------------------------
- */
+/* ---- Patches --------------------------------------------------------------------------------- */
 
 static float level(const struct ek_vl_rules *r, uint8_t v, uint32_t c)
 {
@@ -245,8 +243,7 @@ START_TEST(a_videos_last_frame_fills_up_its_last_slice)
 }
 END_TEST
 
-/* ---- Geometry of Qwen's tower ------------------------------------------------------------------
- */
+/* ---- Geometry of Qwen's tower ---------------------------------------------------------------- */
 
 START_TEST(windows_are_ragged_and_stay_within_a_slice)
 {
@@ -273,8 +270,7 @@ START_TEST(windows_are_ragged_and_stay_within_a_slice)
 }
 END_TEST
 
-/* ---- Processor files ---------------------------------------------------------------------------
- */
+/* ---- Processor files ------------------------------------------------------------------------- */
 
 START_TEST(processor_settings_are_read_and_checked)
 {

@@ -81,8 +81,7 @@ static void put_time(struct ek_store *s, const struct ek_store_key *k, double t)
     ck_assert_msg(ek_store_put_time(s, k, &time) == EK_OK, "%s", ek_last_error());
 }
 
-/* ---- What it keeps ----------------------------------------------------------------------------
- */
+/* ---- What it keeps --------------------------------------------------------------------------- */
 
 START_TEST(rows_come_back_as_they_were_put)
 {
@@ -287,8 +286,7 @@ START_TEST(two_processes_do_not_measure_into_one_profile)
 }
 END_TEST
 
-/* ---- What it refuses --------------------------------------------------------------------------
- */
+/* ---- What it refuses ------------------------------------------------------------------------- */
 
 static void write_file(const void *data, size_t n)
 {
@@ -584,8 +582,7 @@ START_TEST(a_journal_that_a_read_only_medium_cannot_replay_is_said)
 }
 END_TEST
 
-/* ---- Between the points -----------------------------------------------------------------------
- */
+/* ---- Between the points ---------------------------------------------------------------------- */
 
 /* A layer: weights read once, products by width, attention by width and depth. */
 static double model_time(enum ek_phase phase, double batch, double tokens, double context)

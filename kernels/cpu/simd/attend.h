@@ -90,8 +90,7 @@ static void prefetch_rows(const struct cpu_attend *a, const void *base, size_t d
     }
 }
 
-/* ---- One query --------------------------------------------------------------------------------
- */
+/* ---- One query ------------------------------------------------------------------------------- */
 
 /* scores[h][j] = q[h] . rows[j] of `heads` heads, for keys in fours: what is loaded of a key serves
  * every head */
@@ -253,8 +252,7 @@ static void merge(const struct cpu_attend *a, uint32_t seq, uint32_t head, const
     }
 }
 
-/* ---- Blocks of queries ------------------------------------------------------------------------
- */
+/* ---- Blocks of queries ----------------------------------------------------------------------- */
 
 /* c[r][0 .. nv) (+)= sum_k a[r][k] b[k][0 .. nv) for n rows; nv vectors */
 INLINE void mm_tile(const float *a, size_t lda, const float *b, size_t ldb, float *c, size_t ldc,

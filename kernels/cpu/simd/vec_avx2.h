@@ -118,8 +118,7 @@ static inline void v_store_bf16(uint16_t *p, vec v)
     _mm_storeu_si128((__m128i *)(void *)p, _mm256_castsi256_si128(up));
 }
 
-/* ---- 32 quants: w = q * d + m -----------------------------------------------------------------
- */
+/* ---- 32 quants: w = q * d + m ---------------------------------------------------------------- */
 
 /* eight signed or unsigned bytes at the start of q */
 static inline vec v_from_unsigned(__m128i q)

@@ -116,8 +116,7 @@ static inline void v_store_bf16(uint16_t *p, vec v)
     _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(up));
 }
 
-/* ---- 32 quants: w = q * d + m -----------------------------------------------------------------
- */
+/* ---- 32 quants: w = q * d + m ---------------------------------------------------------------- */
 
 /* The sixteen values that a nibble may mean, looked up by the low four bits of each lane. */
 static inline vec v_nibble_table(float d, float m)
