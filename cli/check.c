@@ -10,6 +10,7 @@ static const struct ek_option options[] = {
     {"reference", "FILE", "reference.safetensors: ids in, logits out"},
     {"tolerance", "F", "largest |difference| as a share of the largest |logit| (F32: 1e-4)"},
     {"kl", "F", "largest mean KL divergence (BF16, F16: 1e-3, or the official BF16 run's own)"},
+    {"trace", NULL, "name the first module whose output departs from the reference's"},
     {NULL, NULL, NULL},
 };
 
@@ -34,7 +35,120 @@ static void print_comparison(const struct ek_comparison *c, bool ok)
         c->top1_decided_equal, c->top1_decided);
 }
 
-static enum ek_status compare(const struct ek_args *args, struct ek_session *s,
+/* ---- Traces ------------------------------------------------------------------------------------
+ */
+#define ROUGH_TRACE 0.05 /* of a module's largest value, for activations in BF16 or F16 */
+
+struct trace {
+    struct ek_trace_module *modules;
+    size_t n;
+    double tolerance;
+};
+
+/* Module by module, in an engine of its own: the session's is closed, for two may not fit. */
+static enum ek_status run_trace(const struct ek_args *args, struct ek_session *s, const char *path,
+                                const struct ek_reference *r, struct trace *t)
+{
+    struct ek_comparison c;
+
+    if (!ek_arg_flag(args, "trace"))
+        return EK_OK;
+    t->tolerance = ek_tolerance_for(s->plan->act, r).relative;
+    if (t->tolerance == 0)
+        t->tolerance = ROUGH_TRACE;
+    EK_TRY(ek_arg_double(args, "tolerance", 0, 1, &t->tolerance));
+    ek_engine_close(s->engine);
+    s->engine = NULL;
+    return ek_trace(s->model, s->plan, path, r, t->tolerance, &t->modules, &t->n, &c);
+}
+
+static const struct ek_trace_module *first_departing(const struct trace *t)
+{
+    for (size_t i = 0; i < t->n; i++)
+        if (t->modules[i].departs)
+            return &t->modules[i];
+    return NULL;
+}
+
+static bool any_traced(const struct trace *t)
+{
+    for (size_t i = 0; i < t->n; i++)
+        if (t->modules[i].rows > 0)
+            return true;
+    return false;
+}
+
+static double share(double part, double whole)
+{
+    return whole > 0 ? part / whole : 0;
+}
+
+static void print_trace(const struct trace *t)
+{
+    struct ek_table *table = ek_table_new("module|>rows|>difference|>largest|>relative|");
+    const struct ek_trace_module *first = first_departing(t);
+
+    for (size_t i = 0; table && i < t->n; i++) {
+        const struct ek_trace_module *m = &t->modules[i];
+        if (m->rows > 0)
+            ek_table_row(table, "%s|%zu|%.3g|%.4g|%.2e|%s", m->name, m->rows, m->max_abs,
+                         m->largest, share(m->max_abs, m->largest), m->departs ? "departs" : "");
+    }
+    if (table)
+        ek_table_print(table, stdout);
+    ek_table_free(table);
+    if (!any_traced(t))
+        printf("trace: the reference has none\n");
+    else if (first != NULL)
+        printf("trace: %s is the first to depart (%.2e of its largest value, allowed %.2e)\n",
+               first->name, share(first->max_abs, first->largest), t->tolerance);
+    else
+        printf("trace: no module departs by more than %.2e of its largest value\n", t->tolerance);
+}
+
+static void add_trace(json_t *out, const struct trace *t)
+{
+    const struct ek_trace_module *first = first_departing(t);
+    json_t *all = json_array();
+
+    for (size_t i = 0; i < t->n; i++)
+        if (t->modules[i].rows > 0)
+            json_array_append_new(
+                all, json_pack("{ss sI sf sf sb}", "module", t->modules[i].name, "rows",
+                               (json_int_t)t->modules[i].rows, "max_abs", t->modules[i].max_abs,
+                               "largest", t->modules[i].largest, "departs", t->modules[i].departs));
+    json_object_set_new(out, "trace", all);
+    json_object_set_new(out, "first_departing", first ? json_string(first->name) : json_null());
+}
+
+/* Prints the comparison and, when asked for, the trace; judged: what the comparison came to. */
+static enum ek_status report(const struct ek_args *args, struct ek_session *s, const char *path,
+                             const struct ek_reference *r, const struct ek_comparison *c,
+                             enum ek_status judged)
+{
+    char *why = judged == EK_OK ? NULL : ek_strdup(ek_last_error());
+    struct trace t = {0};
+    enum ek_status st = run_trace(args, s, path, r, &t);
+    json_t *json;
+
+    if (st == EK_OK && ek_arg_flag(args, "json")) {
+        json = comparison_json(c, judged == EK_OK);
+        if (json != NULL && ek_arg_flag(args, "trace"))
+            add_trace(json, &t);
+        st = ek_print_json(json);
+    } else if (st == EK_OK) {
+        print_comparison(c, judged == EK_OK);
+        if (ek_arg_flag(args, "trace"))
+            print_trace(&t);
+    }
+    if (st == EK_OK && why != NULL)
+        st = ek_error(judged, "%s", why);
+    free(why);
+    free(t.modules);
+    return st;
+}
+
+static enum ek_status compare(const struct ek_args *args, struct ek_session *s, const char *path,
                               const struct ek_reference *r)
 {
     struct ek_tolerance tolerance = ek_tolerance_for(s->plan->act, r);
@@ -49,11 +163,7 @@ static enum ek_status compare(const struct ek_args *args, struct ek_session *s,
     st = ek_comparison_judge(&c, &tolerance);
     if (st != EK_OK && st != EK_NO)
         return st;
-    if (ek_arg_flag(args, "json"))
-        EK_TRY(ek_print_json(comparison_json(&c, st == EK_OK)));
-    else
-        print_comparison(&c, st == EK_OK);
-    return st;
+    return report(args, s, path, r, &c, st);
 }
 
 static enum ek_status run(const struct ek_args *args)
@@ -68,7 +178,7 @@ static enum ek_status run(const struct ek_args *args)
     struct ek_session_need need = {.context = (uint32_t)r->n_ids};
     st = ek_session_open(args, args->operands[0], &need, &s);
     if (st == EK_OK)
-        st = compare(args, &s, r);
+        st = compare(args, &s, path, r);
     ek_session_close(&s);
     ek_reference_free(r);
     return st;
@@ -82,6 +192,7 @@ const struct ek_command ek_cmd_check = {
     .options = options,
     .description =
         "Exit code 0 when they agree, 1 when they do not. The reference holds token ids, so\n"
-        "no tokenizer is needed. docs/references.md says how to make one.",
+        "no tokenizer is needed; pictures in it go through the whole way. docs/references.md says\n"
+        "how to make one.",
     .run = run,
 };

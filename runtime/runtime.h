@@ -387,6 +387,18 @@ enum ek_status ek_compare(struct ek_engine *e, const struct ek_reference *r,
 struct ek_tolerance ek_tolerance_for(enum ek_dtype act, const struct ek_reference *r);
 /* EK_OK, or EK_NO with the reason recorded. */
 enum ek_status ek_comparison_judge(const struct ek_comparison *c, const struct ek_tolerance *t);
+/* The output of a module against trace.MODULE of a reference file. */
+struct ek_trace_module {
+    char name[128];
+    size_t rows;             /* compared; 0: the reference has no trace of it */
+    double max_abs, largest; /* largest |difference|, and |value| of the reference */
+    bool departs;            /* max_abs > tolerance * largest, or not finite */
+};
+/* Runs the reference with every module a stage of its own, on the plan's devices, in an engine of
+ * its own. *out: modules in the order of execution, freed with free(). */
+enum ek_status ek_trace(const struct ek_model *m, const struct ek_plan *p, const char *path,
+                        const struct ek_reference *r, double tolerance,
+                        struct ek_trace_module **out, size_t *n, struct ek_comparison *logits);
 /* Records a trusted run of ours as a reference file. */
 enum ek_status ek_reference_record(struct ek_engine *e, const struct ek_model *m,
                                    const int32_t *ids, size_t n, const char *path, bool force);
