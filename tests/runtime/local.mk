@@ -44,3 +44,9 @@ TESTS += tests/runtime/check_faults
 tests_runtime_check_faults_SOURCES = tests/runtime/check_faults.c tests/runtime/support.c
 tests_runtime_check_faults_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_runtime_check_faults_LDADD = $(RUNTIME_TEST_LIBS)
+
+check_PROGRAMS += tests/runtime/check_vision
+TESTS += tests/runtime/check_vision
+tests_runtime_check_vision_SOURCES = tests/runtime/check_vision.c tests/runtime/support.c
+tests_runtime_check_vision_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_runtime_check_vision_LDADD = $(RUNTIME_TEST_LIBS)
