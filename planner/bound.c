@@ -334,6 +334,8 @@ void ek_bound_improve(struct ek_bound *b, double upper, uint32_t rounds, struct 
     struct ascent a = {.n = b->n_resources, .rounds = rounds};
     double target = isinf(upper) ? natural_upper(b) : upper;
 
+    if (e->priced == b->p)
+        memcpy(b->price, e->prices, sizeof(b->price));
     b->bound = -INFINITY;
     a.target = target * (1 + 1e-9) + 1e-15;
     memcpy(a.x, b->price, sizeof(a.x));
@@ -346,6 +348,9 @@ void ek_bound_improve(struct ek_bound *b, double upper, uint32_t rounds, struct 
     if (isinf(upper) && b->bound > target) /* above every plan: there is none */
         b->bound = INFINITY;
     memcpy(b->price, b->best_price, sizeof(b->price));
-    if (!isinf(b->bound))
+    if (!isinf(b->bound)) {
         b->bound = shortest_path(b);
+        memcpy(e->prices, b->price, sizeof(b->price));
+        e->priced = b->p;
+    }
 }

@@ -426,13 +426,24 @@ static enum ek_status solve(struct ek_bound *b, const struct ek_limits *l, struc
     double upper = l->sum;
     bool found = false, again = false, whole = false;
 
+    if (isinf(upper)) { /* any plan's cost will do for a start */
+        ek_bound_improve(b, upper, 4, e);
+        if (!isinf(b->bound))
+            EK_TRY(search(b, upper, true, e, out, &found, &whole));
+        if (found && good_enough(b->p, l, out)) {
+            out->kind = EK_ANSWER_OPTIMAL;
+            return EK_OK;
+        }
+        upper = found ? out->sum : upper;
+    }
     ek_bound_improve(b, upper, BOUND_ROUNDS, e);
     out->bound = b->bound;
-    if (isinf(b->bound) || b->bound > widen(upper)) {
+    if ((isinf(b->bound) || b->bound > widen(upper)) && !found) {
         out->kind = EK_ANSWER_INFEASIBLE;
         return EK_OK;
     }
-    EK_TRY(search(b, widen(upper), true, e, out, &found, &whole));
+    EK_TRY(search(b, widen(upper), true, e, out, &again, &whole));
+    found = found || again;
     if (found && good_enough(b->p, l, out)) {
         out->kind = EK_ANSWER_OPTIMAL;
         return EK_OK;

@@ -24,6 +24,7 @@ struct builder {
     const struct ek_problem *p;
     const struct ek_limits *l;
     const uint8_t *deny;
+    uint8_t *drop, *drop_hop; /* columns and hops left out of a large program, or NULL */
     glp_prob *lp;
     int *rows, *cols; /* triplets, from 1 */
     double *values;
@@ -215,6 +216,8 @@ static enum ek_status put_hops(struct builder *b)
             for (uint32_t to = 0; to < p->n_kinds; to++) {
                 int out = b->out_row[i * p->n_kinds + from], in = b->in_row[i * p->n_kinds + to];
                 double hop = ek_problem_hop(p, (int32_t)i, from, to);
+                if (b->drop_hop && b->drop_hop[((size_t)i * p->n_kinds + from) * p->n_kinds + to])
+                    continue;
                 if (!out || !in || isinf(hop) ||
                     ek_problem_hop_work(p, (int32_t)i, from, to) > b->l->hop)
                     continue;
@@ -491,23 +494,23 @@ static enum ek_status guarded(struct builder *b, struct ek_effort *e, struct ek_
 #define PRICE_ROUNDS  150
 
 /* Large programs shed what cannot matter: see reduce.c. */
-static enum ek_status shed_columns(struct builder *b, struct ek_effort *e, uint8_t **drop)
+static enum ek_status shed_columns(struct builder *b, struct ek_effort *e)
 {
+    const struct ek_problem *p = b->p;
     struct ek_bound bound;
-    size_t kept;
     enum ek_status st;
 
-    *drop = NULL;
-    if (b->p->n_columns <= WHOLE_PROGRAM || isinf(b->l->sum) || e->whole_program)
+    if (p->n_columns <= WHOLE_PROGRAM || isinf(b->l->sum) || e->whole_program)
         return EK_OK;
-    *drop = ek_calloc(b->p->n_columns, 1);
-    if (*drop == NULL)
+    b->drop = ek_calloc(p->n_columns, 1);
+    b->drop_hop = ek_calloc((size_t)p->n_items * p->n_kinds * p->n_kinds, 1);
+    if (b->drop == NULL || b->drop_hop == NULL)
         return EK_ENOMEM;
-    EK_TRY(ek_bound_new(b->p, b->l, b->deny, &bound));
+    EK_TRY(ek_bound_new(p, b->l, b->deny, &bound));
     ek_bound_improve(&bound, b->l->sum, PRICE_ROUNDS, e);
-    st = ek_reduce(b->p, b->l, b->deny, bound.price, *drop, &kept);
+    st = ek_reduce(p, b->l, b->deny, bound.price, b->drop, b->drop_hop);
     ek_bound_free(&bound);
-    b->deny = *drop;
+    b->deny = b->drop;
     return st;
 }
 
@@ -517,7 +520,6 @@ enum ek_status ek_ilp_solve(const struct ek_problem *p, const struct ek_limits *
     struct builder *b = ek_calloc(1, sizeof(*b));
     struct ek_effort *e = effort;
     uint64_t t0 = ek_now_ns();
-    uint8_t *drop = NULL;
     enum ek_status st;
 
     if (b == NULL)
@@ -527,11 +529,12 @@ enum ek_status ek_ilp_solve(const struct ek_problem *p, const struct ek_limits *
     b->deny = deny;
     b->scale = objective_scale(p);
     *out = (struct ek_answer){.kind = EK_ANSWER_UNKNOWN, .sum = INFINITY};
-    st = shed_columns(b, e, &drop);
+    st = shed_columns(b, e);
     if (st == EK_OK)
         st = guarded(b, e, out);
     glp_free_env(); /* the problem, and whatever an error left behind */
-    free(drop);
+    free(b->drop);
+    free(b->drop_hop);
     free(b->rows);
     free(b->cols);
     free(b->values);

@@ -324,7 +324,9 @@ struct ek_effort {        /* state of both oracles: limits and counters */
     uint64_t solves, labels;
     double seconds;
     bool expired;
-    bool whole_program; /* the integer program leaves no column out, however large */
+    bool whole_program;              /* the integer program leaves no column out, however large */
+    const struct ek_problem *priced; /* the problem that prices belong to: where the next begins */
+    double prices[EK_PLAN_MAX_DEVICES + 1];
 };
 enum ek_status ek_dp_solve(const struct ek_problem *p, const struct ek_limits *l,
                            const uint8_t *deny, struct ek_answer *out, void *effort);

@@ -20,6 +20,7 @@ struct passes {
     double *into;   /* [n_items][masks][kinds] cheapest way to begin a stage of the kind there */
     double *ending; /* [n_items + 1][masks][kinds] cheapest way to have ended one there */
     double *onward; /* [n_items + 1][masks][kinds] cheapest way on from there */
+    double *begin;  /* [n_items][masks][kinds] cheapest way on with a stage of the kind there */
 };
 
 static size_t at(const struct passes *s, uint32_t i, uint32_t mask, uint32_t kind)
@@ -101,8 +102,10 @@ static void backward_end(struct passes *s)
     }
 }
 
-static void backward_position(struct passes *s, uint32_t i, double *begin)
+static void backward_position(struct passes *s, uint32_t i)
 {
+    double *begin = s->begin + at(s, i, 0, 0);
+
     for (size_t k = 0; k < (size_t)s->masks * s->kinds; k++)
         begin[k] = INFINITY;
     for (size_t q = s->p->start[i]; q < s->p->start[i + 1]; q++) {
@@ -123,14 +126,20 @@ static void backward_position(struct passes *s, uint32_t i, double *begin)
         }
 }
 
-static size_t drop_columns(const struct passes *s, double cutoff, uint8_t *drop)
+static double price_of_all(const struct passes *s)
+{
+    double all = s->p->max_stages ? s->prices[s->p->n_groups] * s->p->max_stages : 0;
+
+    for (uint32_t g = 0; g < s->p->n_groups; g++)
+        all += s->prices[g] * s->p->groups[g].count;
+    return all;
+}
+
+static void drop_columns(const struct passes *s, double cutoff, uint8_t *drop)
 {
     const struct ek_problem *p = s->p;
-    double all = p->max_stages ? s->prices[p->n_groups] * p->max_stages : 0;
-    size_t kept = 0;
+    double all = price_of_all(s);
 
-    for (uint32_t g = 0; g < p->n_groups; g++)
-        all += s->prices[g] * p->groups[g].count;
     for (size_t q = 0; q < p->n_columns; q++) {
         const struct ek_column *c = &p->columns[q];
         double best = c->first > c->last ? -INFINITY : INFINITY;
@@ -139,38 +148,59 @@ static size_t drop_columns(const struct passes *s, double cutoff, uint8_t *drop)
                 lower(&best, s->into[at(s, (uint32_t)c->first, mask, c->kind)] + priced(s, c) +
                                  s->onward[at(s, (uint32_t)c->last + 1, mask | c->sides, c->kind)]);
         drop[q] = !allowed(s, q) || best - all > cutoff;
-        kept += !drop[q];
     }
-    return kept;
+}
+
+static void drop_hops(const struct passes *s, double cutoff, uint8_t *drop)
+{
+    double all = price_of_all(s);
+
+    for (uint32_t i = 0; i + 1 < s->p->n_items; i++)
+        for (uint32_t from = 0; from < s->kinds; from++)
+            for (uint32_t to = 0; to < s->kinds; to++) {
+                double best = INFINITY, h = hop(s, i, from, to);
+                for (uint32_t mask = 0; mask < s->masks; mask++)
+                    lower(&best, s->ending[at(s, i + 1, mask, from)] + h +
+                                     s->begin[at(s, i + 1, mask, to)]);
+                *drop++ = best - all > cutoff;
+            }
+}
+
+static bool allocate(struct passes *s, size_t n)
+{
+    double **all[] = {&s->into, &s->ending, &s->onward, &s->begin};
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(all); i++) {
+        *all[i] = ek_calloc(n, sizeof(double));
+        if (*all[i] == NULL)
+            return false;
+        for (size_t k = 0; k < n; k++)
+            (*all[i])[k] = INFINITY;
+    }
+    return true;
 }
 
 enum ek_status ek_reduce(const struct ek_problem *p, const struct ek_limits *l, const uint8_t *deny,
-                         const double *prices, uint8_t *drop, size_t *kept)
+                         const double *prices, uint8_t *drop, uint8_t *drop_hop)
 {
     struct passes s = {.p = p, .l = l, .deny = deny, .prices = prices};
-    size_t n;
-    double *begin;
+    double cutoff = l->sum + fabs(l->sum) * 1e-6 + 1e-12;
+    bool made;
 
     s.masks = 1u << p->n_sides;
     s.kinds = p->n_kinds;
-    n = (size_t)(p->n_items + 1) * s.masks * s.kinds;
-    s.into = ek_calloc(n, sizeof(double));
-    s.ending = ek_calloc(n, sizeof(double));
-    s.onward = ek_calloc(n, sizeof(double));
-    begin = ek_calloc((size_t)s.masks * s.kinds, sizeof(double));
-    if (s.into && s.ending && s.onward && begin) {
-        for (size_t i = 0; i < n; i++)
-            s.into[i] = s.ending[i] = s.onward[i] = INFINITY;
+    made = allocate(&s, (size_t)(p->n_items + 1) * s.masks * s.kinds);
+    if (made) {
         forward(&s);
         backward_end(&s);
         for (uint32_t i = p->n_items; i-- > 0;)
-            backward_position(&s, i, begin);
-        *kept = drop_columns(&s, l->sum + fabs(l->sum) * 1e-6 + 1e-12, drop);
+            backward_position(&s, i);
+        drop_columns(&s, cutoff, drop);
+        drop_hops(&s, cutoff, drop_hop);
     }
-    n = s.into && s.ending && s.onward && begin;
     free(s.into);
     free(s.ending);
     free(s.onward);
-    free(begin);
-    return n ? EK_OK : EK_ENOMEM;
+    free(s.begin);
+    return made ? EK_OK : EK_ENOMEM;
 }
