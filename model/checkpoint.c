@@ -43,21 +43,20 @@ enum ek_status ek_directory_gguf(const char *dir, char **out)
 /* Last part of the path, without what says only its form. */
 static void set_name(struct ek_model *m)
 {
-    char *copy = ek_strdup(m->path), *end, *base;
+    const char *end = m->path + strlen(m->path), *base;
+    size_t n;
 
-    if (copy == NULL)
-        return;
-    end = copy + strlen(copy);
-    if (ends_with(copy, "/config.json"))
+    if (ends_with(m->path, "/config.json"))
         end -= strlen("/config.json");
-    else if (ends_with(copy, ".gguf"))
+    else if (ends_with(m->path, ".gguf"))
         end -= strlen(".gguf");
-    while (end > copy && end[-1] == '/')
+    while (end > m->path && end[-1] == '/')
         end--;
-    *end = '\0';
-    base = strrchr(copy, '/');
-    snprintf(m->name, sizeof(m->name), "%.127s", base ? base + 1 : copy);
-    free(copy);
+    for (base = end; base > m->path && base[-1] != '/'; base--)
+        ;
+    n = (size_t)(end - base) < sizeof(m->name) ? (size_t)(end - base) : sizeof(m->name) - 1;
+    memcpy(m->name, base, n);
+    m->name[n] = '\0';
 }
 
 /* ---- Opening ----------------------------------------------------------------------------------*/

@@ -361,6 +361,64 @@ START_TEST(pictures_stand_where_messages_name_them)
 }
 END_TEST
 
+/* ---- Memory ---------------------------------------------------------------------------------- */
+
+/* A conversation with a picture file, from the model's folder to patches and boxes. */
+static enum ek_status whole_way(const char *model, const char *file)
+{
+    static const struct ek_message what = {"user", "<image> What?"};
+    struct ek_model *m = NULL;
+    struct ek_tokenizer *t = NULL;
+    struct ek_image image = {0};
+    struct ek_vl_item item = {.frames = &image, .n_frames = 1};
+    struct ek_vl_prompt p = {0};
+    struct ek_vl_geometry g = {0};
+    struct ek_vl_rules r;
+    int32_t *ids = NULL;
+    json_t *boxes = NULL;
+    size_t n;
+    enum ek_status st;
+
+    EK_GOTO(ek_model_open(model, NULL, &m), st, done);
+    EK_GOTO(ek_vl_rules_open(m, &r), st, done);
+    EK_GOTO(ek_tokenizer_open(model, &t), st, done);
+    EK_GOTO(ek_vl_chat_encode(t, &r, &what, 1, 1, 0, &ids, &n), st, done);
+    EK_GOTO(ek_image_read(file, &(struct ek_image_options){true, true}, &image), st, done);
+    EK_GOTO(ek_vl_prompt(&r, ids, n, &item, 1, 0, &p), st, done);
+    if (r.kind == EK_VISION_QWEN25)
+        EK_GOTO(ek_vl_geometry(&r, &p.visuals[0], &g), st, done);
+    st = ek_grounding_parse("<|ref|>a<|/ref|><|det|>[[1,2,3,4]]<|/det|>", 1, 1, &boxes);
+done:
+    json_decref(boxes);
+    ek_vl_geometry_free(&g);
+    ek_vl_prompt_free(&p);
+    ek_image_free(&image);
+    free(ids);
+    ek_tokenizer_free(t);
+    ek_model_close(m);
+    return st;
+}
+
+/* Each test runs in its own process, so that the count of allocations begins anew. */
+START_TEST(failing_allocations_are_reported_and_nothing_leaks)
+{
+    static const char *const models[] = {"reference/deepseek-vl2-tiny", "reference/qwen2.5-vl"};
+    static const char *const files[] = {"images/files/rotated.jpg", "images/files/rgba.png"};
+    char number[16], model[512], file[512];
+    enum ek_status st;
+
+    snprintf(number, sizeof(number), "%d", _i / 2 + 1);
+    setenv("EK_FAIL_ALLOC", number, 1);
+    fixture(models[_i % 2], model);
+    fixture(files[_i % 2], file);
+    st = whole_way(model, file);
+    ck_assert_msg(st == EK_ENOMEM || _i > 120, "allocation %s: %d %s", number, (int)st,
+                  ek_last_error());
+    ck_assert_msg(st == EK_OK || st == EK_ENOMEM, "allocation %s: %d %s", number, (int)st,
+                  ek_last_error());
+}
+END_TEST
+
 /* ---- Grounding ------------------------------------------------------------------------------- */
 
 #define REF(label) "<|ref|>" label "<|/ref|>"
@@ -412,6 +470,7 @@ static Suite *suite(void)
                         EK_ARRAY_LEN(references));
     tcase_add_loop_test(t, pictures_stand_where_messages_name_them, 0, 9);
     tcase_add_loop_test(t, boxes_become_json, 0, 11);
+    tcase_add_loop_test(t, failing_allocations_are_reported_and_nothing_leaks, 0, 300);
     suite_add_tcase(s, t);
     return s;
 }
