@@ -306,7 +306,14 @@ static void run_step(struct ek_device *dev, struct ek_stage *stage, const struct
     const int32_t *tables[2] = {blocks[0], blocks[1]}, *rows;
     uint32_t past[2] = {c->context - tokens, c->context - tokens}, new[2] = {tokens, tokens};
     uint32_t per = (uint32_t)ek_cache_blocks(1, c->context), n_rows;
-    struct ek_batch_host h = {n * tokens, n, n, ids, new, past, tables, logit_rows};
+    struct ek_batch_host h = {.n_tokens = n * tokens,
+                              .n_seqs = n,
+                              .n_logits = n,
+                              .tokens = ids,
+                              .n_new = new,
+                              .past = past,
+                              .blocks = tables,
+                              .logit_rows = logit_rows};
     struct ek_batch b;
 
     for (uint32_t i = 0; i < n; i++) {
