@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/cli.h"
+#include "cli/pictures.h"
 #include "cli/session.h"
 
 #include <stdlib.h>
@@ -15,6 +16,9 @@ static const struct ek_option options[] = {
     {"prompt-file", "FILE", "the prompt from a file (- for stdin)"},
     {"system", "TEXT", "system message of the conversation"},
     {"raw", NULL, "the prompt is continued as it is, without a chat template"},
+    {"image", "FILE", "a JPEG or PNG of the prompt (several: in order; <image> says where)"},
+    {"frame", "FILE", "a frame of the prompt's video (several: in order; <video> says where)"},
+    {"fps", "F", "frames a second of the video (default 2)"},
     {"ids", "LIST", "token ids instead of text: 1,2,3 (no tokenizer needed)"},
     {"max-tokens", "N", "most new tokens (default 128)"},
     {"temperature", "F", "0: greedy (default 0)"},
@@ -35,7 +39,10 @@ struct job {
     struct ek_tokenizer *tokenizer; /* NULL with --ids */
     struct ek_session session;
     struct ek_prompt prompts[MAX_PROMPTS];
+    int32_t *ids[MAX_PROMPTS]; /* as they were given */
     size_t n_prompts;
+    struct ek_pictures pictures;
+    bool sees; /* there are some */
     int32_t stops[MAX_STOPS];
     struct ek_decoder *stream; /* of the first prompt, when it is printed as it comes */
     struct ek_completion *completions;
@@ -72,6 +79,10 @@ static enum ek_status encode(struct job *j, const char *text, size_t n, int32_t 
     const char *system = ek_arg(j->args, "system");
     struct ek_message messages[2] = {{"system", system}, {"user", text}};
 
+    if (j->sees && !ek_arg_flag(j->args, "raw"))
+        return ek_vl_chat_encode(j->tokenizer, &j->pictures.rules, system ? messages : messages + 1,
+                                 system ? 2 : 1, j->pictures.n_images, j->pictures.n_videos, ids,
+                                 n_ids);
     if (!ek_arg_flag(j->args, "raw") && ek_chat_template(j->tokenizer))
         return ek_chat_encode(j->tokenizer, system ? messages : messages + 1, system ? 2 : 1, ids,
                               n_ids);
@@ -87,6 +98,7 @@ static enum ek_status add_prompt(struct job *j, int32_t *ids, size_t n)
         free(ids);
         return ek_error(EK_EUSAGE, n ? "more than %d prompts" : "a prompt is empty", MAX_PROMPTS);
     }
+    j->ids[j->n_prompts] = ids;
     j->prompts[j->n_prompts].ids = ids;
     j->prompts[j->n_prompts++].n = n;
     return EK_OK;
@@ -130,6 +142,49 @@ static enum ek_status collect_prompts(struct job *j)
     }
     return j->n_prompts ? EK_OK
                         : ek_error(EK_EUSAGE, "run: --prompt, --prompt-file or --ids is needed");
+}
+
+/* ---- Pictures -------------------------------------------------------------------------------- */
+/* Reads them before the prompt is encoded, which must hold a place for each. */
+static enum ek_status open_pictures(struct job *j)
+{
+    const struct ek_model_options opt = EK_MODEL_OPTIONS_INIT;
+
+    j->sees = ek_pictures_given(j->args);
+    if (!j->sees)
+        return EK_OK;
+    if (ek_arg(j->args, "record"))
+        return ek_error(EK_EUNSUPPORTED, "--record takes no pictures");
+    EK_TRY(ek_model_open(j->args->operands[0], &opt, &j->session.model));
+    return ek_pictures_open(j->args, j->session.model, &j->pictures);
+}
+
+/* What the engine must have room for; without a plan also for the answer. */
+static enum ek_status need_of_pictures(const struct job *j, struct ek_session_need *need)
+{
+    uint32_t most = j->session.model->config.max_position, max_tokens = 128;
+    uint64_t tokens = 0;
+
+    if (j->n_prompts != 1)
+        return ek_error(EK_EUSAGE, "pictures belong to one prompt, %zu given", j->n_prompts);
+    EK_TRY(ek_arg_u32(j->args, "max-tokens", 1, 1u << 22, &max_tokens));
+    EK_TRY(ek_pictures_tokens(&j->pictures, j->prompts[0].n, &tokens));
+    if (tokens > most)
+        return ek_error(EK_EUSAGE, "the prompt with its pictures has %llu tokens, %s takes %u",
+                        (unsigned long long)tokens, j->session.model->name, most);
+    if (!ek_arg(j->args, "plan"))
+        tokens = tokens + max_tokens < most ? tokens + max_tokens : most;
+    need->context = (uint32_t)tokens;
+    return EK_OK;
+}
+
+static enum ek_status look(struct job *j)
+{
+    if (!j->sees)
+        return EK_OK;
+    EK_TRY(ek_pictures_encode(&j->pictures, j->session.engine, j->ids[0], j->prompts[0].n));
+    j->prompts[0] = j->pictures.prompt.prompt;
+    return EK_OK;
 }
 
 /* ---- Generation ------------------------------------------------------------------------------ */
@@ -205,6 +260,21 @@ static json_t *ids_json(const int32_t *ids, size_t n)
     return a;
 }
 
+/* What the answer points at, where the model says boxes. */
+static void add_grounding(const struct job *j, const struct ek_completion *c, json_t *v)
+{
+    const struct ek_vl_prompt *vl = &j->pictures.prompt.vl;
+    bool one = vl->n_visuals == 1;
+    json_t *found = NULL;
+    char *text = NULL;
+
+    if (ek_tokenizer_decode(j->tokenizer, c->ids, c->n, false, &text) == EK_OK &&
+        ek_grounding_parse(text, one ? vl->visuals[0].width : 0, one ? vl->visuals[0].height : 0,
+                           &found) == EK_OK)
+        json_object_set_new(v, "grounding", found);
+    free(text);
+}
+
 static json_t *completion_json(const struct job *j, size_t i)
 {
     static const char *const finish[] = {"length", "stop", "callback"};
@@ -215,6 +285,8 @@ static json_t *completion_json(const struct job *j, size_t i)
 
     if (v && j->tokenizer && ek_tokenizer_decode(j->tokenizer, c->ids, c->n, true, &text) == EK_OK)
         json_object_set_new(v, "text", json_string(text));
+    if (v && j->tokenizer && j->sees && j->pictures.rules.kind == EK_VISION_VL2)
+        add_grounding(j, c, v);
     free(text);
     return v;
 }
@@ -226,11 +298,17 @@ static enum ek_status print_result(const struct job *j)
 
     for (size_t i = 0; i < j->n_prompts; i++)
         json_array_append_new(all, completion_json(j, i));
-    if (ek_arg_flag(j->args, "json"))
-        return ek_print_json(json_pack("{so sf sf sI sI}", "completions", all, "prefill_s",
-                                       t->prefill_s, "decode_s", t->decode_s, "prompt_tokens",
-                                       (json_int_t)t->prompt_tokens, "new_tokens",
-                                       (json_int_t)t->new_tokens));
+    if (ek_arg_flag(j->args, "json")) {
+        json_t *v =
+            json_pack("{so sf sf sI sI}", "completions", all, "prefill_s", t->prefill_s, "decode_s",
+                      t->decode_s, "prompt_tokens", (json_int_t)t->prompt_tokens, "new_tokens",
+                      (json_int_t)t->new_tokens);
+        if (v && j->sees) {
+            json_object_set_new(v, "pictures", ek_pictures_json(&j->pictures));
+            json_object_set_new(v, "pictures_s", json_real(j->pictures.seconds));
+        }
+        return ek_print_json(v);
+    }
     for (size_t i = 0; !j->stream && i < j->n_prompts; i++) {
         const json_t *c = json_array_get(all, i);
         const char *text = json_string_value(json_object_get(c, "text"));
@@ -239,6 +317,8 @@ static enum ek_status print_result(const struct job *j)
         free(ids);
     }
     json_decref(all);
+    if (j->sees)
+        ek_note("pictures: %zu in %.3f s", j->pictures.n_items, j->pictures.seconds);
     ek_note(
         "%llu prompt tokens in %.3f s (%.1f tokens/s), %llu new tokens in %.3f s (%.1f tokens/s)",
         (unsigned long long)t->prompt_tokens, t->prefill_s,
@@ -279,6 +359,8 @@ static enum ek_status open_session(struct job *j)
 
     if (ek_arg(j->args, "plan"))
         need.batch = 0; /* more prompts than the plan's batch run in waves */
+    if (j->sees)
+        EK_TRY(need_of_pictures(j, &need));
     return ek_session_open(j->args, j->args->operands[0], &need, &j->session);
 }
 
@@ -289,8 +371,10 @@ static enum ek_status run(const struct ek_args *args)
 
     if (needs_tokenizer(args))
         EK_GOTO(ek_tokenizer_open(args->operands[0], &j.tokenizer), st, done);
+    EK_GOTO(open_pictures(&j), st, done);
     EK_GOTO(collect_prompts(&j), st, done);
     EK_GOTO(open_session(&j), st, done);
+    EK_GOTO(look(&j), st, done);
     EK_GOTO(generate(&j), st, done);
     EK_GOTO(print_result(&j), st, done);
     st = record(&j);
@@ -298,9 +382,10 @@ done:
     if (j.completions)
         ek_completions_free(j.completions, j.n_prompts);
     ek_decoder_free(j.stream);
+    ek_pictures_close(&j.pictures);
     ek_session_close(&j.session);
     for (size_t i = 0; i < j.n_prompts; i++)
-        free((void *)j.prompts[i].ids);
+        free(j.ids[i]);
     ek_tokenizer_free(j.tokenizer);
     return st;
 }
@@ -315,6 +400,6 @@ const struct ek_command ek_cmd_run = {
                    "a table of\n"
                    "every device. Without --plan everything runs on one device. One prompt is "
                    "streamed; several\n"
-                   "run as a batch.",
+                   "run as a batch. Pictures stand before the text unless it says <image> where.",
     .run = run,
 };
