@@ -17,19 +17,31 @@ __device__ __forceinline__ uint32_t shared_at(const void *p)
 {
     return (uint32_t)__cvta_generic_to_shared(p);
 }
+// 16 bytes, or zeros. GPUs before compute capability 8.0 copy through registers.
 __device__ __forceinline__ void copy16(uint32_t to, const void *from, bool valid = true)
 {
+#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                  "r"(valid ? 16 : 0)
                  : "memory");
+#else
+    uint4 v = valid ? *reinterpret_cast<const uint4 *>(from) : make_uint4(0, 0, 0, 0);
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z),
+                 "r"(v.w)
+                 : "memory");
+#endif
 }
 __device__ __forceinline__ void copy_commit()
 {
+#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
 }
 template <int N> __device__ __forceinline__ void copy_wait()
 {
+#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
 }
 
 // ---- elements
@@ -222,6 +234,20 @@ __device__ __forceinline__ void mma<f16>(float c[4], const uint32_t a[4], uint32
         "{%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+#else
+template <>
+__device__ __forceinline__ void mma<f16>(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    for (int i = 0; i < 2; i++)
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+            "{%0,%1,%2,%3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[2 * i]), "r"(a[2 * i + 1]), "r"(i ? b1 : b0));
+}
+template <> __device__ __forceinline__ void mma<bf16>(float *, const uint32_t *, uint32_t, uint32_t)
+{
+    __trap(); // opening a device for BF16 is refused there
 }
 #endif
 

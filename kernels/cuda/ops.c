@@ -105,6 +105,8 @@ static bool fast_shape(const struct ek_cuda *d, const struct ek_cu_attention *a)
     bool aligned = a->ldq % 8 == 0 && a->ldo % 2 == 0 && (uintptr_t)a->q % 16 == 0 &&
                    (uintptr_t)a->out % 4 == 0;
 
+    if (d->base.info.compute_major < 8) /* their tiles need its copies and shared memory */
+        return false;
     return d->base.act != EK_F32 && a->kv.dtype == d->base.act && a->kv.v && dims && aligned;
 }
 
