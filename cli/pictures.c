@@ -49,6 +49,20 @@ static enum ek_status add_video(const struct ek_args *args, size_t n, struct ek_
     return EK_OK;
 }
 
+/* Instead of what the model's processor does with transparency and EXIF. */
+static enum ek_status read_form(const struct ek_args *args, struct ek_image_options *o)
+{
+    const char *form = ek_arg(args, "image-as");
+
+    if (form == NULL)
+        return EK_OK;
+    *o = (struct ek_image_options){.white = strcmp(form, "white") == 0,
+                                   .upright = strcmp(form, "upright") == 0};
+    return o->white || o->upright || strcmp(form, "stored") == 0
+               ? EK_OK
+               : ek_error(EK_EUSAGE, "--image-as %s: must be stored, upright or white", form);
+}
+
 enum ek_status ek_pictures_open(const struct ek_args *args, const struct ek_model *m,
                                 struct ek_pictures *p)
 {
@@ -56,6 +70,7 @@ enum ek_status ek_pictures_open(const struct ek_args *args, const struct ek_mode
 
     *p = (struct ek_pictures){.n_images = n};
     EK_TRY(ek_vl_rules_open(m, &p->rules));
+    EK_TRY(read_form(args, &p->rules.decode));
     if ((p->frames = ek_calloc(n + n_frames, sizeof(*p->frames))) == NULL)
         return EK_ENOMEM;
     EK_TRY(read_files(args, "image", p));

@@ -18,6 +18,9 @@ static const struct ek_option options[] = {
     {"raw", NULL, "the prompt is continued as it is, without a chat template"},
     {"image", "FILE", "a JPEG or PNG of the prompt (several: in order; <image> says where)"},
     {"frame", "FILE", "a frame of the prompt's video (several: in order; <video> says where)"},
+    {"image-as", "HOW",
+     "stored, upright (turned as EXIF says) or white (transparency on white); default: as the "
+     "model's own processor"},
     {"fps", "F", "frames a second of the video (default 2)"},
     {"ids", "LIST", "token ids instead of text: 1,2,3 (no tokenizer needed)"},
     {"max-tokens", "N", "most new tokens (default 128)"},
