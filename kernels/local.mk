@@ -29,7 +29,10 @@ CUDA_KERNEL_SOURCES = kernels/cuda/cuda.h kernels/cuda/launch.h kernels/cuda/dev
 	kernels/cuda/attention_any.cu kernels/cuda/attention_decode.cu \
 	kernels/cuda/attention_prefill.cu kernels/cuda/common.cuh kernels/cuda/dequantize.cu \
 	kernels/cuda/few.cu kernels/cuda/one.cuh kernels/cuda/one_plain.cu kernels/cuda/one_q32.cu \
-	kernels/cuda/one_qk.cu kernels/cuda/rope.cu kernels/cuda/rows.cu kernels/cuda/weights.cuh
+	kernels/cuda/one_qk.cu kernels/cuda/deepseek.c kernels/cuda/deepseek.h \
+	kernels/cuda/experts_few.cu kernels/cuda/experts_many.cu kernels/cuda/experts_one.cu \
+	kernels/cuda/latent.cu kernels/cuda/latent_attention.cu kernels/cuda/route.cu \
+	kernels/cuda/rope.cu kernels/cuda/rows.cu kernels/cuda/weights.cuh
 libkernels_a_SOURCES += $(CUDA_KERNEL_SOURCES)
 kernels/cuda/hash.h: $(CUDA_KERNEL_SOURCES)
 	@$(MKDIR_P) kernels/cuda

@@ -41,14 +41,18 @@ enum ek_cu_scratch {                     /* device memory that grows to the larg
                      EK_CU_COUNTED, /* its counters */
                      EK_CU_SINK,
                      EK_CU_LT, /* cuBLASLt's */
+                     EK_CU_KV_B,    /* a converted kv_b */
+                     EK_CU_SCORES,  /* logits of a router */
+                     EK_CU_EXPERTS, /* between the launches of experts */
                      EK_CU_N_SCRATCH
 };
 
 struct ek_cu_key { /* everything that chooses an algorithm */
     enum ek_dtype in, out;
     uint32_t rows, cols, n, align;
-    size_t ldx, ldo;
-    bool add, bias;
+    size_t ldx, ldo, steps[3];
+    uint32_t batch;
+    bool add, bias, turned;
 };
 struct ek_cu_plan {
     struct ek_cu_key key;
@@ -161,7 +165,8 @@ enum ek_status ek_cuda_norm_qkv_rope(struct ek_device *dev, const void *x, const
                                      const struct ek_mat mats[3], const float *const biases[3],
                                      const struct ek_rope *rope, const struct ek_kv *kv, void *out,
                                      size_t ldo);
-/* gemm.c: large products by cuBLASLt. w: [rows][cols] of type in, x: [n][ldx] of type in. */
+/* gemm.c: large products by cuBLASLt. w: [rows][cols] of type in, x: [n][ldx] of type in. A batch of
+ * them: each begins so many elements after the one before. turned: w is [cols][rows]. */
 struct ek_cu_gemm {
     const void *w, *x;
     enum ek_dtype in, out_type;
@@ -169,7 +174,9 @@ struct ek_cu_gemm {
     size_t ldx, ldo;
     const void *bias; /* of out_type, or NULL */
     void *out;
-    bool add;
+    bool add, turned;
+    uint32_t batch; /* 0: one */
+    size_t w_step, x_step, out_step;
 };
 enum ek_status ek_cuda_gemm_open(struct ek_cuda *d);
 void ek_cuda_gemm_close(struct ek_cuda *d);

@@ -3,6 +3,7 @@
  * GPUs: what they are, opening and closing a device on one, and errors of the CUDA runtime.
  */
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/deepseek.h"
 #include "kernels/cuda/hash.h"
 
 #include <stdatomic.h>
@@ -274,6 +275,11 @@ const struct ek_ops ek_ops_cuda = {
     .norm_linear = ek_cuda_norm_linear,
     .norm_gate_up = ek_cuda_norm_gate_up,
     .norm_qkv_rope = ek_cuda_norm_qkv_rope,
+    .latent_append = ek_cuda_latent_append,
+    .latent_query = ek_cuda_latent_query,
+    .latent_value = ek_cuda_latent_value,
+    .route = ek_cuda_route,
+    .experts = ek_cuda_experts,
     .reserve = ek_cuda_reserve,
     .read_bytes = read_bytes,
 };

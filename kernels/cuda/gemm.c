@@ -58,9 +58,24 @@ static void descriptors_free(struct descriptors *m)
         cublasLtMatrixLayoutDestroy(m->out);
 }
 
+/* One of a batch of matrices that begin step elements apart. */
+static enum ek_status in_batch(struct ek_cuda *d, cublasLtMatrixLayout_t layout, uint32_t batch,
+                               size_t step)
+{
+    int32_t count = (int32_t)batch;
+    int64_t offset = (int64_t)step;
+
+    LT_TRY(d, cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count,
+                                               sizeof(count)));
+    LT_TRY(d, cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                               &offset, sizeof(offset)));
+    return EK_OK;
+}
+
 static enum ek_status describe(struct ek_cuda *d, const struct ek_cu_gemm *g, struct descriptors *m)
 {
-    cublasOperation_t t = CUBLAS_OP_T;
+    cublasOperation_t t = g->turned ? CUBLAS_OP_N : CUBLAS_OP_T;
+    uint64_t wide = g->turned ? g->rows : g->cols, tall = g->turned ? g->cols : g->rows;
     cublasLtEpilogue_t bias = CUBLASLT_EPILOGUE_BIAS;
 
     LT_TRY(d, cublasLtMatmulDescCreate(&m->op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
@@ -71,11 +86,15 @@ static enum ek_status describe(struct ek_cuda *d, const struct ek_cu_gemm *g, st
         LT_TRY(d, cublasLtMatmulDescSetAttribute(m->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias,
                                                  sizeof(g->bias)));
     }
-    LT_TRY(d, cublasLtMatrixLayoutCreate(&m->w, cuda_type(g->in), g->cols, g->rows, g->cols));
+    LT_TRY(d, cublasLtMatrixLayoutCreate(&m->w, cuda_type(g->in), wide, tall, (int64_t)wide));
     LT_TRY(d, cublasLtMatrixLayoutCreate(&m->x, cuda_type(g->in), g->cols, g->n, (int64_t)g->ldx));
     LT_TRY(d, cublasLtMatrixLayoutCreate(&m->out, cuda_type(g->out_type), g->rows, g->n,
                                          (int64_t)g->ldo));
-    return EK_OK;
+    if (g->batch == 0)
+        return EK_OK;
+    EK_TRY(in_batch(d, m->w, g->batch, g->w_step));
+    EK_TRY(in_batch(d, m->x, g->batch, g->x_step));
+    return in_batch(d, m->out, g->batch, g->out_step);
 }
 
 /* Largest power of two up to 256 that divides the address. */
@@ -89,11 +108,16 @@ static uint32_t alignment(const void *p)
 static uint32_t least_alignment(const struct ek_cu_gemm *g)
 {
     const void *all[] = {g->w, g->x, g->out, g->bias};
+    size_t in = g->in == EK_F32 ? 4 : 2, out = g->out_type == EK_F32 ? 4 : 2;
+    const size_t steps[] = {g->w_step * in, g->x_step * in, g->out_step * out};
     uint32_t least = 256;
 
     for (size_t i = 0; i < EK_ARRAY_LEN(all); i++)
         if (all[i] && alignment(all[i]) < least)
             least = alignment(all[i]);
+    for (size_t i = 0; g->batch && i < EK_ARRAY_LEN(steps); i++)
+        if (alignment((const void *)(uintptr_t)steps[i]) < least)
+            least = alignment((const void *)(uintptr_t)steps[i]);
     return least;
 }
 
@@ -167,6 +191,11 @@ static void key_of(const struct ek_cu_gemm *g, struct ek_cu_key *key)
     key->align = least_alignment(g);
     key->ldx = g->ldx;
     key->ldo = g->ldo;
+    key->steps[0] = g->w_step;
+    key->steps[1] = g->x_step;
+    key->steps[2] = g->out_step;
+    key->batch = g->batch;
+    key->turned = g->turned;
     key->add = g->add;
     key->bias = g->bias != NULL;
 }

@@ -3,6 +3,7 @@
  * Entries of the table that need little more than their launcher.
  */
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/deepseek.h"
 
 static enum ek_status issue(struct ek_device *dev, cudaError_t e, const char *op)
 {
@@ -152,6 +153,7 @@ enum ek_status ek_cuda_attention(struct ek_device *dev, const void *q, size_t ld
                                 .scale = scale,
                                 .out = out,
                                 .ldo = ldo};
+    bool taken;
 
     if (batch->n_tokens == 0)
         return EK_OK;
@@ -159,6 +161,9 @@ enum ek_status ek_cuda_attention(struct ek_device *dev, const void *q, size_t ld
         return ek_error(EK_EUNSUPPORTED, "attention: %u heads over %u cached heads", heads,
                         kv->kv_heads);
     ek_cuda_use(d);
+    EK_TRY(ek_cuda_latent_attention(d, &a, &taken));
+    if (taken)
+        return EK_OK;
     if (!fast_shape(d, &a))
         return issue(dev, ek_cu_attention_any(&d->queue, dev->act, &a), "attention");
     if (batch->max_q > 1)

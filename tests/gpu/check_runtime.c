@@ -9,8 +9,8 @@
 #include <string.h>
 
 static const char *const fixtures[] = {
-    "llama-mha",        "llama-gqa-tied", "llama-linear-rope", "llama-llama3-rope",
-    "llama-biases-f16", "qwen2-tied",     "qwen2-bf16",
+    "llama-mha",  "llama-gqa-tied", "llama-linear-rope", "llama-llama3-rope", "llama-biases-f16",
+    "qwen2-tied", "qwen2-bf16",     "deepseek-v2-lite",  "deepseek-v2",
 };
 
 /* Where the stages lie. */

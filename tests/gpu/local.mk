@@ -1,10 +1,10 @@
 # Suites that need a GPU: they skip without one. `make relocatable` carries them to a closed host.
 GPU_TEST_LIBS = libkernels.a libbase.a $(CUDA_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
 GPU_TESTS = tests/gpu/check_devices tests/gpu/check_ops tests/gpu/check_attention \
-	tests/gpu/check_runtime
+	tests/gpu/check_deepseek tests/gpu/check_runtime
 EXTRA_DIST += tests/gpu/run-gpu.sh tests/gpu/main-job.sh tests/gpu/cases.sh tests/gpu/cuda-path.sh
 if HAVE_CUDA
-check_PROGRAMS += $(GPU_TESTS) tests/gpu/bench_kernels
+check_PROGRAMS += $(GPU_TESTS) tests/gpu/bench_kernels tests/gpu/bench_deepseek
 TESTS += $(GPU_TESTS)
 tests_gpu_check_devices_SOURCES = tests/gpu/check_devices.c
 tests_gpu_check_devices_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
@@ -15,10 +15,15 @@ tests_gpu_check_ops_LDADD = $(GPU_TEST_LIBS)
 tests_gpu_check_attention_SOURCES = tests/gpu/check_attention.c tests/gpu/pair.c tests/gpu/gpu.h
 tests_gpu_check_attention_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_gpu_check_attention_LDADD = $(GPU_TEST_LIBS)
+tests_gpu_check_deepseek_SOURCES = tests/gpu/check_deepseek.c tests/gpu/pair.c tests/gpu/gpu.h
+tests_gpu_check_deepseek_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_gpu_check_deepseek_LDADD = $(GPU_TEST_LIBS)
 tests_gpu_check_runtime_SOURCES = tests/gpu/check_runtime.c tests/runtime/support.c \
 	tests/runtime/support.h
 tests_gpu_check_runtime_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_gpu_check_runtime_LDADD = $(RUNTIME_TEST_LIBS)
+tests_gpu_bench_deepseek_SOURCES = tests/gpu/bench_deepseek.c
+tests_gpu_bench_deepseek_LDADD = $(GPU_TEST_LIBS)
 tests_gpu_bench_kernels_SOURCES = tests/gpu/bench_kernels.c
 tests_gpu_bench_kernels_LDADD = $(GPU_TEST_LIBS)
 endif
@@ -28,7 +33,7 @@ endif
 carried_programs = $(bin_PROGRAMS)
 if HAVE_CHECK
 if HAVE_CUDA
-carried_programs += $(GPU_TESTS) tests/gpu/bench_kernels
+carried_programs += $(GPU_TESTS) tests/gpu/bench_kernels tests/gpu/bench_deepseek
 endif
 endif
 host_libraries = ld-linux|linux-vdso|libc\.so|libm\.so|libdl\.so|libpthread|librt\.so|libgcc_s|libstdc|libcu|libnccl|libnvidia

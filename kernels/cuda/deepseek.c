@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Latent attention and mixtures of experts: which kernels a shape goes to, and the memory between
+ * them.
+ */
+#include "kernels/cuda/deepseek.h"
+
+#include "kernels/cuda/cuda.h"
+
+#define MOST_EXPERTS 1024
+#define MOST_CHOSEN  64
+#define FEW_AVERAGE  24 /* tokens an expert up to which reading the weights is the bound */
+
+static size_t element(enum ek_dtype t)
+{
+    return t == EK_F32 ? 4 : 2;
+}
+
+static bool plain(enum ek_dtype t)
+{
+    return t == EK_F32 || t == EK_BF16 || t == EK_F16;
+}
+
+/* ---- latent attention ---------------------------------------------------------------------------
+ */
+enum ek_status ek_cuda_latent_append(struct ek_device *dev, const void *ckv, size_t ld,
+                                     const float *norm_weight, float eps,
+                                     const struct ek_rope *rope, const struct ek_batch *batch,
+                                     const struct ek_kv *kv)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+
+    if (kv->v_dim + rope->dim != kv->head_dim || kv->kv_heads != 1)
+        return ek_error(EK_EUSAGE, "a latent cache of %u heads of %u is not one of %u + %u",
+                        kv->kv_heads, kv->head_dim, kv->v_dim, rope->dim);
+    if (batch->n_tokens == 0)
+        return EK_OK;
+    ek_cuda_use(d);
+    return ek_cuda_issued(
+        d, ek_cu_latent_append(&d->queue, dev->act, ckv, ld, norm_weight, eps, rope, batch, kv),
+        "latent_append");
+}
+
+static enum ek_status check_shapes(const struct ek_latent *l, const struct ek_mat *kv_b)
+{
+    if (kv_b->rows != l->heads * (l->nope + l->v) || kv_b->cols != l->lora || l->rope % 2)
+        return ek_error(EK_EUSAGE, "kv_b is %u x %u, %u heads of %u + %u by %u need another",
+                        kv_b->rows, kv_b->cols, l->heads, l->nope, l->v, l->lora);
+    return EK_OK;
+}
+
+/* kv_b in a type that kernels and cuBLASLt read: itself, or converted to the activations'. */
+static enum ek_status readable_kv_b(struct ek_cuda *d, const struct ek_mat *kv_b, bool few,
+                                    const void **data, enum ek_dtype *type)
+{
+    enum ek_dtype act = d->base.act;
+    void *p;
+
+    *data = kv_b->data;
+    *type = kv_b->dtype;
+    if (kv_b->dtype == act || (few && plain(kv_b->dtype)))
+        return EK_OK;
+    EK_TRY(ek_cuda_scratch(d, EK_CU_KV_B, (size_t)kv_b->rows * kv_b->cols * element(act), &p));
+    *data = p;
+    *type = act;
+    return ek_cuda_issued(d,
+                          ek_cu_dequantize(&d->queue, kv_b->dtype, act, kv_b->data,
+                                           (size_t)(kv_b->bytes / kv_b->rows), kv_b->rows,
+                                           kv_b->cols, p),
+                          "latent attention");
+}
+
+/* A product a head: of W_uk, which is turned, or of W_uv. */
+static enum ek_status per_head(struct ek_cuda *d, const struct ek_cu_latent *a, const void *kv_b,
+                               bool query)
+{
+    const struct ek_latent *l = &a->shape;
+    size_t e = element(d->base.act), head = (size_t)(l->nope + l->v) * l->lora;
+    struct ek_cu_gemm g = {.w = kv_b,
+                           .x = a->x,
+                           .in = d->base.act,
+                           .out_type = d->base.act,
+                           .rows = query ? l->lora : l->v,
+                           .cols = query ? l->nope : l->lora,
+                           .n = a->n,
+                           .ldx = a->ldx,
+                           .ldo = a->ldo,
+                           .out = a->out,
+                           .batch = l->heads,
+                           .turned = query,
+                           .w_step = head,
+                           .x_step = query ? l->nope + l->rope : l->lora,
+                           .out_step = query ? l->lora + l->rope : l->v};
+
+    if (!query)
+        g.w = (const char *)kv_b + (size_t)l->nope * l->lora * e;
+    return ek_cuda_gemm(d, &g);
+}
+
+static bool few_fit(const struct ek_cuda *d, const struct ek_cu_latent *a, const void *x, size_t ld,
+                    enum ek_dtype w)
+{
+    const struct ek_latent *l = &a->shape;
+    bool aligned = (uintptr_t)x % 16 == 0 && ld * element(d->base.act) % 16 == 0;
+
+    return a->n <= EK_CU_LATENT_FEW && l->lora % 8 == 0 && l->v % 2 == 0 && aligned &&
+           (plain(w) || w >= EK_Q4_0);
+}
+
+enum ek_status ek_cuda_latent_query(struct ek_device *dev, const void *q, size_t ldq,
+                                    const struct ek_rope *rope, const struct ek_batch *batch,
+                                    const struct ek_latent *l, const struct ek_mat *kv_b, void *out,
+                                    size_t ldo)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    struct ek_cu_latent a = {.x = q,
+                             .ldx = ldq,
+                             .shape = *l,
+                             .rope = *rope,
+                             .positions = batch->positions,
+                             .n = batch->n_tokens,
+                             .out = out,
+                             .ldo = ldo};
+    bool few = a.n <= EK_CU_LATENT_FEW && l->lora % 8 == 0;
+    enum ek_dtype type;
+    const void *data;
+
+    EK_TRY(check_shapes(l, kv_b));
+    if (a.n == 0)
+        return EK_OK;
+    ek_cuda_use(d);
+    EK_TRY(readable_kv_b(d, kv_b, few, &data, &type));
+    a.kv_b = data;
+    if (few)
+        return ek_cuda_issued(d, ek_cu_latent_query(&d->queue, type, dev->act, &a), "latent_query");
+    EK_TRY(per_head(d, &a, data, true));
+    return ek_cuda_issued(d, ek_cu_latent_rotate(&d->queue, dev->act, &a), "latent_query");
+}
+
+enum ek_status ek_cuda_latent_value(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                                    const struct ek_latent *l, const struct ek_mat *kv_b, void *out,
+                                    size_t ldo)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    struct ek_cu_latent a = {.x = x, .ldx = ldx, .shape = *l, .n = n, .out = out, .ldo = ldo};
+    bool few = few_fit(d, &a, x, ldx, kv_b->dtype);
+    enum ek_dtype type;
+    const void *data;
+
+    EK_TRY(check_shapes(l, kv_b));
+    if (n == 0)
+        return EK_OK;
+    ek_cuda_use(d);
+    EK_TRY(readable_kv_b(d, kv_b, few, &data, &type));
+    a.kv_b = data;
+    if (!few)
+        return per_head(d, &a, data, false);
+    return ek_cuda_issued(d, ek_cu_latent_value(&d->queue, type, dev->act, &a), "latent_value");
+}
+
+/* ---- attention over a latent cache --------------------------------------------------------------
+ */
+static bool attention_fits(const struct ek_cuda *d, const struct ek_cu_attention *a)
+{
+    const struct ek_kv *kv = &a->kv;
+
+    return kv->v == NULL && kv->kv_heads == 1 && kv->head_dim == EK_CU_LATENT_DIM &&
+           kv->v_dim == EK_CU_LATENT_VALUE && d->base.act != EK_F32 && kv->dtype == d->base.act &&
+           a->ldq % 8 == 0 && a->ldo % 2 == 0 && (uintptr_t)a->q % 16 == 0 &&
+           (uintptr_t)a->out % 4 == 0 && ek_cu_latent_attention_fits(d->gpu);
+}
+
+/* Parts of the context, where there are fewer blocks than multiprocessors, and their memory. The
+ * split depends on shapes alone: the same batch gives the same bits. */
+static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
+{
+    uint32_t rows = ek_cu_latent_rows(a->batch.max_q, a->heads);
+    uint32_t blocks = a->batch.n_seqs * ((a->batch.max_q * a->heads + rows - 1) / rows);
+    uint32_t wanted = d->queue.n_sm / blocks, step = EK_CU_LATENT_STEP;
+    uint32_t longest = a->batch.max_kv ? a->batch.max_kv : 1;
+    size_t parts;
+    void *p;
+
+    wanted = wanted > EK_CU_LATENT_PARTS ? EK_CU_LATENT_PARTS : wanted ? wanted : 1;
+    a->part = ((longest + wanted - 1) / wanted + step - 1) / step * step;
+    a->n_parts = (longest + a->part - 1) / a->part;
+    if (a->n_parts == 1)
+        return EK_OK;
+    parts = (size_t)a->batch.n_tokens * a->heads * a->n_parts;
+    EK_TRY(ek_cuda_scratch(d, EK_CU_PARTIAL, parts * (a->kv.v_dim + 2) * sizeof(float), &p));
+    a->partial = p;
+    a->totals = (float2 *)(a->partial + parts * a->kv.v_dim);
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_latent_attention(struct ek_cuda *d, struct ek_cu_attention *a, bool *taken)
+{
+    *taken = attention_fits(d, a);
+    if (!*taken)
+        return EK_OK;
+    EK_TRY(plan_parts(d, a));
+    return ek_cuda_issued(d, ek_cu_latent_attention(&d->queue, d->base.act, a), "attention");
+}
+
+/* ---- mixtures of experts ------------------------------------------------------------------------
+ */
+static enum ek_status check_router(const struct ek_router *r, const struct ek_mat *gate)
+{
+    bool groups = r->kind != EK_ROUTE_GREEDY && r->n_group > 1;
+
+    if (r->n_experts == 0 || r->n_experts > MOST_EXPERTS || r->top_k == 0 ||
+        r->top_k > r->n_experts || gate->rows != r->n_experts ||
+        (groups && (r->n_experts % r->n_group || r->topk_group > r->n_group ||
+                    r->topk_group * (r->n_experts / r->n_group) < r->top_k)))
+        return ek_error(EK_EUSAGE, "a router of %u experts, best %u, %u of %u groups, %u rows",
+                        r->n_experts, r->top_k, r->topk_group, r->n_group, gate->rows);
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_route(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                             const struct ek_mat *gate, const float *bias,
+                             const struct ek_router *router, int32_t *ids, float *weights)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    void *logits;
+
+    EK_TRY(check_router(router, gate));
+    if (n == 0)
+        return EK_OK;
+    ek_cuda_use(d);
+    EK_TRY(ek_cuda_scratch(d, EK_CU_SCORES, (size_t)n * router->n_experts * 4, &logits));
+    EK_TRY(
+        ek_cuda_linear(dev, x, ldx, n, gate, NULL, logits, router->n_experts, EK_LINEAR_OUT_F32));
+    return ek_cuda_issued(d, ek_cu_route(&d->queue, logits, n, bias, router, ids, weights),
+                          "route");
+}
+
+static size_t rounded(size_t bytes)
+{
+    return (bytes + 255) / 256 * 256;
+}
+
+/* What lies between the launches. */
+static enum ek_status take_memory(struct ek_cuda *d, struct ek_cu_experts *e)
+{
+    size_t pairs = (size_t)e->n * e->top_k, act = element(d->base.act);
+    size_t order = rounded(pairs * 4), first = rounded((e->n_experts + 1) * sizeof(int32_t));
+    size_t inner = rounded(pairs * e->inner * act), each = rounded(pairs * e->hidden * act);
+    void *p;
+
+    EK_TRY(ek_cuda_scratch(d, EK_CU_EXPERTS, order + first + inner + each, &p));
+    e->order = p;
+    e->first = (int32_t *)(void *)((char *)p + order);
+    e->inner_x = (char *)p + order + first;
+    e->each = (char *)p + order + first + inner;
+    return EK_OK;
+}
+
+static enum ek_status check_experts(const struct ek_cuda *d, const struct ek_experts *e,
+                                    const struct ek_cu_experts *a)
+{
+    const struct ek_mat *mats[] = {e->gate_up, e->down};
+    size_t act = element(d->base.act);
+
+    if (e->n == 0 || e->n > MOST_EXPERTS || a->top_k == 0 || a->top_k > MOST_CHOSEN ||
+        e->gate_up->rows / 2 / e->n != e->inner || e->down->rows / e->n != a->hidden ||
+        e->down->cols != e->inner)
+        return ek_error(EK_EUSAGE,
+                        "%u experts of %u, best %u, do not fit matrices %u x %u, %u x %u", e->n,
+                        e->inner, a->top_k, e->gate_up->rows, e->gate_up->cols, e->down->rows,
+                        e->down->cols);
+    for (int i = 0; i < 2; i++)
+        if (mats[i]->cols % 8 || (mats[i]->dtype < EK_Q4_0 && mats[i]->bytes / mats[i]->rows % 16))
+            return ek_error(EK_EUNSUPPORTED, "%s: experts with rows of %u %s", d->base.spec.name,
+                            mats[i]->cols, ek_dtype_name(mats[i]->dtype));
+    if ((uintptr_t)a->x % 16 || a->ldx * act % 16 ||
+        (size_t)a->top_k * a->inner * act > 160 * 1024 || a->hidden * act > 160 * 1024)
+        return ek_error(EK_EUNSUPPORTED, "%s: experts over rows of %u, inner %u, best %u",
+                        d->base.spec.name, a->hidden, a->inner, a->top_k);
+    return EK_OK;
+}
+
+static enum ek_status run_grouped(struct ek_cuda *d, const struct ek_cu_experts *a,
+                                  const struct ek_experts *e)
+{
+    enum ek_dtype act = d->base.act, up = e->gate_up->dtype, down = e->down->dtype;
+    bool many = up == act && down == act && (size_t)a->n * a->top_k > (size_t)FEW_AVERAGE * e->n;
+
+    EK_TRY(ek_cuda_issued(d, ek_cu_experts_group(&d->queue, a), "experts"));
+    EK_TRY(ek_cuda_issued(d,
+                          many ? ek_cu_experts_many(&d->queue, act, a)
+                               : ek_cu_experts_few(&d->queue, up, down, act, a),
+                          "experts"));
+    return ek_cuda_issued(d, ek_cu_experts_sum(&d->queue, act, a), "experts");
+}
+
+enum ek_status ek_cuda_experts(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                               const int32_t *ids, const float *weights, uint32_t top_k,
+                               const struct ek_experts *e, void *out, size_t ldo)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    struct ek_cu_experts a = {.x = x,
+                              .ldx = ldx,
+                              .n = n,
+                              .top_k = top_k,
+                              .ids = ids,
+                              .weights = weights,
+                              .gate_up = e->gate_up->data,
+                              .down = e->down->data,
+                              .n_experts = e->n,
+                              .hidden = e->gate_up->cols,
+                              .inner = e->inner,
+                              .out = out,
+                              .ldo = ldo};
+
+    if (n == 0)
+        return EK_OK;
+    EK_TRY(check_experts(d, e, &a));
+    a.gate_up_row = (size_t)(e->gate_up->bytes / e->gate_up->rows);
+    a.down_row = (size_t)(e->down->bytes / e->down->rows);
+    ek_cuda_use(d);
+    EK_TRY(take_memory(d, &a));
+    if (n > 1 && dev->act != EK_F32)
+        return run_grouped(d, &a, e);
+    return ek_cuda_issued(
+        d, ek_cu_experts_one(&d->queue, e->gate_up->dtype, e->down->dtype, dev->act, &a),
+        "experts");
+}

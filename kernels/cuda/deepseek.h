@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Latent attention and mixtures of experts: launchers of the .cu files, and the entries of the
+ * table that deepseek.c makes of them.
+ */
+#ifndef EK_CUDA_DEEPSEEK_H
+#define EK_CUDA_DEEPSEEK_H
+
+#include "kernels/cuda/launch.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- latent.cu ---------------------------------------------------------------------------------
+ */
+#define EK_CU_LATENT_FEW 8 /* tokens up to which W_uk and W_uv are read by our own kernels */
+
+cudaError_t ek_cu_latent_append(const struct ek_cu_queue *q, enum ek_dtype act, const void *ckv,
+                                size_t ld, const float *weight, float eps,
+                                const struct ek_rope *rope, const struct ek_batch *batch,
+                                const struct ek_kv *kv);
+struct ek_cu_latent {
+    const void *x; /* query: [n][ldx] heads of nope | rope; value: heads of lora */
+    size_t ldx;
+    struct ek_latent shape;
+    const uint8_t *kv_b; /* F32, BF16 or F16, rows of lora elements, 16-byte aligned */
+    struct ek_rope rope; /* query alone, as are the positions */
+    const int32_t *positions;
+    uint32_t n;
+    void *out; /* query: heads of lora | rope; value: heads of v */
+    size_t ldo;
+};
+/* Up to EK_CU_LATENT_FEW tokens; lora is a multiple of 8. */
+cudaError_t ek_cu_latent_query(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
+                               const struct ek_cu_latent *a);
+/* The rotated part alone, any number of tokens. */
+cudaError_t ek_cu_latent_rotate(const struct ek_cu_queue *q, enum ek_dtype act,
+                                const struct ek_cu_latent *a);
+/* Up to EK_CU_LATENT_FEW tokens; lora is a multiple of 8, v of 2. */
+cudaError_t ek_cu_latent_value(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
+                               const struct ek_cu_latent *a);
+
+/* ---- latent_attention.cu -----------------------------------------------------------------------
+ * BF16 or F16, the cache of the same type, one cached head of 512 + 64. The rows of a sequence are
+ * its new tokens' heads. a->partial [n_tokens][heads][n_parts][512] and a->totals beside it are
+ * needed when n_parts > 1. */
+#define EK_CU_LATENT_DIM   576
+#define EK_CU_LATENT_VALUE 512
+#define EK_CU_LATENT_STEP  64 /* context tokens at a time: parts are multiples of it */
+#define EK_CU_LATENT_PARTS 32
+bool ek_cu_latent_attention_fits(int gpu);
+/* Rows of a block: 16, 32 or 64. */
+uint32_t ek_cu_latent_rows(uint32_t max_q, uint32_t heads);
+cudaError_t ek_cu_latent_attention(const struct ek_cu_queue *q, enum ek_dtype act,
+                                   const struct ek_cu_attention *a);
+
+/* ---- route.cu ----------------------------------------------------------------------------------
+ */
+cudaError_t ek_cu_route(const struct ek_cu_queue *q, const float *logits, uint32_t n,
+                        const float *bias, const struct ek_router *router, int32_t *ids,
+                        float *weights);
+
+struct ek_cu_experts {
+    const void *x; /* [n][ldx] act */
+    size_t ldx;
+    uint32_t n, top_k;
+    const int32_t *ids;   /* [n][top_k] */
+    const float *weights; /* [n][top_k] */
+    const uint8_t *gate_up, *down;
+    size_t gate_up_row, down_row; /* bytes of a weight row */
+    uint32_t n_experts, hidden, inner;
+    void *out; /* [n][ldo] act, added to */
+    size_t ldo;
+    /* A pair is a token and one of its experts: token * top_k + k. Grouped by expert they lie in
+     * places: */
+    int32_t *order; /* [pairs] the pair at a place */
+    int32_t *first; /* [n_experts + 1] an expert's first place */
+    void *inner_x;  /* [pairs][inner] act: by place when grouped, else by pair */
+    void *each;     /* [pairs][hidden] act, by pair: what the experts answered */
+};
+/* order and first from ids: places keep the order of pairs. */
+cudaError_t ek_cu_experts_group(const struct ek_cu_queue *q, const struct ek_cu_experts *e);
+/* out += weighted sum of each, in the order of k. */
+cudaError_t ek_cu_experts_sum(const struct ek_cu_queue *q, enum ek_dtype act,
+                              const struct ek_cu_experts *e);
+
+/* ---- experts_one.cu: token by token, no grouping; hidden and inner multiples of 8 ---------------
+ */
+cudaError_t ek_cu_experts_one(const struct ek_cu_queue *q, enum ek_dtype w_up, enum ek_dtype w_down,
+                              enum ek_dtype act, const struct ek_cu_experts *e);
+/* ---- experts_few.cu: grouped, a few tokens an expert; BF16 or F16, all weight types -------------
+ */
+cudaError_t ek_cu_experts_few(const struct ek_cu_queue *q, enum ek_dtype w_up, enum ek_dtype w_down,
+                              enum ek_dtype act, const struct ek_cu_experts *e);
+/* ---- experts_many.cu: grouped, tiles of tensor cores; weights of the activations' type ----------
+ */
+cudaError_t ek_cu_experts_many(const struct ek_cu_queue *q, enum ek_dtype act,
+                               const struct ek_cu_experts *e);
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- entries of the table, declared as kernels.h describes them ---------------------------------
+ */
+#ifndef __cplusplus
+struct ek_cuda;
+enum ek_status ek_cuda_latent_append(struct ek_device *dev, const void *ckv, size_t ld,
+                                     const float *norm_weight, float eps,
+                                     const struct ek_rope *rope, const struct ek_batch *batch,
+                                     const struct ek_kv *kv);
+enum ek_status ek_cuda_latent_query(struct ek_device *dev, const void *q, size_t ldq,
+                                    const struct ek_rope *rope, const struct ek_batch *batch,
+                                    const struct ek_latent *l, const struct ek_mat *kv_b, void *out,
+                                    size_t ldo);
+enum ek_status ek_cuda_latent_value(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                                    const struct ek_latent *l, const struct ek_mat *kv_b, void *out,
+                                    size_t ldo);
+enum ek_status ek_cuda_route(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                             const struct ek_mat *gate, const float *bias,
+                             const struct ek_router *router, int32_t *ids, float *weights);
+enum ek_status ek_cuda_experts(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
+                               const int32_t *ids, const float *weights, uint32_t top_k,
+                               const struct ek_experts *e, void *out, size_t ldo);
+/* Attention over a latent cache by the tensor cores, where the shape is theirs; else *taken is
+ * false and nothing was issued. */
+enum ek_status ek_cuda_latent_attention(struct ek_cuda *d, struct ek_cu_attention *a, bool *taken);
+#endif
+
+#endif

@@ -1,0 +1,463 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Latent attention and mixtures of experts of the CUDA backend against the CPU backend: decode,
+ * ragged prefill and long contexts, growing ones under one captured graph; every router rule;
+ * experts for one, a few and many tokens and every weight type. Skips without a GPU.
+ */
+#include "tests/gpu/gpu.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <check.h>
+
+#define MAX_SEQS 4
+
+static struct pair pr;
+static uint64_t seed;
+static const enum ek_dtype acts[] = {EK_F32, EK_BF16, EK_F16};
+#define N_ACTS 3
+
+static void need(enum ek_status st)
+{
+    ck_assert_msg(st == EK_OK, "%s", ek_last_error());
+}
+
+static void need_close(const char *what, double error, double allowed)
+{
+    ck_assert_msg(error <= allowed, "%s (%s): error %.3g, allowed %.3g", what,
+                  ek_dtype_name(pr.act), error, allowed);
+}
+
+static void open_act(int i)
+{
+    const char *why = pair_open(&pr, acts[i % N_ACTS]);
+
+    seed = 5000 + (uint64_t)i;
+    ck_assert_msg(why == NULL, "%s", why);
+}
+
+/* ---- latent attention ---------------------------------------------------------------------------
+ */
+struct shape {
+    struct ek_latent l;
+    uint32_t page, n_seqs;
+    uint32_t past[MAX_SEQS], n_new[MAX_SEQS];
+    bool interleaved;
+    enum ek_dtype kv_b;
+};
+static const struct shape shapes[] = {
+    {{16, 512, 128, 64, 128}, 32, 1, {511}, {1}, true, EK_BF16},             /* V2-Lite */
+    {{16, 512, 128, 64, 128}, 32, 3, {0, 700, 63}, {1, 1, 1}, true, EK_F32}, /* several */
+    {{16, 512, 128, 64, 128}, 16, 2, {0, 37}, {150, 65}, true, EK_BF16},     /* prefill */
+    {{16, 512, 128, 64, 128}, 32, 4, {9, 0, 300, 64}, {1, 40, 3, 1}, true, EK_F16},
+    {{20, 512, 128, 64, 128}, 24, 2, {2000, 5}, {1, 1}, true, EK_BF16}, /* two tiles */
+    {{128, 512, 32, 64, 32}, 32, 2, {130, 1}, {1, 1}, true, EK_BF16},   /* V2's heads */
+    {{5, 512, 16, 64, 16}, 32, 1, {4000}, {3}, false, EK_BF16},         /* parts and rows */
+    {{4, 32, 16, 8, 16}, 16, 3, {0, 20, 3}, {9, 1, 5}, true, EK_F32},   /* small */
+    {{4, 64, 32, 16, 24}, 16, 1, {70}, {1}, false, EK_Q8_0},
+};
+
+struct setup {
+    const struct shape *s;
+    struct both ckv, q, weight, inv_freq, cache, query, mixed, out;
+    struct both positions, slots, starts, lens, table;
+    struct ek_mat gpu_kv_b, cpu_kv_b;
+    uint32_t n, max_q, max_kv, max_blocks, ld;
+};
+
+static struct both floats_of(size_t n, uint32_t dim)
+{
+    float *f = malloc(n * sizeof(*f));
+    struct both b;
+
+    ck_assert(f != NULL);
+    for (uint32_t i = 0; i < n; i++)
+        f[i] = powf(10000.0f, -2.0f * (float)i / (float)dim);
+    b = both_ints(&pr, (const int32_t *)f, n);
+    free(f);
+    return b;
+}
+
+/* Blocks of a sequence lie apart: block b of sequence q is b * n_seqs + q. */
+static void setup_batch(struct setup *u)
+{
+    const struct shape *s = u->s;
+    int32_t starts[MAX_SEQS + 1], lens[MAX_SEQS], *positions, *slots, *table;
+    uint32_t at = 0;
+
+    for (uint32_t q = 0; q < s->n_seqs; q++) {
+        uint32_t len = s->past[q] + s->n_new[q];
+        starts[q] = (int32_t)u->n;
+        lens[q] = (int32_t)len;
+        u->n += s->n_new[q];
+        u->max_q = s->n_new[q] > u->max_q ? s->n_new[q] : u->max_q;
+        u->max_kv = len > u->max_kv ? len : u->max_kv;
+    }
+    starts[s->n_seqs] = (int32_t)u->n;
+    u->max_blocks = (u->max_kv + s->page - 1) / s->page + 1;
+    positions = malloc(u->n * sizeof(*positions));
+    slots = malloc(u->n * sizeof(*slots));
+    table = malloc((size_t)s->n_seqs * u->max_blocks * sizeof(*table));
+    ck_assert(positions && slots && table);
+    for (uint32_t i = 0; i < s->n_seqs * u->max_blocks; i++)
+        table[i] = (int32_t)(i % u->max_blocks * s->n_seqs + i / u->max_blocks);
+    for (uint32_t q = 0; q < s->n_seqs; q++)
+        for (uint32_t i = 0; i < s->n_new[q]; i++, at++) {
+            uint32_t p = s->past[q] + i;
+            positions[at] = (int32_t)p;
+            slots[at] =
+                table[q * u->max_blocks + p / s->page] * (int32_t)s->page + (int32_t)(p % s->page);
+        }
+    u->positions = both_ints(&pr, positions, u->n);
+    u->slots = both_ints(&pr, slots, u->n);
+    u->starts = both_ints(&pr, starts, s->n_seqs + 1);
+    u->lens = both_ints(&pr, lens, s->n_seqs);
+    u->table = both_ints(&pr, table, (size_t)s->n_seqs * u->max_blocks);
+    free(positions), free(slots), free(table);
+}
+
+static void setup_open(struct setup *u, const struct shape *s)
+{
+    const struct ek_latent *l = &s->l;
+    uint32_t key = l->lora + l->rope, rows = l->heads * (l->nope + l->v);
+
+    *u = (struct setup){.s = s, .ld = key + 16};
+    setup_batch(u);
+    u->ckv = both_random(&pr, (size_t)u->n * u->ld, 1, &seed);
+    u->q = both_random(&pr, (size_t)u->n * l->heads * (l->nope + l->rope), 1, &seed);
+    u->weight = both_floats(&pr, l->lora, 1, 0.1f, &seed);
+    u->inv_freq = floats_of(l->rope / 2, l->rope);
+    u->cache = both_random(&pr, (size_t)s->n_seqs * u->max_blocks * s->page * key, 1, &seed);
+    u->query = both_new(&pr, (size_t)u->n * l->heads * key);
+    u->mixed = both_new(&pr, (size_t)u->n * l->heads * l->lora);
+    u->out = both_new(&pr, (size_t)u->n * l->heads * l->v);
+    mats_random(&pr, s->kv_b, rows, l->lora, 1 / sqrtf((float)l->nope), &seed, &u->gpu_kv_b,
+                &u->cpu_kv_b);
+}
+
+static void setup_close(struct setup *u)
+{
+    struct both *all[] = {&u->ckv,    &u->q,     &u->weight, &u->inv_freq,  &u->cache,
+                          &u->query,  &u->mixed, &u->out,    &u->positions, &u->slots,
+                          &u->starts, &u->lens,  &u->table};
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(all); i++)
+        both_free(&pr, all[i]);
+    mats_free(&pr, &u->gpu_kv_b, &u->cpu_kv_b);
+}
+
+#define SIDE(b) (gpu ? (b).gpu : (b).cpu)
+static struct ek_batch batch_of(const struct setup *u, bool gpu)
+{
+    return (struct ek_batch){.n_tokens = u->n,
+                             .n_seqs = u->s->n_seqs,
+                             .max_q = u->max_q,
+                             .max_kv = u->max_kv,
+                             .max_blocks = u->max_blocks,
+                             .positions = SIDE(u->positions),
+                             .slots = SIDE(u->slots),
+                             .seq_start = SIDE(u->starts),
+                             .kv_len = SIDE(u->lens),
+                             .block_table = SIDE(u->table)};
+}
+
+static struct ek_kv cache_of(const struct setup *u, bool gpu)
+{
+    const struct ek_latent *l = &u->s->l;
+
+    return (struct ek_kv){.k = SIDE(u->cache),
+                          .dtype = gpu ? pr.act : EK_F32,
+                          .kv_heads = 1,
+                          .head_dim = l->lora + l->rope,
+                          .v_dim = l->lora,
+                          .page = u->s->page};
+}
+
+static void run_latent(struct setup *u, bool gpu, bool append)
+{
+    struct ek_device *dev = gpu ? pr.gpu : pr.cpu;
+    const struct ek_latent *l = &u->s->l;
+    const struct ek_mat *kv_b = gpu ? &u->gpu_kv_b : &u->cpu_kv_b;
+    struct ek_rope rope = {.inv_freq = SIDE(u->inv_freq),
+                           .dim = l->rope,
+                           .interleaved = u->s->interleaved,
+                           .amplitude = 1.1f};
+    struct ek_batch b = batch_of(u, gpu);
+    struct ek_kv kv = cache_of(u, gpu);
+    size_t key = l->lora + l->rope, lq = l->heads * (l->nope + l->rope);
+    float scale = 0.5f / sqrtf((float)key);
+
+    if (append)
+        need(dev->ops->latent_append(dev, SIDE(u->ckv), u->ld, SIDE(u->weight), 1e-6f, &rope, &b,
+                                     &kv));
+    need(dev->ops->latent_query(dev, SIDE(u->q), lq, &rope, &b, l, kv_b, SIDE(u->query),
+                                l->heads * key));
+    need(dev->ops->attention(dev, SIDE(u->query), l->heads * key, &b, &kv, l->heads, scale,
+                             SIDE(u->mixed), (size_t)l->heads * l->lora));
+    need(dev->ops->latent_value(dev, SIDE(u->mixed), (size_t)l->heads * l->lora, u->n, l, kv_b,
+                                SIDE(u->out), (size_t)l->heads * l->v));
+}
+
+START_TEST(latent_attention_agrees_with_the_cpu)
+{
+    open_act(_i);
+    for (size_t c = 0; c < EK_ARRAY_LEN(shapes); c++) {
+        struct setup u;
+        char what[64];
+
+        setup_open(&u, &shapes[c]);
+        run_latent(&u, true, true);
+        run_latent(&u, false, true);
+        snprintf(what, sizeof(what), "shape %zu, cache", c);
+        need_close(what, both_error(&pr, &u.cache), tolerance(pr.act));
+        snprintf(what, sizeof(what), "shape %zu, query", c);
+        need_close(what, both_error(&pr, &u.query), tolerance(pr.act));
+        snprintf(what, sizeof(what), "shape %zu, attention", c);
+        need_close(what, both_error(&pr, &u.mixed), 2 * tolerance(pr.act));
+        snprintf(what, sizeof(what), "shape %zu, value", c);
+        need_close(what, both_error(&pr, &u.out), 2 * tolerance(pr.act));
+        setup_close(&u);
+    }
+    pair_close(&pr);
+}
+END_TEST
+
+static void *bytes_of(const struct both *b)
+{
+    size_t n = b->n * element(pr.act);
+    void *v = malloc(n);
+
+    ck_assert(v != NULL);
+    need(pr.gpu->ops->download(pr.gpu, v, b->gpu, n));
+    return v;
+}
+
+/* One graph, captured at the grid of a longer context, replayed as the context grows. */
+START_TEST(a_captured_graph_serves_growing_contexts)
+{
+    static const int32_t grown[] = {1, 64, 65, 500, 512};
+    struct shape s = shapes[0];
+    struct ek_graph *g = NULL;
+    struct setup u;
+
+    open_act(_i);
+    setup_open(&u, &s);
+    run_latent(&u, true, true); /* scratch memory is there before the capture */
+    run_latent(&u, false, true);
+    need(pr.gpu->ops->graph_begin(pr.gpu));
+    run_latent(&u, true, false);
+    need(pr.gpu->ops->graph_end(pr.gpu, &g));
+    for (size_t i = 0; i < EK_ARRAY_LEN(grown); i++) {
+        void *first, *again;
+
+        need(pr.gpu->ops->upload(pr.gpu, u.lens.gpu, &grown[i], sizeof(grown[i])));
+        need(pr.cpu->ops->upload(pr.cpu, u.lens.cpu, &grown[i], sizeof(grown[i])));
+        need(pr.gpu->ops->graph_launch(pr.gpu, g));
+        run_latent(&u, false, false);
+        need_close("grown", both_error(&pr, &u.out), 2 * tolerance(pr.act));
+        first = bytes_of(&u.out);
+        need(pr.gpu->ops->graph_launch(pr.gpu, g));
+        again = bytes_of(&u.out);
+        ck_assert_mem_eq(first, again, u.out.n * element(pr.act));
+        free(first), free(again);
+    }
+    pr.gpu->ops->graph_free(g);
+    setup_close(&u);
+    pair_close(&pr);
+}
+END_TEST
+
+/* ---- router -------------------------------------------------------------------------------------
+ */
+static const struct {
+    struct ek_router r;
+    bool biased;
+} routers[] = {
+    {{EK_ROUTE_GREEDY, 64, 6, 1, 1, false, false, 1}, false}, /* V2-Lite, VL2 */
+    {{EK_ROUTE_GREEDY, 8, 3, 1, 1, false, true, 2.5f}, false},
+    {{EK_ROUTE_GROUP_LIMITED, 160, 6, 8, 3, false, false, 16}, false}, /* V2 */
+    {{EK_ROUTE_NOAUX_TC, 256, 8, 8, 4, true, true, 2.5f}, true},       /* V3 */
+    {{EK_ROUTE_NOAUX_TC, 72, 6, 1, 1, true, true, 2}, true},           /* VL2 base */
+    {{EK_ROUTE_GREEDY, 1000, 40, 1, 1, true, false, 1}, false},
+};
+
+static void check_route(size_t c, uint32_t n)
+{
+    const struct ek_router *r = &routers[c].r;
+    uint32_t hidden = 256;
+    size_t pairs = (size_t)n * r->top_k;
+    struct both x = both_random(&pr, (size_t)n * hidden, 1, &seed);
+    struct both bias = both_floats(&pr, r->n_experts, 0, 0.1f, &seed);
+    struct both weights = both_floats(&pr, pairs, 0, 0, &seed);
+    struct both ids = both_floats(&pr, pairs, 0, 0, &seed);
+    int32_t *got = malloc(pairs * sizeof(*got)), *want = malloc(pairs * sizeof(*want));
+    struct ek_mat g, h;
+    char what[64];
+    size_t equal = 0;
+
+    ck_assert(got && want);
+    mats_random(&pr, EK_BF16, r->n_experts, hidden, 0.1f, &seed, &g, &h);
+    need(pr.gpu->ops->route(pr.gpu, x.gpu, hidden, n, &g, routers[c].biased ? bias.gpu : NULL, r,
+                            ids.gpu, weights.gpu));
+    need(pr.cpu->ops->route(pr.cpu, x.cpu, hidden, n, &h, routers[c].biased ? bias.cpu : NULL, r,
+                            ids.cpu, weights.cpu));
+    need(pr.gpu->ops->download(pr.gpu, got, ids.gpu, pairs * sizeof(*got)));
+    need(pr.cpu->ops->download(pr.cpu, want, ids.cpu, pairs * sizeof(*want)));
+    for (size_t i = 0; i < pairs; i++)
+        equal += got[i] == want[i];
+    snprintf(what, sizeof(what), "router %zu, %u tokens: %zu of %zu ids", c, n, equal, pairs);
+    /* sums in another order may turn a near tie */
+    ck_assert_msg(equal + 2 + pairs / 200 >= pairs, "%s", what);
+    need_close(what, float_error(&pr, &weights), equal == pairs ? 1e-4 : 5e-2);
+    mats_free(&pr, &g, &h);
+    both_free(&pr, &x);
+    both_free(&pr, &bias);
+    both_free(&pr, &weights);
+    both_free(&pr, &ids);
+    free(got), free(want);
+}
+
+START_TEST(routers_choose_as_on_the_cpu)
+{
+    open_act(_i);
+    for (size_t c = 0; c < EK_ARRAY_LEN(routers); c++) {
+        check_route(c, 1);
+        check_route(c, 5);
+        check_route(c, 77);
+    }
+    pair_close(&pr);
+}
+END_TEST
+
+/* ---- experts ------------------------------------------------------------------------------------
+ */
+/* Each token's experts are distinct, as a router's are; low numbers come more often. */
+static void choose(int32_t *ids, uint32_t n, uint32_t top_k, uint32_t n_experts)
+{
+    for (uint32_t t = 0; t < n; t++)
+        for (uint32_t k = 0; k < top_k;) {
+            double u = ek_random_unit(&seed);
+            int32_t e = (int32_t)(u * u * n_experts);
+            uint32_t j = 0;
+
+            while (j < k && ids[t * top_k + j] != e)
+                j++;
+            if (j == k)
+                ids[t * top_k + k++] = e;
+        }
+}
+
+struct experts_case {
+    uint32_t n_experts, top_k, hidden, inner;
+};
+
+static void check_experts(const struct experts_case *c, enum ek_dtype up, enum ek_dtype down,
+                          const uint32_t *tokens, size_t n_tokens)
+{
+    struct ek_mat g[2], h[2];
+    char what[128];
+
+    mats_random(&pr, up, c->n_experts * 2 * c->inner, c->hidden, 1 / sqrtf((float)c->hidden), &seed,
+                &g[0], &h[0]);
+    mats_random(&pr, down, c->n_experts * c->hidden, c->inner, 1 / sqrtf((float)c->inner), &seed,
+                &g[1], &h[1]);
+    for (size_t i = 0; i < n_tokens; i++) {
+        struct ek_experts eg = {&g[0], &g[1], c->n_experts, c->inner};
+        struct ek_experts eh = {&h[0], &h[1], c->n_experts, c->inner};
+        uint32_t n = tokens[i];
+        size_t ldx = c->hidden + 16, ldo = c->hidden + 8;
+        struct both x = both_random(&pr, n * ldx, 1, &seed);
+        struct both out = both_random(&pr, n * ldo, 0.5f, &seed), ids;
+        struct both weights = both_floats(&pr, (size_t)n * c->top_k, 0.5f, 0.2f, &seed);
+        int32_t *chosen = malloc((size_t)n * c->top_k * sizeof(*chosen));
+
+        ck_assert(chosen != NULL);
+        choose(chosen, n, c->top_k, c->n_experts);
+        ids = both_ints(&pr, chosen, (size_t)n * c->top_k);
+        need(pr.gpu->ops->experts(pr.gpu, x.gpu, ldx, n, ids.gpu, weights.gpu, c->top_k, &eg,
+                                  out.gpu, ldo));
+        need(pr.cpu->ops->experts(pr.cpu, x.cpu, ldx, n, ids.cpu, weights.cpu, c->top_k, &eh,
+                                  out.cpu, ldo));
+        snprintf(what, sizeof(what), "%u experts %ux%u, best %u, %s/%s, %u tokens", c->n_experts,
+                 c->hidden, c->inner, c->top_k, ek_dtype_name(up), ek_dtype_name(down), n);
+        need_close(what, both_error(&pr, &out), 2 * tolerance(pr.act));
+        both_free(&pr, &x);
+        both_free(&pr, &out);
+        both_free(&pr, &ids);
+        both_free(&pr, &weights);
+        free(chosen);
+    }
+    mats_free(&pr, &g[0], &h[0]);
+    mats_free(&pr, &g[1], &h[1]);
+}
+
+static const enum ek_dtype weights[] = {EK_F32,  EK_BF16, EK_F16,  EK_Q4_0, EK_Q4_1, EK_Q5_0,
+                                        EK_Q5_1, EK_Q8_0, EK_Q4_K, EK_Q5_K, EK_Q6_K};
+#define N_WEIGHTS 11
+
+START_TEST(experts_agree_for_every_weight_type_and_number_of_tokens)
+{
+    static const uint32_t tokens[] = {1, 2, 9, 40, 130};
+    enum ek_dtype t = weights[_i / N_ACTS];
+    struct experts_case c = {8, 3, t >= EK_Q4_K ? 256 : 96, t >= EK_Q4_K ? 512 : 160};
+
+    open_act(_i);
+    check_experts(&c, t, t, tokens, EK_ARRAY_LEN(tokens));
+    if (t == EK_BF16 || t == EK_F16) { /* mixed types, and sizes that fill no tile */
+        struct experts_case odd = {5, 2, 72, 24};
+        check_experts(&odd, t, EK_Q8_0 == t ? t : EK_F32, tokens, EK_ARRAY_LEN(tokens));
+        check_experts(&odd, t, t, tokens, EK_ARRAY_LEN(tokens));
+    }
+    pair_close(&pr);
+}
+END_TEST
+
+START_TEST(experts_of_full_size_agree)
+{
+    static const struct experts_case lite = {10, 6, 2048, 1408};
+    static const uint32_t tokens[] = {1, 32, 120};
+    enum ek_dtype t = acts[_i];
+
+    open_act(_i);
+    check_experts(&lite, t, t, tokens, EK_ARRAY_LEN(tokens));
+    pair_close(&pr);
+}
+END_TEST
+
+static bool present(void)
+{
+    const char *why = pair_open(&pr, EK_F32);
+
+    if (why)
+        printf("skipped: %s\n", why);
+    else
+        pair_close(&pr);
+    return why == NULL;
+}
+
+int main(void)
+{
+    Suite *s = suite_create("gpu: DeepSeek");
+    TCase *tc = tcase_create("deepseek");
+    SRunner *sr;
+    int failed;
+
+    if (!present())
+        return 77;
+    sr = srunner_create(s);
+    suite_add_tcase(s, tc);
+    tcase_set_timeout(tc, 0);
+    tcase_add_loop_test(tc, latent_attention_agrees_with_the_cpu, 0, N_ACTS);
+    tcase_add_loop_test(tc, a_captured_graph_serves_growing_contexts, 0, N_ACTS);
+    tcase_add_loop_test(tc, routers_choose_as_on_the_cpu, 0, N_ACTS);
+    tcase_add_loop_test(tc, experts_agree_for_every_weight_type_and_number_of_tokens, 0,
+                        N_ACTS * N_WEIGHTS);
+    tcase_add_loop_test(tc, experts_of_full_size_agree, 0, N_ACTS);
+    srunner_set_fork_status(sr, CK_NOFORK);
+    srunner_run_all(sr, CK_NORMAL);
+    failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
