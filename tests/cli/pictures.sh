@@ -1,0 +1,42 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Models that see: references with pictures checked, traced, and pictures from files in prompts.
+. "${srcdir:-.}/tests/cli/lib.sh"
+qwen=$fixtures/reference/qwen2.5-vl
+vl2=$fixtures/reference/deepseek-vl2-tiny
+files=$fixtures/images/files
+
+expect 0 evenkeel check "$qwen" --reference "$qwen/reference.safetensors"
+says 'equal: 83 rows'
+expect 0 evenkeel check "$qwen" --reference "$qwen/reference-video.safetensors" --trace
+says 'no module departs'
+expect 0 evenkeel check "$vl2" --reference "$vl2/reference.safetensors" --trace --json
+says '"module": "projector"'
+says '"first_departing": null'
+expect 1 evenkeel check "$vl2" --reference "$vl2/reference.safetensors" --trace --tolerance 1e-12
+says 'vision.blocks.0 is the first to depart'
+
+expect 0 evenkeel run "$vl2" --image "$files/rgb.png" --prompt "Where?" --max-tokens 3 --json
+says '"grounding"'
+says '"pictures"'
+expect 0 evenkeel run "$qwen" --image "$files/420.jpg" --image "$files/palette.png" --max-tokens 3 \
+    --prompt "<image> or <image>?" --json
+says '"resized"'
+expect 0 evenkeel run "$qwen" --frame "$files/rgb.png" --frame "$files/rgb.png" --fps 1 \
+    --prompt "And then?" --max-tokens 3
+warns 'pictures: 1 in'
+
+# refused, in one line
+expect 2 evenkeel run "$vl2" --image "$files/rgb.png" --prompt a --prompt b
+one_line
+expect 2 evenkeel run "$vl2" --image "$files/rgb.png" --prompt "<image><image>"
+one_line
+expect 3 evenkeel run "$vl2" --image "$scratch/nothing.png" --prompt a
+one_line
+expect 4 evenkeel run "$vl2" --image "$qwen/config.json" --prompt a
+one_line
+expect 4 evenkeel run "$fixtures/reference/llama-mha" --image "$files/rgb.png" --ids 1,2
+one_line
+expect 4 evenkeel run "$vl2" --image "$files/rgb.png" --prompt a --record "$scratch/r.safetensors"
+one_line
+finish
