@@ -342,7 +342,7 @@ void ek_bound_improve(struct ek_bound *b, double upper, uint32_t rounds, struct 
     for (uint32_t r = 0; r < a.n; r++)
         a.space[r][r] = 1;
     evaluate(b, &a, e);
-    a.step = (target - b->bound) / (2.0 * b->p->n_devices);
+    a.step = fmax(target - b->bound, 0.1 * fabs(target)) / (2.0 * b->p->n_devices);
     if (!a.over)
         ascend(b, &a, e);
     if (isinf(upper) && b->bound > target) /* above every plan: there is none */

@@ -24,7 +24,7 @@ struct builder {
     const struct ek_problem *p;
     const struct ek_limits *l;
     const uint8_t *deny;
-    uint8_t *drop, *drop_hop; /* columns and hops left out of a large program, or NULL */
+    uint8_t *drop; /* columns left out of a large program, or NULL */
     glp_prob *lp;
     int *rows, *cols; /* triplets, from 1 */
     double *values;
@@ -216,8 +216,6 @@ static enum ek_status put_hops(struct builder *b)
             for (uint32_t to = 0; to < p->n_kinds; to++) {
                 int out = b->out_row[i * p->n_kinds + from], in = b->in_row[i * p->n_kinds + to];
                 double hop = ek_problem_hop(p, (int32_t)i, from, to);
-                if (b->drop_hop && b->drop_hop[((size_t)i * p->n_kinds + from) * p->n_kinds + to])
-                    continue;
                 if (!out || !in || isinf(hop) ||
                     ek_problem_hop_work(p, (int32_t)i, from, to) > b->l->hop)
                     continue;
@@ -491,7 +489,7 @@ static enum ek_status guarded(struct builder *b, struct ek_effort *e, struct ek_
 }
 
 #define WHOLE_PROGRAM ((size_t)6000) /* columns up to which nothing is left out */
-#define PRICE_ROUNDS  150
+#define PRICE_ROUNDS  300
 
 /* Large programs shed what cannot matter: see reduce.c. */
 static enum ek_status shed_columns(struct builder *b, struct ek_effort *e)
@@ -503,12 +501,12 @@ static enum ek_status shed_columns(struct builder *b, struct ek_effort *e)
     if (p->n_columns <= WHOLE_PROGRAM || isinf(b->l->sum) || e->whole_program)
         return EK_OK;
     b->drop = ek_calloc(p->n_columns, 1);
-    b->drop_hop = ek_calloc((size_t)p->n_items * p->n_kinds * p->n_kinds, 1);
-    if (b->drop == NULL || b->drop_hop == NULL)
+    if (b->drop == NULL)
         return EK_ENOMEM;
     EK_TRY(ek_bound_new(p, b->l, b->deny, &bound));
+    e->priced = NULL; /* from nothing: slower, and better prices */
     ek_bound_improve(&bound, b->l->sum, PRICE_ROUNDS, e);
-    st = ek_reduce(p, b->l, b->deny, bound.price, b->drop, b->drop_hop);
+    st = ek_reduce(p, b->l, b->deny, bound.price, b->drop);
     ek_bound_free(&bound);
     b->deny = b->drop;
     return st;
@@ -534,7 +532,6 @@ enum ek_status ek_ilp_solve(const struct ek_problem *p, const struct ek_limits *
         st = guarded(b, e, out);
     glp_free_env(); /* the problem, and whatever an error left behind */
     free(b->drop);
-    free(b->drop_hop);
     free(b->rows);
     free(b->cols);
     free(b->values);

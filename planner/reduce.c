@@ -151,21 +151,6 @@ static void drop_columns(const struct passes *s, double cutoff, uint8_t *drop)
     }
 }
 
-static void drop_hops(const struct passes *s, double cutoff, uint8_t *drop)
-{
-    double all = price_of_all(s);
-
-    for (uint32_t i = 0; i + 1 < s->p->n_items; i++)
-        for (uint32_t from = 0; from < s->kinds; from++)
-            for (uint32_t to = 0; to < s->kinds; to++) {
-                double best = INFINITY, h = hop(s, i, from, to);
-                for (uint32_t mask = 0; mask < s->masks; mask++)
-                    lower(&best, s->ending[at(s, i + 1, mask, from)] + h +
-                                     s->begin[at(s, i + 1, mask, to)]);
-                *drop++ = best - all > cutoff;
-            }
-}
-
 static bool allocate(struct passes *s, size_t n)
 {
     double **all[] = {&s->into, &s->ending, &s->onward, &s->begin};
@@ -181,7 +166,7 @@ static bool allocate(struct passes *s, size_t n)
 }
 
 enum ek_status ek_reduce(const struct ek_problem *p, const struct ek_limits *l, const uint8_t *deny,
-                         const double *prices, uint8_t *drop, uint8_t *drop_hop)
+                         const double *prices, uint8_t *drop)
 {
     struct passes s = {.p = p, .l = l, .deny = deny, .prices = prices};
     double cutoff = l->sum + fabs(l->sum) * 1e-6 + 1e-12;
@@ -196,7 +181,6 @@ enum ek_status ek_reduce(const struct ek_problem *p, const struct ek_limits *l, 
         for (uint32_t i = p->n_items; i-- > 0;)
             backward_position(&s, i);
         drop_columns(&s, cutoff, drop);
-        drop_hops(&s, cutoff, drop_hop);
     }
     free(s.into);
     free(s.ending);

@@ -7,9 +7,9 @@
 
 #include "planner/planner.h"
 
-/* drop: one byte a column, and drop_hop: one byte a hop [boundary][from][to], set where it can be
- * left out. prices: of each group's devices, then of a stage. l->sum is the cutoff. */
+/* drop: one byte a column, set where it can be left out. prices: of each group's devices, then of a
+ * stage. l->sum is the cutoff. */
 enum ek_status ek_reduce(const struct ek_problem *p, const struct ek_limits *l, const uint8_t *deny,
-                         const double *prices, uint8_t *drop, uint8_t *drop_hop);
+                         const double *prices, uint8_t *drop);
 
 #endif
