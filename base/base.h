@@ -37,8 +37,8 @@ enum ek_status ek_error(enum ek_status st, const char *fmt, ...)
 const char *ek_last_error(void);
 /* The process exit code of a status (table above). */
 int ek_exit_code(enum ek_status st);
-/* Replaces what could steer a terminal (C0 and C1 controls, DEL) by '?', in place: text from files
- * and names of files are shown only after this. */
+/* Replaces what could steer a terminal (C0 and C1 controls, DEL) and what is not UTF-8 by '?', in
+ * place: text from files and names of files are shown only after this. */
 void ek_plain_text(char *s);
 /* First call of a main: descriptors 0, 1 and 2 that the caller closed are taken, so that no file
  * of ours becomes one of them; writing to them fails. SIGPIPE is ignored: writes fail instead. */

@@ -11,14 +11,32 @@
 static _Thread_local char last_error[1024];
 static bool quiet_notes;
 
+/* Bytes of the code point at p, 0 when it is not UTF-8 (overlong forms and surrogates are not). */
+static size_t code_point(const unsigned char *p)
+{
+    size_t n = *p < 0x80 ? 1 : *p < 0xc2 ? 0 : *p < 0xe0 ? 2 : *p < 0xf0 ? 3 : *p < 0xf5 ? 4 : 0;
+
+    for (size_t i = 1; i < n; i++)
+        if ((p[i] & 0xc0) != 0x80)
+            return 0;
+    if ((*p == 0xe0 && p[1] < 0xa0) || (*p == 0xed && p[1] > 0x9f) || (*p == 0xf0 && p[1] < 0x90) ||
+        (*p == 0xf4 && p[1] > 0x8f))
+        return 0;
+    return n;
+}
+
 /* U+0080 to U+009F, which some terminals take for controls, are C2 80 to C2 9F in UTF-8. */
 void ek_plain_text(char *s)
 {
-    for (unsigned char *p = (unsigned char *)s; *p; p++) {
-        if (*p < 0x20 || *p == 0x7f)
-            *p = '?';
-        else if (p[0] == 0xc2 && p[1] >= 0x80 && p[1] <= 0x9f)
+    size_t n;
+
+    for (unsigned char *p = (unsigned char *)s; *p; p += n) {
+        n = code_point(p);
+        if (n == 2 && p[0] == 0xc2 && p[1] <= 0x9f)
             p[0] = p[1] = '?';
+        else if (n == 0 || *p < 0x20 || *p == 0x7f)
+            *p = '?';
+        n = n ? n : 1;
     }
 }
 

@@ -40,7 +40,7 @@ enum ek_status ek_directory_gguf(const char *dir, char **out)
     return st;
 }
 
-/* Last part of the path, without what says only its form. */
+/* Last part of the path as plain text, without what says only its form. */
 static void set_name(struct ek_model *m)
 {
     const char *end = m->path + strlen(m->path), *base;
@@ -57,6 +57,7 @@ static void set_name(struct ek_model *m)
     n = (size_t)(end - base) < sizeof(m->name) ? (size_t)(end - base) : sizeof(m->name) - 1;
     memcpy(m->name, base, n);
     m->name[n] = '\0';
+    ek_plain_text(m->name); /* it is shown, and goes into files */
 }
 
 /* ---- Opening ----------------------------------------------------------------------------------*/

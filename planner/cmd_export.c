@@ -136,9 +136,14 @@ static enum ek_status run_report(int argc, char **argv, int *code)
     st = ek_file_write(a.output, page, strlen(page), a.force);
     free(page);
     EK_TRY(st);
-    if (a.json)
-        printf("{\"report\": \"%s\"}\n", a.output);
-    else if (strcmp(a.output, "-") != 0)
+    if (a.json) {
+        json_t *done = json_pack("{ss}", "report", a.output);
+        st = done ? ek_json_write("-", done, true)
+                  : ek_error(EK_EUSAGE, "%s: the name is not UTF-8", a.output);
+        json_decref(done);
+        return st;
+    }
+    if (strcmp(a.output, "-") != 0)
         ek_note("report written to %s", a.output);
     return EK_OK;
 }

@@ -43,6 +43,9 @@ START_TEST(text_from_files_cannot_steer_a_terminal)
 
     ek_plain_text(text);
     ck_assert_str_eq(text, "a?[2J??b???c\303\251");
+    strcpy(text, "\351x\355\240\200\360\237\230\200\303");
+    ek_plain_text(text);
+    ck_assert_str_eq(text, "?x???\360\237\230\200?");
     ck_assert_int_eq(ek_error(EK_EFORMAT, "%s", "x\033]0;t\007\ny"), EK_EFORMAT);
     ck_assert_str_eq(ek_last_error(), "x?]0;t??y");
 }

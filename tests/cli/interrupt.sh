@@ -1,0 +1,39 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Interrupted work: exit 130 and what was measured is kept; a solve that is stopped is exit 5.
+. "${srcdir:-.}/tests/cli/lib.sh"
+model=$fixtures/reference/llama-gqa-tied
+synthetic=$fixtures/configs/smollm2-135m/config.json
+cpu="cpu:0/threads=0,mem=1GiB"
+db=$scratch/profile.db
+
+# interrupted COMMAND ...: is sent SIGTERM when its work is under way (a shell's background jobs
+# ignore SIGINT until the handler of both is installed)
+interrupted() {
+    "$@" >"$scratch/out" 2>"$scratch/err" &
+    child=$!
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        sleep 0.3
+        grep -q "SigCgt.*[4-7c-f]...$" "/proc/$child/status" 2>/dev/null && break
+    done
+    kill -TERM $child 2>/dev/null
+    wait $child
+    got=$?
+    [ $got -eq 130 ] && return 0
+    echo "FAILED: exit $got, expected 130: $*"
+    cat "$scratch/err"
+    failures=$((failures + 1))
+}
+
+interrupted evenkeel run "$synthetic" --devices "$cpu" --ids 1,2,3 --max-tokens 2000 --ignore-eos
+interrupted evenkeel bench "$synthetic" --devices "$cpu"
+interrupted evenkeel profile "$synthetic" --db "$db" --devices "$cpu"
+warns 'interrupted'
+
+if [ -x "$bin/evenkeel-plan" ]; then
+    machine=$top/tests/planner/machines/16-of-4-kinds-qwen-72b.json
+    expect 5 evenkeel plan --costs "$machine" --time-limit 0.001
+    one_line
+fi
+expect 0 evenkeel run "$model" --ids 1,2,3 --max-tokens 2
+finish
