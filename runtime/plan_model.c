@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define DEFAULT_CHUNK 512u
+#define CPU_CHUNK 512u  /* new tokens of a step: activations stay small */
+#define GPU_CHUNK 4096u /* a GPU's products are faster the more tokens they have */
 
 /* Activations that suit a model on a backend; a device that has them not is opened with F32. */
 static enum ek_dtype default_act(const struct ek_model *m, const struct ek_device_spec *device)
@@ -38,6 +39,7 @@ enum ek_status ek_plan_single(const struct ek_model *m, const struct ek_device_s
                               uint32_t batch, uint32_t context, struct ek_plan **out)
 {
     struct ek_plan *p;
+    uint32_t chunk;
     enum ek_status st = EK_ENOMEM;
 
     if (batch == 0 || context == 0)
@@ -58,7 +60,8 @@ enum ek_status ek_plan_single(const struct ek_model *m, const struct ek_device_s
     p->prompt = context > 1 ? context / 2 : 1;
     p->generate = context - p->prompt;
     p->micro_batches = 1;
-    p->prefill_chunk = context < DEFAULT_CHUNK ? context : DEFAULT_CHUNK;
+    chunk = strcmp(device->backend, "cpu") == 0 ? CPU_CHUNK : GPU_CHUNK;
+    p->prefill_chunk = context < chunk ? context : chunk;
     p->act = p->cache = default_act(m, device);
     EK_GOTO(single_stage(m, p), st, fail);
     *out = p;
