@@ -296,6 +296,20 @@ static enum ek_status certify(const struct ek_costs *c, struct attempt *a, struc
     return EK_OK;
 }
 
+/* Nothing fits: the integer program must say so too. */
+static enum ek_status certify_infeasible(const struct attempt *a, struct ek_effort *e)
+{
+    struct ek_search_state s = {.p = a->problem,
+                                .oracle = ek_ilp_solve,
+                                .effort = e,
+                                .limits = EK_LIMITS_NONE,
+                                .latency = INFINITY};
+    struct ek_found f;
+
+    EK_TRY(ek_least_latency(&s, INFINITY, INFINITY, &f));
+    return f.kind == EK_ANSWER_OPTIMAL ? disagree("whether anything fits", 1, 0) : EK_OK;
+}
+
 /* No other number of micro-batches is better in the first objective. */
 static enum ek_status certify_others(const struct ek_costs *c, const struct ek_request *r,
                                      struct ek_solution *s, const struct attempt *best, bool *done)
@@ -386,6 +400,10 @@ static enum ek_status solve_and_certify(const struct ek_costs *c, const struct e
     if (best->unknown && !s->dp.expired) {
         s->ilp.deadline_ns = s->dp.deadline_ns;
         return solve_by_ilp(c, r, s, best);
+    }
+    if (!best->feasible && !best->unknown && !r->no_certificate) {
+        s->ilp.deadline_ns = s->dp.deadline_ns;
+        return certify_infeasible(best, &s->ilp);
     }
     if (!best->feasible || best->unknown) {
         s->cross_check = "not made: stopped before the end";
