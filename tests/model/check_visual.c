@@ -79,6 +79,28 @@ START_TEST(qwens_sizes_and_tokens)
 }
 END_TEST
 
+/* Two candidates that hold the picture and waste the same: the one listed first. A side that
+ * shrinks to nothing stays one cell. */
+START_TEST(ties_and_vanishing_sides_are_decided_as_officially)
+{
+    static const uint32_t tied[2][3][2] = {{{384, 384}, {384, 2304}, {768, 1152}},
+                                           {{384, 384}, {768, 1152}, {384, 2304}}};
+    struct ek_vl_rules vl2 = published(EK_VISION_VL2), qwen = published(EK_VISION_QWEN25);
+    struct ek_visual v;
+
+    vl2.n_candidates = 3;
+    for (int order = 0; order < 2; order++) {
+        memcpy(vl2.candidates, tied[order], sizeof(tied[order]));
+        ck_assert_int_eq(ek_vl_measure(&vl2, 300, 1100, 1, false, 1, &v), EK_OK);
+        ck_assert_uint_eq(v.to_width, tied[order][1][0]);
+    }
+    qwen.max_pixels = 50000;
+    ck_assert_int_eq(ek_vl_measure(&qwen, 5600, 28, 1, false, 1, &v), EK_OK);
+    ck_assert_uint_eq(v.to_height, 28);
+    ck_assert_uint_eq(v.to_width, 3136);
+}
+END_TEST
+
 /* CRC of the tiles in the official order, each a picture of its own. */
 static uint32_t tiles_crc(const struct ek_vl_rules *r, const struct ek_image *image,
                           const struct ek_visual *v)
@@ -328,6 +350,7 @@ static Suite *suite(void)
     tcase_set_timeout(t, 120);
     tcase_add_loop_test(t, ten_thousand_sizes_have_the_official_tokens, 0, 2);
     tcase_add_test(t, qwens_sizes_and_tokens);
+    tcase_add_test(t, ties_and_vanishing_sides_are_decided_as_officially);
     tcase_add_test(t, vl2s_tiles_equal_the_official_processors);
     tcase_add_loop_test(t, vl2s_patches_are_the_official_tiles, 0, 3);
     tcase_add_test(t, qwens_patches_are_the_official_resized_pictures);
