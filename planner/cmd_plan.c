@@ -650,20 +650,50 @@ static enum ek_status write_costs(const char *path, const struct ek_costs *c, bo
     return st;
 }
 
+/* The placement with the number of micro-batches that suits it best, unless one was given. */
+static enum ek_status best_assessment(const struct arguments *a, const struct ek_costs *c,
+                                      struct ek_problem **out, struct ek_assessment *best)
+{
+    uint32_t given = a->request.workload.micro_batches, batch = a->request.workload.batch;
+    uint32_t m = given && given < batch ? given : given ? batch : 1;
+
+    *out = NULL;
+    for (; m <= batch && m <= 64; m *= 2) {
+        struct ek_problem *p = NULL;
+        struct ek_assignment map;
+        struct ek_assessment v;
+        enum ek_status st = ek_problem_new(c, &a->request, m, &p);
+        if (st == EK_OK)
+            st = ek_assignment_read(p, a->from, &map);
+        if (st != EK_OK) {
+            ek_problem_free(p);
+            ek_problem_free(*out);
+            *out = NULL;
+            return st;
+        }
+        ek_assess(p, &map, &v);
+        if (*out == NULL || v.score.throughput < best->score.throughput) {
+            struct ek_problem *old = *out;
+            *out = p;
+            p = old;
+            *best = v;
+        }
+        ek_problem_free(p);
+        if (given)
+            break;
+    }
+    return EK_OK;
+}
+
 /* --from: what somebody's placement would cost; exit code 1 when it does not fit. */
 static enum ek_status cost_map(const struct arguments *a, const struct ek_costs *c, int *code)
 {
     struct ek_problem *p = NULL;
-    struct ek_assignment map;
-    struct ek_assessment v;
+    struct ek_assessment v = {0};
     char s[3][EK_UNIT_LEN];
-    uint32_t m = a->request.workload.micro_batches ? a->request.workload.micro_batches : 1;
-    enum ek_status st;
+    enum ek_status st = best_assessment(a, c, &p, &v);
 
-    EK_TRY(ek_problem_new(c, &a->request, m, &p));
-    st = ek_assignment_read(p, a->from, &map);
     if (st == EK_OK) {
-        ek_assess(p, &map, &v);
         *code = v.worst_ratio > 1 || !v.runnable ? ek_exit_code(EK_NO) : 0;
         if (a->json)
             printf("{\"fits\": %s, \"runnable\": %s, \"throughput_s\": %.9g, \"latency_s\": %.9g, "

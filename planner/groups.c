@@ -182,6 +182,23 @@ bool ek_rules_allow(const struct ek_problem *p, uint32_t kind, int32_t first, in
     return true;
 }
 
+/* Unless they are placed one by one, side modules go together where a pin or ban sends one of them;
+ * pins that no one device can keep part them. */
+static void share_bans(struct ek_problem *p)
+{
+    bool somewhere = false;
+
+    for (uint32_t pass = 0; pass < 2; pass++)
+        for (uint32_t d = 0; d < p->n_devices; d++) {
+            uint8_t any = 0;
+            for (uint32_t m = 0; m < p->first_item; m++)
+                any |= p->devices[d].banned[m];
+            somewhere = somewhere || !any;
+            for (uint32_t m = 0; pass == 1 && somewhere && m < p->first_item; m++)
+                p->devices[d].banned[m] |= any;
+        }
+}
+
 /* ---- Groups and shared memories -----------------------------------------------------------------
  */
 static bool alike(const struct ek_problem *p, uint32_t a, uint32_t b)
@@ -264,6 +281,8 @@ enum ek_status ek_problem_devices(struct ek_problem *p, const struct ek_request 
     set_margins(p, r);
     for (size_t i = 0; i < r->n_rules; i++)
         EK_TRY(apply_rule(p, &r->rules[i]));
+    if (!r->split_sides)
+        share_bans(p);
     make_groups(p, r);
     return make_pools(p);
 }
