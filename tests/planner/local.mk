@@ -16,3 +16,7 @@ tests_planner_check_planner_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_planner_check_planner_LDADD = $(PLANNER_TEST_LIBS)
 endif
 EXTRA_DIST += tests/planner/machines
+if HAVE_PLANNER
+dist_check_SCRIPTS += tests/planner/test_command.sh
+TESTS += tests/planner/test_command.sh
+endif

@@ -1,0 +1,63 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Drives evenkeel-plan itself: exit codes, the same bytes twice, every export, the report.
+set -u
+plan=${EVENKEEL_PLAN:-./evenkeel-plan}
+machines=${srcdir:-.}/tests/planner/machines
+dir=$(mktemp -d) || exit 99
+trap 'rm -rf "$dir"' EXIT
+failed=0
+
+expect() { # CODE WHAT COMMAND...
+    code=$1 what=$2
+    shift 2
+    "$@" >"$dir/out" 2>"$dir/err"
+    got=$?
+    [ "$got" -eq "$code" ] && return
+    echo "FAIL $what: exit code $got, expected $code"
+    cat "$dir/err"
+    failed=1
+}
+
+costs=$machines/8x-rtx4090-vl2-base.json
+expect 0 "help" "$plan" --help
+expect 0 "version" "$plan" --version
+expect 0 "plan help" "$plan" plan --help
+expect 2 "no command" "$plan"
+expect 2 "unknown command" "$plan" paln
+expect 2 "unknown option" "$plan" plan --costs "$costs" --fast
+expect 2 "no input" "$plan" plan
+expect 2 "bad size" "$plan" plan --costs "$costs" --max-memory 15XB
+expect 2 "too few sizes" "$plan" plan --costs "$costs" --max-memory "15GB 15GB"
+expect 2 "unknown module" "$plan" plan --costs "$costs" --pin nothing=cuda:0
+expect 3 "missing file" "$plan" plan --costs "$dir/none.json"
+echo '{"format": "evenkeel-costs", "version": 1' >"$dir/bad.json"
+expect 4 "malformed file" "$plan" plan --costs "$dir/bad.json"
+expect 1 "too small" "$plan" plan --costs "$costs" --max-memory 2GB
+expect 0 "plan" "$plan" plan --costs "$costs" -o "$dir/a.json"
+expect 2 "no overwriting" "$plan" plan --costs "$costs" -o "$dir/a.json"
+expect 0 "overwriting on demand" "$plan" plan --costs "$costs" -o "$dir/a.json" --force
+expect 0 "plan again" "$plan" plan --costs "$costs" -o "$dir/b.json"
+cmp "$dir/a.json" "$dir/b.json" || failed=1
+for form in "23GB" "23GB 23GB 23GB 23GB 23GB 23GB 23GB 23GB" "0.9" "cuda:0=20GiB,cuda:1=20GiB"; do
+    expect 0 "--max-memory $form" "$plan" plan --costs "$costs" --max-memory "$form"
+done
+expect 0 "sizes as arguments" "$plan" plan --costs "$costs" --max-memory 23GB 23GB 23GB 23GB 23GB \
+    23GB 23GB 23GB
+expect 1 "an export that cannot say it" "$plan" export "$dir/a.json" --to vllm
+expect 0 "for vllm" "$plan" plan --costs "$costs" --for vllm -o "$dir/v.json"
+for target in accelerate vllm sglang tensorrt-llm llama.cpp deepspeed; do
+    expect 0 "export to $target" "$plan" export "$dir/v.json" --to $target
+done
+expect 2 "export to nothing" "$plan" export "$dir/a.json" --to nothing
+expect 4 "export of costs" "$plan" export "$costs" --to vllm
+expect 0 "report" "$plan" report "$dir/a.json" -o "$dir/report.html"
+grep -q '</html>' "$dir/report.html" || failed=1
+expect 0 "costing a plan" "$plan" plan --costs "$costs" --from "$dir/a.json"
+expect 0 "staying near" "$plan" plan --costs "$costs" --near "$dir/a.json"
+expect 0 "explaining" "$plan" plan --costs "$costs" --explain --pareto --json
+expect 0 "simulating" "$plan" simulate "$dir/a.json" --rate 1
+expect 0 "cluster" "$plan" cluster "$machines/cluster.json" --load 50000
+expect 0 "hardware" "$plan" hardware --json
+[ "$failed" -eq 0 ] && echo "evenkeel-plan behaves as documented"
+exit "$failed"
