@@ -71,9 +71,13 @@ void ek_help_man(const struct ek_command *c, FILE *out)
         fprintf(out, ".I %s\n", c->operands);
     fputs("[options]\n.SH DESCRIPTION\n", out);
     roff(c->description ? c->description : c->summary, out);
-    fputs("\n.SH OPTIONS\n", out);
-    roff_options(c->options, out);
-    roff_options(ek_common_options, out);
+    if (!c->passthrough) {
+        fputs("\n.SH OPTIONS\n", out);
+        roff_options(c->options, out);
+        roff_options(ek_common_options, out);
+    } else {
+        fputc('\n', out);
+    }
     fputs(".SH EXIT STATUS\n0 yes; 1 no (infeasible, logits differ); 2 usage; 3 the environment; "
           "4 a malformed or unsupported file; 5 stopped before the proof; 6 a device failed; "
           "130 interrupted.\n",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 bin_PROGRAMS += evenkeel
 evenkeel_SOURCES = cli/cli.h cli/session.h cli/main.c cli/options.c cli/help.c cli/session.c \
 	cli/devices.c cli/model.c cli/profile.c cli/plan.c cli/run.c cli/pictures.h cli/pictures.c cli/check.c cli/bench.c

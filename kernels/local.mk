@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # The operations of devices: registry, plain C reference decoders, CPU backend.
 noinst_LIBRARIES += libkernels.a
 CPU_KERNEL_SOURCES = kernels/cpu/cpu.h kernels/cpu/attention.c kernels/cpu/cores.c \

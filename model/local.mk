@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 noinst_LIBRARIES += libmodel.a
 # what programs that link libmodel.a need beside libbase.a
 MODEL_LIBS = $(ONIG_LIBS) $(UTF8PROC_LIBS) $(JPEG_LIBS) $(PNG_LIBS)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
 if HAVE_PLANNER
 noinst_LIBRARIES += libplanner.a
 libplanner_a_SOURCES = planner/planner.h planner/problem.h planner/bound.h planner/levels.h \

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # The database of measurements (read by the planner too), and what measures into it.
 noinst_LIBRARIES += libstore.a
 libstore_a_SOURCES = profiler/store.h profiler/store_internal.h profiler/store.c \

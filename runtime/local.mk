@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 noinst_LIBRARIES += libruntime.a
 libruntime_a_SOURCES = runtime/runtime.h runtime/stage.h runtime/cache.h runtime/engine.h \
 	runtime/wave.h runtime/plan.c runtime/plan_model.c runtime/batch.c runtime/stage.c \

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Check suites by part, command tests (tests/cli), fuzz corpora, GPU suites.
 TEST_LIBS = $(CHECK_LIBS)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 check_PROGRAMS += tests/base/check_base
 TESTS += tests/base/check_base
 tests_base_check_base_SOURCES = tests/base/check_base.c

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Fuzz targets, one a parser. With --enable-fuzzing (CC=clang) each is a libFuzzer program; else
 # standalone.c is its main and `make check` replays its corpus. A new target: a file fuzz_NAME.c, a
 # folder corpus/NAME, and four lines below.

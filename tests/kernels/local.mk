@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 EXTRA_DIST += tests/fixtures/dequant.bin tests/reference/make_dequant.py
 KERNEL_TESTS = tests/kernels/check_device tests/kernels/check_products tests/kernels/check_ops \
 	tests/kernels/check_deepseek tests/kernels/check_vision

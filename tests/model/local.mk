@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 noinst_PROGRAMS += tests/model/tokenize
 tests_model_tokenize_SOURCES = tests/model/tokenize.c
 tests_model_tokenize_LDADD = libmodel.a libbase.a $(JANSSON_LIBS) $(MODEL_LIBS)

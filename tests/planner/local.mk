@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
 if HAVE_PLANNER
 PLANNER_TEST_LIBS = libplanner.a libstore.a libmodel.a libbase.a $(PLANNER_LIBS) $(TEST_LIBS)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 check_PROGRAMS += tests/profiler/check_store
 TESTS += tests/profiler/check_store
 tests_profiler_check_store_SOURCES = tests/profiler/check_store.c

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # How the reference fixtures are made (Python, not part of any build) and the fixtures themselves.
 EXTRA_DIST += docs/references.md tests/fixtures/images tests/fixtures/reference \
 	tools/make-reference.py \

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 RUNTIME_TEST_LIBS = libruntime.a libkernels.a libmodel.a libbase.a $(JANSSON_LIBS) \
 	$(MODEL_LIBS) $(CUDA_LIBS) $(TEST_LIBS)
 
