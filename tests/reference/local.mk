@@ -9,4 +9,4 @@ EXTRA_DIST += docs/references.md tests/fixtures/images tests/fixtures/reference 
 	tests/reference/make_qwen25vl.py \
 	tests/reference/own_text.py tests/reference/own_deepseek.py tests/reference/own_vl2.py \
 	tests/reference/own_qwen25vl.py tests/reference/own_images.py tests/reference/check_own.py \
-	tests/reference/check_mutants.py
+	tests/reference/check_mutants.py tests/reference/check_all.sh
