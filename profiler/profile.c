@@ -40,6 +40,8 @@ static int by_run(const void *a, const void *b)
 {
     const struct rig_group *x = a, *y = b;
 
+    if (x->module->side != y->module->side)
+        return x->module->side ? 1 : -1;
     if (x->run != y->run)
         return x->run < y->run ? 1 : -1;
     return x->first < y->first ? -1 : 1;
@@ -53,8 +55,12 @@ enum ek_status profile_groups(const struct ek_model *m, struct rig_group **out, 
     if (!groups)
         return EK_ENOMEM;
     for (size_t i = 0; i < m->n_modules; i++)
-        if (!m->modules[i].side && !seen(m, i))
-            groups[k++] = longest_run(m, i);
+        if (!seen(m, i)) {
+            groups[k] = longest_run(m, i);
+            if (groups[k].module->side) /* nothing is gained by several pictures a step */
+                groups[k].run = 1;
+            k++;
+        }
     qsort(groups, k, sizeof(*groups), by_run); /* the first one tells the stage's own time */
     *out = groups;
     *n = k;
@@ -69,7 +75,7 @@ struct point_space profile_space(const struct rig_options *rig, const struct rig
 {
     bool decode = phase == EK_PHASE_DECODE, deep = g->module->kind == EK_MODULE_LAYER;
     bool per_sequence = g->module->kind == EK_MODULE_NORM || g->module->kind == EK_MODULE_HEAD;
-    uint32_t widths = rig->thorough ? 12 : deep ? (decode ? 4 : 7) : 3;
+    uint32_t widths = rig->thorough ? 12 : deep ? (decode ? 4 : 7) : g->module->side ? 5 : 3;
 
     return (struct point_space){.phase = phase,
                                 .max_width = decode ? rig->max_batch : rig->max_prompt,
@@ -217,12 +223,18 @@ static enum ek_status measure_point(void *ctx, const struct ek_point *at, struct
     return put_rows(v, at, out, &stage);
 }
 
+/* Pictures belong to prompts. */
+static int last_phase(const struct rig_group *g)
+{
+    return g->module->side ? EK_PHASE_PREFILL : EK_PHASE_DECODE;
+}
+
 static enum ek_status measure_group(struct profile_device *d, const struct rig_group *g)
 {
     struct visit v = {.d = d, .group = g};
     enum ek_status st = EK_OK;
 
-    for (int phase = EK_PHASE_PREFILL; phase <= EK_PHASE_DECODE && st == EK_OK; phase++) {
+    for (int phase = EK_PHASE_PREFILL; phase <= last_phase(g) && st == EK_OK; phase++) {
         struct profile *p = d->p;
         struct point_space s =
             profile_space(&d->rig, g, (enum ek_phase)phase, p->opt->target_error);
@@ -342,7 +354,7 @@ static enum ek_status measure_all(struct profile *p)
 /* ---- The whole --------------------------------------------------------------------------------
  */
 
-static enum ek_status check_options(const struct ek_model *m, const struct ek_profile_options *o)
+static enum ek_status check_options(const struct ek_profile_options *o)
 {
     if (o->n_devices == 0 || o->n_devices > EK_MAX_DEVICES)
         return ek_error(EK_EUSAGE, "profile: %zu devices, between 1 and %d can be measured",
@@ -356,9 +368,6 @@ static enum ek_status check_options(const struct ek_model *m, const struct ek_pr
     if (!(o->target_error > 0 && o->target_error < 1))
         return ek_error(EK_EUSAGE, "profile: a target error of %g is not between 0 and 1",
                         o->target_error);
-    for (size_t i = 0; i < m->n_modules; i++)
-        if (m->modules[i].side)
-            ek_note("%s: not measured, this program does not run it yet", m->modules[i].name);
     return EK_OK;
 }
 
@@ -384,7 +393,7 @@ size_t ek_profile_most(const struct ek_model *m, const struct ek_profile_options
     if (profile_groups(m, &groups, &n) != EK_OK)
         return 0;
     for (size_t g = 0; g < n; g++)
-        for (int phase = 0; phase < 2; phase++) {
+        for (int phase = EK_PHASE_PREFILL; phase <= last_phase(&groups[g]); phase++) {
             struct point_space s = profile_space(&rig, &groups[g], (enum ek_phase)phase, 1);
             most += points_most(&s);
         }
@@ -398,7 +407,7 @@ enum ek_status ek_profile(const struct ek_model *m, struct ek_store *store,
     struct profile p = {.m = m, .store = store, .opt = opt};
     enum ek_status st;
 
-    EK_TRY(check_options(m, opt));
+    EK_TRY(check_options(opt));
     EK_TRY(profile_groups(m, &p.groups, &p.n_groups));
     EK_GOTO(ek_store_session_begin(store, m->hash), st, done);
     EK_GOTO(put_model(&p), st, done);

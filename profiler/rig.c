@@ -36,6 +36,7 @@ struct rig {
     size_t flush_bytes;
     struct ek_event *mark[2];
     int waits;       /* this thread's schedstat, -1: none */
+    uint32_t tokens; /* of the point: a picture's, for side modules */
     double least[2]; /* seconds of the quickest run of either stage at this point */
 };
 
@@ -208,6 +209,7 @@ static enum ek_status prepare(struct rig *r, const struct ek_point *at)
             drop_stages(r);
         EK_TRY(st == EK_ENOMEM ? EK_NO : st); /* what else the machine runs has the memory */
     }
+    r->tokens = at->tokens;
     rig_batch_set(r->batch, at);
     return EK_OK;
 }
@@ -293,6 +295,8 @@ static enum ek_status step(struct rig *r, struct ek_stage *s)
     const int32_t *rows;
     uint32_t n_rows;
 
+    if (r->group.module->side)
+        return ek_stage_look(s, r->tokens);
     EK_TRY(ek_stage_upload(s, h, &batch, &rows, &n_rows));
     EK_TRY(ek_stage_run(s, &batch, r->in, head ? (void *)ek_stage_logits(s) : ek_stage_hidden(s),
                         rows, n_rows));

@@ -74,8 +74,8 @@ struct ek_stage_options {
  *   kv          = layers * n_blocks * page * (bytes of K and V of a token)
  *   activations = T*hidden*a (hidden states) + T*hidden*a (normalised)
  *               + T*a * max(q+k+v rows + heads*v_dim, 3*intermediate, hidden with the final norm)
+ *               (at least T*hidden*4 + T*4 with the embedding of a model that takes pictures)
  *               + L*hidden*a + L*vocab*4 + L*4 with the head
- *               + T*hidden*4 + T*4 with the embedding of a model that takes pictures
  *               + 4*(4*T + 2*S + 1 + S*B) (the batch; 6*T with M-RoPE),
  * terms of layers only in stages with layers: affine in T, L and S*B, whatever the layers' number.
  * Side modules use the same memory at other times, so the larger counts. With R = max_patches, H
@@ -122,6 +122,9 @@ float *ek_stage_logits(struct ek_stage *s);
  * where the backend has graphs. */
 enum ek_status ek_stage_run(struct ek_stage *s, const struct ek_batch *batch, const void *in,
                             void *out, const int32_t *logit_rows, uint32_t n_logits);
+/* Runs the stage's tower and projector, as far as it has them, over an empty picture of about so
+ * many tokens (never fewer patches than that), for measuring; returns when it is done. */
+enum ek_status ek_stage_look(struct ek_stage *s, uint32_t tokens);
 bool ek_stage_has_head(const struct ek_stage *s);
 bool ek_stage_has_embed(const struct ek_stage *s);
 

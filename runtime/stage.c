@@ -55,11 +55,25 @@ static bool scratch_bytes(const struct ek_stage *s, size_t *out)
     return true;
 }
 
+/* Rows that replace embeddings, F32, and at *places the tokens they are for; needed before the
+ * layers' scratch is. */
+static bool embeds_bytes(const struct ek_stage *s, size_t *bytes, size_t *places)
+{
+    size_t t = s->opt.max_tokens, skip;
+
+    *bytes = 0;
+    if (!s->has_embed || s->m->config.vision == EK_VISION_NONE)
+        return true;
+    return stage_take(bytes, t, s->m->config.hidden, sizeof(float), &skip) &&
+           stage_take(bytes, t, 1, sizeof(int32_t), places);
+}
+
 static bool lay_out(struct ek_stage *s)
 {
     const struct ek_config *c = &s->m->config;
     struct batch_shape shape = stage_batch_shape(s);
-    size_t t = s->opt.max_tokens, l = s->opt.max_logits, a = stage_act_bytes(s), n = 0, scratch;
+    size_t t = s->opt.max_tokens, l = s->opt.max_logits, a = stage_act_bytes(s), n = 0;
+    size_t scratch = 0, embeds, places;
     struct stage_arena at = {.xn = SIZE_MAX,
                              .scratch = SIZE_MAX,
                              .rows = SIZE_MAX,
@@ -70,15 +84,16 @@ static bool lay_out(struct ek_stage *s)
 
     if (!stage_take(&n, t, c->hidden, a, &at.x))
         return false;
-    if (s->has_embed && c->vision != EK_VISION_NONE &&
-        (!stage_take(&n, t, c->hidden, sizeof(float), &at.embeds) ||
-         !stage_take(&n, t, 1, sizeof(int32_t), &at.places)))
-        return false;
     if ((s->n_layers > 0 || s->has_norm) && !stage_take(&n, t, c->hidden, a, &at.xn))
         return false;
-    if (s->n_layers > 0 &&
-        (!scratch_bytes(s, &scratch) || !stage_take(&n, scratch, 1, 1, &at.scratch)))
+    if ((s->n_layers > 0 && !scratch_bytes(s, &scratch)) || !embeds_bytes(s, &embeds, &places))
         return false;
+    if (!stage_take(&n, scratch > embeds ? scratch : embeds, 1, 1, &at.scratch))
+        return false;
+    if (embeds > 0) {
+        at.embeds = at.scratch;
+        at.places = at.scratch + places;
+    }
     if (s->has_head && (!stage_take(&n, l, c->hidden, a, &at.rows) ||
                         !stage_take(&n, l, c->vocab, sizeof(float), &at.logits) ||
                         !stage_take(&n, l, 1, sizeof(int32_t), &at.argmax)))

@@ -26,6 +26,16 @@ expect 0 evenkeel run "$qwen" --frame "$files/rgb.png" --frame "$files/rgb.png" 
     --prompt "And then?" --max-tokens 3
 warns 'pictures: 1 in'
 
+# profiled, planned and run as planned, tower and all
+devices="cpu:0/threads=0,mem=64MiB cpu:1/threads=0,mem=64MiB"
+expect 0 evenkeel profile "$vl2" --db "$scratch/p.db" --devices "$devices" --max-batch 1 \
+    --max-prompt 64 --max-context 128 --target-error 0.5
+expect 0 evenkeel plan "$vl2" --db "$scratch/p.db" --prompt 16 --images 1 --image-tokens 55 \
+    --generate 8 --context 128 -o "$scratch/plan.json"
+expect 0 evenkeel check "$vl2" --plan "$scratch/plan.json" --reference "$vl2/reference.safetensors"
+expect 0 evenkeel run "$vl2" --plan "$scratch/plan.json" --image "$files/rgb.png" --prompt "?" \
+    --max-tokens 2
+
 # refused, in one line
 expect 2 evenkeel run "$vl2" --image "$files/rgb.png" --prompt a --prompt b
 one_line

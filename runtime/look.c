@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Side modules alone, over a picture of a given number of tokens: what the profiler measures.
+ */
+#include "runtime/vision.h"
+
+#include <stdlib.h>
+
+/* As square as its number of cells allows. */
+static void shape_qwen(const struct ek_config *c, uint32_t tokens, struct ek_visual *v)
+{
+    uint32_t h = 1;
+
+    for (uint32_t i = 1; (uint64_t)i * i <= tokens; i++)
+        h = tokens % i == 0 ? i : h;
+    v->t = 1;
+    v->h = h * c->vision_merge;
+    v->w = tokens / h * c->vision_merge;
+    v->n_rows = (uint64_t)v->h * v->w;
+    v->n_features = tokens;
+}
+
+/* Tiles of a picture of at least so many tokens: rows of cells end with a newline. */
+static void shape_vl2(const struct ek_config *c, uint32_t tokens, struct ek_visual *v)
+{
+    uint64_t cells = vision_cells(c), tile = cells * (cells + 1), more = cells + 1;
+    uint64_t grid = vision_grid(c);
+
+    v->t = tokens <= more + tile ? 1 : (uint32_t)((tokens - more + tile - 1) / tile);
+    v->h = v->w = (uint32_t)grid;
+    v->n_rows = v->t * grid * grid;
+    v->n_features = (uint32_t)(v->t * cells * cells);
+}
+
+static enum ek_status run_part(struct ek_stage *s, const struct vision_pack *p)
+{
+    const struct stage_vision *v = s->vision;
+
+    if (v->tower)
+        EK_TRY(vision_run_tower(s, p, NULL, NULL));
+    if (v->projector)
+        EK_TRY(vision_run_projector(s, p, s->arena + (v->tower ? v->at.xn : v->at.x), !v->tower));
+    return s->dev->ops->sync(s->dev); /* the pack is freed */
+}
+
+static enum ek_status run_all(struct ek_stage *s, const struct ek_visual *v,
+                              const struct ek_vl_geometry *g)
+{
+    uint32_t slice = vision_slice_rows(v), step = s->vision->max_rows / slice;
+
+    if (step == 0)
+        return ek_error(EK_EUSAGE, "picture of %u patches, at most %u at once", slice,
+                        s->vision->max_rows);
+    for (uint32_t at = 0; at < v->t; at += step) {
+        struct vision_pack p;
+        enum ek_status st;
+        EK_TRY(vision_pack(&s->m->config, v, g, at, v->t - at < step ? v->t - at : step, &p));
+        st = run_part(s, &p);
+        vision_pack_free(&p);
+        EK_TRY(st);
+    }
+    return EK_OK;
+}
+
+enum ek_status ek_stage_look(struct ek_stage *s, uint32_t tokens)
+{
+    const struct ek_config *c = &s->m->config;
+    struct ek_visual v = {.row_size = vision_row_size(c)};
+    struct ek_vl_geometry g = {0};
+    struct ek_vl_rules rules = {.kind = c->vision,
+                                .patch = c->vision_patch,
+                                .merge = c->vision_merge,
+                                .temporal = c->vision_temporal};
+    bool qwen = vision_is_qwen(c);
+    enum ek_status st = EK_OK;
+
+    if (s->vision == NULL || tokens == 0)
+        return ek_error(EK_EUSAGE, "stage: no side modules for a picture of %u tokens", tokens);
+    if (!s->vision->tower && !s->vision->projector)
+        return EK_OK;
+    (qwen ? shape_qwen : shape_vl2)(c, tokens, &v);
+    if (qwen) {
+        rules.window = c->vision_window / c->vision_patch / c->vision_merge;
+        EK_TRY(ek_vl_geometry(&rules, &v, &g));
+    }
+    v.pixels = ek_calloc(v.n_rows * v.row_size, sizeof(*v.pixels));
+    st = v.pixels ? run_all(s, &v, qwen ? &g : NULL) : EK_ENOMEM;
+    ek_vl_geometry_free(&g);
+    free(v.pixels);
+    return st;
+}
