@@ -132,14 +132,27 @@ enum ek_dtype {
     EK_Q4_K,
     EK_Q5_K,
     EK_Q6_K,
+    /* GPTQ, AWQ, FP8 and weights quantised at load: groups along the row, made by model/quant.c
+     * (docs/models.md). G4, G8: u16 scale, u8 zero, u8 (1: the scale is BF16, else F16), nibbles
+     * (low first) or bytes. B8: f32 scale, then E4M3 bytes. */
+    EK_G4_32,
+    EK_G4_64,
+    EK_G4_128,
+    EK_G8_32,
+    EK_G8_64,
+    EK_G8_128,
+    EK_B8_32,
+    EK_B8_64,
+    EK_B8_128,
     EK_N_DTYPES
 };
 const char *ek_dtype_name(enum ek_dtype t); /* "F32", "BF16", "Q4_1", ... (safetensors, ggml) */
 bool ek_dtype_from_name(const char *name, enum ek_dtype *out); /* also "float32", "bfloat16", ... */
-size_t ek_dtype_block(enum ek_dtype t);                        /* elements a block: 1, 32 or 256 */
+size_t ek_dtype_block(enum ek_dtype t);                        /* elements a block: 1, 32 .. 256 */
 size_t ek_dtype_block_bytes(enum ek_dtype t);                  /* bytes a block */
 /* Bytes of n contiguous elements; EK_EFORMAT when n is no multiple of the block or it overflows. */
 enum ek_status ek_dtype_bytes(enum ek_dtype t, size_t n, size_t *out);
+float ek_e4m3_to_f32(uint8_t x); /* E4M3FN: bias 7, no infinity, NaN is 0x7f and 0xff */
 float ek_bf16_to_f32(uint16_t x);
 float ek_f16_to_f32(uint16_t x);
 uint16_t ek_f32_to_bf16(float x); /* round to nearest even, NaN kept */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/base.h"
 
+#include <math.h>
 #include <string.h>
 #include <strings.h>
 
@@ -28,6 +29,15 @@ static const struct {
     [EK_Q4_K] = {"Q4_K", "q4_k", 256, 144},
     [EK_Q5_K] = {"Q5_K", "q5_k", 256, 176},
     [EK_Q6_K] = {"Q6_K", "q6_k", 256, 210},
+    [EK_G4_32] = {"G4_32", "g4_32", 32, 20},
+    [EK_G4_64] = {"G4_64", "g4_64", 64, 36},
+    [EK_G4_128] = {"G4_128", "g4_128", 128, 68},
+    [EK_G8_32] = {"G8_32", "g8_32", 32, 36},
+    [EK_G8_64] = {"G8_64", "g8_64", 64, 68},
+    [EK_G8_128] = {"G8_128", "g8_128", 128, 132},
+    [EK_B8_32] = {"B8_32", "b8_32", 32, 36},
+    [EK_B8_64] = {"B8_64", "b8_64", 64, 68},
+    [EK_B8_128] = {"B8_128", "b8_128", 128, 132},
 };
 
 const char *ek_dtype_name(enum ek_dtype t)
@@ -66,6 +76,16 @@ enum ek_status ek_dtype_bytes(enum ek_dtype t, size_t n, size_t *out)
         return ek_error(EK_EFORMAT, "%zu elements of %s overflow", n, dtypes[t].name);
     *out = bytes;
     return EK_OK;
+}
+
+float ek_e4m3_to_f32(uint8_t x)
+{
+    int exponent = x >> 3 & 15, mantissa = x & 7;
+    float v = exponent ? ldexpf((float)(8 + mantissa), exponent - 10) : ldexpf((float)mantissa, -9);
+
+    if ((x & 0x7f) == 0x7f)
+        v = NAN;
+    return x & 0x80 ? -v : v;
 }
 
 float ek_bf16_to_f32(uint16_t x)

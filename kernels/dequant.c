@@ -5,7 +5,6 @@
  */
 #include "kernels/kernels.h"
 
-#include <math.h>
 #include <string.h>
 
 typedef void (*block_fn)(const uint8_t *block, float *out);
@@ -48,15 +47,9 @@ static void block_f64(const uint8_t *b, float *out)
     *out = (float)d;
 }
 
-/* E4M3FN: bias 7, no infinity, NaN is 0x7f and 0xff. */
 static void block_f8_e4m3(const uint8_t *b, float *out)
 {
-    int exponent = *b >> 3 & 15, mantissa = *b & 7;
-    float v = exponent ? ldexpf((float)(8 + mantissa), exponent - 10) : ldexpf((float)mantissa, -9);
-
-    if ((*b & 0x7f) == 0x7f)
-        v = NAN;
-    *out = *b & 0x80 ? -v : v;
+    *out = ek_e4m3_to_f32(*b);
 }
 
 /* E5M2: the upper byte of an F16. */
@@ -175,12 +168,65 @@ static void block_q6_k(const uint8_t *b, float *out)
     }
 }
 
+/* ---- Groups: scale, zero, kind of the scale; the product is rounded to the scale's type --------
+ */
+
+static float grouped(const uint8_t *b, int q)
+{
+    float diff = (float)(q - b[2]);
+
+    if (b[3])
+        return ek_bf16_to_f32(ek_f32_to_bf16(ek_bf16_to_f32((uint16_t)get_u16(b)) * diff));
+    return ek_f16_to_f32(ek_f32_to_f16(get_f16(b) * diff));
+}
+
+static void group4(const uint8_t *b, float *out, int n)
+{
+    for (int i = 0; i < n; i += 2) {
+        out[i] = grouped(b, b[4 + i / 2] & 15);
+        out[i + 1] = grouped(b, b[4 + i / 2] >> 4);
+    }
+}
+
+static void group8(const uint8_t *b, float *out, int n)
+{
+    for (int i = 0; i < n; i++)
+        out[i] = grouped(b, b[4 + i]);
+}
+
+static void group_e4m3(const uint8_t *b, float *out, int n)
+{
+    float scale;
+
+    memcpy(&scale, b, sizeof(scale));
+    for (int i = 0; i < n; i++)
+        out[i] = ek_e4m3_to_f32(b[4 + i]) * scale;
+}
+
+#define GROUP(name, decode, n)                                                                     \
+    static void block_##name##_##n(const uint8_t *b, float *out)                                   \
+    {                                                                                              \
+        decode(b, out, n);                                                                         \
+    }
+GROUP(g4, group4, 32)
+GROUP(g4, group4, 64)
+GROUP(g4, group4, 128)
+GROUP(g8, group8, 32)
+GROUP(g8, group8, 64)
+GROUP(g8, group8, 128)
+GROUP(b8, group_e4m3, 32)
+GROUP(b8, group_e4m3, 64)
+GROUP(b8, group_e4m3, 128)
+
 static const block_fn decoders[EK_N_DTYPES] = {
-    [EK_F32] = block_f32,   [EK_F16] = block_f16,         [EK_BF16] = block_bf16,
-    [EK_F64] = block_f64,   [EK_F8_E4M3] = block_f8_e4m3, [EK_F8_E5M2] = block_f8_e5m2,
-    [EK_Q4_0] = block_q4_0, [EK_Q4_1] = block_q4_1,       [EK_Q5_0] = block_q5_0,
-    [EK_Q5_1] = block_q5_1, [EK_Q8_0] = block_q8_0,       [EK_Q4_K] = block_q4_k,
-    [EK_Q5_K] = block_q5_k, [EK_Q6_K] = block_q6_k,
+    [EK_F32] = block_f32,     [EK_F16] = block_f16,         [EK_BF16] = block_bf16,
+    [EK_F64] = block_f64,     [EK_F8_E4M3] = block_f8_e4m3, [EK_F8_E5M2] = block_f8_e5m2,
+    [EK_Q4_0] = block_q4_0,   [EK_Q4_1] = block_q4_1,       [EK_Q5_0] = block_q5_0,
+    [EK_Q5_1] = block_q5_1,   [EK_Q8_0] = block_q8_0,       [EK_Q4_K] = block_q4_k,
+    [EK_Q5_K] = block_q5_k,   [EK_Q6_K] = block_q6_k,       [EK_G4_32] = block_g4_32,
+    [EK_G4_64] = block_g4_64, [EK_G4_128] = block_g4_128,   [EK_G8_32] = block_g8_32,
+    [EK_G8_64] = block_g8_64, [EK_G8_128] = block_g8_128,   [EK_B8_32] = block_b8_32,
+    [EK_B8_64] = block_b8_64, [EK_B8_128] = block_b8_128,
 };
 
 enum ek_status ek_dequantize(enum ek_dtype dtype, const void *src, float *dst, size_t n)

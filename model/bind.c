@@ -166,14 +166,20 @@ static enum ek_status used_names(const struct ek_model *m, struct ek_arena *scra
     const char **names;
 
     for (size_t i = 0; i < m->n_modules; i++)
-        n += m->modules[i].n_tensors;
+        n += m->modules[i].n_tensors * EK_QUANT_PARTS;
     if ((names = ek_arena_alloc(scratch, n, sizeof(*names))) == NULL)
         return EK_ENOMEM;
     n = 0;
     for (size_t i = 0; i < m->n_modules; i++)
         for (size_t j = 0; j < m->modules[i].n_tensors; j++) {
+            const struct ek_quant *q = m->modules[i].tensors[j].quant;
             char buf[128];
             names[n] = m->modules[i].tensors[j].name;
+            for (int k = 0; q && k < EK_QUANT_PARTS; k++)
+                if (q->parts[k].name)
+                    names[n++] = q->parts[k].name;
+            if (q)
+                continue;
             if (m->files->gguf) {
                 gguf_name(&m->modules[i], &m->modules[i].tensors[j], buf, sizeof(buf));
                 names[n] = ek_arena_printf(scratch, "%s", buf);
@@ -209,13 +215,16 @@ static enum ek_status bind_module(struct ek_model *m, const struct ek_family *fa
                                   struct ek_module *mod)
 {
     struct found f;
+    bool quantised = false;
     size_t kept = 0;
 
     for (size_t i = 0; i < mod->n_tensors; i++) {
         struct ek_tensor t = mod->tensors[i];
         if (t.role == EK_ROLE_UNUSED && !find_tensor(m, mod, &t, &f))
             continue;
-        EK_TRY(bind_tensor(m, mod, &t));
+        EK_TRY(ek_quant_bind(m, &t, &quantised));
+        if (!quantised)
+            EK_TRY(bind_tensor(m, mod, &t));
         if (m->files->gguf && family->gguf_permuted && mod->kind == EK_MODULE_LAYER)
             t.unpermute_heads = permuted_heads(&m->config, t.role);
         mod->tensors[kept++] = t;

@@ -139,7 +139,7 @@ static enum ek_status open_any(struct ek_model *m, const char *path,
     return ek_modules_build(m, &(*family)->spellings[0]);
 }
 
-static enum ek_status open_into(struct ek_model *m, const char *path)
+static enum ek_status open_into(struct ek_model *m, const char *path, uint32_t quantize)
 {
     const struct ek_family *family = NULL;
 
@@ -150,7 +150,9 @@ static enum ek_status open_into(struct ek_model *m, const char *path)
         m->has_weights = !m->files->synthetic;
     } else {
         m->files->synthetic = true;
+        EK_TRY(ek_quant_assign(m));
     }
+    EK_TRY(ek_quant_at_load(m, quantize));
     EK_TRY(ek_modules_sum(m));
     return ek_model_identify(m);
 }
@@ -171,7 +173,7 @@ enum ek_status ek_model_open(const char *path, const struct ek_model_options *op
     m->files->synthetic = options->synthetic;
     if ((m->path = ek_strdup(path)) == NULL)
         goto fail;
-    EK_GOTO(open_into(m, path), st, fail);
+    EK_GOTO(open_into(m, path, options->quantize), st, fail);
     *out = m;
     return EK_OK;
 fail:
@@ -238,6 +240,8 @@ enum ek_status ek_model_read(const struct ek_model *m, const struct ek_tensor *t
         return ek_error(EK_EUSAGE, "%s: tensor '%s': bytes %llu and %llu more of %llu", m->path,
                         t->name, (unsigned long long)at, (unsigned long long)n,
                         (unsigned long long)t->bytes);
+    if (t->quant && (t->quant->source || !m->files->synthetic))
+        return ek_quant_read(m, t, at, n, dst);
     if (m->files->synthetic)
         return ek_synthetic_read(m->files->seed, t, at, n, dst);
     if (t->unpermute_heads)

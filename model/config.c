@@ -482,15 +482,14 @@ static enum ek_status read_dtype(const json_t *root, const json_t *text, struct 
     return EK_OK;
 }
 
-static enum ek_status refuse_quantised(const json_t *root, struct ek_json_at at)
+static enum ek_status read_quantised(const json_t *root, struct ek_json_at at, struct ek_config *c)
 {
     static const char *const keys[] = {"quantization_config", "compression_config"};
 
     for (size_t i = 0; i < EK_ARRAY_LEN(keys); i++) {
         const json_t *q = json_object_get(root, keys[i]);
-        const char *method = json_string_value(json_object_get(q, "quant_method"));
         if (q && !json_is_null(q))
-            return unsupported(at, keys[i], method ? method : "without quant_method");
+            EK_TRY(ek_config_quant(q, at, keys[i], NULL, c));
     }
     return EK_OK;
 }
@@ -505,13 +504,13 @@ enum ek_status ek_config_parse(const json_t *root, const char *where, struct ek_
     if (!json_is_object(root))
         return ek_error(EK_EFORMAT, "%s: must be an object", where);
     EK_TRY(find_family(root, at, family));
-    EK_TRY(refuse_quantised(root, at));
     *c = *(*family)->defaults;
     c->architecture = (*family)->architecture;
+    EK_TRY(read_quantised(root, at, c));
     if ((*family)->text_key &&
         ((*family)->text_needed || json_object_get(root, (*family)->text_key))) {
         EK_TRY(ek_json_object(root, at, (*family)->text_key, &text));
-        EK_TRY(refuse_quantised(text, at));
+        EK_TRY(read_quantised(text, at, c));
         snprintf(prefix, sizeof(prefix), "%s.", (*family)->text_key);
         inner.prefix = prefix;
     }
@@ -547,6 +546,23 @@ done:
     return st;
 }
 
+/* Where GPTQ's first savers put it. */
+static enum ek_status read_quantize_config(const char *dir, struct ek_config *c)
+{
+    char *path = ek_path_join(dir, "quantize_config.json");
+    json_t *root = NULL;
+    enum ek_status st = path ? EK_OK : EK_ENOMEM;
+
+    if (st == EK_OK && c->quant == EK_QUANT_NONE && ek_file_exists(path)) {
+        EK_GOTO(ek_json_read(path, CONFIG_MAX, &root), st, done);
+        st = ek_config_quant(root, (struct ek_json_at){path, ""}, "quant_method", "gptq", c);
+    }
+done:
+    json_decref(root);
+    free(path);
+    return st;
+}
+
 enum ek_status ek_config_read(const char *path, const char *dir, struct ek_config *c,
                               const struct ek_family **family)
 {
@@ -556,5 +572,7 @@ enum ek_status ek_config_read(const char *path, const char *dir, struct ek_confi
     EK_TRY(ek_json_read(path, CONFIG_MAX, &root));
     st = ek_config_parse(root, path, c, family);
     json_decref(root);
+    if (st == EK_OK && dir)
+        st = read_quantize_config(dir, c);
     return st == EK_OK && dir ? read_generation(dir, c) : st;
 }

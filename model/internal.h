@@ -155,6 +155,42 @@ enum ek_status ek_safetensors_pread(const struct ek_safetensors *s, uint64_t off
 /* Finds every tensor of m->modules in its file, held against its shape. */
 enum ek_status ek_tensors_bind(struct ek_model *m, const struct ek_family *family);
 
+/* ---- Quantised weights (config_quant.c, quant.c, quant_read.c) --------------------------------*/
+
+enum ek_quant_part_kind { EK_PART_WEIGHTS, EK_PART_ZEROS, EK_PART_SCALES, EK_PART_GROUPS };
+#define EK_QUANT_PARTS 4
+
+struct ek_quant_part {
+    const char *name; /* NULL: has none */
+    int32_t file;
+    uint64_t offset, cols; /* cols: elements a row of the file's matrix */
+    enum ek_dtype dtype;
+};
+
+struct ek_quant {
+    enum ek_quant_method method; /* NONE: source is quantised as it is read */
+    uint32_t bits;
+    uint64_t group, groups; /* inputs that share a scale, and how many such groups */
+    uint32_t block;         /* FP8: outputs that share one */
+    uint8_t zero_add;       /* to the zeros of the file */
+    struct ek_quant_part parts[EK_QUANT_PARTS];
+    const int32_t *group_of;        /* of an input, where not i / group; NULL: i / group */
+    const struct ek_tensor *source; /* method NONE */
+};
+
+/* "quantization_config" (or quantize_config.json, whose method defaults to GPTQ) into c. */
+enum ek_status ek_config_quant(const json_t *q, struct ek_json_at at, const char *key,
+                               const char *method, struct ek_config *c);
+/* Binds t to the parts of a quantised matrix; *bound is false where the files have none. */
+enum ek_status ek_quant_bind(struct ek_model *m, struct ek_tensor *t, bool *bound);
+/* Dtypes by the configuration, where there are no files. */
+enum ek_status ek_quant_assign(struct ek_model *m);
+/* Makes m's matrices ones that are quantised to so many bits as they are read. */
+enum ek_status ek_quant_at_load(struct ek_model *m, uint32_t bits);
+/* Bytes [at, at + n), whole rows, of a tensor with quant. */
+enum ek_status ek_quant_read(const struct ek_model *m, const struct ek_tensor *t, uint64_t at,
+                             uint64_t n, void *dst);
+
 /* Bytes [at, at + n) of a synthetic tensor. */
 enum ek_status ek_synthetic_read(uint64_t seed, const struct ek_tensor *t, uint64_t at, uint64_t n,
                                  void *dst);

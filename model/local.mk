@@ -17,12 +17,15 @@ libmodel_a_SOURCES = \
 	model/config.c \
 	model/config_check.c \
 	model/config_gguf.c \
+	model/config_quant.c \
 	model/costs.c \
 	model/families.c \
 	model/identity.c \
 	model/index.c \
 	model/model_json.c \
 	model/modules.c \
+	model/quant.c \
+	model/quant_read.c \
 	model/rope.c \
 	model/safetensors.c \
 	model/synthetic.c \

@@ -18,6 +18,7 @@ enum ek_rope_layout {
 };
 enum ek_rope_scaling { EK_ROPE_PLAIN, EK_ROPE_LINEAR, EK_ROPE_LLAMA3, EK_ROPE_YARN };
 enum ek_router_kind { EK_ROUTER_GREEDY, EK_ROUTER_GROUP_LIMITED, EK_ROUTER_NOAUX_TC };
+enum ek_quant_method { EK_QUANT_NONE, EK_QUANT_GPTQ, EK_QUANT_AWQ, EK_QUANT_FP8 };
 enum ek_vision_kind { EK_VISION_NONE, EK_VISION_QWEN25, EK_VISION_VL2 };
 
 #define EK_MAX_EOS    8
@@ -56,6 +57,11 @@ struct ek_config {
     uint32_t vision_merge, vision_window, vision_image, vision_temporal;
     uint64_t vision_full_attention; /* bit i: block i attends to the whole image (Qwen) */
     double vision_tokens_per_second;
+    /* quantised checkpoints (quant != EK_QUANT_NONE) */
+    enum ek_quant_method quant;
+    uint32_t quant_bits, quant_group; /* inputs that share a scale; 0: the whole row */
+    uint32_t quant_block;             /* FP8: outputs that share one, quant_group inputs wide */
+    bool quant_v2;                    /* GPTQ: zeros as they are, not less one */
     /* text */
     int32_t bos, eos[EK_MAX_EOS]; /* -1: none */
     uint32_t n_eos;
@@ -123,6 +129,7 @@ struct ek_tensor {
     uint64_t offset;
     uint32_t
         unpermute_heads; /* GGUF llama q/k: heads whose rows are read back in HF order; 0: no */
+    const struct ek_quant *quant; /* packed in several tensors, or quantised at load; else NULL */
 };
 
 struct ek_module {
@@ -154,6 +161,9 @@ struct ek_model {
 struct ek_model_options {
     uint64_t seed;  /* of synthetic weights */
     bool synthetic; /* synthetic even where weights exist */
+    /* 4 or 8: linear layers of the language model that the checkpoint has in F32, F16 or BF16 are
+     * quantised as they are read, 0: no. Router, norms, embedding, head and vision are left. */
+    uint32_t quantize;
 };
 #define EK_MODEL_OPTIONS_INIT                                                                      \
     {                                                                                              \
@@ -174,7 +184,8 @@ const struct ek_tensor *ek_module_tensor(const struct ek_module *mod, enum ek_ro
                                          int32_t index);
 
 /* Reads n bytes of a tensor from byte offset at into dst, in the dtype and row order stated in t
- * (a GGUF's permuted rows come un-permuted; then at and n must be whole rows). Synthetic tensors
+ * (a GGUF's permuted rows come un-permuted, quantised ones repacked: then at and n must be whole
+ * rows). Synthetic tensors
  * are made from the seed, the tensor's name and the offset: the same bytes whatever the pieces.
  * May be called from several threads. */
 enum ek_status ek_model_read(const struct ek_model *m, const struct ek_tensor *t, uint64_t at,

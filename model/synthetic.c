@@ -127,15 +127,21 @@ struct block {
 };
 
 static const struct block blocks[EK_N_DTYPES] = {
-    [EK_Q4_0] = {0, 0, 0, 2, 16, 0, 1, 16},   [EK_Q4_1] = {0, 2, -1, 4, 16, 0, 1, 16},
-    [EK_Q5_0] = {0, 0, 0, 2, 20, 0, 1, 32},   [EK_Q5_1] = {0, 2, -1, 4, 20, 0, 1, 32},
-    [EK_Q8_0] = {0, 0, 0, 2, 32, 0, 1, 256},  [EK_Q4_K] = {0, 2, 1, 16, 128, 4, 8, 16},
-    [EK_Q5_K] = {0, 2, 1, 16, 160, 4, 8, 32}, [EK_Q6_K] = {208, 0, 0, 0, 192, 192, 8, 64},
+    [EK_Q4_0] = {0, 0, 0, 2, 16, 0, 1, 16},    [EK_Q4_1] = {0, 2, -1, 4, 16, 0, 1, 16},
+    [EK_Q5_0] = {0, 0, 0, 2, 20, 0, 1, 32},    [EK_Q5_1] = {0, 2, -1, 4, 20, 0, 1, 32},
+    [EK_Q8_0] = {0, 0, 0, 2, 32, 0, 1, 256},   [EK_Q4_K] = {0, 2, 1, 16, 128, 4, 8, 16},
+    [EK_Q5_K] = {0, 2, 1, 16, 160, 4, 8, 32},  [EK_Q6_K] = {208, 0, 0, 0, 192, 192, 8, 64},
+    [EK_G4_32] = {0, 0, 0, 4, 16, 0, 1, 16},   [EK_G4_64] = {0, 0, 0, 4, 32, 0, 1, 16},
+    [EK_G4_128] = {0, 0, 0, 4, 64, 0, 1, 16},  [EK_G8_32] = {0, 0, 0, 4, 32, 0, 1, 256},
+    [EK_G8_64] = {0, 0, 0, 4, 64, 0, 1, 256},  [EK_G8_128] = {0, 0, 0, 4, 128, 0, 1, 256},
+    [EK_B8_32] = {0, 0, 0, 4, 32, 0, 1, 16},   [EK_B8_64] = {0, 0, 0, 4, 64, 0, 1, 16},
+    [EK_B8_128] = {0, 0, 0, 4, 128, 0, 1, 16},
 };
 
 struct quantised {
     enum ek_dtype dtype;
     uint16_t d, m; /* of positive blocks */
+    float scale;   /* of E4M3 groups */
 };
 
 static struct quantised quantise(enum ek_dtype dtype, struct spread s)
@@ -146,7 +152,8 @@ static struct quantised quantise(enum ek_dtype dtype, struct spread s)
     uint16_t d16 = ek_f32_to_f16(d);
 
     return (struct quantised){
-        dtype, d16, ek_f32_to_f16((float)b->m_sign * ek_f16_to_f32(d16) * (b->levels - 1) / 2)};
+        dtype, d16, ek_f32_to_f16((float)b->m_sign * ek_f16_to_f32(d16) * (b->levels - 1) / 2),
+        s.deviation / 1.46f};
 }
 
 static void put16(unsigned char *p, uint16_t v)
@@ -182,6 +189,14 @@ static void fill_block(uint64_t key, uint64_t number, const struct quantised *q,
     put16(p + b->d_at, q->d ^ sign);
     if (b->m_at)
         put16(p + b->m_at, q->m ^ sign);
+    if (q->dtype >= EK_B8_32) { /* +-1 to +-1.875 times an F32 scale */
+        for (size_t i = 0; i < b->random_n; i++)
+            p[4 + i] = (p[4 + i] & 0x87) | 0x38;
+        memcpy(p, &q->scale, sizeof(q->scale));
+    } else if (q->dtype >= EK_G4_32) { /* the zero in the middle, an F16 scale */
+        p[2] = (unsigned char)(b->levels / 2);
+        p[3] = 0;
+    }
 }
 
 static void fill_blocks(uint64_t key, uint64_t chunk, const void *table, void *out)

@@ -51,3 +51,9 @@ TESTS += tests/runtime/check_vision
 tests_runtime_check_vision_SOURCES = tests/runtime/check_vision.c tests/runtime/support.c
 tests_runtime_check_vision_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_runtime_check_vision_LDADD = $(RUNTIME_TEST_LIBS)
+
+check_PROGRAMS += tests/runtime/check_quant
+TESTS += tests/runtime/check_quant
+tests_runtime_check_quant_SOURCES = tests/runtime/check_quant.c tests/runtime/support.c
+tests_runtime_check_quant_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_runtime_check_quant_LDADD = $(RUNTIME_TEST_LIBS)
