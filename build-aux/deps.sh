@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # SPDX-License-Identifier: Apache-2.0
 # Sourced by quickstart and runtests, in the top folder: packages, bootstrap, configure.
 
@@ -23,7 +24,10 @@ install_packages() {
 configure_in() {
     dir=$1
     shift
-    [ -x ./configure ] && [ ./configure -nt ./configure.ac ] || autoreconf -fi >/dev/null 2>&1
+    if [ ! -x ./configure ] || [ -n "$(find configure.ac -newer configure)" ]; then
+        autoreconf -fi >autoreconf.log 2>&1 || { cat autoreconf.log; return 1; }
+        rm -f autoreconf.log
+    fi
     mkdir -p "$dir"
     [ -f "$dir/config.status" ] || (cd "$dir" && ../configure -q "$@")
 }

@@ -4,7 +4,6 @@
 # --enable-asan, never a leak.
 . "${srcdir:-.}/tests/cli/lib.sh"
 model=$fixtures/reference/llama-gqa-tied
-chat=$fixtures/reference/gguf-llama
 reference=$model/reference.safetensors
 
 # faulty COMMAND ...: with the n-th allocation failing, n = 1, 2, ..., later every fiftieth of n,

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # SPDX-License-Identifier: Apache-2.0
 # Sourced by the command tests: runs the real binaries in a scratch folder and counts what fails.
 set -u
@@ -6,6 +7,7 @@ bin=$(pwd)
 PATH=$bin:$PATH
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+# shellcheck disable=SC2034 # used by those who source this
 fixtures=$top/tests/fixtures
 failures=0
 

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # SPDX-License-Identifier: Apache-2.0
 # Sourced: LD_LIBRARY_PATH for CUDA's libraries, the toolkit's or those that Python packages carry.
 for lib in libcudart.so.13 libcublasLt.so.13 libcupti.so.13 libnccl.so.2; do
