@@ -307,6 +307,19 @@ struct ek_ops {
     enum ek_status (*norm_gate_up)(struct ek_device *dev, const void *x, const float *norm_weight,
                                    float eps, uint32_t n, const struct ek_mat mats[2], void *out,
                                    size_t ldo);
+    /* latent_append, then latent_query */
+    enum ek_status (*latent_append_query)(struct ek_device *dev, const void *ckv, size_t ld,
+                                          const float *norm_weight, float eps,
+                                          const struct ek_kv *kv, const void *q, size_t ldq,
+                                          const struct ek_rope *rope, const struct ek_batch *batch,
+                                          const struct ek_latent *l, const struct ek_mat *kv_b,
+                                          void *out, size_t ldo);
+    /* experts of one token, and the feed-forward layer that every token goes to: shared holds its
+     * gate and up (one matrix, gate first) and its down */
+    enum ek_status (*experts_token)(struct ek_device *dev, const void *x, const int32_t *ids,
+                                    const float *weights, uint32_t top_k,
+                                    const struct ek_experts *e, const struct ek_mat shared[2],
+                                    void *out);
     /* rms_norm, the products of q, k and v (mats, biases: NULL or one a matrix), rotation, and k
      * and v into the cache: rope_append of norm_linear. out gets the rotated q; its columns of k
      * and v may be left as they were. */

@@ -80,15 +80,21 @@ enum ek_status stage_run_latent(struct ek_stage *s, const struct stage_layer *l,
     uint32_t n = batch->n_tokens;
     char *scratch = stage_at(s, s->at.scratch);
     struct latent_parts p;
-    const void *q;
+    const void *q, *ckv;
 
     lay_out_latent(s, &p); /* did not overflow when the stage was made */
+    ckv = scratch + p.first + (ld - kv_a) * stage_act_bytes(s);
     EK_TRY(stage_run_norm_linear(s, l->norm, &l->qkv, n, x, scratch + p.first));
-    EK_TRY(ops->latent_append(s->dev, scratch + p.first + (ld - kv_a) * stage_act_bytes(s), ld,
-                              l->kv_a_norm, LATENT_EPS, &s->rope, batch, &l->kv));
     EK_TRY(make_queries(s, l, n, &p, scratch, &q, &ldq));
-    EK_TRY(ops->latent_query(s->dev, q, ldq, &s->rope, batch, &shape, &l->kv_b, scratch + p.query,
-                             lq));
+    if (ops->latent_append_query) {
+        EK_TRY(ops->latent_append_query(s->dev, ckv, ld, l->kv_a_norm, LATENT_EPS, &l->kv, q, ldq,
+                                        &s->rope, batch, &shape, &l->kv_b, scratch + p.query, lq));
+    } else {
+        EK_TRY(
+            ops->latent_append(s->dev, ckv, ld, l->kv_a_norm, LATENT_EPS, &s->rope, batch, &l->kv));
+        EK_TRY(ops->latent_query(s->dev, q, ldq, &s->rope, batch, &shape, &l->kv_b,
+                                 scratch + p.query, lq));
+    }
     EK_TRY(ops->attention(s->dev, scratch + p.query, lq, batch, &l->kv, c->n_heads,
                           s->softmax_scale, scratch + p.mixed, lm));
     EK_TRY(
@@ -179,6 +185,10 @@ enum ek_status stage_run_experts(struct ek_stage *s, const struct stage_layer *l
     EK_TRY(ops->rms_norm(s->dev, x, c->hidden, l->norm2, (float)c->norm_eps, n, c->hidden, xn,
                          c->hidden));
     EK_TRY(ops->route(s->dev, xn, c->hidden, n, &l->router, l->router_bias, &router, ids, weights));
+    if (n == 1 && ops->experts_token && l->gate_up.n == 1) {
+        const struct ek_mat shared[2] = {l->gate_up.mats[0], l->down.mats[0]};
+        return ops->experts_token(s->dev, xn, ids, weights, c->top_k, &experts, shared, x);
+    }
     EK_TRY(ops->experts(s->dev, xn, c->hidden, n, ids, weights, c->top_k, &experts, x, c->hidden));
     return run_shared(s, l, xn, &p, n, x);
 }

@@ -97,6 +97,45 @@ static enum ek_status per_head(struct ek_cuda *d, const struct ek_cu_latent *a, 
     return ek_cuda_gemm(d, &g);
 }
 
+enum ek_status ek_cuda_latent_append_query(struct ek_device *dev, const void *ckv, size_t ld,
+                                           const float *norm_weight, float eps,
+                                           const struct ek_kv *kv, const void *q, size_t ldq,
+                                           const struct ek_rope *rope, const struct ek_batch *batch,
+                                           const struct ek_latent *l, const struct ek_mat *kv_b,
+                                           void *out, size_t ldo)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    struct ek_cu_latent a = {.x = q,
+                             .ldx = ldq,
+                             .shape = *l,
+                             .kv_b = kv_b->data,
+                             .rope = *rope,
+                             .positions = batch->positions,
+                             .n = batch->n_tokens,
+                             .ckv = ckv,
+                             .ld_ckv = ld,
+                             .norm = norm_weight,
+                             .eps = eps,
+                             .kv = *kv,
+                             .slots = batch->slots,
+                             .out = out,
+                             .ldo = ldo};
+    bool one = a.n <= EK_CU_LATENT_FEW && l->lora % 8 == 0 && plain(kv_b->dtype) &&
+               kv->dtype == dev->act && kv->kv_heads == 1 && kv->v_dim == l->lora &&
+               kv->head_dim == l->lora + l->rope && rope->dim == l->rope;
+
+    if (!one) {
+        EK_TRY(ek_cuda_latent_append(dev, ckv, ld, norm_weight, eps, rope, batch, kv));
+        return ek_cuda_latent_query(dev, q, ldq, rope, batch, l, kv_b, out, ldo);
+    }
+    EK_TRY(check_shapes(l, kv_b));
+    if (a.n == 0)
+        return EK_OK;
+    ek_cuda_use(d);
+    return ek_cuda_issued(d, ek_cu_latent_query(&d->queue, kv_b->dtype, dev->act, &a),
+                          "latent_append_query");
+}
+
 static bool few_fit(const struct ek_cuda *d, const struct ek_cu_latent *a, const void *x, size_t ld,
                     enum ek_dtype w)
 {
@@ -176,7 +215,7 @@ static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
 {
     uint32_t rows = ek_cu_latent_rows(a->batch.max_q, a->heads);
     uint32_t blocks = a->batch.n_seqs * ((a->batch.max_q * a->heads + rows - 1) / rows);
-    uint32_t wanted = d->queue.n_sm / blocks, step = EK_CU_LATENT_STEP;
+    uint32_t wanted = d->queue.n_sm / blocks, step = EK_CU_LATENT_PART;
     uint32_t longest = a->batch.max_kv ? a->batch.max_kv : 1;
     size_t parts;
     void *p;
@@ -294,34 +333,100 @@ static enum ek_status run_grouped(struct ek_cuda *d, const struct ek_cu_experts 
     return ek_cuda_issued(d, ek_cu_experts_sum(&d->queue, act, a), "experts");
 }
 
+static struct ek_cu_experts describe(const void *x, size_t ldx, uint32_t n, const int32_t *ids,
+                                     const float *weights, uint32_t top_k,
+                                     const struct ek_experts *e, void *out, size_t ldo)
+{
+    const struct ek_mat *up = e->gate_up, *down = e->down;
+
+    return (struct ek_cu_experts){.x = x,
+                                  .ldx = ldx,
+                                  .n = n,
+                                  .top_k = top_k,
+                                  .ids = ids,
+                                  .weights = weights,
+                                  .gate_up = up->data,
+                                  .down = down->data,
+                                  .gate_up_row = up->rows ? (size_t)(up->bytes / up->rows) : 0,
+                                  .down_row = down->rows ? (size_t)(down->bytes / down->rows) : 0,
+                                  .n_experts = e->n,
+                                  .hidden = up->cols,
+                                  .inner = e->inner,
+                                  .out = out,
+                                  .ldo = ldo};
+}
+
 enum ek_status ek_cuda_experts(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                                const int32_t *ids, const float *weights, uint32_t top_k,
                                const struct ek_experts *e, void *out, size_t ldo)
 {
     struct ek_cuda *d = ek_cuda(dev);
-    struct ek_cu_experts a = {.x = x,
-                              .ldx = ldx,
-                              .n = n,
-                              .top_k = top_k,
-                              .ids = ids,
-                              .weights = weights,
-                              .gate_up = e->gate_up->data,
-                              .down = e->down->data,
-                              .n_experts = e->n,
-                              .hidden = e->gate_up->cols,
-                              .inner = e->inner,
-                              .out = out,
-                              .ldo = ldo};
+    struct ek_cu_experts a = describe(x, ldx, n, ids, weights, top_k, e, out, ldo);
 
     if (n == 0)
         return EK_OK;
     EK_TRY(check_experts(d, e, &a));
-    a.gate_up_row = (size_t)(e->gate_up->bytes / e->gate_up->rows);
-    a.down_row = (size_t)(e->down->bytes / e->down->rows);
     ek_cuda_use(d);
     EK_TRY(take_memory(d, &a));
     if (n > 1 && dev->act != EK_F32)
         return run_grouped(d, &a, e);
+    return ek_cuda_issued(
+        d, ek_cu_experts_one(&d->queue, e->gate_up->dtype, e->down->dtype, dev->act, &a),
+        "experts");
+}
+
+/* The shared layer as layers of the experts' size, in the same launches. */
+static bool share_launches(const struct ek_cuda *d, const struct ek_experts *e, uint32_t top_k,
+                           const struct ek_mat shared[2], uint32_t *n)
+{
+    uint32_t inner = shared[1].cols;
+
+    *n = inner / e->inner;
+    return inner % e->inner == 0 && shared[0].dtype == e->gate_up->dtype &&
+           shared[1].dtype == e->down->dtype && shared[0].rows == 2 * inner &&
+           *n + top_k <= MOST_CHOSEN &&
+           shared[1].bytes / shared[1].rows == e->down->bytes / e->down->rows * *n &&
+           (size_t)(*n + top_k) * e->inner * element(d->base.act) <= 160 * 1024;
+}
+
+static enum ek_status shared_apart(struct ek_device *dev, const void *x,
+                                   const struct ek_mat shared[2], void *out)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    uint32_t inner = shared[1].cols;
+    size_t act = element(dev->act), both = rounded((size_t)2 * inner * act);
+    char *p;
+    void *memory;
+
+    EK_TRY(ek_cuda_scratch(d, EK_CU_EXPERTS, both + inner * act, &memory));
+    p = memory;
+    EK_TRY(ek_cuda_linear(dev, x, shared[0].cols, 1, &shared[0], NULL, p, (size_t)2 * inner, 0));
+    EK_TRY(ek_cuda_swiglu(dev, p, (size_t)2 * inner, 1, inner, p + both, inner));
+    return ek_cuda_linear(dev, p + both, inner, 1, &shared[1], NULL, out, shared[1].rows,
+                          EK_LINEAR_ADD);
+}
+
+enum ek_status ek_cuda_experts_token(struct ek_device *dev, const void *x, const int32_t *ids,
+                                     const float *weights, uint32_t top_k,
+                                     const struct ek_experts *e, const struct ek_mat shared[2],
+                                     void *out)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    size_t hidden = e->gate_up->cols;
+    struct ek_cu_experts a = describe(x, hidden, 1, ids, weights, top_k, e, out, hidden);
+    void *p;
+
+    if (!share_launches(d, e, top_k, shared, &a.n_shared)) {
+        EK_TRY(ek_cuda_experts(dev, x, hidden, 1, ids, weights, top_k, e, out, hidden));
+        return shared_apart(dev, x, shared, out);
+    }
+    EK_TRY(check_experts(d, e, &a));
+    a.shared_up = shared[0].data;
+    a.shared_down = shared[1].data;
+    ek_cuda_use(d);
+    EK_TRY(ek_cuda_scratch(d, EK_CU_EXPERTS,
+                           (size_t)(a.n_shared + top_k) * e->inner * element(dev->act), &p));
+    a.inner_x = p;
     return ek_cuda_issued(
         d, ek_cu_experts_one(&d->queue, e->gate_up->dtype, e->down->dtype, dev->act, &a),
         "experts");

@@ -28,6 +28,14 @@ struct ek_cu_latent {
     struct ek_rope rope; /* query alone, as are the positions */
     const int32_t *positions;
     uint32_t n;
+    /* query: the tokens' latents into the cache by the same launch, unless ckv is NULL; the cache
+     * is of the activations' type */
+    const void *ckv;
+    size_t ld_ckv;
+    const float *norm;
+    float eps;
+    struct ek_kv kv;
+    const int32_t *slots;
     void *out; /* query: heads of lora | rope; value: heads of v */
     size_t ldo;
 };
@@ -47,8 +55,9 @@ cudaError_t ek_cu_latent_value(const struct ek_cu_queue *q, enum ek_dtype w, enu
  * needed when n_parts > 1. */
 #define EK_CU_LATENT_DIM   576
 #define EK_CU_LATENT_VALUE 512
-#define EK_CU_LATENT_STEP  64 /* context tokens at a time: parts are multiples of it */
-#define EK_CU_LATENT_PARTS 32
+#define EK_CU_LATENT_PART  32  /* context tokens: parts are multiples of it */
+#define EK_CU_LATENT_STEP  64  /* context tokens at a time */
+#define EK_CU_LATENT_PARTS 128 /* of a context, at most */
 bool ek_cu_latent_attention_fits(int gpu);
 /* Rows of a block: 16, 32 or 64. */
 uint32_t ek_cu_latent_rows(uint32_t max_q, uint32_t heads);
@@ -70,13 +79,17 @@ struct ek_cu_experts {
     const uint8_t *gate_up, *down;
     size_t gate_up_row, down_row; /* bytes of a weight row */
     uint32_t n_experts, hidden, inner;
-    void *out; /* [n][ldo] act, added to */
+    /* experts_one alone: feed-forward layers of the experts' size that every token goes to, or 0 */
+    uint32_t n_shared;
+    const uint8_t *shared_up,
+        *shared_down; /* [2][n_shared inner][hidden], [hidden][n_shared inner] */
+    void *out;        /* [n][ldo] act, added to */
     size_t ldo;
     /* A pair is a token and one of its experts: token * top_k + k. Grouped by expert they lie in
      * places: */
     int32_t *order; /* [pairs] the pair at a place */
     int32_t *first; /* [n_experts + 1] an expert's first place */
-    void *inner_x;  /* [pairs][inner] act: by place when grouped, else by pair */
+    void *inner_x;  /* [pairs][inner] act: by place when grouped, else by pair, shared ones first */
     void *each;     /* [pairs][hidden] act, by pair: what the experts answered */
 };
 /* order and first from ids: places keep the order of pairs. */
@@ -123,6 +136,16 @@ enum ek_status ek_cuda_route(struct ek_device *dev, const void *x, size_t ldx, u
 enum ek_status ek_cuda_experts(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                                const int32_t *ids, const float *weights, uint32_t top_k,
                                const struct ek_experts *e, void *out, size_t ldo);
+enum ek_status ek_cuda_experts_token(struct ek_device *dev, const void *x, const int32_t *ids,
+                                     const float *weights, uint32_t top_k,
+                                     const struct ek_experts *e, const struct ek_mat shared[2],
+                                     void *out);
+enum ek_status ek_cuda_latent_append_query(struct ek_device *dev, const void *ckv, size_t ld,
+                                           const float *norm_weight, float eps,
+                                           const struct ek_kv *kv, const void *q, size_t ldq,
+                                           const struct ek_rope *rope, const struct ek_batch *batch,
+                                           const struct ek_latent *l, const struct ek_mat *kv_b,
+                                           void *out, size_t ldo);
 /* Attention over a latent cache by the tensor cores, where the shape is theirs; else *taken is
  * false and nothing was issued. */
 enum ek_status ek_cuda_latent_attention(struct ek_cuda *d, struct ek_cu_attention *a, bool *taken);

@@ -280,6 +280,8 @@ const struct ek_ops ek_ops_cuda = {
     .latent_value = ek_cuda_latent_value,
     .route = ek_cuda_route,
     .experts = ek_cuda_experts,
+    .latent_append_query = ek_cuda_latent_append_query,
+    .experts_token = ek_cuda_experts_token,
     .reserve = ek_cuda_reserve,
     .read_bytes = read_bytes,
 };

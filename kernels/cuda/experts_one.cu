@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Experts token by token: a token's pairs are read at memory speed, each weight once. One launch
-// for gate, up and their product, one for down and the weighted sum over the token's experts, whose
-// order is fixed. Also the way of fp32 activations.
+// Experts token by token, and shared layers with them: each weight is read once, at memory speed.
+// One launch for gate, up and their product, one for down and the weighted sum, whose order is
+// fixed. Also the way of fp32 activations.
 #include "kernels/cuda/deepseek.h"
 #include "kernels/cuda/weights.cuh"
 
@@ -34,96 +34,147 @@ __device__ __forceinline__ float multiply(const typename Weight<W>::Raw &raw, co
     return sum;
 }
 
-// Gate and up of a pair: a warp takes one element of the inner layer.
+// A token's layers by number: the shared ones, which weigh 1, then its experts. A shared layer has
+// inner rows of gate and of up, and inner columns of down.
+struct Layers {
+    int32_t ids[ONE_MOST];
+    float weights[ONE_MOST];
+
+    __device__ __forceinline__ void read(const ek_cu_experts &e, uint32_t token)
+    {
+        if (threadIdx.x < e.top_k) {
+            ids[threadIdx.x] = e.ids[(size_t)token * e.top_k + threadIdx.x];
+            weights[threadIdx.x] = e.weights[(size_t)token * e.top_k + threadIdx.x];
+        }
+    }
+    // *up: the row of up that belongs to the row of gate that is returned
+    __device__ __forceinline__ const uint8_t *gate(const ek_cu_experts &e, uint32_t layer,
+                                                   uint32_t row, const uint8_t **up) const
+    {
+        if (layer < e.n_shared) {
+            const uint8_t *w = e.shared_up + ((size_t)layer * e.inner + row) * e.gate_up_row;
+            *up = w + (size_t)e.n_shared * e.inner * e.gate_up_row;
+            return w;
+        }
+        const uint8_t *w =
+            e.gate_up + ((size_t)ids[layer - e.n_shared] * 2 * e.inner + row) * e.gate_up_row;
+        *up = w + (size_t)e.inner * e.gate_up_row;
+        return w;
+    }
+    __device__ __forceinline__ const uint8_t *down(const ek_cu_experts &e, uint32_t layer,
+                                                   uint32_t row) const
+    {
+        if (layer < e.n_shared)
+            return e.shared_down + ((size_t)row * e.n_shared + layer) * e.down_row;
+        return e.down + ((size_t)ids[layer - e.n_shared] * e.hidden + row) * e.down_row;
+    }
+    __device__ __forceinline__ float weight(const ek_cu_experts &e, uint32_t layer) const
+    {
+        return layer < e.n_shared ? 1.0f : weights[layer - e.n_shared];
+    }
+};
+
+// Loads in flight of two rows.
+template <int W, int N> struct Rows {
+    typename Weight<W>::Raw a[N], b[N];
+
+    __device__ __forceinline__ void load(const uint8_t *first, const uint8_t *second, uint32_t c,
+                                         uint32_t chunks)
+    {
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            bool in = c + 32 * i < chunks;
+            a[i] = in ? Weight<W>::load(first, c + 32 * i) : typename Weight<W>::Raw{};
+            b[i] = in ? Weight<W>::load(second, c + 32 * i) : typename Weight<W>::Raw{};
+        }
+    }
+    template <typename T>
+    __device__ __forceinline__ void multiply_by(const T *x, const T *y, uint32_t c, uint32_t chunks,
+                                                float &s, float &t) const
+    {
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            uint32_t at = c + 32 * i < chunks ? c + 32 * i : 0; // zeros times what is there
+            s = multiply<W>(a[i], x, at, s);
+            t = multiply<W>(b[i], y, at, t);
+        }
+    }
+};
+
+// Gate and up: a warp takes one element of an inner layer. Rows of shared layers are on their way
+// before the kernel ahead, which chooses the experts, has finished.
 template <int W, typename T>
 __global__ void __launch_bounds__(ONE_THREADS, ONE_RESIDENT) up_k(const ek_cu_experts e)
 {
-    const int UNROLL = W == EK_F32 ? 4 : 8;
+    const int N = W == EK_F32 ? 4 : 8;
     extern __shared__ uint4 raw_shared[];
-    __shared__ int32_t ids[ONE_MOST];
+    __shared__ Layers layers;
     T *x = reinterpret_cast<T *>(raw_shared);
     uint32_t lane = threadIdx.x % 32, chunks = e.hidden / 8, token = blockIdx.y;
+    uint32_t u = blockIdx.x + gridDim.x * (threadIdx.x / 32), all = e.n_shared + e.top_k;
+    bool loaded = u < e.n_shared * e.inner;
+    const uint8_t *gate, *up;
+    Rows<W, N> rows;
 
+    if (loaded) {
+        gate = layers.gate(e, u / e.inner, u % e.inner, &up);
+        rows.load(gate, up, lane, chunks);
+    }
     pdl_next();
     pdl_wait();
-    if (threadIdx.x < e.top_k)
-        ids[threadIdx.x] = e.ids[(size_t)token * e.top_k + threadIdx.x];
+    layers.read(e, token);
     stage((const T *)e.x + token * e.ldx, x, e.hidden);
-    for (uint32_t u = blockIdx.x + gridDim.x * (threadIdx.x / 32); u < e.top_k * e.inner;
-         u += gridDim.x * ONE_WARPS) {
-        uint32_t k = u / e.inner, row = u % e.inner;
-        const uint8_t *gate = e.gate_up + ((size_t)ids[k] * 2 * e.inner + row) * e.gate_up_row;
-        const uint8_t *up = gate + e.inner * e.gate_up_row;
+    for (; u < all * e.inner; u += gridDim.x * ONE_WARPS) {
         float g = 0, v = 0;
 
-        for (uint32_t c = lane; c < chunks; c += 32 * UNROLL) {
-            typename Weight<W>::Raw a[UNROLL], b[UNROLL];
-
-#pragma unroll
-            for (int i = 0; i < UNROLL; i++) {
-                bool in = c + 32 * i < chunks;
-                a[i] = in ? Weight<W>::load(gate, c + 32 * i) : typename Weight<W>::Raw{};
-                b[i] = in ? Weight<W>::load(up, c + 32 * i) : typename Weight<W>::Raw{};
-            }
-#pragma unroll
-            for (int i = 0; i < UNROLL; i++) {
-                uint32_t at = c + 32 * i < chunks ? c + 32 * i : 0; // zeros times what is there
-                g = multiply<W>(a[i], x, at, g);
-                v = multiply<W>(b[i], x, at, v);
-            }
+        gate = layers.gate(e, u / e.inner, u % e.inner, &up);
+        for (uint32_t c = lane; c < chunks; c += 32 * N) {
+            if (!loaded)
+                rows.load(gate, up, c, chunks);
+            loaded = false;
+            rows.multiply_by(x, x, c, chunks, g, v);
         }
         g = warp_sum(g);
         v = warp_sum(v);
         if (lane == 0)
-            ((T *)e.inner_x)[((size_t)token * e.top_k + k) * e.inner + row] =
+            ((T *)e.inner_x)[(size_t)token * all * e.inner + u] =
                 from_f<T>(silu(round_to<T>(g)) * round_to<T>(v));
     }
 }
 
-// Down: a warp takes one element of the token, all of its experts.
+// Down: a warp takes one element of the token, all of its layers, two at a time.
 template <int W, typename T>
 __global__ void __launch_bounds__(ONE_THREADS, ONE_RESIDENT) down_k(const ek_cu_experts e)
 {
-    const int UNROLL = W == EK_F32 ? 3 : 6; // two experts at a time
+    const int N = W == EK_F32 ? 3 : 6;
     extern __shared__ uint4 raw_shared[];
-    __shared__ int32_t ids[ONE_MOST];
-    __shared__ float weights[ONE_MOST];
+    __shared__ Layers layers;
     T *x = reinterpret_cast<T *>(raw_shared);
     uint32_t lane = threadIdx.x % 32, chunks = e.inner / 8, token = blockIdx.y;
-    size_t pair = (size_t)token * e.top_k;
+    uint32_t row = blockIdx.x + gridDim.x * (threadIdx.x / 32), all = e.n_shared + e.top_k;
+    bool loaded = e.n_shared > 1 && row < e.hidden;
+    Rows<W, N> rows;
 
+    if (loaded)
+        rows.load(layers.down(e, 0, row), layers.down(e, 1, row), lane, chunks);
     pdl_next();
     pdl_wait();
-    if (threadIdx.x < e.top_k) {
-        ids[threadIdx.x] = e.ids[pair + threadIdx.x];
-        weights[threadIdx.x] = e.weights[pair + threadIdx.x];
-    }
-    stage((const T *)e.inner_x + pair * e.inner, x, e.top_k * e.inner);
-    for (uint32_t row = blockIdx.x + gridDim.x * (threadIdx.x / 32); row < e.hidden;
-         row += gridDim.x * ONE_WARPS) {
+    layers.read(e, token);
+    stage((const T *)e.inner_x + (size_t)token * all * e.inner, x, all * e.inner);
+    for (; row < e.hidden; row += gridDim.x * ONE_WARPS) {
         float sum = 0;
 
-        for (uint32_t k = 0; k < e.top_k; k += 2) {
-            uint32_t second = k + 1 < e.top_k ? k + 1 : k;
-            const uint8_t *w0 = e.down + ((size_t)ids[k] * e.hidden + row) * e.down_row;
-            const uint8_t *w1 = e.down + ((size_t)ids[second] * e.hidden + row) * e.down_row;
-            float f0 = weights[k], f1 = second > k ? weights[second] : 0.0f, s0 = 0, s1 = 0;
+        for (uint32_t k = 0; k < all; k += 2) {
+            uint32_t second = k + 1 < all ? k + 1 : k;
+            const uint8_t *w0 = layers.down(e, k, row), *w1 = layers.down(e, second, row);
+            float f0 = layers.weight(e, k), f1 = second > k ? layers.weight(e, second) : 0.0f;
+            float s0 = 0, s1 = 0;
 
-            for (uint32_t c = lane; c < chunks; c += 32 * UNROLL) {
-                typename Weight<W>::Raw a[UNROLL], b[UNROLL];
-
-#pragma unroll
-                for (int i = 0; i < UNROLL; i++) {
-                    bool in = c + 32 * i < chunks;
-                    a[i] = in ? Weight<W>::load(w0, c + 32 * i) : typename Weight<W>::Raw{};
-                    b[i] = in ? Weight<W>::load(w1, c + 32 * i) : typename Weight<W>::Raw{};
-                }
-#pragma unroll
-                for (int i = 0; i < UNROLL; i++) {
-                    uint32_t at = c + 32 * i < chunks ? c + 32 * i : 0;
-                    s0 = multiply<W>(a[i], x + k * e.inner, at, s0);
-                    s1 = multiply<W>(b[i], x + second * e.inner, at, s1);
-                }
+            for (uint32_t c = lane; c < chunks; c += 32 * N) {
+                if (!loaded)
+                    rows.load(w0, w1, c, chunks);
+                loaded = false;
+                rows.multiply_by(x + k * e.inner, x + second * e.inner, c, chunks, s0, s1);
             }
             sum += f0 * s0 + f1 * s1;
         }
@@ -146,8 +197,8 @@ static cudaError_t up_launch(const struct ek_cu_queue *q, enum ek_dtype act,
                              const struct ek_cu_experts *e)
 {
     EK_DISPATCH_ACT(act, T,
-                    return launch(q, up_k<W, T>, grid_of(q, e, e->top_k * e->inner), ONE_THREADS,
-                                  e->hidden * sizeof(T), *e));
+                    return launch(q, up_k<W, T>, grid_of(q, e, (e->n_shared + e->top_k) * e->inner),
+                                  ONE_THREADS, e->hidden * sizeof(T), *e));
 }
 template <int W>
 static cudaError_t down_launch(const struct ek_cu_queue *q, enum ek_dtype act,
@@ -155,7 +206,7 @@ static cudaError_t down_launch(const struct ek_cu_queue *q, enum ek_dtype act,
 {
     EK_DISPATCH_ACT(act, T,
                     return launch(q, down_k<W, T>, grid_of(q, e, e->hidden), ONE_THREADS,
-                                  (size_t)e->top_k * e->inner * sizeof(T), *e));
+                                  (size_t)(e->n_shared + e->top_k) * e->inner * sizeof(T), *e));
 }
 
 #define FOR_WEIGHT(w, CALL)                                                                        \

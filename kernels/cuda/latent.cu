@@ -51,15 +51,13 @@ struct append_args {
 };
 
 template <typename T, typename C>
-__global__ void __launch_bounds__(LAT_THREADS) append_k(const T *ckv, const append_args a)
+__device__ __forceinline__ void append(const T *ckv, const append_args &a, uint32_t token)
 {
     __shared__ float tmp[32];
-    uint32_t token = blockIdx.x, lora = a.kv.v_dim;
+    uint32_t lora = a.kv.v_dim;
     const T *x = ckv + token * a.ld;
     float sum = 0;
 
-    pdl_next();
-    pdl_wait();
     if (a.slots[token] < 0)
         return;
     C *to = (C *)a.kv.k + (size_t)a.slots[token] * a.kv.head_dim;
@@ -70,6 +68,14 @@ __global__ void __launch_bounds__(LAT_THREADS) append_k(const T *ckv, const appe
         to[i] = from_f<C>(round_to<T>(to_f(x[i]) * r) * a.weight[i]);
     for (uint32_t i = threadIdx.x; i < a.rope.dim / 2; i += LAT_THREADS)
         rotate_pair(a.rope, i, turn_of(a.rope, a.positions, a.n, token, i), x + lora, to + lora);
+}
+
+template <typename T, typename C>
+__global__ void __launch_bounds__(LAT_THREADS) append_k(const T *ckv, const append_args a)
+{
+    pdl_next();
+    pdl_wait();
+    append<T, C>(ckv, a, blockIdx.x);
 }
 
 template <typename T>
@@ -164,7 +170,17 @@ __global__ void __launch_bounds__(LAT_THREADS) query_k(const ek_cu_latent a)
     if (blockIdx.x == gridDim.x - 1) {
         pdl_next();
         pdl_wait();
-        rotate_head<T>(a, head);
+        if (head < l.heads)
+            rotate_head<T>(a, head);
+        return;
+    }
+    if (head == l.heads) {
+        append_args own = {a.ld_ckv, a.norm, a.eps, a.rope, a.kv, a.positions, a.slots, a.n};
+
+        pdl_next();
+        pdl_wait();
+        for (uint32_t token = blockIdx.x; token < a.n; token += gridDim.x - 1)
+            append<T, T>((const T *)a.ckv, own, token);
         return;
     }
     load(group);
@@ -216,7 +232,7 @@ __global__ void __launch_bounds__(LAT_THREADS) query_k(const ek_cu_latent a)
 template <typename WT, typename T>
 static cudaError_t query_launch(const struct ek_cu_queue *q, const ek_cu_latent *a)
 {
-    dim3 grid(div_up(a->shape.lora, LAT_COLS) + 1, a->shape.heads);
+    dim3 grid(div_up(a->shape.lora, LAT_COLS) + 1, a->shape.heads + (a->ckv ? 1 : 0));
 
     return launch(q, a->n == 1 ? query_k<WT, T, 1> : query_k<WT, T, EK_CU_LATENT_FEW>, grid,
                   LAT_THREADS, 0, *a);

@@ -4,10 +4,11 @@
 // once for all of them: decode is bound by reading the cache, prefill by the tensor cores. A block
 // walks its part of the context 64 tokens at a time through two buffers in shared memory; the
 // scores of a step are shared out by tokens, the values by dimensions. Parts of a long context are
-// joined by a second kernel, in their order. Lengths come from device memory: a captured graph
-// serves growing contexts up to the grid's.
+// joined by a second kernel, in their order. Blocks of 64 rows multiply by wgmma on Hopper. Lengths
+// come from device memory: a captured graph serves growing contexts up to the grid's.
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/deepseek.h"
+#include "kernels/cuda/wgmma.cuh"
 
 #define LA_WARPS   8
 #define LA_THREADS (32 * LA_WARPS)
@@ -85,7 +86,7 @@ template <typename T, int MT> struct LatentWarp {
     static const int SHARE = LA_WARPS / MT;  // warps that share out a row's tokens
     static const int MINE = LA_STEP / SHARE; // tokens of a warp: 8 MT
     float o[MT][LA_COLS / 8][4];
-    float peak[2], weight[2]; // of rows g, g + 8 of the warp's tile of scores
+    float peak[2], weight[2], shrink[2]; // of rows g, g + 8 of the warp's tile of scores
     uint32_t lane, warp, tile, share;
 
     __device__ __forceinline__ void start()
@@ -148,11 +149,12 @@ template <typename T, int MT> struct LatentWarp {
 
     // The rows' maxima over the warp's own tokens, for the other warps.
     __device__ __forceinline__ void offer_peaks(LatentShared<T, MT> &sh, float (&s)[MT][4],
-                                                const LatentRows &r, uint32_t first, float scale)
+                                                const LatentRows &r, uint32_t first, uint32_t end,
+                                                float scale)
     {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            uint32_t row = 16 * tile + lane / 4 + 8 * h, limit = r.limit(row);
+            uint32_t row = 16 * tile + lane / 4 + 8 * h, limit = min(r.limit(row), end);
             float m = -INFINITY;
 
 #pragma unroll
@@ -183,7 +185,9 @@ template <typename T, int MT> struct LatentWarp {
 #pragma unroll
             for (int i = 0; i < SHARE; i++)
                 m = fmaxf(m, sh.each[row][i]);
-            float shift = m == -INFINITY ? 0.0f : m, shrink = power2(peak[h] - shift);
+            float shift = m == -INFINITY ? 0.0f : m;
+
+            shrink[h] = power2(peak[h] - shift);
 #pragma unroll
             for (int i = 0; i < MT; i++) {
                 float lo = power2(s[i][2 * h] - shift), hi = power2(s[i][2 * h + 1] - shift);
@@ -192,10 +196,10 @@ template <typename T, int MT> struct LatentWarp {
                 *reinterpret_cast<uint32_t *>(to) = pack2<T>(lo, hi);
                 sum += lo + hi;
             }
-            weight[h] = weight[h] * shrink + sum; // of this lane's tokens; they meet at the end
+            weight[h] = weight[h] * shrink[h] + sum; // of this lane's tokens; they meet at the end
             peak[h] = m;
             if (share == 0 && lane % 4 == 0)
-                sh.shrink[row] = shrink;
+                sh.shrink[row] = shrink[h];
         }
     }
 
@@ -249,49 +253,149 @@ template <typename T, int MT> struct LatentWarp {
         }
     }
 
+    // N tiles of 8 columns of one row, from column col on.
+    template <int N>
+    __device__ __forceinline__ void
+    store_row(const ek_cu_attention &a, const LatentRows &r, const LatentShared<T, MT> &sh,
+              uint32_t part, uint32_t row, uint32_t col, const float (&v)[N][4], int h)
+    {
+        uint32_t at = r.first + row, token = r.token + at / r.heads, head = at % r.heads;
+        size_t place = ((size_t)token * r.heads + head) * a.n_parts + part;
+        bool whole = a.n_parts == 1;
+        float l = 0;
+
+        if (row >= r.rows)
+            return;
+#pragma unroll
+        for (int i = 0; i < SHARE; i++)
+            l += sh.each[row][i];
+        float f = whole ? l > 0 ? 1.0f / l : 0.0f : 1.0f;
+        T *out = (T *)a.out + token * a.ldo + head * LA_V + col;
+        float *partial = a.partial + place * LA_V + col;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            float lo = v[i][2 * h] * f, hi = v[i][2 * h + 1] * f;
+            if (whole)
+                *reinterpret_cast<uint32_t *>(out + 8 * i) = pack2<T>(lo, hi);
+            else
+                *reinterpret_cast<float2 *>(partial + 8 * i) = make_float2(lo, hi);
+        }
+        if (!whole && col == 0)
+            a.totals[place] = make_float2(sh.shrink[row], l);
+    }
+
     __device__ __forceinline__ void finish(const ek_cu_attention &a, const LatentRows &r,
                                            const LatentShared<T, MT> &sh, uint32_t part)
     {
+        uint32_t col = LA_COLS * warp + 2 * (lane % 4);
+
 #pragma unroll
         for (int m = 0; m < MT; m++)
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                uint32_t row = 16 * m + lane / 4 + 8 * h, at = r.first + row;
-                uint32_t token = r.token + at / r.heads, head = at % r.heads;
-                uint32_t col = LA_COLS * warp + 2 * (lane % 4);
-                float l = 0;
-
-                if (row >= r.rows)
-                    continue;
-#pragma unroll
-                for (int i = 0; i < SHARE; i++)
-                    l += sh.each[row][i];
-                if (a.n_parts == 1) {
-                    float f = l > 0 ? 1.0f / l : 0.0f;
-                    T *to = (T *)a.out + token * a.ldo + head * LA_V + col;
-#pragma unroll
-                    for (int i = 0; i < LA_COLS / 8; i++)
-                        *reinterpret_cast<uint32_t *>(to + 8 * i) =
-                            pack2<T>(o[m][i][2 * h] * f, o[m][i][2 * h + 1] * f);
-                    continue;
-                }
-                size_t place = ((size_t)token * r.heads + head) * a.n_parts + part;
-#pragma unroll
-                for (int i = 0; i < LA_COLS / 8; i++)
-                    *reinterpret_cast<float2 *>(a.partial + place * LA_V + col + 8 * i) =
-                        make_float2(o[m][i][2 * h], o[m][i][2 * h + 1]);
-                if (warp == 0 && lane % 4 == 0)
-                    a.totals[place] = make_float2(sh.shrink[row], l);
-            }
+            for (int h = 0; h < 2; h++)
+                store_row<LA_COLS / 8>(a, r, sh, part, 16 * m + lane / 4 + 8 * h, col, o[m], h);
     }
 };
+
+#ifdef EK_WGMMA
+#define EK_R16 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}"
+#define EK_WGMMA_NARROW(T, NAME)                                                                   \
+    __device__ __forceinline__ void wgmma_narrow(float(&c)[4][4], uint64_t a, uint64_t b,          \
+                                                 bool add, T)                                      \
+    {                                                                                              \
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %18, 0;\n"                                     \
+                     "wgmma.mma_async.sync.aligned.m64n32k16.f32." NAME "." NAME " " EK_R16        \
+                     ", %16, %17, p, 1, 1, 0, 0;}"                                                 \
+                     : EK_C4(0), EK_C4(1), EK_C4(2), EK_C4(3)                                      \
+                     : "l"(a), "l"(b), "r"((int)add));                                             \
+    }
+EK_WGMMA_NARROW(bf16, "bf16")
+EK_WGMMA_NARROW(f16, "f16")
+
+// 64 rows by two warpgroups: each takes the scores of half of a step's tokens, and half of the
+// values' dimensions; its warps have 16 rows each in both.
+template <typename T> struct LatentGroup : LatentWarp<T, 4> {
+    using Base = LatentWarp<T, 4>;
+    float v[2][16][4];
+
+    __device__ __forceinline__ void start()
+    {
+        Base::start();
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+#pragma unroll
+            for (int i = 0; i < 16; i++)
+                v[h][i][0] = v[h][i][1] = v[h][i][2] = v[h][i][3] = 0;
+    }
+
+    __device__ __forceinline__ void scores(const T *q, const T *k, float (&s)[4][4])
+    {
+        uint32_t qa = shared_at(q), ka = shared_at(k) + this->share * (LA_STEP / 2) * 128;
+
+        wgmma_begin();
+#pragma unroll
+        for (int d = 0; d < LA_D / 16; d++) {
+            uint32_t at = d / 4 * LA_STEP * 128 + d % 4 * 32;
+            wgmma_narrow(s, operand_at(qa + at, 0), operand_at(ka + at, 0), d > 0, T());
+        }
+        wgmma_commit();
+        wgmma_wait(s);
+    }
+
+    __device__ __forceinline__ void values(const LatentShared<T, 4> &sh, const T *k)
+    {
+        uint32_t ka = shared_at(k) + 4 * this->share * LA_STEP * 128, a[LA_STEP / 16][4];
+
+#pragma unroll
+        for (int j = 0; j < LA_STEP / 16; j++)
+            load_tiles(a[j], shared_at(sh.p + place<64>(16 * this->tile + this->lane % 16,
+                                                        2 * j + this->lane / 16)));
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+#pragma unroll
+            for (int i = 0; i < 16; i++)
+#pragma unroll
+                for (int c = 0; c < 4; c++)
+                    v[h][i][c] *= this->shrink[c / 2];
+        wgmma_begin();
+#pragma unroll
+        for (int j = 0; j < LA_STEP / 16; j++)
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                wgmma_registers(
+                    v[h], a[j],
+                    operand_at(ka + 2 * h * LA_STEP * 128 + j * 16 * 128, LA_STEP * 128), T());
+        wgmma_commit();
+        wgmma_wait(v[0]);
+        wgmma_wait(v[1]);
+    }
+
+    __device__ __forceinline__ void finish(const ek_cu_attention &a, const LatentRows &r,
+                                           const LatentShared<T, 4> &sh, uint32_t part)
+    {
+        uint32_t col = LA_V / 2 * this->share + 2 * (this->lane % 4);
+
+#pragma unroll
+        for (int hh = 0; hh < 2; hh++)
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                Base::template store_row<16>(a, r, sh, part,
+                                             16 * this->tile + this->lane / 4 + 8 * h,
+                                             col + 128 * hh, v[hh], h);
+    }
+};
+template <typename T, int MT>
+using LatentState = typename std::conditional<MT == 4, LatentGroup<T>, LatentWarp<T, MT>>::type;
+#else
+template <typename T, int MT> using LatentState = LatentWarp<T, MT>;
+#endif
 
 template <typename T, int MT>
 __global__ void __launch_bounds__(LA_THREADS, 1) latent_k(const ek_cu_attention a)
 {
     extern __shared__ __align__(1024) uint4 raw[];
     LatentShared<T, MT> &sh = *reinterpret_cast<LatentShared<T, MT> *>(raw);
-    LatentWarp<T, MT> state;
+    LatentState<T, MT> state;
     LatentRows r = {.seq = blockIdx.z, .heads = a.heads};
     uint32_t tile = gridDim.x - 1 - blockIdx.x, part = blockIdx.y; // the longest contexts first
 
@@ -321,9 +425,12 @@ __global__ void __launch_bounds__(LA_THREADS, 1) latent_k(const ek_cu_attention 
             copy_latents(a, sh.k[buffer ^ 1], r.seq, first + LA_STEP, end);
         copy_commit();
         copy_wait<1>();
+#ifdef EK_WGMMA
+        publish_shared();
+#endif
         __syncthreads();
         state.scores(sh.q, sh.k[buffer], s);
-        state.offer_peaks(sh, s, r, first, a.scale * LOG2E);
+        state.offer_peaks(sh, s, r, first, end, a.scale * LOG2E);
         __syncthreads();
         state.softmax(sh, s);
         __syncthreads();
@@ -335,13 +442,16 @@ __global__ void __launch_bounds__(LA_THREADS, 1) latent_k(const ek_cu_attention 
     state.finish(a, r, sh, part);
 }
 
-// All parts of a row, in order: one block a token and head.
-#define JOIN_THREADS (LA_V / 4)
+// All parts of a row, in order: a block takes 128 values of a token's head, each of its warps a
+// quarter of the parts.
+#define JOIN_WARPS 4
+#define JOIN_COLS  128
 template <typename T>
-__global__ void __launch_bounds__(JOIN_THREADS) join_k(const ek_cu_attention a)
+__global__ void __launch_bounds__(32 * JOIN_WARPS) join_k(const ek_cu_attention a)
 {
-    uint32_t token = blockIdx.y, head = blockIdx.x, lane = threadIdx.x % 32, lo = 0;
-    uint32_t hi = a.batch.n_seqs - 1;
+    __shared__ float factor[EK_CU_LATENT_PARTS], quarter[JOIN_WARPS][JOIN_COLS];
+    uint32_t token = blockIdx.z, head = blockIdx.y, lane = threadIdx.x % 32, lo = 0;
+    uint32_t hi = a.batch.n_seqs - 1, warp = threadIdx.x / 32, col = JOIN_COLS * blockIdx.x;
 
     pdl_next();
     pdl_wait();
@@ -358,21 +468,38 @@ __global__ void __launch_bounds__(JOIN_THREADS) join_k(const ek_cu_attention a)
         return;
     uint32_t parts = min(((uint32_t)len + a.part - 1) / a.part, a.n_parts);
     size_t first = ((size_t)token * a.heads + head) * a.n_parts;
-    float2 mine = lane < parts ? a.totals[first + lane] : make_float2(-INFINITY, 0);
-    float f = power2(mine.x - warp_max(mine.x)), v[4] = {};
-    f /= warp_sum(f * mine.y);
-#pragma unroll 8
-    for (uint32_t p = 0; p < parts; p++) {
-        float factor = __shfl_sync(0xffffffffu, f, p), o[4];
+    float peak = -INFINITY, sum = 0, v[4] = {};
 
-        load4(a.partial + (first + p) * LA_V + 4 * threadIdx.x, o);
+    for (uint32_t p = lane; p < parts; p += 32)
+        peak = fmaxf(peak, a.totals[first + p].x);
+    peak = warp_max(peak);
+    for (uint32_t p = lane; p < parts; p += 32) {
+        float2 t = a.totals[first + p];
+        float f = power2(t.x - peak);
+
+        sum += f * t.y;
+        if (warp == 0)
+            factor[p] = f;
+    }
+    sum = warp_sum(sum);
+    __syncthreads();
+    uint32_t share = (parts + JOIN_WARPS - 1) / JOIN_WARPS, end = min((warp + 1) * share, parts);
+#pragma unroll 8
+    for (uint32_t p = warp * share; p < end; p++) {
+        float o[4];
+
+        load4(a.partial + (first + p) * LA_V + col + 4 * lane, o);
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            v[i] = fmaf(factor, o[i], v[i]);
+            v[i] = fmaf(factor[p], o[i], v[i]);
     }
-    T *out = (T *)a.out + token * a.ldo + head * LA_V + 4 * threadIdx.x;
-    *reinterpret_cast<uint32_t *>(out) = pack2<T>(v[0], v[1]);
-    *reinterpret_cast<uint32_t *>(out + 2) = pack2<T>(v[2], v[3]);
+    store4(&quarter[warp][4 * lane], v);
+    __syncthreads();
+    float all = 0;
+#pragma unroll
+    for (int w = 0; w < JOIN_WARPS; w++)
+        all += quarter[w][threadIdx.x];
+    ((T *)a.out)[token * a.ldo + head * LA_V + col + threadIdx.x] = from_f<T>(all / sum);
 }
 
 template <typename T, int MT>
@@ -383,7 +510,8 @@ static cudaError_t latent_launch(const struct ek_cu_queue *q, const struct ek_cu
 
     if (e != cudaSuccess || a->n_parts == 1)
         return e;
-    return launch(q, join_k<T>, dim3(a->heads, a->batch.n_tokens), JOIN_THREADS, 0, *a);
+    return launch(q, join_k<T>, dim3(LA_V / JOIN_COLS, a->heads, a->batch.n_tokens),
+                  32 * JOIN_WARPS, 0, *a);
 }
 
 extern "C" uint32_t ek_cu_latent_rows(uint32_t max_q, uint32_t heads)

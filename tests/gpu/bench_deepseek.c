@@ -165,10 +165,10 @@ struct model {
     void *x, *xn, *first, *query, *mixed, *attn, *both, *inner;
     int only; /* a part of the layer, or all */
 };
-enum { ALL, APPEND, QUERY, ATTENTION, VALUE, PROJECT, ROUTE, EXPERT, SHARE, N_PARTS };
-static const char *const part_names[] = {"all",         "latent_append", "latent_query",
-                                         "attention",   "latent_value",  "qkv and o",
-                                         "norm, route", "experts",       "shared experts"};
+enum { ALL, APPEND, QUERY, ATTENTION, VALUE, PROJECT, ROUTE, EXPERT, SHARE, TOKEN, N_PARTS };
+static const char *const part_names[] = {
+    "all",       "latent_append", "latent_query", "attention",      "latent_value",
+    "qkv and o", "norm, route",   "experts",      "shared experts", "experts, shared"};
 
 static void run_attention(struct model *m, struct layer *l)
 {
@@ -178,10 +178,15 @@ static void run_attention(struct model *m, struct layer *l)
 
     if (all || m->only == PROJECT)
         need(ops->norm_linear(dev, m->x, m->norm, 1e-6f, n, &l->qkv, 1, NULL, m->first, QKV));
-    if (all || m->only == APPEND)
+    if (all) {
+        need(ops->latent_append_query(dev, (char *)m->first + Q * 2, QKV, m->norm, 1e-6f, &l->kv,
+                                      m->first, QKV, &m->rope, &m->batch, &shape, &l->kv_b,
+                                      m->query, HEADS * KEY));
+    }
+    if (m->only == APPEND)
         need(ops->latent_append(dev, (char *)m->first + Q * 2, QKV, m->norm, 1e-6f, &m->rope,
                                 &m->batch, &l->kv));
-    if (all || m->only == QUERY)
+    if (m->only == QUERY)
         need(ops->latent_query(dev, m->first, QKV, &m->rope, &m->batch, &shape, &l->kv_b, m->query,
                                HEADS * KEY));
     if (all || m->only == ATTENTION)
@@ -204,6 +209,12 @@ static void run_experts(struct model *m, struct layer *l, uint32_t at)
     if (all || m->only == ROUTE) {
         need(ops->rms_norm(dev, m->x, HIDDEN, m->norm, 1e-6f, n, HIDDEN, m->xn, HIDDEN));
         need(ops->route(dev, m->xn, HIDDEN, n, &l->router, NULL, &router, m->ids, m->weights));
+    }
+    if (n == 1 && (all || m->only == TOKEN)) {
+        const struct ek_mat shared[2] = {l->shared_up, l->shared_down};
+        need(ops->experts_token(dev, m->xn, m->fixed + (size_t)at * TOP_K, m->weights, TOP_K, &e,
+                                shared, m->x));
+        return;
     }
     if (all || m->only == EXPERT)
         need(ops->experts(dev, m->xn, HIDDEN, n, m->fixed + (size_t)at * n * TOP_K, m->weights,
@@ -353,7 +364,9 @@ static double attention_params(void)
 
 static void parts(struct model *m, bool graph)
 {
-    for (m->only = APPEND; m->only < N_PARTS; m->only++)
+    int last = m->batch.n_tokens == 1 ? TOKEN : SHARE;
+
+    for (m->only = APPEND; m->only <= last; m->only++)
         printf("    %-15s %8.2f us a layer\n", part_names[m->only],
                seconds(run_layers, m, graph, 9) / m->n_layers * 1e6);
     m->only = ALL;

@@ -54,7 +54,7 @@ static const struct shape shapes[] = {
     {{16, 512, 128, 64, 128}, 32, 4, {9, 0, 300, 64}, {1, 40, 3, 1}, true, EK_F16},
     {{20, 512, 128, 64, 128}, 24, 2, {2000, 5}, {1, 1}, true, EK_BF16}, /* two tiles */
     {{128, 512, 32, 64, 32}, 32, 2, {130, 1}, {1, 1}, true, EK_BF16},   /* V2's heads */
-    {{5, 512, 16, 64, 16}, 32, 1, {4000}, {3}, false, EK_BF16},         /* parts and rows */
+    {{5, 512, 16, 64, 16}, 32, 1, {4010}, {3}, false, EK_BF16},         /* parts and rows */
     {{4, 32, 16, 8, 16}, 16, 3, {0, 20, 3}, {9, 1, 5}, true, EK_F32},   /* small */
     {{4, 64, 32, 16, 24}, 16, 1, {70}, {1}, false, EK_Q8_0},
 };
@@ -175,7 +175,7 @@ static struct ek_kv cache_of(const struct setup *u, bool gpu)
                           .page = u->s->page};
 }
 
-static void run_latent(struct setup *u, bool gpu, bool append)
+static void run_latent(struct setup *u, bool gpu, bool append, bool fused)
 {
     struct ek_device *dev = gpu ? pr.gpu : pr.cpu;
     const struct ek_latent *l = &u->s->l;
@@ -189,11 +189,17 @@ static void run_latent(struct setup *u, bool gpu, bool append)
     size_t key = l->lora + l->rope, lq = l->heads * (l->nope + l->rope);
     float scale = 0.5f / sqrtf((float)key);
 
-    if (append)
-        need(dev->ops->latent_append(dev, SIDE(u->ckv), u->ld, SIDE(u->weight), 1e-6f, &rope, &b,
-                                     &kv));
-    need(dev->ops->latent_query(dev, SIDE(u->q), lq, &rope, &b, l, kv_b, SIDE(u->query),
-                                l->heads * key));
+    if (fused) {
+        need(dev->ops->latent_append_query(dev, SIDE(u->ckv), u->ld, SIDE(u->weight), 1e-6f, &kv,
+                                           SIDE(u->q), lq, &rope, &b, l, kv_b, SIDE(u->query),
+                                           l->heads * key));
+    } else {
+        if (append)
+            need(dev->ops->latent_append(dev, SIDE(u->ckv), u->ld, SIDE(u->weight), 1e-6f, &rope,
+                                         &b, &kv));
+        need(dev->ops->latent_query(dev, SIDE(u->q), lq, &rope, &b, l, kv_b, SIDE(u->query),
+                                    l->heads * key));
+    }
     need(dev->ops->attention(dev, SIDE(u->query), l->heads * key, &b, &kv, l->heads, scale,
                              SIDE(u->mixed), (size_t)l->heads * l->lora));
     need(dev->ops->latent_value(dev, SIDE(u->mixed), (size_t)l->heads * l->lora, u->n, l, kv_b,
@@ -202,14 +208,16 @@ static void run_latent(struct setup *u, bool gpu, bool append)
 
 START_TEST(latent_attention_agrees_with_the_cpu)
 {
+    bool fused = _i >= N_ACTS;
+
     open_act(_i);
     for (size_t c = 0; c < EK_ARRAY_LEN(shapes); c++) {
         struct setup u;
         char what[64];
 
         setup_open(&u, &shapes[c]);
-        run_latent(&u, true, true);
-        run_latent(&u, false, true);
+        run_latent(&u, true, true, fused);
+        run_latent(&u, false, true, false);
         snprintf(what, sizeof(what), "shape %zu, cache", c);
         need_close(what, both_error(&pr, &u.cache), tolerance(pr.act));
         snprintf(what, sizeof(what), "shape %zu, query", c);
@@ -244,10 +252,10 @@ START_TEST(a_captured_graph_serves_growing_contexts)
 
     open_act(_i);
     setup_open(&u, &s);
-    run_latent(&u, true, true); /* scratch memory is there before the capture */
-    run_latent(&u, false, true);
+    run_latent(&u, true, true, false); /* scratch memory is there before the capture */
+    run_latent(&u, false, true, false);
     need(pr.gpu->ops->graph_begin(pr.gpu));
-    run_latent(&u, true, false);
+    run_latent(&u, true, false, false);
     need(pr.gpu->ops->graph_end(pr.gpu, &g));
     for (size_t i = 0; i < EK_ARRAY_LEN(grown); i++) {
         void *first, *again;
@@ -255,7 +263,7 @@ START_TEST(a_captured_graph_serves_growing_contexts)
         need(pr.gpu->ops->upload(pr.gpu, u.lens.gpu, &grown[i], sizeof(grown[i])));
         need(pr.cpu->ops->upload(pr.cpu, u.lens.cpu, &grown[i], sizeof(grown[i])));
         need(pr.gpu->ops->graph_launch(pr.gpu, g));
-        run_latent(&u, false, false);
+        run_latent(&u, false, false, false);
         need_close("grown", both_error(&pr, &u.out), 2 * tolerance(pr.act));
         first = bytes_of(&u.out);
         need(pr.gpu->ops->graph_launch(pr.gpu, g));
@@ -426,6 +434,61 @@ START_TEST(experts_of_full_size_agree)
 }
 END_TEST
 
+static void check_token(enum ek_dtype t, uint32_t shared_inner)
+{
+    struct experts_case c = {8, 3, 512, 256};
+    struct ek_mat g[4], h[4];
+    struct ek_experts eg = {&g[0], &g[1], c.n_experts, c.inner};
+    struct ek_experts eh = {&h[0], &h[1], c.n_experts, c.inner};
+    uint32_t rows[4] = {c.n_experts * 2 * c.inner, c.n_experts * c.hidden, 2 * shared_inner,
+                        c.hidden};
+    uint32_t cols[4] = {c.hidden, c.inner, c.hidden, shared_inner};
+    struct both x = both_random(&pr, c.hidden, 1, &seed),
+                out = both_random(&pr, c.hidden, 1, &seed);
+    struct both weight = both_floats(&pr, c.top_k, 0.5f, 0.2f, &seed), ids;
+    struct both both = both_new(&pr, (size_t)2 * shared_inner), inner = both_new(&pr, shared_inner);
+    int32_t chosen[3];
+
+    choose(chosen, 1, c.top_k, c.n_experts);
+    ids = both_ints(&pr, chosen, c.top_k);
+    for (int i = 0; i < 4; i++)
+        mats_random(&pr, t, rows[i], cols[i], 1 / sqrtf((float)cols[i]), &seed, &g[i], &h[i]);
+    need(pr.gpu->ops->experts_token(pr.gpu, x.gpu, ids.gpu, weight.gpu, c.top_k, &eg, &g[2],
+                                    out.gpu));
+    need(pr.cpu->ops->experts(pr.cpu, x.cpu, c.hidden, 1, ids.cpu, weight.cpu, c.top_k, &eh,
+                              out.cpu, c.hidden));
+    need(pr.cpu->ops->linear(pr.cpu, x.cpu, c.hidden, 1, &h[2], NULL, both.cpu,
+                             (size_t)2 * shared_inner, 0));
+    need(pr.cpu->ops->swiglu(pr.cpu, both.cpu, (size_t)2 * shared_inner, 1, shared_inner, inner.cpu,
+                             shared_inner));
+    need(pr.cpu->ops->linear(pr.cpu, inner.cpu, shared_inner, 1, &h[3], NULL, out.cpu, c.hidden,
+                             EK_LINEAR_ADD));
+    need_close(ek_dtype_name(t), both_error(&pr, &out), 2 * tolerance(pr.act));
+    for (int i = 0; i < 4; i++)
+        mats_free(&pr, &g[i], &h[i]);
+    both_free(&pr, &x);
+    both_free(&pr, &out);
+    both_free(&pr, &weight);
+    both_free(&pr, &ids);
+    both_free(&pr, &both);
+    both_free(&pr, &inner);
+}
+
+START_TEST(a_tokens_experts_and_shared_layer_agree)
+{
+    enum ek_dtype t = weights[_i / N_ACTS];
+
+    open_act(_i);
+    check_token(t, 256);
+    check_token(t, 512);
+    check_token(t, 768);
+    check_token(t, 1024 + 256 * (uint32_t)(t == EK_BF16));
+    if (t < EK_Q4_0)
+        check_token(t, 384); /* not a multiple of the experts' size */
+    pair_close(&pr);
+}
+END_TEST
+
 static bool present(void)
 {
     const char *why = pair_open(&pr, EK_F32);
@@ -449,11 +512,12 @@ int main(void)
     sr = srunner_create(s);
     suite_add_tcase(s, tc);
     tcase_set_timeout(tc, 0);
-    tcase_add_loop_test(tc, latent_attention_agrees_with_the_cpu, 0, N_ACTS);
+    tcase_add_loop_test(tc, latent_attention_agrees_with_the_cpu, 0, 2 * N_ACTS);
     tcase_add_loop_test(tc, a_captured_graph_serves_growing_contexts, 0, N_ACTS);
     tcase_add_loop_test(tc, routers_choose_as_on_the_cpu, 0, N_ACTS);
     tcase_add_loop_test(tc, experts_agree_for_every_weight_type_and_number_of_tokens, 0,
                         N_ACTS * N_WEIGHTS);
+    tcase_add_loop_test(tc, a_tokens_experts_and_shared_layer_agree, 0, N_ACTS * N_WEIGHTS);
     tcase_add_loop_test(tc, experts_of_full_size_agree, 0, N_ACTS);
     srunner_set_fork_status(sr, CK_NOFORK);
     srunner_run_all(sr, CK_NORMAL);
