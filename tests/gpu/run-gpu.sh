@@ -25,7 +25,7 @@ for w in $what; do
     tests) for t in check_devices check_ops check_attention check_deepseek check_runtime; do run "$t" "$here/bin/$t"; done ;;
     bench) run bench "$here/bin/bench_kernels" ${BENCH:-all} ;;
     sanitize)
-        for t in check_devices check_attention; do
+        for t in check_devices check_attention check_deepseek; do
             run "memcheck-$t" compute-sanitizer --error-exitcode 9 "$here/bin/$t"
         done
         run racecheck compute-sanitizer --tool racecheck --error-exitcode 9 \
