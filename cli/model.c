@@ -4,6 +4,8 @@
 
 static const struct ek_option options[] = {
     {"cache", "TYPE", "data type of the KV cache for the bytes a token (default F32)"},
+    {"quantize", "TYPE",
+     "int8 or int4: linear layers of the language model in groups, as they are read"},
     {NULL, NULL, NULL},
 };
 
@@ -47,6 +49,7 @@ static enum ek_status run(const struct ek_args *args)
     enum ek_status st = EK_OK;
 
     EK_TRY(ek_arg_dtype(args, "cache", &cache));
+    EK_TRY(ek_quantize_parse(ek_arg(args, "quantize"), &opt.quantize));
     EK_TRY(ek_model_open(args->operands[0], &opt, &m));
     if (ek_arg_flag(args, "json")) {
         st = ek_print_json(ek_model_json(m));

@@ -8,6 +8,8 @@
 static const struct ek_option options[] = {
     {"db", "FILE", "the profile database (made when absent, resumed when present)"},
     {"devices", "LIST", "devices to measure (default: every GPU, or one CPU device)"},
+    {"quantize", "TYPE",
+     "int8 or int4: linear layers of the language model in groups, as they are read"},
     {"act", "TYPE", "data type of activations: F32, BF16, F16 (default F32; CUDA: BF16)"},
     {"cache", "TYPE", "data type of the KV cache (default: that of the activations)"},
     {"max-batch", "N", "most sequences at once (default 8)"},
@@ -139,6 +141,7 @@ static enum ek_status run(const struct ek_args *args)
     enum ek_status st;
 
     EK_TRY(ek_arg_required(args, "db", &path));
+    EK_TRY(ek_quantize_parse(ek_arg(args, "quantize"), &model_options.quantize));
     EK_TRY(ek_device_specs_parse(ek_arg(args, "devices"), &devices, &n));
     EK_GOTO(read_options(args, devices, n, &opt), st, done);
     EK_GOTO(ek_model_open(args->operands[0], &model_options, &m), st, done);

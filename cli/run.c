@@ -12,6 +12,8 @@
 static const struct ek_option options[] = {
     {"plan", "FILE", "run under this plan (default: everything on one device)"},
     {"devices", "DEVICE", "the device when there is no plan"},
+    {"quantize", "TYPE",
+     "int8 or int4: linear layers of the language model in groups, as they are read"},
     {"prompt", "TEXT", "what the user says (may be given several times: a batch)"},
     {"prompt-file", "FILE", "the prompt from a file (- for stdin)"},
     {"system", "TEXT", "system message of the conversation"},
@@ -151,13 +153,14 @@ static enum ek_status collect_prompts(struct job *j)
 /* Reads them before the prompt is encoded, which must hold a place for each. */
 static enum ek_status open_pictures(struct job *j)
 {
-    const struct ek_model_options opt = EK_MODEL_OPTIONS_INIT;
+    struct ek_model_options opt = EK_MODEL_OPTIONS_INIT;
 
     j->sees = ek_pictures_given(j->args);
     if (!j->sees)
         return EK_OK;
     if (ek_arg(j->args, "record"))
         return ek_error(EK_EUNSUPPORTED, "--record takes no pictures");
+    EK_TRY(ek_quantize_parse(ek_arg(j->args, "quantize"), &opt.quantize));
     EK_TRY(ek_model_open(j->args->operands[0], &opt, &j->session.model));
     return ek_pictures_open(j->args, j->session.model, &j->pictures);
 }

@@ -30,6 +30,7 @@ enum ek_status ek_session_open(const struct ek_args *args, const char *model_pat
     struct ek_engine_options opt = {0};
     const char *path = ek_arg(args, "plan");
 
+    EK_TRY(ek_quantize_parse(ek_arg(args, "quantize"), &model_options.quantize));
     if (s->model == NULL)
         EK_TRY(ek_model_open(model_path, &model_options, &s->model));
     if (need->tokenizer)

@@ -170,6 +170,9 @@ struct ek_model_options {
         .seed = 1, .synthetic = false                                                              \
     }
 
+/* The bits of "int8" and "int4"; NULL: 0, not quantised. */
+enum ek_status ek_quantize_parse(const char *text, uint32_t *bits);
+
 /* Opens a directory, a .gguf file, or a config.json (path to either). Every size is checked against
  * the files before it returns; no weight is read. *out is freed with ek_model_close (NULL is fine).
  * EK_EFORMAT / EK_EUNSUPPORTED name file, field and both values. */

@@ -257,6 +257,14 @@ static enum ek_status quantise_tensor(struct ek_model *m, struct ek_tensor *t, u
     return set_type(m, t, dtype);
 }
 
+enum ek_status ek_quantize_parse(const char *text, uint32_t *bits)
+{
+    *bits = text == NULL ? 0 : strcmp(text, "int4") == 0 ? 4 : strcmp(text, "int8") == 0 ? 8 : 1;
+    if (*bits == 1)
+        return ek_error(EK_EUSAGE, "--quantize: '%s' is neither int8 nor int4", text);
+    return EK_OK;
+}
+
 enum ek_status ek_quant_at_load(struct ek_model *m, uint32_t bits)
 {
     if (bits == 0)

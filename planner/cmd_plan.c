@@ -26,6 +26,7 @@ static const char help[] =
     "hardware`)\n"
     "  --cards FILE          descriptions of more cards (docs/costs.md)\n"
     "  --devices \"A B\"       plan for these devices of the profile only\n"
+    "  --quantize TYPE       int8 or int4: as the model was profiled, and will be run\n"
     "Workload\n"
     "  --batch N             sequences at once (1)\n"
     "  --prompt N            tokens of a prompt (512)\n"
@@ -77,6 +78,7 @@ enum {
     O_PROMPT,
     O_GENERATE,
     O_CONTEXT,
+    O_QUANTIZE,
     O_IMAGES,
     O_IMAGE_TOKENS,
     O_MICRO,
@@ -122,6 +124,7 @@ static const struct option options[] = {
     {"prompt", required_argument, NULL, O_PROMPT},
     {"generate", required_argument, NULL, O_GENERATE},
     {"context", required_argument, NULL, O_CONTEXT},
+    {"quantize", required_argument, NULL, O_QUANTIZE},
     {"images", required_argument, NULL, O_IMAGES},
     {"image-tokens", required_argument, NULL, O_IMAGE_TOKENS},
     {"micro-batches", required_argument, NULL, O_MICRO},
@@ -165,7 +168,7 @@ struct arguments {
         *near;
     double within;
     bool force, json, done, explain, pareto;
-    uint32_t alternatives;
+    uint32_t alternatives, quantize;
 };
 
 /* ---- Values -------------------------------------------------------------------------------------
@@ -293,6 +296,8 @@ static enum ek_status workload_option(struct arguments *a, int o)
     case O_GENERATE:
         a->given_generate = true;
         return parse_u32(optarg, "--generate", 0, 1 << 24, &w->generate);
+    case O_QUANTIZE:
+        return ek_quantize_parse(optarg, &a->quantize);
     case O_CONTEXT:
         return parse_u32(optarg, "--context", 1, 1 << 24, &w->context);
     case O_IMAGES:
@@ -498,7 +503,7 @@ static enum ek_status estimate(const struct arguments *a, const struct ek_model 
 
 static enum ek_status get_costs(struct arguments *a, struct ek_costs **c)
 {
-    const struct ek_model_options o = EK_MODEL_OPTIONS_INIT;
+    const struct ek_model_options o = {.seed = 1, .quantize = a->quantize};
     struct ek_profile_choice choice = {
         .devices = a->devices, .act = a->act, .cache = a->given.cache[0] ? a->given.cache : NULL};
     struct ek_model *m = NULL;
