@@ -55,7 +55,7 @@ static enum ek_status run_trace(const struct ek_args *args, struct ek_session *s
 
     if (!ek_arg_flag(args, "trace"))
         return EK_OK;
-    t->tolerance = ek_tolerance_for(s->plan->act, r).relative;
+    t->tolerance = ek_tolerance_for(s->model, s->plan->act, r).relative;
     if (t->tolerance == 0)
         t->tolerance = ROUGH_TRACE;
     EK_TRY(ek_arg_double(args, "tolerance", 0, 1, &t->tolerance));
@@ -153,7 +153,7 @@ static enum ek_status report(const struct ek_args *args, struct ek_session *s, c
 static enum ek_status compare(const struct ek_args *args, struct ek_session *s, const char *path,
                               const struct ek_reference *r)
 {
-    struct ek_tolerance tolerance = ek_tolerance_for(s->plan->act, r);
+    struct ek_tolerance tolerance = ek_tolerance_for(s->model, s->plan->act, r);
     struct ek_comparison c = {0};
     enum ek_status st;
 
