@@ -181,6 +181,19 @@ struct ek_ops {
     enum ek_status (*copy_from)(struct ek_device *dev, void *dst, struct ek_device *src_dev,
                                 const void *src, size_t n);
     enum ek_status (*zero)(struct ek_device *dev, void *dst, size_t n);
+    /* a download that is queued: dst (of host_alloc) is filled when an event recorded after it has
+     * passed */
+    enum ek_status (*fetch)(struct ek_device *dev, void *dst, const void *src, size_t n);
+    /* hand-overs that no host thread takes part in. reaches: dev's store can write to's memory, and
+     * to's queue can wait for a flag there. store is queued: n bytes to dst, then *flag = value, so
+     * that who sees the flag sees the bytes (flag NULL: only the bytes). flag_wait: the queue of
+     * the flag's own device waits until the flag has come to value or beyond, modulo 2^32. flag_set
+     * is not queued: it ends such waits when the sender is no more. All NULL: not possible. */
+    bool (*reaches)(const struct ek_device *dev, const struct ek_device *to);
+    enum ek_status (*store)(struct ek_device *dev, void *dst, const void *src, size_t n,
+                            uint32_t *flag, uint32_t value);
+    enum ek_status (*flag_wait)(struct ek_device *dev, const uint32_t *flag, uint32_t value);
+    enum ek_status (*flag_set)(struct ek_device *dev, uint32_t *flag, uint32_t value);
 
     /* order */
     enum ek_status (*event_new)(struct ek_device *dev, struct ek_event **out);

@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A link, measured the way a step crosses it: one thread a device, the sender copies into the link
- * and wakes the receiver, who copies out. A message goes there and one comes back by the link in
- * the other direction, so that one clock sees both ways; what is kept is half of it.
+ * A link, measured the way a step crosses it. A message goes there and one comes back by the link
+ * in the other direction, so that one clock sees both ways; what is kept is half of it. Where the
+ * two queues pass messages on by themselves, a chain of round trips is queued behind other work, as
+ * the engine queues a stage while the one before it runs, and the device's clock times it. Else
+ * there is one thread a device: the sender copies into the link and wakes the receiver, who copies
+ * out.
  */
 #include "profiler/measure.h"
 
@@ -12,13 +15,18 @@
 #include <string.h>
 
 enum { SIZES = 8, WARM = 3, ROUNDS = 25 };
+enum {
+    CHAIN = 4,
+    HELD = 100
+}; /* round trips queued at once; reads that hold the queue meanwhile */
 #define LEAST_BYTES ((size_t)1 << 10) /* then times 4: up to 16 MiB */
 
 struct table { /* of a ping-pong */
     struct ek_device *dev[2];
-    struct ek_link *link[2]; /* [0]: from dev[0] to dev[1]; [1]: back */
-    void *buffer[2];         /* activations, one a device */
-    size_t max, n;           /* activations: of the buffers, of this message */
+    struct ek_link *link[2];  /* [0]: from dev[0] to dev[1]; [1]: back */
+    void *buffer[2];          /* activations, one a device */
+    struct ek_event *mark[2]; /* of dev[0]: around a chain */
+    size_t max, n;            /* activations: of the buffers, of this message */
     pthread_mutex_t lock;
     pthread_cond_t turn_changed;
     uint32_t sent[2]; /* messages in either direction */
@@ -103,6 +111,40 @@ static enum ek_status round_trip(struct table *t, uint32_t number, double *secon
     return EK_OK;
 }
 
+static enum ek_status cross(struct table *t, int direction)
+{
+    EK_TRY(ek_link_send(t->link[direction], t->buffer[direction], t->n));
+    EK_TRY(ek_link_wait(t->link[direction]));
+    return ek_link_recv(t->link[direction], t->buffer[!direction], t->n);
+}
+
+/* A round trip without the host. */
+static enum ek_status chained_trip(struct table *t, double *seconds)
+{
+    struct ek_device *d = t->dev[0];
+    size_t bytes = t->max * ek_dtype_block_bytes(d->act);
+
+    for (int i = 0; i < HELD; i++)
+        EK_TRY(d->ops->read_bytes(d, t->buffer[0], bytes));
+    EK_TRY(d->ops->event_record(d, t->mark[0]));
+    for (int i = 0; i < 2 * CHAIN; i++)
+        EK_TRY(cross(t, i % 2));
+    EK_TRY(d->ops->event_record(d, t->mark[1]));
+    EK_TRY(d->ops->event_sync(t->mark[1]));
+    *seconds = d->ops->event_seconds(t->mark[0], t->mark[1]) / CHAIN;
+    return EK_OK;
+}
+
+static bool chained(const struct table *t)
+{
+    return ek_link_queued(t->link[0]) && ek_link_queued(t->link[1]);
+}
+
+static enum ek_status any_trip(struct table *t, double *seconds)
+{
+    return chained(t) ? chained_trip(t, seconds) : round_trip(t, t->sent[0] + 1, seconds);
+}
+
 /* ---- Fit --------------------------------------------------------------------------------------
  */
 
@@ -152,7 +194,7 @@ static enum ek_status check_data(struct table *t)
     EK_GOTO(rig_fill_random(t->dev[0], t->buffer[0], bytes, t->dev[0]->act), st, done);
     EK_GOTO(t->dev[0]->ops->download(t->dev[0], want, t->buffer[0], bytes), st, done);
     double skip;
-    EK_GOTO(round_trip(t, t->sent[0] + 1, &skip), st, done);
+    EK_GOTO(any_trip(t, &skip), st, done);
     EK_GOTO(t->dev[0]->ops->download(t->dev[0], got, t->buffer[0], bytes), st, done);
     if (t->dev[0]->act == t->dev[1]->act && memcmp(want, got, bytes) != 0)
         st = ek_error(EK_EDEVICE, "link %s -> %s: what came back is not what was sent",
@@ -171,7 +213,7 @@ static enum ek_status ping_pong(struct table *t, struct ek_store_link *out)
         t->n = size / act;
         for (int i = -WARM; i < ROUNDS; i++) {
             double s;
-            EK_TRY(round_trip(t, t->sent[0] + 1, &s));
+            EK_TRY(any_trip(t, &s));
             if (i >= 0)
                 samples[i] = s / 2;
         }
@@ -188,6 +230,8 @@ static void close_table(struct table *t)
 {
     for (int i = 0; i < 2; i++) {
         ek_link_close(t->link[i]);
+        if (t->mark[i])
+            t->dev[0]->ops->event_free(t->mark[i]);
         if (t->buffer[i])
             t->dev[i]->ops->release(t->dev[i], t->buffer[i]);
     }
@@ -195,44 +239,58 @@ static void close_table(struct table *t)
     pthread_mutex_destroy(&t->lock);
 }
 
-static enum ek_status open_table(struct table *t)
+static enum ek_status open_table(struct table *t, const char *mechanism)
 {
     for (int i = 0; i < 2; i++) {
         struct ek_device *d = t->dev[i];
         size_t bytes = t->max * ek_dtype_block_bytes(d->act);
-        EK_TRY(ek_link_open(d, t->dev[!i], t->max, &t->link[i]));
+        EK_TRY(ek_link_open_as(d, t->dev[!i], t->max, mechanism, &t->link[i]));
+        EK_TRY(t->dev[0]->ops->event_new(t->dev[0], &t->mark[i]));
         EK_TRY(d->ops->alloc(d, EK_TAG_WORKSPACE, bytes, &t->buffer[i]));
         EK_TRY(rig_fill_random(d, t->buffer[i], bytes, d->act));
     }
     return EK_OK;
 }
 
-enum ek_status ek_measure_link(struct ek_device *from, struct ek_device *to,
-                               struct ek_store_link *out)
+static enum ek_status measure(struct table *t, struct ek_store_link *out)
+{
+    pthread_t thread;
+    enum ek_status st;
+
+    if (chained(t))
+        return ping_pong(t, out);
+    if (pthread_create(&thread, NULL, reflect, t) != 0)
+        return ek_error(EK_EENV, "link %s -> %s: cannot start a thread", t->dev[0]->spec.name,
+                        t->dev[1]->spec.name);
+    st = ping_pong(t, out);
+    give_up(t);
+    pthread_join(thread, NULL);
+    return st;
+}
+
+enum ek_status ek_measure_link_as(struct ek_device *from, struct ek_device *to,
+                                  const char *mechanism, struct ek_store_link *out)
 {
     struct table t = {.dev = {from, to}, .status = EK_OK};
     struct ek_store_link l = {.n = 0};
-    pthread_t thread;
     enum ek_status st;
 
     t.max = (LEAST_BYTES << 2 * (SIZES - 1)) / ek_dtype_block_bytes(from->act);
     pthread_mutex_init(&t.lock, NULL);
     pthread_cond_init(&t.turn_changed, NULL);
-    EK_GOTO(open_table(&t), st, done);
-    if (pthread_create(&thread, NULL, reflect, &t) != 0) {
-        st = ek_error(EK_EENV, "link %s -> %s: cannot start a thread", from->spec.name,
-                      to->spec.name);
-        goto done;
-    }
-    st = ping_pong(&t, &l);
-    give_up(&t);
-    pthread_join(thread, NULL);
+    EK_GOTO(open_table(&t, mechanism), st, done);
+    EK_GOTO(measure(&t, &l), st, done);
     snprintf(l.from, sizeof(l.from), "%s", from->spec.name);
     snprintf(l.to, sizeof(l.to), "%s", to->spec.name);
     snprintf(l.mechanism, sizeof(l.mechanism), "%s", ek_link_mechanism(t.link[0]));
-    if (st == EK_OK)
-        *out = l;
+    *out = l;
 done:
     close_table(&t);
     return st;
+}
+
+enum ek_status ek_measure_link(struct ek_device *from, struct ek_device *to,
+                               struct ek_store_link *out)
+{
+    return ek_measure_link_as(from, to, NULL, out);
 }

@@ -18,9 +18,12 @@ struct ek_ceilings {
 /* Takes seconds. The device should have some hundred MiB of memory free: less than a few times its
  * last-level cache would be measured out of that. */
 enum ek_status ek_measure_ceilings(struct ek_device *dev, struct ek_ceilings *out);
-/* One link by the fastest mechanism that the runtime has for the pair. Needs some 100 MiB. */
+/* One link by the mechanism that the runtime takes for the pair. Needs some 100 MiB. */
 enum ek_status ek_measure_link(struct ek_device *from, struct ek_device *to,
                                struct ek_store_link *out);
+/* The same by one mechanism of ek_link_mechanisms (NULL: as above). */
+enum ek_status ek_measure_link_as(struct ek_device *from, struct ek_device *to,
+                                  const char *mechanism, struct ek_store_link *out);
 
 /* The row of an opened device, without ceilings. */
 void ek_profile_device_row(const struct ek_device *dev, struct ek_store_device *out);

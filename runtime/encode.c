@@ -195,7 +195,7 @@ void engine_vision_pass(struct ek_engine *e, enum ek_status st)
     } else if (e->vision.link != NULL && !job->projecting) {
         job->projecting = true;
         job->device = e->vision.projector->device;
-        pthread_cond_signal(&e->devices[job->device].wake);
+        engine_wake(&e->devices[job->device]);
     } else {
         job->done = true;
     }
@@ -215,7 +215,7 @@ static enum ek_status run_job(struct ek_engine *e, struct engine_encode *job)
     if (e->failed == EK_OK) {
         job->device = e->vision.tower->device;
         e->vision.job = job;
-        pthread_cond_signal(&e->devices[job->device].wake);
+        engine_wake(&e->devices[job->device]);
         while (job->running || (!job->done && e->failed == EK_OK))
             pthread_cond_wait(&e->done, &e->lock);
         e->vision.job = NULL;

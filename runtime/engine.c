@@ -236,16 +236,24 @@ static void stop_workers(struct ek_engine *e)
     pthread_mutex_lock(&e->lock);
     e->closing = true;
     for (size_t i = 0; i < e->plan->n_devices; i++)
-        pthread_cond_signal(&e->devices[i].wake);
+        engine_wake(&e->devices[i]);
     pthread_mutex_unlock(&e->lock);
     for (size_t i = 0; i < e->plan->n_devices; i++)
         if (e->devices[i].running)
             pthread_join(e->devices[i].thread, NULL);
 }
 
+/* A sender that failed leaves its receiver waiting for ever. */
+static void abandon_links(struct ek_engine *e)
+{
+    for (size_t i = 0; e->failed != EK_OK && i < e->n_stages; i++)
+        ek_link_abandon(e->stages[i].out);
+}
+
 /* From the last stage, for a head may borrow an earlier one's embedding. */
 static void free_stages(struct ek_engine *e)
 {
+    abandon_links(e);
     for (size_t i = 0; e->devices && i < e->plan->n_devices; i++)
         if (e->devices[i].dev != NULL)
             (void)e->devices[i].dev->ops->sync(e->devices[i].dev);

@@ -3,12 +3,15 @@
  * Inside of the engine. Stages hang on devices; a step (micro-batch) goes from stage to stage, in
  * the order of submission at each. One worker a device takes, of the steps that wait at its
  * stages, the oldest whose outgoing link has a free slot. The last stage needs no slot, so some
- * step can always go on, also where a device is visited more than once.
+ * step can always go on, also where a device is visited more than once. A worker only queues: it
+ * goes on to the next step while the device is at this one. The end of a step is waited for by
+ * whoever needs it: a caller of wait or release, or one of submit when no more steps fit.
  */
 #ifndef EK_RUNTIME_ENGINE_H
 #define EK_RUNTIME_ENGINE_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "runtime/cache.h"
 #include "runtime/vision.h"
@@ -20,16 +23,19 @@ struct engine_step {
     uint64_t ticket;
     int32_t *image; /* the packed batch */
     struct batch_counts counts;
-    bool argmax_only, done, released;
-    float *embeds; /* [n_embeds][hidden] for the first stage, and the tokens they are for */
+    bool argmax_only;
+    bool issued;    /* the last stage is queued: whoever needs it may finish it */
+    bool finishing; /* some thread waits for its end */
+    bool done;      /* its results are there */
+    float *embeds;  /* [n_embeds][hidden] for the first stage, and the tokens they are for */
     size_t embeds_cap;
     int32_t *places; /* [max_tokens] */
     uint32_t n_embeds;
     uint32_t last_stage;                /* where it ends: without logits, before the head */
     uint32_t rows;                      /* of logits */
-    float *logits;                      /* host memory of the head's device, [rows][vocab] */
+    float *logits;                      /* host memory of the head's device, [rows][vocab]; */
     size_t logits_cap;                  /* floats */
-    int32_t *argmax;                    /* [max_tokens] */
+    int32_t *argmax;                    /* so is this, [max_tokens] */
     struct ek_event *(*marks)[N_MARKS]; /* [n_stages] */
 };
 
@@ -69,7 +75,9 @@ struct engine_device {
     pthread_t thread;
     bool running; /* the thread was started */
     bool loaded;  /* its stages are there, or the engine has failed */
+    bool spins;   /* its worker looks for work a while before it sleeps */
     pthread_cond_t wake;
+    atomic_uint signals; /* counts what wake was signalled for */
 };
 
 struct ek_engine {
@@ -110,6 +118,9 @@ void engine_fail(struct ek_engine *e, enum ek_status st);
 enum ek_status engine_failed(const struct ek_engine *e);
 /* Puts a step into a stage's queue and wakes its worker; the lock is held. */
 void engine_push(struct ek_engine *e, size_t stage, struct engine_step *step);
+/* Waits for the end of a step that is issued; the lock is held, but not while waiting. */
+void engine_finish(struct ek_engine *e, struct engine_step *step);
+void engine_wake(struct engine_device *d);
 
 /* ---- encode.c */
 /* Finds the side modules among the stages; opens the link between them. */

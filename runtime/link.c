@@ -8,8 +8,10 @@
 
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
-#define ALIGN ((size_t)256)
+#define ALIGN      ((size_t)256)
+#define FLAG_BYTES ((size_t)128) /* a line each, so that polling disturbs no neighbour */
 
 struct mechanism;
 
@@ -18,10 +20,10 @@ struct ek_link {
     struct ek_device *from, *to;
     size_t max;                       /* activations in a message */
     atomic_uint_fast64_t sent, taken; /* messages */
-    char *slots;                      /* of all messages: on from, or host memory when staged */
+    char *slots; /* of all messages: on from, on to (peer stores), or host memory when staged */
     size_t slot_bytes;
     void *raw;                             /* on to: a message before its conversion, or NULL */
-    struct ek_device *host_of;             /* whose host memory slots is, when staged */
+    struct ek_device *slots_of;            /* who allocated slots, host memory when staged */
     struct ek_event *full[EK_LINK_SLOTS];  /* from's queue passed the copy into the slot */
     struct ek_event *empty[EK_LINK_SLOTS]; /* to's queue passed the copy out of it */
 };
@@ -35,6 +37,7 @@ struct mechanism {
     enum ek_status (*send)(struct ek_link *l, unsigned slot, const void *src, size_t n);
     enum ek_status (*wait)(struct ek_link *l, unsigned slot);
     enum ek_status (*recv)(struct ek_link *l, unsigned slot, void *dst, size_t n);
+    bool queued; /* send and recv return before the bytes have moved */
 };
 
 static size_t act_bytes(const struct ek_device *d, size_t n)
@@ -77,6 +80,7 @@ static void slots_at_from(const struct ek_device *from, const struct ek_device *
 
 static enum ek_status same_open(struct ek_link *l)
 {
+    l->slots_of = l->from;
     return l->from->ops->alloc(l->from, EK_TAG_COMM, EK_LINK_SLOTS * l->slot_bytes,
                                (void **)&l->slots);
 }
@@ -96,6 +100,60 @@ static enum ek_status same_wait(struct ek_link *l, unsigned slot)
 static enum ek_status same_recv(struct ek_link *l, unsigned slot, void *dst, size_t n)
 {
     return l->to->ops->copy(l->to, dst, slot_at(l, slot), act_bytes(l->to, n));
+}
+
+/* ---- the sender stores into the receiver's memory and raises a flag there, which the receiver's
+ * queue waits for; an event frees the slot */
+static bool store_works(const struct ek_device *from, const struct ek_device *to)
+{
+    return from->ops->reaches != NULL && from->act == to->act && from->ops->reaches(from, to);
+}
+
+static void store_bytes(const struct ek_device *from, const struct ek_device *to, size_t max,
+                        uint64_t *at_from, uint64_t *at_to)
+{
+    (void)to;
+    *at_from = 0;
+    *at_to = EK_LINK_SLOTS * (message_bytes(from, max) + FLAG_BYTES);
+}
+
+/* Number of the newest message in a slot. */
+static uint32_t *flag_at(const struct ek_link *l, unsigned slot)
+{
+    return (void *)(l->slots + EK_LINK_SLOTS * l->slot_bytes + slot * FLAG_BYTES);
+}
+
+static enum ek_status store_open(struct ek_link *l)
+{
+    uint64_t at_from, at_to;
+
+    store_bytes(l->from, l->to, l->max, &at_from, &at_to);
+    EK_TRY(open_events(l));
+    l->slots_of = l->to;
+    EK_TRY(l->to->ops->alloc(l->to, EK_TAG_COMM, at_to, (void **)&l->slots));
+    EK_TRY(l->to->ops->zero(l->to, flag_at(l, 0), EK_LINK_SLOTS * FLAG_BYTES));
+    return l->to->ops->sync(l->to);
+}
+
+static enum ek_status store_send(struct ek_link *l, unsigned slot, const void *src, size_t n)
+{
+    uint64_t number = atomic_load(&l->sent);
+
+    if (number >= EK_LINK_SLOTS)
+        EK_TRY(l->from->ops->event_wait(l->from, l->empty[slot]));
+    return l->from->ops->store(l->from, slot_at(l, slot), src, act_bytes(l->from, n),
+                               flag_at(l, slot), (uint32_t)(number + 1));
+}
+
+static enum ek_status store_wait(struct ek_link *l, unsigned slot)
+{
+    return l->to->ops->flag_wait(l->to, flag_at(l, slot), (uint32_t)(atomic_load(&l->taken) + 1));
+}
+
+static enum ek_status store_recv(struct ek_link *l, unsigned slot, void *dst, size_t n)
+{
+    EK_TRY(l->to->ops->store(l->to, dst, slot_at(l, slot), act_bytes(l->to, n), NULL, 0));
+    return l->to->ops->event_record(l->to, l->empty[slot]);
 }
 
 /* ---- two devices of a backend that copies between them */
@@ -154,9 +212,9 @@ static enum ek_status staged_open(struct ek_link *l)
     if (raw > 0)
         EK_TRY(l->to->ops->alloc(l->to, EK_TAG_COMM, raw, &l->raw));
     /* memory that the end with its own memory copies at full speed */
-    l->host_of = l->from->info.compute_major ? l->from : l->to;
-    return l->host_of->ops->host_alloc(l->host_of, EK_LINK_SLOTS * l->slot_bytes,
-                                       (void **)&l->slots);
+    l->slots_of = l->from->info.compute_major ? l->from : l->to;
+    return l->slots_of->ops->host_alloc(l->slots_of, EK_LINK_SLOTS * l->slot_bytes,
+                                        (void **)&l->slots);
 }
 
 static enum ek_status staged_send(struct ek_link *l, unsigned slot, const void *src, size_t n)
@@ -179,18 +237,40 @@ static enum ek_status staged_recv(struct ek_link *l, unsigned slot, void *dst, s
 
 /* ---- the registry, fastest first */
 static const struct mechanism mechanisms[] = {
-    {"same-device", same_works, slots_at_from, same_open, same_send, same_wait, same_recv},
-    {"copy", copy_works, slots_at_from, copy_open, copy_send, copy_wait, copy_recv},
-    {"host-staged", staged_works, staged_bytes, staged_open, staged_send, same_wait, staged_recv},
+    {"same-device", same_works, slots_at_from, same_open, same_send, same_wait, same_recv, true},
+    {"peer-store", store_works, store_bytes, store_open, store_send, store_wait, store_recv, true},
+    {"copy", copy_works, slots_at_from, copy_open, copy_send, copy_wait, copy_recv, true},
+    {"host-staged", staged_works, staged_bytes, staged_open, staged_send, same_wait, staged_recv,
+     false},
 };
 
-static const struct mechanism *choose(const struct ek_device *from, const struct ek_device *to)
+size_t ek_link_mechanisms(const struct ek_device *from, const struct ek_device *to,
+                          const char *names[EK_LINK_MECHANISMS])
 {
-    size_t i = 0;
+    size_t n = 0;
 
-    while (!mechanisms[i].works(from, to))
-        i++;
-    return &mechanisms[i];
+    for (size_t i = 0; i < EK_ARRAY_LEN(mechanisms); i++)
+        if (mechanisms[i].works(from, to))
+            names[n++] = mechanisms[i].name;
+    return n;
+}
+
+/* The one that is named, or asked for by EVENKEEL_LINK, where it works; else the first that does.
+ */
+static const struct mechanism *choose(const struct ek_device *from, const struct ek_device *to,
+                                      const char *name)
+{
+    const struct mechanism *first = NULL;
+
+    name = name ? name : getenv("EVENKEEL_LINK");
+    for (size_t i = EK_ARRAY_LEN(mechanisms); i-- > 0;) {
+        if (!mechanisms[i].works(from, to))
+            continue;
+        first = &mechanisms[i];
+        if (name != NULL && strcmp(name, first->name) == 0)
+            return first;
+    }
+    return first;
 }
 
 static uint64_t padded(const struct ek_device *dev, uint64_t bytes)
@@ -201,13 +281,13 @@ static uint64_t padded(const struct ek_device *dev, uint64_t bytes)
 void ek_link_memory(const struct ek_device *from, const struct ek_device *to, size_t max_elements,
                     uint64_t *at_from, uint64_t *at_to)
 {
-    choose(from, to)->bytes(from, to, max_elements, at_from, at_to);
+    choose(from, to, NULL)->bytes(from, to, max_elements, at_from, at_to);
     *at_from = padded(from, *at_from);
     *at_to = padded(to, *at_to);
 }
 
-enum ek_status ek_link_open(struct ek_device *from, struct ek_device *to, size_t max_elements,
-                            struct ek_link **out)
+enum ek_status ek_link_open_as(struct ek_device *from, struct ek_device *to, size_t max_elements,
+                               const char *mechanism, struct ek_link **out)
 {
     struct ek_link *l;
     enum ek_status st;
@@ -220,13 +300,30 @@ enum ek_status ek_link_open(struct ek_device *from, struct ek_device *to, size_t
     l->to = to;
     l->max = max_elements;
     l->slot_bytes = message_bytes(from, max_elements);
-    l->how = choose(from, to);
+    l->how = choose(from, to, mechanism);
+    if (mechanism != NULL && strcmp(l->how->name, mechanism) != 0) {
+        st = ek_error(EK_EUNSUPPORTED, "link %s to %s: no hand-over by %s", from->spec.name,
+                      to->spec.name, mechanism);
+        goto fail;
+    }
     EK_GOTO(l->how->open(l), st, fail);
     *out = l;
     return EK_OK;
 fail:
     ek_link_close(l);
     return st;
+}
+
+enum ek_status ek_link_open(struct ek_device *from, struct ek_device *to, size_t max_elements,
+                            struct ek_link **out)
+{
+    return ek_link_open_as(from, to, max_elements, NULL, out);
+}
+
+void ek_link_abandon(struct ek_link *l)
+{
+    for (unsigned i = 0; l != NULL && l->how->wait == store_wait && i < EK_LINK_SLOTS; i++)
+        (void)!l->to->ops->flag_set(l->to, flag_at(l, i), (uint32_t)atomic_load(&l->sent));
 }
 
 void ek_link_close(struct ek_link *l)
@@ -239,10 +336,10 @@ void ek_link_close(struct ek_link *l)
         if (l->empty[i] != NULL)
             l->to->ops->event_free(l->empty[i]);
     }
-    if (l->slots != NULL && l->host_of != NULL)
-        l->host_of->ops->host_free(l->host_of, l->slots);
+    if (l->slots != NULL && l->how->open == staged_open)
+        l->slots_of->ops->host_free(l->slots_of, l->slots);
     else if (l->slots != NULL)
-        l->from->ops->release(l->from, l->slots);
+        l->slots_of->ops->release(l->slots_of, l->slots);
     if (l->raw != NULL)
         l->to->ops->release(l->to, l->raw);
     free(l);
@@ -251,6 +348,11 @@ void ek_link_close(struct ek_link *l)
 const char *ek_link_mechanism(const struct ek_link *l)
 {
     return l->how->name;
+}
+
+bool ek_link_queued(const struct ek_link *l)
+{
+    return l->how->queued && l->from->ops->graph_begin != NULL && l->to->ops->graph_begin != NULL;
 }
 
 bool ek_link_ready(const struct ek_link *l)

@@ -131,12 +131,26 @@ bool ek_stage_has_embed(const struct ek_stage *s);
 /* ---- Links: hidden states from one device to another ----------------------------------------- */
 #define EK_LINK_SLOTS 2 /* messages under way; a message is at most max_elements activations */
 struct ek_link;
-/* Opens the fastest mechanism that works for the pair ("same-device", "copy", "host-staged"). The
- * types of activations may differ. from == to is allowed. */
+#define EK_LINK_MECHANISMS 8
+/* Names of those that work for the pair, fastest first: "same-device", "peer-store" (the sender's
+ * kernel writes into the receiver's memory and raises a flag there), "copy" (the receiver's copy
+ * engine reads the sender's memory), "host-staged". */
+size_t ek_link_mechanisms(const struct ek_device *from, const struct ek_device *to,
+                          const char *names[EK_LINK_MECHANISMS]);
+/* Opens the fastest mechanism that works for the pair, or the one that the environment variable
+ * EVENKEEL_LINK names where it works. The types of activations may differ. from == to is allowed.
+ */
 enum ek_status ek_link_open(struct ek_device *from, struct ek_device *to, size_t max_elements,
                             struct ek_link **out);
+/* The same by one mechanism (NULL: as ek_link_open). EK_EUNSUPPORTED where it does not work. */
+enum ek_status ek_link_open_as(struct ek_device *from, struct ek_device *to, size_t max_elements,
+                               const char *mechanism, struct ek_link **out);
+/* Ends every wait of the receiver's queue, after the sender failed. NULL is fine. */
+void ek_link_abandon(struct ek_link *l);
 void ek_link_close(struct ek_link *l); /* NULL is fine; both devices must be idle */
 const char *ek_link_mechanism(const struct ek_link *l);
+/* True when send and recv only queue: no host thread has to wake between the two devices. */
+bool ek_link_queued(const struct ek_link *l);
 /* Bytes that ek_link_open allocates under EK_TAG_COMM on either device. */
 void ek_link_memory(const struct ek_device *from, const struct ek_device *to, size_t max_elements,
                     uint64_t *at_from, uint64_t *at_to);
@@ -227,7 +241,7 @@ struct ek_stage_timing { /* of the steps since the last reset */
     uint32_t device;
     uint64_t steps, tokens;
     double busy_s;    /* the device worked on the stage's modules */
-    double wait_s;    /* the worker had nothing to do before a step of this stage */
+    double wait_s;    /* the worker had nothing to issue before a step of this stage */
     double handoff_s; /* receiving and sending hidden states */
 };
 size_t ek_engine_timings(struct ek_engine *e, struct ek_stage_timing *out, size_t cap);

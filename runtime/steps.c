@@ -17,11 +17,12 @@ static void step_free(struct ek_engine *e, struct engine_step *s)
                 e->devices[e->stages[i].device].dev->ops->event_free(s->marks[i][k]);
     if (s->logits != NULL)
         head->ops->host_free(head, s->logits);
+    if (s->argmax != NULL)
+        head->ops->host_free(head, s->argmax);
     free(s->marks);
     free(s->image);
     free(s->embeds);
     free(s->places);
-    free(s->argmax);
     free(s);
 }
 
@@ -40,15 +41,18 @@ void engine_steps_free(struct ek_engine *e)
 static enum ek_status step_new(struct ek_engine *e, struct engine_step **out)
 {
     struct engine_step *s = ek_calloc(1, sizeof(*s));
+    struct ek_device *head = e->devices[e->stages[e->n_stages - 1].device].dev;
     enum ek_status st = EK_ENOMEM;
 
     if (s == NULL)
         return st;
     if ((s->image = ek_calloc(batch_words(&e->shape), sizeof(*s->image))) == NULL ||
-        (s->argmax = ek_calloc(e->opt.max_tokens, sizeof(*s->argmax))) == NULL ||
         (s->places = ek_calloc(e->opt.max_tokens, sizeof(*s->places))) == NULL ||
         (s->marks = ek_calloc(e->n_stages, sizeof(*s->marks))) == NULL)
         goto fail;
+    EK_GOTO(head->ops->host_alloc(head, e->opt.max_tokens * sizeof(*s->argmax),
+                                  (void **)&s->argmax),
+            st, fail);
     for (size_t i = 0; i < e->n_stages; i++) {
         struct ek_device *dev = e->devices[e->stages[i].device].dev;
         for (int k = 0; k < N_MARKS; k++)
@@ -215,6 +219,27 @@ static uint32_t last_stage(const struct ek_engine *e, uint32_t rows)
     return (uint32_t)i;
 }
 
+/* One turn of waiting for a step, or (NULL) for room for another: its end if it can be waited for,
+ * else a change. The lock is held. */
+static void advance(struct ek_engine *e, struct engine_step *s)
+{
+    if (s != NULL && s->issued && !s->finishing)
+        engine_finish(e, s);
+    else
+        pthread_cond_wait(&e->done, &e->lock);
+}
+
+/* The oldest step that is issued and that nobody waits for; the lock is held. */
+static struct engine_step *oldest(const struct ek_engine *e)
+{
+    struct engine_step *best = NULL;
+
+    for (struct engine_step *s = e->active; s != NULL; s = s->next)
+        if (s->issued && !s->finishing && (best == NULL || s->ticket < best->ticket))
+            best = s;
+    return best;
+}
+
 /* The lock is held. */
 static enum ek_status enqueue(struct ek_engine *e, const struct ek_step *step, struct draft *d,
                               uint64_t *ticket)
@@ -223,7 +248,7 @@ static enum ek_status enqueue(struct ek_engine *e, const struct ek_step *step, s
     enum ek_status st;
 
     while (e->failed == EK_OK && e->in_flight >= e->max_in_flight)
-        pthread_cond_wait(&e->done, &e->lock);
+        advance(e, oldest(e));
     if (e->failed != EK_OK)
         return engine_failed(e);
     EK_TRY(step_take(e, &s));
@@ -238,7 +263,7 @@ static enum ek_status enqueue(struct ek_engine *e, const struct ek_step *step, s
     s->argmax_only = step->argmax_only;
     s->rows = d->h.n_logits;
     s->last_stage = last_stage(e, s->rows);
-    s->done = s->released = false;
+    s->issued = s->finishing = s->done = false;
     s->ticket = *ticket = e->next_ticket++;
     s->next = e->active;
     e->active = s;
@@ -283,7 +308,7 @@ enum ek_status ek_engine_wait(struct ek_engine *e, uint64_t ticket, const float 
     pthread_mutex_lock(&e->lock);
     s = find(e, ticket);
     while (s != NULL && !s->done && e->failed == EK_OK)
-        pthread_cond_wait(&e->done, &e->lock);
+        advance(e, s);
     if (s == NULL)
         st = ek_error(EK_EUSAGE, "no step has ticket %llu", (unsigned long long)ticket);
     else if (!s->done)
@@ -310,7 +335,7 @@ void ek_engine_release(struct ek_engine *e, uint64_t ticket)
     pthread_mutex_lock(&e->lock);
     s = find(e, ticket);
     while (s != NULL && !s->done && e->failed == EK_OK)
-        pthread_cond_wait(&e->done, &e->lock);
+        advance(e, s);
     for (at = &e->active; *at != NULL && *at != s;)
         at = &(*at)->next;
     if (s != NULL && s->done) { /* after a failure it may still be at a worker: freed at close */

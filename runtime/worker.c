@@ -1,12 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The worker of a device: loads its stages, then runs steps at them. Everything is queued; the host
- * waits for the device only where a step ends.
+ * waits for the device only where a step ends, and on the thread that asked for it.
  */
 #include "runtime/engine.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+#define SPIN_NS    ((uint64_t)2000000) /* a worker of a device with a queue looks so long for work */
+#define SPIN_CORES 4 /* ... where there are so many cores a device, before it sleeps */
+
+void engine_wake(struct engine_device *d)
+{
+    atomic_fetch_add(&d->signals, 1);
+    pthread_cond_signal(&d->wake);
+}
 
 void engine_fail(struct ek_engine *e, enum ek_status st)
 {
@@ -16,7 +26,7 @@ void engine_fail(struct ek_engine *e, enum ek_status st)
     }
     pthread_cond_broadcast(&e->done);
     for (size_t i = 0; i < e->plan->n_devices; i++)
-        pthread_cond_signal(&e->devices[i].wake);
+        engine_wake(&e->devices[i]);
 }
 
 enum ek_status engine_failed(const struct ek_engine *e)
@@ -29,7 +39,7 @@ void engine_push(struct ek_engine *e, size_t stage, struct engine_step *step)
     struct engine_stage *s = &e->stages[stage];
 
     s->queue[(s->head + s->n++) % e->max_in_flight] = step;
-    pthread_cond_signal(&e->devices[s->device].wake);
+    engine_wake(&e->devices[s->device]);
 }
 
 /* Oldest step that can run on the device; the lock is held. */
@@ -76,7 +86,7 @@ static enum ek_status receive(struct ek_engine *e, size_t i, const struct engine
     if (s->in != NULL) {
         EK_TRY(ek_link_recv(s->in, ek_stage_hidden(s->stage), boundary(e, s, step)));
         pthread_mutex_lock(&e->lock); /* a slot is free: the sender may go on */
-        pthread_cond_signal(&e->devices[e->stages[i - 1].device].wake);
+        engine_wake(&e->devices[e->stages[i - 1].device]);
         pthread_mutex_unlock(&e->lock);
     }
     return dev->ops->event_record(dev, step->marks[i][MARK_RECEIVED]);
@@ -107,11 +117,11 @@ static enum ek_status fetch(struct ek_engine *e, struct ek_stage *s, struct engi
     const float *logits = ek_stage_logits(s);
 
     EK_TRY(s->dev->ops->argmax(s->dev, logits, n, vocab, ids));
-    EK_TRY(s->dev->ops->download(s->dev, step->argmax + at, ids, n * sizeof(*ids)));
+    EK_TRY(s->dev->ops->fetch(s->dev, step->argmax + at, ids, n * sizeof(*ids)));
     if (step->argmax_only)
         return EK_OK;
-    return s->dev->ops->download(s->dev, step->logits + (size_t)at * vocab, logits,
-                                 (size_t)n * vocab * sizeof(*logits));
+    return s->dev->ops->fetch(s->dev, step->logits + (size_t)at * vocab, logits,
+                              (size_t)n * vocab * sizeof(*logits));
 }
 
 /* A stage with the head: rows in pieces of the logits buffer, usually one. */
@@ -139,30 +149,6 @@ static enum ek_status run_with_head(struct ek_engine *e, struct ek_stage *s,
     return EK_OK;
 }
 
-static enum ek_status run_modules(struct ek_engine *e, size_t i, struct engine_step *step)
-{
-    struct ek_stage *s = e->stages[i].stage;
-    void *x = ek_stage_hidden(s);
-    struct ek_batch batch;
-    const int32_t *rows;
-    uint32_t n_rows;
-
-    EK_TRY(stage_upload_image(s, step->image, &step->counts, &batch, &rows, &n_rows));
-    if (s->has_embed)
-        EK_TRY(stage_replace(s, step->embeds, step->places, step->n_embeds));
-    if (s->has_head)
-        return run_with_head(e, s, step, &batch, rows, n_rows);
-    return ek_stage_run(s, &batch, x, x, rows, n_rows);
-}
-
-/* The end of the last stage is after the sends of all others, but not after their last marks. */
-static enum ek_status wait_for_marks(struct ek_engine *e, const struct engine_step *step)
-{
-    for (size_t i = step->last_stage + (size_t)1; i-- > 0;)
-        EK_TRY(e->devices[e->stages[i].device].dev->ops->event_sync(step->marks[i][MARK_SENT]));
-    return EK_OK;
-}
-
 /* The output of a stage of one module. */
 static enum ek_status trace(struct ek_engine *e, struct engine_stage *s, struct engine_step *step)
 {
@@ -185,21 +171,38 @@ static enum ek_status run_step(struct ek_engine *e, size_t i, struct engine_step
 {
     struct engine_stage *s = &e->stages[i];
     struct ek_device *dev = e->devices[s->device].dev;
-    bool last = step->last_stage == i;
+    void *x = ek_stage_hidden(s->stage);
+    struct ek_batch batch;
+    const int32_t *rows;
+    uint32_t n_rows;
 
+    /* the batch's description is there before the hidden states are */
+    EK_TRY(stage_upload_image(s->stage, step->image, &step->counts, &batch, &rows, &n_rows));
+    if (s->embed)
+        EK_TRY(stage_replace(s->stage, step->embeds, step->places, step->n_embeds));
     EK_TRY(receive(e, i, step));
-    EK_TRY(run_modules(e, i, step));
+    if (s->head_mod)
+        EK_TRY(run_with_head(e, s->stage, step, &batch, rows, n_rows));
+    else
+        EK_TRY(ek_stage_run(s->stage, &batch, x, x, rows, n_rows));
     if (e->trace != NULL && !s->head_mod)
         EK_TRY(trace(e, s, step));
     EK_TRY(dev->ops->event_record(dev, step->marks[i][MARK_RAN]));
-    if (!last)
-        EK_TRY(ek_link_send(s->out, ek_stage_hidden(s->stage), boundary(e, s + 1, step)));
-    EK_TRY(dev->ops->event_record(dev, step->marks[i][MARK_SENT]));
-    return last ? wait_for_marks(e, step) : EK_OK;
+    if (step->last_stage != i)
+        EK_TRY(ek_link_send(s->out, x, boundary(e, s + 1, step)));
+    return dev->ops->event_record(dev, step->marks[i][MARK_SENT]);
+}
+
+/* The end of the last stage is after the sends of all others, but not after their last marks. */
+static enum ek_status wait_for_marks(struct ek_engine *e, const struct engine_step *step)
+{
+    for (size_t i = step->last_stage + (size_t)1; i-- > 0;)
+        EK_TRY(e->devices[e->stages[i].device].dev->ops->event_sync(step->marks[i][MARK_SENT]));
+    return EK_OK;
 }
 
 /* A step is over, so every mark of it is in the past; the lock is held. */
-static void finish(struct ek_engine *e, struct engine_step *step)
+static void add_timings(struct ek_engine *e, struct engine_step *step)
 {
     for (size_t i = 0; i <= step->last_stage; i++) {
         struct ek_stage_timing *t = &e->stages[i].timing;
@@ -211,6 +214,21 @@ static void finish(struct ek_engine *e, struct engine_step *step)
         t->handoff_s += ops->event_seconds(mark[MARK_BEGIN], mark[MARK_RECEIVED]) +
                         ops->event_seconds(mark[MARK_RAN], mark[MARK_SENT]);
     }
+}
+
+void engine_finish(struct ek_engine *e, struct engine_step *step)
+{
+    enum ek_status st;
+
+    step->finishing = true;
+    pthread_mutex_unlock(&e->lock);
+    st = wait_for_marks(e, step);
+    pthread_mutex_lock(&e->lock);
+    if (st != EK_OK) {
+        engine_fail(e, st);
+        return;
+    }
+    add_timings(e, step);
     step->done = true;
     e->in_flight--;
     pthread_cond_broadcast(&e->done);
@@ -232,6 +250,20 @@ static enum ek_status load(struct engine_device *d)
     return EK_OK;
 }
 
+/* Looks for a signal for a while, the lock not held: waking a thread takes longer than a decode
+ * step has to spare. Only where the device works without its thread, and cores are plenty. */
+static void spin(struct engine_device *d, unsigned seen)
+{
+    uint64_t until = ek_now_ns() + SPIN_NS;
+
+    if (!d->spins)
+        return;
+    pthread_mutex_unlock(&d->e->lock);
+    while (atomic_load(&d->signals) == seen && ek_now_ns() < until)
+        ;
+    pthread_mutex_lock(&d->e->lock);
+}
+
 /* Waits for a step to run, or for a picture (*step NULL); false when the engine closes. The lock is
  * held. */
 static bool next_work(struct engine_device *d, size_t *stage, struct engine_step **out)
@@ -241,8 +273,12 @@ static bool next_work(struct engine_device *d, size_t *stage, struct engine_step
     struct engine_step *step = NULL;
 
     while (!e->closing && (e->failed != EK_OK || (!engine_vision_ready(e, d->index) &&
-                                                  (step = pick(e, d->index, stage)) == NULL)))
-        pthread_cond_wait(&d->wake, &e->lock);
+                                                  (step = pick(e, d->index, stage)) == NULL))) {
+        unsigned seen = atomic_load(&d->signals);
+        spin(d, seen);
+        if (atomic_load(&d->signals) == seen) /* only who holds the lock signals */
+            pthread_cond_wait(&d->wake, &e->lock);
+    }
     *out = step;
     if (e->closing || step == NULL)
         return !e->closing;
@@ -262,6 +298,13 @@ static void encode(struct ek_engine *e)
     engine_vision_pass(e, st);
 }
 
+/* The lock is held. */
+static void issued(struct ek_engine *e, struct engine_step *step)
+{
+    step->issued = true;
+    pthread_cond_broadcast(&e->done);
+}
+
 void *engine_worker(void *device)
 {
     struct engine_device *d = device;
@@ -270,6 +313,8 @@ void *engine_worker(void *device)
     size_t stage = 0;
     enum ek_status st = load(d);
 
+    d->spins = d->dev->ops->graph_begin != NULL &&
+               sysconf(_SC_NPROCESSORS_ONLN) >= (long)(SPIN_CORES * e->plan->n_devices);
     pthread_mutex_lock(&e->lock);
     if (st != EK_OK)
         engine_fail(e, st);
@@ -286,7 +331,7 @@ void *engine_worker(void *device)
         if (st != EK_OK)
             engine_fail(e, st);
         else if (step->last_stage == stage)
-            finish(e, step);
+            issued(e, step);
         else
             engine_push(e, stage + 1, step);
     }

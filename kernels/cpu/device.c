@@ -150,6 +150,7 @@ const struct ek_ops ek_ops_cpu = {
     .host_free = cpu_host_free,
     .upload = cpu_upload,
     .download = cpu_upload,
+    .fetch = cpu_upload,
     .copy = cpu_upload,
     .copy_from = cpu_copy_from,
     .zero = cpu_zero,

@@ -40,7 +40,8 @@ enum ek_cu_scratch {                     /* device memory that grows to the larg
                      EK_CU_BEST,    /* argmax of pieces */
                      EK_CU_COUNTED, /* its counters */
                      EK_CU_SINK,
-                     EK_CU_LT, /* cuBLASLt's */
+                     EK_CU_STORED,  /* blocks of a store that have arrived, zero between stores */
+                     EK_CU_LT,      /* cuBLASLt's */
                      EK_CU_KV_B,    /* a converted kv_b */
                      EK_CU_SCORES,  /* logits of a router */
                      EK_CU_EXPERTS, /* between the launches of experts */
@@ -131,6 +132,7 @@ enum ek_status ek_cuda_download(struct ek_device *dev, void *dst, const void *sr
 enum ek_status ek_cuda_copy(struct ek_device *dev, void *dst, const void *src, size_t n);
 enum ek_status ek_cuda_copy_from(struct ek_device *dev, void *dst, struct ek_device *src_dev,
                                  const void *src, size_t n);
+enum ek_status ek_cuda_fetch(struct ek_device *dev, void *dst, const void *src, size_t n);
 enum ek_status ek_cuda_zero(struct ek_device *dev, void *dst, size_t n);
 enum ek_status ek_cuda_event_new(struct ek_device *dev, struct ek_event **out);
 void ek_cuda_event_free(struct ek_event *e);
@@ -143,6 +145,13 @@ enum ek_status ek_cuda_graph_begin(struct ek_device *dev);
 enum ek_status ek_cuda_graph_end(struct ek_device *dev, struct ek_graph **out);
 enum ek_status ek_cuda_graph_launch(struct ek_device *dev, struct ek_graph *g);
 void ek_cuda_graph_free(struct ek_graph *g);
+
+/* peer.c: stores into other GPUs' memory, and flags */
+bool ek_cuda_reaches(const struct ek_device *dev, const struct ek_device *to);
+enum ek_status ek_cuda_store(struct ek_device *dev, void *dst, const void *src, size_t n,
+                             uint32_t *flag, uint32_t value);
+enum ek_status ek_cuda_flag_wait(struct ek_device *dev, const uint32_t *flag, uint32_t value);
+enum ek_status ek_cuda_flag_set(struct ek_device *dev, uint32_t *flag, uint32_t value);
 
 /* matrix.c: weights and products */
 enum ek_status ek_cuda_mat_new(struct ek_device *dev, enum ek_dtype dtype, uint32_t rows,
@@ -165,8 +174,8 @@ enum ek_status ek_cuda_norm_qkv_rope(struct ek_device *dev, const void *x, const
                                      const struct ek_mat mats[3], const float *const biases[3],
                                      const struct ek_rope *rope, const struct ek_kv *kv, void *out,
                                      size_t ldo);
-/* gemm.c: large products by cuBLASLt. w: [rows][cols] of type in, x: [n][ldx] of type in. A batch of
- * them: each begins so many elements after the one before. turned: w is [cols][rows]. */
+/* gemm.c: large products by cuBLASLt. w: [rows][cols] of type in, x: [n][ldx] of type in. A batch
+ * of them: each begins so many elements after the one before. turned: w is [cols][rows]. */
 struct ek_cu_gemm {
     const void *w, *x;
     enum ek_dtype in, out_type;

@@ -128,6 +128,13 @@ cudaError_t ek_cu_attention_decode(const struct ek_cu_queue *q, enum ek_dtype ac
 cudaError_t ek_cu_attention_prefill(const struct ek_cu_queue *q, enum ek_dtype act,
                                     const struct ek_cu_attention *a);
 
+/* ---- store.cu: n bytes to dst, of any device that this one reaches, then *flag = value unless it
+ * is NULL; arrived: a zero in this device's memory, left so */
+cudaError_t ek_cu_store(const struct ek_cu_queue *q, void *dst, const void *src, size_t n,
+                        uint32_t *flag, uint32_t value, uint32_t *arrived);
+/* The queue goes on when *flag, of this device's memory, has come to value or beyond. */
+cudaError_t ek_cu_await(const struct ek_cu_queue *q, const uint32_t *flag, uint32_t value);
+
 #ifdef __cplusplus
 }
 #endif

@@ -70,6 +70,15 @@ enum ek_status ek_cuda_download(struct ek_device *dev, void *dst, const void *sr
     return EK_OK;
 }
 
+enum ek_status ek_cuda_fetch(struct ek_device *dev, void *dst, const void *src, size_t n)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+
+    ek_cuda_use(d);
+    EK_CU_TRY(d, cudaMemcpyAsync(dst, src, n, cudaMemcpyDeviceToHost, d->queue.stream));
+    return EK_OK;
+}
+
 enum ek_status ek_cuda_copy(struct ek_device *dev, void *dst, const void *src, size_t n)
 {
     struct ek_cuda *d = ek_cuda(dev);

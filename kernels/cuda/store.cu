@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// Stores into the memory of another GPU, and the flag that says that they have arrived.
+#include "kernels/cuda/common.cuh"
+
+#define THREADS     512
+#define BLOCK_BYTES ((size_t)32 << 10) // of a message, one block's
+#define MAX_BLOCKS  64u                // enough for the link; the queue's own work waits anyway
+
+__device__ __forceinline__ void raise_flag(uint32_t *flag, uint32_t value)
+{
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ void await_flag(const uint32_t *flag, uint32_t least)
+{
+    uint32_t now;
+
+    do
+        asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(now) : "l"(flag) : "memory");
+    while ((int32_t)(now - least) < 0);
+}
+
+__device__ __forceinline__ void copy_part(uint8_t *dst, const uint8_t *src, size_t n)
+{
+    size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x,
+           step = (size_t)gridDim.x * blockDim.x;
+    size_t wide = n / sizeof(uint4);
+
+    if (((uintptr_t)dst | (uintptr_t)src) % sizeof(uint4) != 0)
+        wide = 0;
+    for (size_t i = at; i < wide; i += step)
+        ((uint4 *)dst)[i] = ((const uint4 *)src)[i];
+    for (size_t i = wide * sizeof(uint4) + at; i < n; i += step)
+        dst[i] = src[i];
+}
+
+// The last block to arrive raises the flag; the counter is zero again for the next message.
+__global__ void __launch_bounds__(THREADS)
+    store_k(uint8_t *dst, const uint8_t *src, size_t n, uint32_t *flag, uint32_t value,
+            uint32_t *arrived)
+{
+    copy_part(dst, src, n);
+    if (flag == nullptr)
+        return;
+    __syncthreads();
+    if (threadIdx.x != 0)
+        return;
+    __threadfence_system(); // this block's stores are seen before what follows
+    if (gridDim.x > 1) {
+        if (atomicAdd(arrived, 1) != gridDim.x - 1)
+            return;
+        *arrived = 0;
+        __threadfence_system();
+    }
+    raise_flag(flag, value);
+}
+
+// One thread waits: it sees the flag sooner than the queue's own way of waiting, and there is never
+// more than one such thread a queue, so that the senders find room beside it.
+__global__ void await_k(const uint32_t *flag, uint32_t value)
+{
+    await_flag(flag, value);
+}
+
+extern "C" cudaError_t ek_cu_store(const struct ek_cu_queue *q, void *dst, const void *src,
+                                   size_t n, uint32_t *flag, uint32_t value, uint32_t *arrived)
+{
+    size_t blocks = (n + BLOCK_BYTES - 1) / BLOCK_BYTES;
+    uint32_t grid = blocks < 1 ? 1 : blocks < MAX_BLOCKS ? (uint32_t)blocks : MAX_BLOCKS;
+
+    store_k<<<grid, THREADS, 0, q->stream>>>((uint8_t *)dst, (const uint8_t *)src, n, flag, value,
+                                             arrived);
+    return cudaGetLastError();
+}
+
+extern "C" cudaError_t ek_cu_await(const struct ek_cu_queue *q, const uint32_t *flag,
+                                   uint32_t value)
+{
+    await_k<<<1, 1, 0, q->stream>>>(flag, value);
+    return cudaGetLastError();
+}
