@@ -141,6 +141,14 @@ static void add_up_memory(struct walk *w)
     }
 }
 
+/* The ids of a step go to the host before the next one begins. */
+static double returning(const struct walk *w)
+{
+    uint32_t last = w->p->first_item + w->p->n_items - 1;
+
+    return w->p->costs->classes[w->p->devices[w->a->device[last]].cls].return_s;
+}
+
 void ek_assess(const struct ek_problem *p, const struct ek_assignment *a, struct ek_assessment *out)
 {
     struct walk w = {.p = p, .a = a, .out = out};
@@ -157,5 +165,5 @@ void ek_assess(const struct ek_problem *p, const struct ek_assignment *a, struct
     out->score.balance_time = busiest * m;
     out->score.throughput = fmax(fmax(busiest, w.link) * m, out->score.latency);
     out->prefill_s = out->prefill_s + longest * (m * chunks_of(p) - 1) / chunks_of(p);
-    out->decode_s = fmax(w.slowest * m, w.decode);
+    out->decode_s = fmax(w.slowest * m, w.decode + returning(&w));
 }

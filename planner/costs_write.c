@@ -30,6 +30,8 @@ static json_t *class_json(const struct ek_cost_class *k)
                                                  d->threads));
     }
     json_object_set_new(o, "devices", devices);
+    if (k->return_s > 0)
+        json_object_set_new(o, "return_s", json_real(k->return_s));
     return o;
 }
 

@@ -48,6 +48,14 @@ static double step_hop(const struct ek_problem *p, int32_t boundary, uint32_t fr
     return p->hop_alpha[k] + p->group_size * p->boundary[boundary] * p->hop_inv_beta[k];
 }
 
+/* A group's next step begins when the host has its ids from the last stage. */
+static double returning(const struct ek_problem *p, const struct ek_placement *out)
+{
+    if (out->n_stages == 0)
+        return 0;
+    return p->costs->classes[p->devices[out->stages[out->n_stages - 1].devices[0]].cls].return_s;
+}
+
 static void predict(const struct ek_problem *p, struct ek_placement *out)
 {
     const struct ek_workload *w = &p->workload;
@@ -63,6 +71,7 @@ static void predict(const struct ek_problem *p, struct ek_placement *out)
         slowest = fmax(slowest, fmax(s->decode_s, s->handoff_s));
     }
     out->prefill_s = prefill + longest * (chunks - 1) / chunks;
+    decode += returning(p, out);
     out->decode_s = w->generate ? fmax(slowest * p->micro_batches, decode) : 0;
     out->tokens_per_s = out->decode_s > 0 ? w->batch / out->decode_s : 0;
 }

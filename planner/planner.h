@@ -68,6 +68,7 @@ struct ek_cost_class { /* identical devices */
     uint64_t memory;       /* what a process may take on one of them */
     uint64_t overhead;     /* context and libraries */
     uint64_t tp_reserve;   /* communication buffers of a device in a tensor-parallel group */
+    double return_s;       /* between two decode steps: ids to the host, the next step queued */
     double slow_prefill, slow_decode; /* times are so much longer while other devices work */
     bool budgeted;                    /* memory was declared for this device, not merely found */
     bool estimate;                    /* costs from a description, not measured */

@@ -331,6 +331,8 @@ static enum ek_status add_links(struct importer *im)
     for (size_t i = 0; i < n; i++) {
         ptrdiff_t from = class_named(im->c, links[i].from), to = class_named(im->c, links[i].to);
         struct ek_cost_link *l;
+        if (from >= 0 && from == to && strcmp(links[i].mechanism, EK_STORE_RETURN) == 0)
+            im->c->classes[from].return_s = links[i].alpha_s;
         if (from < 0 || to < 0 || from == to || links[i].beta_bytes_s <= 0)
             continue;
         l = (struct ek_cost_link *)ek_costs_link(im->c, (uint32_t)from, (uint32_t)to);

@@ -113,6 +113,24 @@ done:
     return st;
 }
 
+/* Only where steps are queued: else the host's part is in the stage's own time. */
+static enum ek_status put_return(struct ek_store *store, const struct ek_device_spec *spec,
+                                 enum ek_dtype act)
+{
+    struct ek_device *dev;
+    struct ek_store_link l;
+    bool queued;
+
+    EK_TRY(devices_open(spec, act, false, &dev));
+    queued = dev->ops->graph_begin != NULL;
+    act = dev->act;
+    ek_device_close(dev);
+    if (!queued)
+        return EK_OK;
+    EK_TRY(ek_measure_return(spec, act, &l));
+    return ek_store_put_link(store, &l);
+}
+
 enum ek_status devices_stopped(volatile const bool *stop)
 {
     if (stop && *stop)
@@ -131,11 +149,11 @@ static enum ek_status put_links(struct ek_store *store, const struct ek_device_s
     EK_TRY(ek_store_links(store, &links, &n_links));
     for (size_t i = 0; i < n * n && st == EK_OK; i++) {
         const struct ek_device_spec *from = &specs[i / n], *to = &specs[i % n];
-        if (from == to || (!again && has_link(links, n_links, from->name, to->name)))
+        if (!again && has_link(links, n_links, from->name, to->name))
             continue;
         st = devices_stopped(stop);
         if (st == EK_OK)
-            st = put_link(store, from, to, act);
+            st = from == to ? put_return(store, from, act) : put_link(store, from, to, act);
     }
     free(links);
     return st;

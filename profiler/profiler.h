@@ -25,6 +25,11 @@ enum ek_status ek_measure_link(struct ek_device *from, struct ek_device *to,
 enum ek_status ek_measure_link_as(struct ek_device *from, struct ek_device *to,
                                   const char *mechanism, struct ek_store_link *out);
 
+/* Between two decode steps of a device: its ids to the host, the next step queued. alpha_s of a row
+ * from the device to itself, by EK_STORE_RETURN. */
+enum ek_status ek_measure_return(const struct ek_device_spec *device, enum ek_dtype act,
+                                 struct ek_store_link *out);
+
 /* The row of an opened device, without ceilings. */
 void ek_profile_device_row(const struct ek_device *dev, struct ek_store_device *out);
 /* Rows, ceilings and the matrix of links of devices: what is in the store already stays, unless

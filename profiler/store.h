@@ -46,9 +46,10 @@ enum ek_status ek_store_put_device(struct ek_store *s, struct ek_store_device *d
  * (another driver, other kernels) stay in the file unseen. *out is freed with free(). */
 enum ek_status ek_store_devices(struct ek_store *s, struct ek_store_device **out, size_t *n);
 
-struct ek_store_link {     /* t = alpha + bytes / beta */
-    char from[32], to[32]; /* device names */
-    char mechanism[24];    /* "memcpy", "peer-copy", "peer-store", "nccl", "host-staged" */
+#define EK_STORE_RETURN "return" /* mechanism of what lies between two rounds of decoding */
+struct ek_store_link {           /* t = alpha + bytes / beta */
+    char from[32], to[32];       /* device names */
+    char mechanism[24];          /* "memcpy", "peer-copy", "peer-store", "nccl", "host-staged" */
     double alpha_s, beta_bytes_s;
     double residual; /* largest |fit - measured| / measured over the sizes */
     uint64_t n;      /* samples behind it */
