@@ -293,6 +293,8 @@ void ek_engine_close(struct ek_engine *e)
 size_t ek_engine_timings(struct ek_engine *e, struct ek_stage_timing *out, size_t cap)
 {
     pthread_mutex_lock(&e->lock);
+    while (e->ended != NULL)
+        engine_settle(e);
     for (size_t i = 0; i < e->n_stages && i < cap; i++)
         out[i] = e->stages[i].timing;
     pthread_mutex_unlock(&e->lock);
@@ -302,6 +304,8 @@ size_t ek_engine_timings(struct ek_engine *e, struct ek_stage_timing *out, size_
 void ek_engine_reset_timings(struct ek_engine *e)
 {
     pthread_mutex_lock(&e->lock);
+    while (e->ended != NULL)
+        engine_settle(e);
     for (size_t i = 0; i < e->n_stages; i++)
         e->stages[i].timing = (struct ek_stage_timing){.device = e->stages[i].device};
     pthread_mutex_unlock(&e->lock);

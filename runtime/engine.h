@@ -98,6 +98,8 @@ struct ek_engine {
     pthread_cond_t done;  /* a step ended, room for another, or the engine failed */
     struct cache cache;
     struct engine_step *active, *idle;
+    struct engine_step *ended; /* released, their times not looked at yet */
+    uint32_t n_ended;
     uint64_t next_ticket;
     uint32_t in_flight;
     bool closing;
@@ -120,6 +122,8 @@ enum ek_status engine_failed(const struct ek_engine *e);
 void engine_push(struct ek_engine *e, size_t stage, struct engine_step *step);
 /* Waits for the end of a step that is issued; the lock is held, but not while waiting. */
 void engine_finish(struct ek_engine *e, struct engine_step *step);
+/* Adds the times of one released step to its stages; the lock is held. */
+void engine_settle(struct ek_engine *e);
 void engine_wake(struct engine_device *d);
 
 /* ---- encode.c */

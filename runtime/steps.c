@@ -28,14 +28,14 @@ static void step_free(struct ek_engine *e, struct engine_step *s)
 
 void engine_steps_free(struct ek_engine *e)
 {
-    struct engine_step *lists[] = {e->active, e->idle};
+    struct engine_step *lists[] = {e->active, e->idle, e->ended};
 
     for (size_t i = 0; i < EK_ARRAY_LEN(lists); i++)
         for (struct engine_step *s = lists[i], *next; s != NULL; s = next) {
             next = s->next;
             step_free(e, s);
         }
-    e->active = e->idle = NULL;
+    e->active = e->idle = e->ended = NULL;
 }
 
 static enum ek_status step_new(struct ek_engine *e, struct engine_step **out)
@@ -68,8 +68,11 @@ fail:
 /* An unused step; the lock is held. */
 static enum ek_status step_take(struct ek_engine *e, struct engine_step **out)
 {
-    struct engine_step *s = e->idle;
+    struct engine_step *s;
 
+    if (e->idle == NULL && e->n_ended > e->max_in_flight)
+        engine_settle(e);
+    s = e->idle;
     if (s == NULL) {
         EK_TRY(step_new(e, out));
         return EK_OK;
@@ -340,7 +343,9 @@ void ek_engine_release(struct ek_engine *e, uint64_t ticket)
         at = &(*at)->next;
     if (s != NULL && s->done) { /* after a failure it may still be at a worker: freed at close */
         *at = s->next;
-        step_drop(e, s);
+        s->next = e->ended;
+        e->ended = s;
+        e->n_ended++;
     }
     pthread_mutex_unlock(&e->lock);
 }

@@ -9,7 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define SPIN_NS    ((uint64_t)2000000) /* a worker of a device with a queue looks so long for work */
+#define SPIN_NS ((uint64_t)50000000) /* a worker of a device with a queue looks so long for work   \
+                                      */
 #define SPIN_CORES 4 /* ... where there are so many cores a device, before it sleeps */
 
 void engine_wake(struct engine_device *d)
@@ -193,42 +194,44 @@ static enum ek_status run_step(struct ek_engine *e, size_t i, struct engine_step
     return dev->ops->event_record(dev, step->marks[i][MARK_SENT]);
 }
 
-/* The end of the last stage is after the sends of all others, but not after their last marks. */
-static enum ek_status wait_for_marks(struct ek_engine *e, const struct engine_step *step)
+void engine_settle(struct ek_engine *e)
 {
-    for (size_t i = step->last_stage + (size_t)1; i-- > 0;)
-        EK_TRY(e->devices[e->stages[i].device].dev->ops->event_sync(step->marks[i][MARK_SENT]));
-    return EK_OK;
-}
+    struct engine_step *step = e->ended;
 
-/* A step is over, so every mark of it is in the past; the lock is held. */
-static void add_timings(struct ek_engine *e, struct engine_step *step)
-{
+    if (step == NULL)
+        return;
+    e->ended = step->next;
+    e->n_ended--;
     for (size_t i = 0; i <= step->last_stage; i++) {
         struct ek_stage_timing *t = &e->stages[i].timing;
         const struct ek_ops *ops = e->devices[e->stages[i].device].dev->ops;
         struct ek_event **mark = step->marks[i];
+        /* the end of the last stage is after all sends, but not after their marks */
+        if (ops->event_sync(mark[MARK_SENT]) != EK_OK)
+            break;
         t->steps++;
         t->tokens += step->counts.n_tokens;
         t->busy_s += ops->event_seconds(mark[MARK_RECEIVED], mark[MARK_RAN]);
         t->handoff_s += ops->event_seconds(mark[MARK_BEGIN], mark[MARK_RECEIVED]) +
                         ops->event_seconds(mark[MARK_RAN], mark[MARK_SENT]);
     }
+    step->next = e->idle;
+    e->idle = step;
 }
 
 void engine_finish(struct ek_engine *e, struct engine_step *step)
 {
+    const struct ek_ops *ops = e->devices[e->stages[step->last_stage].device].dev->ops;
     enum ek_status st;
 
     step->finishing = true;
     pthread_mutex_unlock(&e->lock);
-    st = wait_for_marks(e, step);
+    st = ops->event_sync(step->marks[step->last_stage][MARK_SENT]);
     pthread_mutex_lock(&e->lock);
     if (st != EK_OK) {
         engine_fail(e, st);
         return;
     }
-    add_timings(e, step);
     step->done = true;
     e->in_flight--;
     pthread_cond_broadcast(&e->done);
@@ -275,6 +278,7 @@ static bool next_work(struct engine_device *d, size_t *stage, struct engine_step
     while (!e->closing && (e->failed != EK_OK || (!engine_vision_ready(e, d->index) &&
                                                   (step = pick(e, d->index, stage)) == NULL))) {
         unsigned seen = atomic_load(&d->signals);
+        engine_settle(e); /* there is time for it now */
         spin(d, seen);
         if (atomic_load(&d->signals) == seen) /* only who holds the lock signals */
             pthread_cond_wait(&d->wake, &e->lock);
