@@ -88,3 +88,8 @@ FUZZERS += tests/fuzz/fuzz_processor
 tests_fuzz_fuzz_processor_SOURCES = tests/fuzz/fuzz_processor.c $(FUZZER_MAIN)
 tests_fuzz_fuzz_processor_LDADD = $(FUZZER_LIBS)
 tests_fuzz_fuzz_processor_LDFLAGS = $(FUZZER_FLAGS)
+
+FUZZERS += tests/fuzz/fuzz_quant
+tests_fuzz_fuzz_quant_SOURCES = tests/fuzz/fuzz_quant.c $(FUZZER_MAIN)
+tests_fuzz_fuzz_quant_LDADD = $(FUZZER_LIBS)
+tests_fuzz_fuzz_quant_LDFLAGS = $(FUZZER_FLAGS)

@@ -40,8 +40,8 @@ tests_model_check_weights_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_model_check_weights_LDADD = libmodel.a libkernels.a $(MODEL_TEST_LIBS)
 noinst_PROGRAMS += tests/model/tensors
 tests_model_tensors_SOURCES = tests/model/tensors.c
-tests_model_tensors_LDADD = libmodel.a libbase.a $(JANSSON_LIBS) $(MODEL_LIBS)
-EXTRA_DIST += tests/reference/compare_models.py
+tests_model_tensors_LDADD = libmodel.a libkernels.a libbase.a $(JANSSON_LIBS) $(MODEL_LIBS)
+EXTRA_DIST += tests/reference/compare_models.py tests/reference/compare_quant.py
 PICTURE_TEST_FILES = tests/model/pictures.c tests/model/pictures.h tests/model/files.c \
 	tests/model/files.h
 check_PROGRAMS += tests/model/check_image

@@ -4,14 +4,29 @@
  *
  *   tensors PATH           name, dtype, shape of every tensor, and the totals
  *   tensors --bytes PATH   the same with the XXH3-128 of each tensor's bytes as ek_model_read gives
+ *   tensors --values PATH  the same of each tensor's values in F32
  *   tensors --rope PATH    amplitude, softmax scale and rotary frequencies, as hexadecimal floats
  */
+#include "kernels/kernels.h"
 #include "model/model.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-static enum ek_status print_tensor(const struct ek_model *m, const struct ek_tensor *t, bool bytes)
+static enum ek_status hash_values(const struct ek_tensor *t, const void *data, char hash[33])
+{
+    size_t n = t->bytes / ek_dtype_block_bytes(t->dtype) * ek_dtype_block(t->dtype);
+    float *values = ek_calloc(n, sizeof(*values));
+    enum ek_status st = values ? ek_dequantize(t->dtype, data, values, n) : EK_ENOMEM;
+
+    if (st == EK_OK)
+        ek_hash_hex(values, n * sizeof(*values), hash);
+    free(values);
+    return st;
+}
+
+static enum ek_status print_tensor(const struct ek_model *m, const struct ek_tensor *t, bool bytes,
+                                   bool values)
 {
     char hash[33] = "-";
     void *data = NULL;
@@ -22,6 +37,8 @@ static enum ek_status print_tensor(const struct ek_model *m, const struct ek_ten
             return EK_ENOMEM;
         if ((st = ek_model_read(m, t, 0, t->bytes, data)) == EK_OK)
             ek_hash_hex(data, t->bytes, hash);
+        if (st == EK_OK && values)
+            st = hash_values(t, data, hash);
     }
     printf("tensor %s %s %s ", t->name, ek_dtype_name(t->dtype), hash);
     for (uint32_t i = 0; i < t->n_dims; i++)
@@ -31,11 +48,11 @@ static enum ek_status print_tensor(const struct ek_model *m, const struct ek_ten
     return st;
 }
 
-static enum ek_status print_tensors(const struct ek_model *m, bool bytes)
+static enum ek_status print_tensors(const struct ek_model *m, bool bytes, bool values)
 {
     for (size_t i = 0; i < m->n_modules; i++)
         for (size_t j = 0; m->modules[i].tied_to < 0 && j < m->modules[i].n_tensors; j++)
-            EK_TRY(print_tensor(m, &m->modules[i].tensors[j], bytes));
+            EK_TRY(print_tensor(m, &m->modules[i].tensors[j], bytes, values));
     printf("total %llu %s\n", (unsigned long long)m->n_params, m->hash);
     return EK_OK;
 }
@@ -59,18 +76,19 @@ static enum ek_status print_rope(const struct ek_model *m)
 
 int main(int argc, char **argv)
 {
-    bool bytes = argc == 3 && strcmp(argv[1], "--bytes") == 0;
+    bool values = argc == 3 && strcmp(argv[1], "--values") == 0;
+    bool bytes = values || (argc == 3 && strcmp(argv[1], "--bytes") == 0);
     bool rope = argc == 3 && strcmp(argv[1], "--rope") == 0;
     struct ek_model *m = NULL;
     enum ek_status st;
 
     if (argc != 2 && !bytes && !rope) {
-        fprintf(stderr, "usage: tensors [--bytes | --rope] PATH\n");
+        fprintf(stderr, "usage: tensors [--bytes | --values | --rope] PATH\n");
         return ek_exit_code(EK_EUSAGE);
     }
     st = ek_model_open(argv[argc - 1], NULL, &m);
     if (st == EK_OK)
-        st = rope ? print_rope(m) : print_tensors(m, bytes);
+        st = rope ? print_rope(m) : print_tensors(m, bytes, values);
     ek_model_close(m);
     if (st != EK_OK)
         fprintf(stderr, "tensors: %s\n", ek_last_error());
