@@ -24,6 +24,8 @@ void engine_fail(struct ek_engine *e, enum ek_status st)
     if (e->failed == EK_OK) {
         e->failed = st;
         snprintf(e->message, sizeof(e->message), "%s", ek_last_error());
+        for (size_t i = 0; i < e->n_stages; i++) /* a receiver may wait for what never comes */
+            ek_link_abandon(e->stages[i].out);
     }
     pthread_cond_broadcast(&e->done);
     for (size_t i = 0; i < e->plan->n_devices; i++)
