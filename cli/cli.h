@@ -67,6 +67,8 @@ enum ek_status ek_arg_required(const struct ek_args *a, const char *name, const 
 
 void ek_help_print(const struct ek_command *c, FILE *out);
 void ek_help_man(const struct ek_command *c, FILE *out); /* roff source of evenkeel-NAME(1) */
+/* A bash script that completes subcommands, options and file names. */
+void ek_help_completion(const struct ek_command *const *commands, size_t n, FILE *out);
 /* Edit distance, for "did you mean". */
 size_t ek_distance(const char *a, const char *b);
 

@@ -59,6 +59,49 @@ static void roff_options(const struct ek_option *table, FILE *out)
     }
 }
 
+static void completion_options(const struct ek_option *table, FILE *out)
+{
+    for (const struct ek_option *o = table; o->name; o++)
+        fprintf(out, "--%s ", o->name);
+}
+
+void ek_help_completion(const struct ek_command *const *commands, size_t n, FILE *out)
+{
+    fputs("# bash completion for evenkeel, made by: evenkeel help --completion\n"
+          "_evenkeel() {\n"
+          "    local word=${COMP_WORDS[COMP_CWORD]} options= commands='help",
+          out);
+    for (size_t i = 0; i < n; i++)
+        fprintf(out, " %s", commands[i]->name);
+    fputs("'\n    case ${COMP_WORDS[1]} in\n", out);
+    for (size_t i = 0; i < n; i++) {
+        fprintf(out, "    %s) options=", commands[i]->name);
+        if (commands[i]->passthrough) {
+            fputs("$(evenkeel ${COMP_WORDS[1]} --help 2>/dev/null | grep -oE -- '--[a-z-]+' | sort "
+                  "-u)",
+                  out);
+        } else {
+            fputc('\'', out);
+            completion_options(commands[i]->options, out);
+            completion_options(ek_common_options, out);
+            fputc('\'', out);
+        }
+        fputs(" ;;\n", out);
+    }
+    fputs("    help) options=$commands ;;\n"
+          "    esac\n"
+          "    if [ \"$COMP_CWORD\" -eq 1 ]; then\n"
+          "        COMPREPLY=($(compgen -W \"$commands --help --version\" -- \"$word\"))\n"
+          "    elif [[ $word == -* || ${COMP_WORDS[1]} == help ]]; then\n"
+          "        COMPREPLY=($(compgen -W \"$options\" -- \"$word\"))\n"
+          "    else\n"
+          "        COMPREPLY=($(compgen -f -- \"$word\"))\n"
+          "    fi\n"
+          "}\n"
+          "complete -o filenames -F _evenkeel evenkeel\n",
+          out);
+}
+
 void ek_help_man(const struct ek_command *c, FILE *out)
 {
     fprintf(out,

@@ -66,13 +66,17 @@ static enum ek_status unknown_command(const char *name)
     return ek_error(EK_EUSAGE, "unknown command %s (evenkeel --help lists them)", name);
 }
 
-/* help [--man] [COMMAND] */
+/* help [--man] [COMMAND], or help --completion */
 static enum ek_status help(int argc, char **argv)
 {
     bool man = argc > 0 && strcmp(argv[0], "--man") == 0;
     const char *name = argc > man ? argv[man] : NULL;
     const struct ek_command *c = name ? find_command(name) : NULL;
 
+    if (argc > 0 && strcmp(argv[0], "--completion") == 0) {
+        ek_help_completion(commands, EK_ARRAY_LEN(commands), stdout);
+        return EK_OK;
+    }
     if (name == NULL) {
         print_overview(stdout);
         return EK_OK;

@@ -19,7 +19,8 @@ struct ek_session_need {
     const struct ek_tokenizer *tokenizer; /* that must fit the model's embedding, or NULL */
 };
 
-/* Opens by the options --plan and --devices; s->model may be open already. On failure *s is to be closed all the same. */
+/* Opens by the options --plan and --devices; s->model may be open already. On failure *s is to be
+ * closed all the same. */
 enum ek_status ek_session_open(const struct ek_args *args, const char *model_path,
                                const struct ek_session_need *need, struct ek_session *s);
 void ek_session_close(struct ek_session *s);

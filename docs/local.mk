@@ -9,6 +9,13 @@ docs/evenkeel-%.1: evenkeel$(EXEEXT)
 	@$(MKDIR_P) docs
 	$(AM_V_GEN)./evenkeel help --man $* >$@.tmp && mv $@.tmp $@
 
+completiondir = $(datadir)/bash-completion/completions
+completion_DATA = docs/completion/evenkeel
+CLEANFILES += docs/completion/evenkeel
+docs/completion/evenkeel: evenkeel$(EXEEXT)
+	@$(MKDIR_P) docs/completion
+	$(AM_V_GEN)./evenkeel help --completion >$@.tmp && mv $@.tmp $@
+
 if HAVE_PLANNER
 EK_PLAN_MANUALS = docs/evenkeel-plan.1 docs/evenkeel-export.1 docs/evenkeel-report.1
 man_MANS += $(EK_PLAN_MANUALS)

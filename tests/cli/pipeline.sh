@@ -35,6 +35,11 @@ expect 1 evenkeel check "$fixtures/reference/llama-gqa-tied" --reference "$fixtu
 warns 'differ'
 
 # files that are not what they should be
+mkdir "$scratch/other"
+cp "$model/config.json" "$fixtures/tokenizers/llama3/tokenizer.json" "$scratch/other/"
+expect 4 evenkeel run "$scratch/other" --prompt hello
+warns 'they belong to different models'
+one_line
 expect 4 evenkeel check "$model" --reference "$model/config.json"
 one_line
 expect 4 evenkeel run "$model" --plan "$model/config.json" --ids 1
