@@ -12,8 +12,10 @@ db=$scratch/profile.db
 interrupted() {
     "$@" >"$scratch/out" 2>"$scratch/err" &
     child=$!
-    for _ in 1 2 3 4 5 6 7 8 9 10; do
+    waited=0
+    while [ $waited -lt 200 ] && kill -0 $child 2>/dev/null; do
         sleep 0.3
+        waited=$((waited + 1))
         grep -q "SigCgt.*[4-7c-f]...$" "/proc/$child/status" 2>/dev/null && break
     done
     kill -TERM $child 2>/dev/null

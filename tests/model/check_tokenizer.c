@@ -541,7 +541,7 @@ static Suite *tokenizer_suite(void)
     Suite *s = suite_create("tokenizer");
     TCase *tc = tcase_create("fixtures");
 
-    tcase_set_timeout(tc, 60);
+    tcase_set_timeout(tc, 180);
     tcase_add_loop_test(tc, ids_equal_those_of_hugging_face, 0, n);
     tcase_add_loop_test(tc, chats_equal_the_rendered_templates, 0, n);
     tcase_add_loop_test(tc, bos_and_eos_follow_the_checkpoint, 0, n);
