@@ -237,7 +237,8 @@ enum ek_status ek_quant_assign(struct ek_model *m)
 
 /* ---- At load ----------------------------------------------------------------------------------*/
 
-static enum ek_status quantise_tensor(struct ek_model *m, struct ek_tensor *t, uint32_t bits)
+static enum ek_status quantise_tensor(struct ek_model *m, struct ek_tensor *t, uint32_t bits,
+                                      size_t *n)
 {
     enum ek_dtype dtype =
         group_type(bits == 4 ? EK_G4_32 : EK_G8_32, t->shape[1], t->shape[1], t->dtype);
@@ -254,6 +255,7 @@ static enum ek_status quantise_tensor(struct ek_model *m, struct ek_tensor *t, u
     q->bits = bits;
     q->source = source;
     t->quant = q;
+    ++*n;
     return set_type(m, t, dtype);
 }
 
@@ -267,6 +269,8 @@ enum ek_status ek_quantize_parse(const char *text, uint32_t *bits)
 
 enum ek_status ek_quant_at_load(struct ek_model *m, uint32_t bits)
 {
+    size_t n = 0;
+
     if (bits == 0)
         return EK_OK;
     if (bits != 4 && bits != 8)
@@ -274,6 +278,11 @@ enum ek_status ek_quant_at_load(struct ek_model *m, uint32_t bits)
     for (size_t i = 0; i < m->n_modules; i++)
         for (size_t j = 0; j < m->modules[i].n_tensors; j++)
             if (is_linear(m->modules[i].tensors[j].role))
-                EK_TRY(quantise_tensor(m, &m->modules[i].tensors[j], bits));
+                EK_TRY(quantise_tensor(m, &m->modules[i].tensors[j], bits, &n));
+    if (n == 0)
+        return ek_error(EK_EUNSUPPORTED,
+                        "%s: nothing to quantise: no linear layer is F32, F16 or BF16 with a "
+                        "multiple of 32 inputs",
+                        m->path);
     return EK_OK;
 }

@@ -455,13 +455,17 @@ END_TEST
 START_TEST(weights_quantised_at_load_are_near_and_small)
 {
     uint32_t bits = _i ? 8 : 4;
-    struct ek_model *m[2], *q;
+    struct ek_model *m[2], *q, *none = NULL;
     float *got, *want;
     int32_t *ids;
 
     make_models(&layouts[3], m);
     q = open_folder(1, bits);
     ck_assert_str_ne(q->hash, m[1]->hash);
+    ck_assert_int_eq(ek_model_open(folder[0], &(struct ek_model_options){.quantize = bits}, &none),
+                     EK_EUNSUPPORTED); /* it is already */
+    ck_assert_int_eq(ek_model_open(folder[1], &(struct ek_model_options){.quantize = 3}, &none),
+                     EK_EUSAGE);
     for (size_t i = 0; i < q->n_modules; i++)
         for (size_t j = 0; j < q->modules[i].n_tensors; j++) {
             const struct ek_tensor *t = &q->modules[i].tensors[j];
