@@ -78,9 +78,11 @@ static struct gate_work work_at(const struct rig *r, const struct ek_point *at)
 {
     const struct ek_model *m = r->opt.m;
     uint64_t tokens = per_sequence(&r->group) ? at->batch : (uint64_t)at->batch * at->tokens;
+    /* all tokens may go to the same experts: what is read at least is what one token reads */
+    bool experts = ek_module_tensor(r->group.module, EK_ROLE_ROUTER, -1) != NULL;
     struct gate_work w = {.bandwidth = r->ceilings.read_bandwidth};
 
-    w.bytes = ek_module_read_bytes(m, r->group.module, tokens) +
+    w.bytes = ek_module_read_bytes(m, r->group.module, experts ? 1 : tokens) +
               (double)at->batch * at->context * (double)kv_bytes(&r->opt, &r->group);
     w.flops = per_sequence(&r->group)
                   ? ek_module_flops(m, r->group.module, tokens, tokens, false)
