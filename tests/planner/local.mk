@@ -11,10 +11,17 @@ tests_planner_check_brute_LDADD = $(PLANNER_TEST_LIBS)
 
 check_PROGRAMS += tests/planner/check_planner
 TESTS += tests/planner/check_planner
-tests_planner_check_planner_SOURCES = tests/planner/check_planner.c tests/planner/instances.h \
-	tests/planner/instances.c
+PLANNER_TEST_SUPPORT = tests/planner/instances.h tests/planner/instances.c tests/planner/small.h \
+	tests/planner/small.c
+tests_planner_check_planner_SOURCES = tests/planner/check_planner.c $(PLANNER_TEST_SUPPORT)
 tests_planner_check_planner_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_planner_check_planner_LDADD = $(PLANNER_TEST_LIBS)
+
+check_PROGRAMS += tests/planner/check_solve
+TESTS += tests/planner/check_solve
+tests_planner_check_solve_SOURCES = tests/planner/check_solve.c $(PLANNER_TEST_SUPPORT)
+tests_planner_check_solve_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_planner_check_solve_LDADD = $(PLANNER_TEST_LIBS)
 endif
 EXTRA_DIST += tests/planner/machines
 if HAVE_PLANNER

@@ -1,0 +1,417 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+#include "planner/planner.h"
+#include "planner/cluster.h"
+#include "planner/device_map.h"
+#include "planner/hardware.h"
+#include "planner/plan_file.h"
+#include "planner/simulate.h"
+#include "tests/planner/instances.h"
+#include "tests/planner/small.h"
+
+#include <check.h>
+#include <glpk.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Exports and the report ---------------------------------------------------------------------
+ */
+static const char plan_text[] =
+    "{'format':'evenkeel-plan','version':1,'model':{'name':'m <b>','hash':''},"
+    "'workload':{'batch':2,'context':128,'micro_batches':2},"
+    "'devices':[{'name':'cuda:0','backend':'cuda','index':2},"
+    "           {'name':'cuda:1','backend':'cuda','index':5}],"
+    "'stages':[{'device':'cuda:0','modules':['vision','model.embed_tokens','model.layers.0'],"
+    "           'prefill_s':0.1,'decode_s':0.01},"
+    "          {'device':'cuda:1','modules':['model.layers.1','model.layers.2','model.norm',"
+    "           'lm_head'],'prefill_s':0.2,'decode_s':0.02}],"
+    "'memory':[{'device':'cuda:0','weights':100,'total':100,'budget':200}],"
+    "'links':[{'from':'cuda:0','to':'cuda:1','alpha_s':1e-5,'beta_bytes_s':1e9}],"
+    "'device_map':{'vision':2}}";
+
+static const struct {
+    const char *target, *holds;
+} exports[] = {
+    {"vllm", "CUDA_VISIBLE_DEVICES=2,5 VLLM_PP_LAYER_PARTITION=1,2 "},
+    {"sglang", "SGLANG_PP_LAYER_PARTITION=1,2 "},
+    {"tensorrt-llm", "\"pp_partition\": [1, 2]"},
+    {"llama.cpp", "-dev CUDA2,CUDA5 -ts 1,3 --fit off -c 256"},
+    {"deepspeed", "parts = [0, 1, 3]"},
+    {"accelerate", "\"vision\": 2"},
+};
+
+static struct ek_plan_file *plan_file(const char *text)
+{
+    json_t *root = parse(text);
+    struct ek_plan_file *f = NULL;
+
+    ek_plan_file_from_json(root, "plan", &f);
+    json_decref(root);
+    return f;
+}
+
+START_TEST(exports_have_the_targets_own_form)
+{
+    struct ek_plan_file *f = plan_file(plan_text);
+    char *text;
+
+    ck_assert_msg(f != NULL, "%s", ek_last_error());
+    ck_assert_msg(ek_export(f, exports[_i].target, &text) == EK_OK, "%s", ek_last_error());
+    ck_assert_msg(strstr(text, exports[_i].holds) != NULL, "%s", text);
+    free(text);
+    ek_plan_file_free(f);
+}
+END_TEST
+
+START_TEST(an_export_that_cannot_express_the_plan_names_the_module)
+{
+    char *moved = with(plan_text, "'modules':['vision','model.embed", "'modules':['model.embed");
+    char *late = with(moved, "'modules':['model.layers.1'", "'modules':['vision','model.layers.1'");
+    struct ek_plan_file *f = plan_file(late);
+    char *text;
+
+    ck_assert_ptr_nonnull(f);
+    ck_assert_int_eq(ek_export(f, "vllm", &text), EK_NO);
+    ck_assert_ptr_nonnull(strstr(ek_last_error(), "vision"));
+    ck_assert_int_eq(ek_export(f, "tgi", &text), EK_EUSAGE);
+    ek_plan_file_free(f);
+    free(moved);
+    free(late);
+}
+END_TEST
+
+static const struct {
+    const char *from, *to;
+} hostile_plans[] = {
+    {"evenkeel-plan", "evenkeel-costs"},
+    {"'version':1", "'version':7"},
+    {"'batch':2", "'batch':-2"},
+    {"'micro_batches':2", "'micro_batches':0"},
+    {"'name':'cuda:1'", "'name':'cuda:0'"},
+    {"'device':'cuda:1'", "'device':'cuda:7'"},
+    {"'model.layers.1','model.layers.2'", "'model.layers.2','model.layers.1'"},
+    {"'model.layers.1','model.layers.2'", "'model.layers.1','model.layers.1'"},
+    {"'model.norm'", "'lm_head'"},
+    {"'model.norm'", "7"},
+    {"'decode_s':0.02", "'decode_s':-1"},
+};
+
+START_TEST(hostile_plans_are_refused)
+{
+    char *text = with(plan_text, hostile_plans[_i].from, hostile_plans[_i].to);
+
+    ck_assert_msg(plan_file(text) == NULL, "%s was taken", hostile_plans[_i].to);
+    free(text);
+}
+END_TEST
+
+START_TEST(the_report_is_one_page_without_network_and_escapes_names)
+{
+    struct ek_plan_file *f = plan_file(plan_text);
+    char *page = ek_report_html(f);
+
+    ck_assert_ptr_nonnull(page);
+    ck_assert_ptr_nonnull(strstr(page, "m &lt;b&gt;"));
+    ck_assert_ptr_null(strstr(page, "m <b>"));
+    ck_assert_ptr_null(strstr(page, "http"));
+    ck_assert_ptr_null(strstr(page, "<script"));
+    ck_assert_ptr_nonnull(strstr(page, "prefers-color-scheme:dark"));
+    ck_assert_ptr_nonnull(strstr(page, "width=device-width"));
+    ck_assert_ptr_nonnull(strstr(page, "Memory of each device"));
+    ck_assert_ptr_nonnull(strstr(page, "Pipeline"));
+    ck_assert_ptr_nonnull(strstr(page, "Links"));
+    ck_assert_ptr_nonnull(strstr(page, "</html>"));
+    free(page);
+    ek_plan_file_free(f);
+}
+END_TEST
+
+/* ---- Hardware -----------------------------------------------------------------------------------
+ */
+static const struct {
+    const char *text;
+    enum ek_status status;
+    uint32_t devices;
+} fleets[] = {
+    {"8x rtx4090", EK_OK, 8},        {"8xrtx4090", EK_OK, 8},  {"rtx4090 t4", EK_OK, 2},
+    {"2x A100-80, 1x l4", EK_OK, 3}, {"", EK_EUSAGE, 0},       {"3x abacus", EK_EUSAGE, 0},
+    {"0x t4", EK_EUSAGE, 0},         {"65x t4", EK_EUSAGE, 0}, {"40x t4 40x l4", EK_EUSAGE, 0},
+};
+
+START_TEST(fleets_are_read_as_people_type_them)
+{
+    struct ek_fleet f;
+    uint32_t n = 0;
+
+    ck_assert_int_eq(ek_hardware_parse(fleets[_i].text, NULL, 0, &f), fleets[_i].status);
+    for (size_t i = 0; fleets[_i].status == EK_OK && i < f.n; i++)
+        n += f.counts[i];
+    ck_assert_uint_eq(n, fleets[_i].devices);
+}
+END_TEST
+
+static const struct {
+    const char *text;
+    bool good;
+} card_files[] = {
+    {"{'format':'evenkeel-hardware','version':1,'cards':[{'name':'x','memory':1000,"
+     "'bandwidth':1e9,'peak_f32':1e12}]}",
+     true},
+    {"{'format':'evenkeel-hardware','version':1,'cards':[]}", false},
+    {"{'format':'evenkeel-hardware','version':1,'cards':[{'name':'x','memory':0,"
+     "'bandwidth':1e9,'peak_f32':1e12}]}",
+     false},
+    {"{'format':'evenkeel-hardware','version':1,'cards':[{'name':'x','memory':1000,"
+     "'bandwidth':-1,'peak_f32':1e12}]}",
+     false},
+    {"{'format':'evenkeel-hardware','version':1,'cards':[{'name':'x y','memory':1000,"
+     "'bandwidth':1e9,'peak_f32':1e12}]}",
+     false},
+    {"{'format':'evenkeel-hardware','version':1,'cards':[{'name':'x','memory':1000,"
+     "'bandwidth':1e9,'peak_f32':1e12},{'name':'X','memory':1000,'bandwidth':1e9,"
+     "'peak_f32':1e12}]}",
+     false},
+    {"{'format':'evenkeel-costs','version':1,'cards':[]}", false},
+};
+
+START_TEST(descriptions_of_cards_are_checked)
+{
+    json_t *root = parse(card_files[_i].text);
+    struct ek_card *cards = NULL;
+    size_t n = 0;
+    enum ek_status st = ek_cards_from_json(root, "cards", &cards, &n);
+
+    ck_assert_int_eq(st, card_files[_i].good ? EK_OK : EK_EFORMAT);
+    free(cards);
+    json_decref(root);
+}
+END_TEST
+
+/* ---- Under load ---------------------------------------------------------------------------------
+ */
+/* Two stages of 20 and 30 ms for two prompts of two chunks; 2 and 3 ms a decode step. */
+static const char pipe_text[] =
+    "{'format':'evenkeel-plan','version':1,'model':{'name':'pipe','hash':''},"
+    "'workload':{'batch':2,'prompt':64,'prefill_chunk':32,'generate':9,'context':128,"
+    "'micro_batches':2},"
+    "'devices':[{'name':'cuda:0','backend':'cuda'},{'name':'cuda:1','backend':'cuda'}],"
+    "'stages':[{'device':'cuda:0','modules':['model.embed_tokens','model.layers.0'],"
+    "           'prefill_s':0.08,'decode_s':0.002},"
+    "          {'device':'cuda:1','modules':['model.layers.1','lm_head'],'prefill_s':0.12,"
+    "           'decode_s':0.003}]}";
+
+START_TEST(the_simulator_agrees_with_the_formulas)
+{
+    struct ek_plan_file *f = plan_file(pipe_text);
+    struct ek_load load = {.requests = 2, .prompt = 64, .generate = 1, .seed = 1};
+    struct ek_simulated s;
+
+    ck_assert_int_eq(ek_simulate(f, &load, &s), EK_OK);
+    /* sum P / K + (K - 1) / K * max P, K = 4 chunks */
+    ck_assert_double_eq_tol(s.last_first_token, 0.2 / 4 + 0.75 * 0.12, 1e-12);
+    load.generate = 2001; /* decode alone rules: the slowest stage once a group */
+    ck_assert_int_eq(ek_simulate(f, &load, &s), EK_OK);
+    ck_assert_double_eq_tol(s.per_token[0], 2 * 0.003, 2e-5);
+    load.requests = 1; /* one group in flight: the sum of the stages */
+    ck_assert_int_eq(ek_simulate(f, &load, &s), EK_OK);
+    ck_assert_double_eq_tol(s.per_token[0], 0.005, 1e-9);
+    ek_plan_file_free(f);
+}
+END_TEST
+
+START_TEST(a_light_load_waits_for_nothing_and_a_heavy_one_fills_the_slowest_stage)
+{
+    struct ek_plan_file *f = plan_file(pipe_text);
+    struct ek_load load = {.requests = 500, .prompt = 64, .generate = 9, .seed = 3, .rate = 0.05};
+    struct ek_simulated light, heavy, again;
+
+    ck_assert_int_eq(ek_simulate(f, &load, &light), EK_OK);
+    ck_assert_double_lt(light.queued, 1e-3);
+    load.rate = 1000;
+    ck_assert_int_eq(ek_simulate(f, &load, &heavy), EK_OK);
+    ck_assert_double_gt(heavy.stage_busy[1], 0.85);
+    ck_assert_double_gt(heavy.stage_busy[1], heavy.stage_busy[0]);
+    ck_assert_int_eq(ek_simulate(f, &load, &again), EK_OK);
+    ck_assert_double_eq(again.seconds, heavy.seconds);
+    ek_plan_file_free(f);
+}
+END_TEST
+
+START_TEST(a_cluster_takes_the_cheapest_nodes_for_a_load)
+{
+    const char *dir = getenv("srcdir");
+    char *path = ek_asprintf("%s/tests/planner/machines/cluster.json", dir ? dir : ".");
+    struct ek_request r = EK_REQUEST_INIT;
+    struct ek_cluster *c = NULL;
+    double most, price;
+
+    ck_assert_msg(ek_cluster_read(path, &c) == EK_OK, "%s", ek_last_error());
+    ck_assert_int_eq(ek_cluster_plan(c, &r, 0), EK_OK);
+    most = c->tokens_per_s;
+    ck_assert_int_eq(ek_cluster_plan(c, &r, most / 3), EK_OK);
+    ck_assert(c->proven);
+    ck_assert_double_ge(c->tokens_per_s, most / 3);
+    price = c->price;
+    ck_assert_int_eq(ek_cluster_plan(c, &r, most / 2), EK_OK);
+    ck_assert_double_gt(c->price, price);
+    ck_assert_int_eq(ek_cluster_plan(c, &r, most * 1.01), EK_NO);
+    ek_cluster_free(c);
+    free(path);
+}
+END_TEST
+
+/* ---- Solvers ------------------------------------------------------------------------------------
+ */
+static const char *const machines[] = {
+    "1x-h100-llama-8b",        "rtx4090-and-t4-qwen-7b",      "4x-t4-qwen-vl-3b",
+    "8x-rtx4090-vl2-base",     "8x-h100-llama-70b-tp",        "16-of-4-kinds-qwen-72b",
+    "2x-cpu-smollm2-measured", "2x-h200-qwen2.5-3b-measured", "4x-h200-qwen2.5-3b-measured",
+};
+
+START_TEST(recorded_machines_are_planned_and_proven)
+{
+    const char *dir = getenv("srcdir");
+    char *path = ek_asprintf("%s/tests/planner/machines/%s.json", dir ? dir : ".", machines[_i]);
+    struct ek_costs *c = NULL;
+    struct ek_request r;
+    struct ek_solution *s;
+
+    ck_assert_msg(ek_costs_read(path, &c) == EK_OK, "%s", ek_last_error());
+    r = request_for(c);
+    r.workload.micro_batches = r.workload.batch > 4 ? 4 : 0;
+    s = solve(c, &r);
+    ck_assert_str_eq(s->cross_check, "equal");
+    ek_solution_free(s);
+    ek_costs_free(c);
+    free(path);
+}
+END_TEST
+
+START_TEST(a_large_program_is_the_same_with_every_column)
+{
+    json_t *root = large_instance(30, 8, 4, true, true, 3);
+    struct ek_costs *c = NULL;
+    struct ek_request r;
+    double values[2][2];
+
+    ck_assert_msg(ek_costs_from_json(root, "large", &c) == EK_OK, "%s", ek_last_error());
+    json_decref(root);
+    r = request_for(c);
+    r.workload.micro_batches = 4;
+    for (int whole = 0; whole < 2; whole++) {
+        struct ek_solution *s;
+        r.whole_program = whole;
+        s = solve(c, &r);
+        ck_assert_uint_gt(s->problem->n_columns, 6000);
+        memcpy(values[whole], s->values, sizeof(values[whole]));
+        ek_solution_free(s);
+    }
+    ck_assert_double_eq(values[0][0], values[1][0]);
+    ck_assert_double_eq(values[0][1], values[1][1]);
+    ek_costs_free(c);
+}
+END_TEST
+
+START_TEST(a_time_limit_gives_the_best_so_far_unproven)
+{
+    json_t *root = large_instance(80, 16, 16, true, true, 5);
+    struct ek_costs *c = NULL;
+    struct ek_request r;
+    struct ek_solution *s = NULL;
+    enum ek_status st;
+
+    ck_assert_int_eq(ek_costs_from_json(root, "large", &c), EK_OK);
+    json_decref(root);
+    r = request_for(c);
+    r.time_limit = 0.2;
+    st = ek_solve(c, &r, &s);
+    ck_assert(st == EK_OK || st == EK_EUNPROVEN);
+    if (s)
+        ck_assert(!s->proven && s->interrupted);
+    ek_solution_free(s);
+    ek_costs_free(c);
+}
+END_TEST
+
+START_TEST(an_interrupt_stops_the_solve)
+{
+    struct ek_costs *c = small_costs();
+    struct ek_request r = request_for(c);
+    struct ek_solution *s = NULL;
+    bool stop = true;
+    enum ek_status st;
+
+    r.stop = &stop;
+    st = ek_solve(c, &r, &s);
+    ck_assert(st == EK_EUNPROVEN || (st == EK_OK && !s->proven));
+    ek_solution_free(s);
+    ek_costs_free(c);
+}
+END_TEST
+
+START_TEST(an_error_inside_glpk_becomes_a_status)
+{
+    json_t *root = large_instance(80, 16, 4, true, false, 5);
+    struct ek_costs *c = NULL;
+    struct ek_request r;
+    struct ek_problem *p;
+    struct ek_limits l = EK_LIMITS_NONE;
+    struct ek_effort e = {.whole_program = true};
+    struct ek_answer a;
+
+    ck_assert_int_eq(ek_costs_from_json(root, "large", &c), EK_OK);
+    json_decref(root);
+    r = request_for(c);
+    ck_assert_int_eq(ek_problem_new(c, &r, 4, &p), EK_OK);
+    glp_mem_limit(1); /* MiB: far too little */
+    ck_assert_int_eq(ek_ilp_solve(p, &l, NULL, &a, &e), EK_ENOMEM);
+    ck_assert_int_eq(ek_ilp_solve(p, &l, NULL, &a, &e), EK_OK); /* and goes on afterwards */
+    ek_problem_free(p);
+    ek_costs_free(c);
+}
+END_TEST
+
+START_TEST(a_thousand_plans_in_one_process)
+{
+    struct ek_costs *c = small_costs();
+
+    for (int i = 0; i < 1000; i++) {
+        struct ek_request r = request_for(c);
+        r.workload.batch = 1 + (uint32_t)i % 4;
+        r.workload.generate = 1 + (uint32_t)i % 17;
+        ek_solution_free(solve(c, &r));
+    }
+    ek_costs_free(c);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("planner: outputs and solvers");
+    TCase *t = tcase_create("planner");
+    SRunner *sr;
+    int failed;
+
+    tcase_set_timeout(t, 300);
+    tcase_add_loop_test(t, exports_have_the_targets_own_form, 0, EK_ARRAY_LEN(exports));
+    tcase_add_test(t, an_export_that_cannot_express_the_plan_names_the_module);
+    tcase_add_loop_test(t, hostile_plans_are_refused, 0, EK_ARRAY_LEN(hostile_plans));
+    tcase_add_test(t, the_report_is_one_page_without_network_and_escapes_names);
+    tcase_add_loop_test(t, fleets_are_read_as_people_type_them, 0, EK_ARRAY_LEN(fleets));
+    tcase_add_loop_test(t, descriptions_of_cards_are_checked, 0, EK_ARRAY_LEN(card_files));
+    tcase_add_test(t, the_simulator_agrees_with_the_formulas);
+    tcase_add_test(t, a_light_load_waits_for_nothing_and_a_heavy_one_fills_the_slowest_stage);
+    tcase_add_test(t, a_cluster_takes_the_cheapest_nodes_for_a_load);
+    tcase_add_loop_test(t, recorded_machines_are_planned_and_proven, 0, EK_ARRAY_LEN(machines));
+    tcase_add_test(t, a_large_program_is_the_same_with_every_column);
+    tcase_add_test(t, a_time_limit_gives_the_best_so_far_unproven);
+    tcase_add_test(t, an_interrupt_stops_the_solve);
+    tcase_add_test(t, an_error_inside_glpk_becomes_a_status);
+    tcase_add_test(t, a_thousand_plans_in_one_process);
+    suite_add_tcase(s, t);
+    sr = srunner_create(s);
+    srunner_run_all(sr, CK_ENV);
+    failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
