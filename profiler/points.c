@@ -186,8 +186,11 @@ enum ek_status points_measure(const struct point_space *space, point_fn fn, void
 
     EK_TRY(add_width(&p, space->max_width, &unknown));
     if (space->max_width > 1) {
-        EK_TRY(add_width(&p, 1, &unknown));
-        push_gap(&p, 1, space->max_width, INFINITY);
+        uint32_t low = 1;
+        EK_TRY(add_width(&p, low, &unknown));
+        if (space->phase == EK_PHASE_DECODE && space->max_width > 2) /* kernels change behind 1 */
+            EK_TRY(add_width(&p, low = 2, &unknown));
+        push_gap(&p, low, space->max_width, INFINITY);
         EK_TRY(refine_widths(&p));
     }
     return refine_depth(&p, space->max_width);
