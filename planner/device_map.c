@@ -146,8 +146,7 @@ void ek_assignment_of(const struct ek_problem *p, const struct ek_answer *answer
         const struct ek_placed_stage *s = &pl.stages[i];
         for (int32_t k = s->first; k <= s->last; k++)
             a->device[p->first_item + (uint32_t)k] = s->devices[0];
-        for (uint32_t g = 0; g < p->n_sides; g++)
-            for (uint32_t j = 0; (s->sides >> g & 1) && j < p->sides[g].n; j++)
-                a->device[p->sides[g].modules[j]] = s->devices[0];
     }
+    for (uint32_t m = 0; m < p->first_item; m++)
+        a->device[m] = pl.stages[pl.side_stage[m]].devices[0];
 }

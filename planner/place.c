@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later
  *
- * From columns (device groups) to stages on named devices, with the times and memory predicted.
+ * Stages on named devices with the times and memory predicted: from the columns of a solution, or
+ * from an assignment that somebody else made, which may visit a device more than once.
  */
 #include "planner/planner.h"
+#include "planner/problem.h"
 
 #include <math.h>
 #include <string.h>
@@ -12,6 +14,7 @@ const char *ek_pdevice_name(const struct ek_problem *p, uint32_t d)
     return p->costs->classes[p->devices[d].cls].devices[p->devices[d].member].name;
 }
 
+/* Stages of one device: its overhead counts once, the buffers of each stage are its own. */
 static void add_use(struct ek_memory_use *a, const struct ek_memory_use *b)
 {
     a->weights += b->weights;
@@ -19,26 +22,8 @@ static void add_use(struct ek_memory_use *a, const struct ek_memory_use *b)
     a->activations += b->activations;
     a->workspace += b->workspace;
     a->comm += b->comm;
-    a->overhead += b->overhead;
-    a->total += b->total;
-}
-
-static void stage_times(const struct ek_problem *p, struct ek_placed_stage *s, uint32_t kind)
-{
-    bool outside = false;
-
-    ek_problem_times(p, kind, s->first, s->last, s->sides, &s->prefill_s, &s->decode_s, &outside);
-    s->prefill_s *= p->micro_batches;
-}
-
-/* Devices of a group are taken in order, columns in the order of the chain. */
-static void take_devices(const struct ek_problem *p, uint32_t kind, uint32_t *next,
-                         struct ek_placed_stage *s)
-{
-    const struct ek_group *g = &p->groups[p->kinds[kind].group];
-
-    for (uint32_t i = 0; i < p->kinds[kind].tp; i++)
-        s->devices[s->n_devices++] = g->members[next[p->kinds[kind].group]++];
+    a->overhead = a->overhead > b->overhead ? a->overhead : b->overhead;
+    a->total = a->weights + a->kv + a->activations + a->workspace + a->comm + a->overhead;
 }
 
 static double step_hop(const struct ek_problem *p, int32_t boundary, uint32_t from, uint32_t to)
@@ -56,24 +41,63 @@ static double returning(const struct ek_problem *p, const struct ek_placement *o
     return p->costs->classes[p->devices[out->stages[out->n_stages - 1].devices[0]].cls].return_s;
 }
 
+static double most(const double v[EK_PLAN_MAX_DEVICES])
+{
+    double m = 0;
+
+    for (size_t d = 0; d < EK_PLAN_MAX_DEVICES; d++)
+        m = fmax(m, v[d]);
+    return m;
+}
+
+/* A device works on one of its stages at a time. */
 static void predict(const struct ek_problem *p, struct ek_placement *out)
 {
     const struct ek_workload *w = &p->workload;
     uint32_t chunk = w->prefill_chunk;
     double chunks = chunk ? (double)w->batch * ((ek_workload_prompt(w) + chunk - 1) / chunk) : 1;
-    double prefill = 0, longest = 0, decode = 0, slowest = 0;
+    double prefill = 0, decode = 0, hop = 0;
+    double filling[EK_PLAN_MAX_DEVICES] = {0}, stepping[EK_PLAN_MAX_DEVICES] = {0};
 
     for (size_t i = 0; i < out->n_stages; i++) {
         const struct ek_placed_stage *s = &out->stages[i];
         prefill += s->prefill_s / chunks + (w->prompt ? s->handoff_s : 0);
-        longest = fmax(longest, s->prefill_s);
         decode += s->decode_s + s->handoff_s;
-        slowest = fmax(slowest, fmax(s->decode_s, s->handoff_s));
+        filling[s->devices[0]] += s->prefill_s;
+        stepping[s->devices[0]] += s->decode_s;
+        hop = fmax(hop, s->handoff_s);
     }
-    out->prefill_s = prefill + longest * (chunks - 1) / chunks;
+    out->prefill_s = prefill + most(filling) * (chunks - 1) / chunks;
     decode += returning(p, out);
-    out->decode_s = w->generate ? fmax(slowest * p->micro_batches, decode) : 0;
+    out->decode_s = w->generate ? fmax(fmax(most(stepping), hop) * p->micro_batches, decode) : 0;
     out->tokens_per_s = out->decode_s > 0 ? w->batch / out->decode_s : 0;
+}
+
+/* ---- From columns -------------------------------------------------------------------------------
+ */
+static void stage_times(const struct ek_problem *p, struct ek_placed_stage *s, uint32_t sides)
+{
+    bool outside = false;
+
+    ek_problem_times(p, s->kind, s->first, s->last, sides, &s->prefill_s, &s->decode_s, &outside);
+    s->prefill_s *= p->micro_batches;
+}
+
+/* Devices of a group are taken in order, columns in the order of the chain. */
+static void take_devices(const struct ek_problem *p, uint32_t *next, struct ek_placed_stage *s)
+{
+    const struct ek_group *g = &p->groups[p->kinds[s->kind].group];
+
+    for (uint32_t i = 0; i < p->kinds[s->kind].tp; i++)
+        s->devices[s->n_devices++] = g->members[next[p->kinds[s->kind].group]++];
+}
+
+static void note_sides(const struct ek_problem *p, uint32_t sides, size_t stage,
+                       struct ek_placement *out)
+{
+    for (uint32_t g = 0; g < p->n_sides; g++)
+        for (uint32_t j = 0; (sides >> g & 1) && j < p->sides[g].n; j++)
+            out->side_stage[p->sides[g].modules[j]] = (uint16_t)stage;
 }
 
 /* The side modules of a column that does not begin the chain are a stage of their own, before it.
@@ -88,9 +112,9 @@ static void place_sides(const struct ek_problem *p, const uint32_t *columns, uin
             continue;
         s.first = 0;
         s.last = -1;
-        s.sides = c->sides;
-        stage_times(p, &s, c->kind);
+        stage_times(p, &s, c->sides);
         s.decode_s = s.handoff_s = 0;
+        note_sides(p, c->sides, out->n_stages, out);
         out->stages[out->n_stages++] = s;
     }
 }
@@ -106,10 +130,10 @@ void ek_place(const struct ek_problem *p, const uint32_t *columns, uint32_t n,
         const struct ek_column *c = &p->columns[columns[i]];
         struct ek_memory_use u = ek_problem_memory(p, c->kind, c->first, c->last, c->sides);
         struct ek_placed_stage *s = &chain[i];
-        *s = (struct ek_placed_stage){.column = columns[i], .first = c->first, .last = c->last};
-        s->sides = c->first == 0 ? c->sides : 0;
-        take_devices(p, c->kind, next, s);
-        stage_times(p, s, c->kind);
+        *s = (struct ek_placed_stage){
+            .column = columns[i], .kind = c->kind, .first = c->first, .last = c->last};
+        take_devices(p, next, s);
+        stage_times(p, s, c->first == 0 ? c->sides : 0);
         for (uint32_t d = 0; d < s->n_devices; d++) {
             out->used[s->devices[d]] = true;
             add_use(&out->memory[s->devices[d]], &u);
@@ -120,9 +144,159 @@ void ek_place(const struct ek_problem *p, const uint32_t *columns, uint32_t n,
         if (chain[i].first > chain[i].last)
             continue;
         if (i + 1 < n && p->columns[columns[i + 1]].first <= p->columns[columns[i + 1]].last)
-            chain[i].handoff_s = step_hop(p, chain[i].last, p->columns[columns[i]].kind,
-                                          p->columns[columns[i + 1]].kind);
+            chain[i].handoff_s =
+                step_hop(p, chain[i].last, chain[i].kind, p->columns[columns[i + 1]].kind);
+        if (chain[i].first == 0)
+            note_sides(p, p->columns[columns[i]].sides, out->n_stages, out);
         out->stages[out->n_stages++] = chain[i];
     }
     predict(p, out);
+}
+
+/* ---- From an assignment -------------------------------------------------------------------------
+ */
+struct mapper {
+    const struct ek_problem *p;
+    const struct ek_assignment *a;
+    struct ek_placement *out;
+    bool runnable;
+};
+
+/* The kind of one device of a group, or UINT32_MAX when it has no times on its own. */
+static uint32_t kind_of(const struct ek_problem *p, uint32_t device)
+{
+    for (uint32_t k = 0; k < p->n_kinds; k++)
+        if (p->kinds[k].group == p->devices[device].group && p->kinds[k].tp == 1)
+            return k;
+    return UINT32_MAX;
+}
+
+static bool open_stage(struct mapper *m, uint32_t device, int32_t first, int32_t last)
+{
+    struct ek_placement *out = m->out;
+    uint32_t kind = kind_of(m->p, device);
+
+    if (kind == UINT32_MAX || out->n_stages == EK_PLAN_MAX_STAGES)
+        return false;
+    out->used[device] = true;
+    out->stages[out->n_stages++] = (struct ek_placed_stage){.column = UINT32_MAX,
+                                                            .devices = {device},
+                                                            .n_devices = 1,
+                                                            .kind = kind,
+                                                            .first = first,
+                                                            .last = last};
+    return true;
+}
+
+static uint32_t device_of(const struct mapper *m, int32_t item)
+{
+    return m->a->device[m->p->first_item + (uint32_t)item];
+}
+
+/* Side modules that are not with the first stage: one stage a device. */
+static bool open_sides(struct mapper *m)
+{
+    const struct ek_problem *p = m->p;
+
+    for (uint32_t i = 0; i < p->first_item; i++) {
+        uint32_t j = 0;
+        if (m->a->device[i] == device_of(m, 0))
+            continue;
+        while (j < i && m->a->device[j] != m->a->device[i])
+            j++;
+        if (j == i && !open_stage(m, m->a->device[i], 0, -1))
+            return false;
+        m->out->side_stage[i] = j < i ? m->out->side_stage[j] : (uint16_t)(m->out->n_stages - 1);
+    }
+    return true;
+}
+
+static bool open_chain(struct mapper *m)
+{
+    int32_t n = (int32_t)m->p->n_items, last;
+    size_t begin = m->out->n_stages;
+
+    for (int32_t first = 0; first < n; first = last + 1) {
+        for (last = first; last + 1 < n && device_of(m, last + 1) == device_of(m, first);)
+            last++;
+        if (!open_stage(m, device_of(m, first), first, last))
+            return false;
+    }
+    for (uint32_t i = 0; i < m->p->first_item; i++)
+        if (m->a->device[i] == device_of(m, 0))
+            m->out->side_stage[i] = (uint16_t)begin;
+    return true;
+}
+
+static bool tied_here(const struct mapper *m, uint32_t module)
+{
+    int32_t t = m->p->costs->modules[module].tied_to;
+
+    return t >= 0 && m->a->device[t] == m->a->device[module];
+}
+
+static void add_memory(struct mapper *m, size_t i)
+{
+    const struct ek_problem *p = m->p;
+    const struct ek_placed_stage *s = &m->out->stages[i];
+    struct ek_memory_use u;
+
+    ek_use_begin(p, s->kind, &u);
+    for (int32_t k = s->first; k <= s->last; k++) {
+        uint32_t module = p->first_item + (uint32_t)k;
+        ek_use_add(p, s->kind, module, tied_here(m, module), &u);
+    }
+    for (uint32_t k = 0; k < p->first_item; k++)
+        if (m->out->side_stage[k] == i)
+            ek_use_add(p, s->kind, k, tied_here(m, k), &u);
+    ek_use_end(p, s->kind, &u);
+    add_use(&m->out->memory[s->devices[0]], &u);
+}
+
+/* A link's time for one step to the next stage; a fixed order binds our plans, not others'. */
+static bool add_hop(struct mapper *m, size_t i)
+{
+    struct ek_placed_stage *s = &m->out->stages[i];
+
+    if (s->first > s->last || i + 1 == m->out->n_stages)
+        return true;
+    s->handoff_s = step_hop(m->p, s->last, s->kind, s[1].kind);
+    return !isinf(s->handoff_s);
+}
+
+static bool add_times(struct mapper *m, size_t i)
+{
+    const struct ek_problem *p = m->p;
+    struct ek_placed_stage *s = &m->out->stages[i];
+    bool outside = false;
+
+    if (!ek_problem_times(p, s->kind, s->first, s->last, 0, &s->prefill_s, &s->decode_s, &outside))
+        return false;
+    for (uint32_t k = 0; k < p->first_item; k++) {
+        const struct ek_modcost *c = ek_modcost_of(p, p->groups[p->kinds[s->kind].group].cls, 1, k);
+        if (m->out->side_stage[k] != i)
+            continue;
+        if (!c->known)
+            return false;
+        s->prefill_s += c->prefill;
+    }
+    s->prefill_s *= p->micro_batches;
+    return add_hop(m, i);
+}
+
+bool ek_place_assignment(const struct ek_problem *p, const struct ek_assignment *a,
+                         struct ek_placement *out)
+{
+    struct mapper m = {.p = p, .a = a, .out = out};
+    bool ok;
+
+    memset(out, 0, sizeof(*out));
+    ok = open_sides(&m) && open_chain(&m);
+    for (size_t i = 0; i < out->n_stages; i++)
+        add_memory(&m, i);
+    for (size_t i = 0; i < out->n_stages && ok; i++)
+        ok = add_times(&m, i);
+    if (ok)
+        predict(p, out);
+    return ok;
 }

@@ -77,23 +77,25 @@ static json_t *devices_json(const struct ek_problem *p, const struct ek_placemen
     return list;
 }
 
-static void append_modules(const struct ek_problem *p, const struct ek_placed_stage *s,
+static void append_modules(const struct ek_problem *p, const struct ek_placement *pl, size_t stage,
                            json_t *list)
 {
     const struct ek_costs *c = p->costs;
+    const struct ek_placed_stage *s = &pl->stages[stage];
 
-    for (uint32_t g = 0; g < p->n_sides; g++)
-        for (uint32_t j = 0; (s->sides >> g & 1) && j < p->sides[g].n; j++)
-            json_array_append_new(list, json_string(c->modules[p->sides[g].modules[j]].name));
+    for (uint32_t m = 0; m < p->first_item; m++)
+        if (pl->side_stage[m] == stage)
+            json_array_append_new(list, json_string(c->modules[m].name));
     for (int32_t i = s->first; i <= s->last; i++)
         json_array_append_new(list, json_string(c->modules[p->first_item + (uint32_t)i].name));
 }
 
-static json_t *stage_json(const struct ek_problem *p, const struct ek_placed_stage *s)
+static json_t *stage_json(const struct ek_problem *p, const struct ek_placement *pl, size_t stage)
 {
+    const struct ek_placed_stage *s = &pl->stages[stage];
     json_t *modules = json_array(), *group, *o;
 
-    append_modules(p, s, modules);
+    append_modules(p, pl, stage, modules);
     o = json_pack("{s:s s:o s:f s:f s:f}", "device", ek_pdevice_name(p, s->devices[0]), "modules",
                   modules, "prefill_s", s->prefill_s, "decode_s", s->decode_s, "handoff_s",
                   s->handoff_s);
@@ -164,7 +166,7 @@ static json_t *device_map_json(const struct ek_problem *p, const struct ek_place
     map = json_object();
     for (size_t i = 0; i < pl->n_stages; i++) {
         json_t *names = json_array();
-        append_modules(p, &pl->stages[i], names);
+        append_modules(p, pl, i, names);
         for (size_t k = 0; k < json_array_size(names); k++)
             json_object_set_new(map, json_string_value(json_array_get(names, k)),
                                 device_value(p, pl->stages[i].devices[0]));
@@ -203,16 +205,14 @@ static json_t *links_json(const struct ek_problem *p, const struct ek_placement 
     return list;
 }
 
-json_t *ek_plan_json(const struct ek_costs *c, const struct ek_request *r,
-                     const struct ek_solution *s)
+static json_t *placement_json(const struct ek_costs *c, const struct ek_request *r,
+                              const struct ek_problem *p, const struct ek_placement *pl,
+                              json_t *optimality)
 {
-    const struct ek_problem *p = s->problem;
-    struct ek_placement pl;
     json_t *root, *stages = json_array();
 
-    ek_place(p, s->answer.columns, s->answer.n, &pl);
-    for (size_t i = 0; i < pl.n_stages; i++)
-        json_array_append_new(stages, stage_json(p, &pl.stages[i]));
+    for (size_t i = 0; i < pl->n_stages; i++)
+        json_array_append_new(stages, stage_json(p, pl, i));
     root = json_pack("{s:s s:i s:{s:s s:s s:s s:I}}", "format", "evenkeel-plan", "version", 1,
                      "model", "name", c->model_name, "hash", c->model_hash, "architecture",
                      c->architecture, "modules", (json_int_t)c->n_modules);
@@ -220,13 +220,32 @@ json_t *ek_plan_json(const struct ek_costs *c, const struct ek_request *r,
         return NULL;
     json_object_set_new(root, "workload", workload_json(p));
     json_object_set_new(root, "objective", objectives_json(r));
-    json_object_set_new(root, "optimality", optimality_json(r, s));
-    json_object_set_new(root, "devices", devices_json(p, &pl));
+    json_object_set_new(root, "optimality", optimality);
+    json_object_set_new(root, "devices", devices_json(p, pl));
     json_object_set_new(root, "stages", stages);
-    json_object_set_new(root, "device_map", device_map_json(p, &pl));
-    json_object_set_new(root, "memory", memory_json(p, &pl));
-    json_object_set_new(root, "predicted", predicted_json(c, p, &pl));
-    json_object_set_new(root, "links", links_json(p, &pl));
+    json_object_set_new(root, "device_map", device_map_json(p, pl));
+    json_object_set_new(root, "memory", memory_json(p, pl));
+    json_object_set_new(root, "predicted", predicted_json(c, p, pl));
+    json_object_set_new(root, "links", links_json(p, pl));
     json_object_set_new(root, "profile", json_pack("{s:s}", "identity", c->profile_identity));
     return root;
+}
+
+json_t *ek_plan_json(const struct ek_costs *c, const struct ek_request *r,
+                     const struct ek_solution *s)
+{
+    struct ek_placement pl;
+
+    ek_place(s->problem, s->answer.columns, s->answer.n, &pl);
+    return placement_json(c, r, s->problem, &pl, optimality_json(r, s));
+}
+
+json_t *ek_plan_json_given(const struct ek_costs *c, const struct ek_request *r,
+                           const struct ek_problem *p, const struct ek_placement *pl,
+                           const char *from)
+{
+    json_t *o = json_pack("{s:s s:s s:b s:s}", "status", "given", "from", from, "proven", false,
+                          "cross_check", "not made: this placement was handed in");
+
+    return placement_json(c, r, p, pl, o);
 }

@@ -7,23 +7,30 @@
 #include <math.h>
 #include <string.h>
 
-static void span_text(const struct ek_problem *p, const struct ek_placed_stage *s, char *out,
-                      size_t cap)
+/* What a stage holds, in words; returns how many modules. */
+static int span_text(const struct ek_problem *p, const struct ek_placement *pl, size_t stage,
+                     char *out, size_t cap)
 {
     const struct ek_cost_module *m = p->costs->modules;
+    const struct ek_placed_stage *s = &pl->stages[stage];
+    int count = s->last - s->first + 1;
     size_t n = 0;
 
     out[0] = '\0';
-    for (uint32_t g = 0; g < p->n_sides; g++)
-        for (uint32_t j = 0; (s->sides >> g & 1) && j < p->sides[g].n && n < cap; j++)
-            n += (size_t)snprintf(out + n, cap - n, "%s%s", n ? ", " : "",
-                                  m[p->sides[g].modules[j]].name);
+    for (uint32_t k = 0; k < p->first_item; k++) {
+        if (pl->side_stage[k] != stage)
+            continue;
+        count++;
+        if (n < cap)
+            n += (size_t)snprintf(out + n, cap - n, "%s%s", n ? ", " : "", m[k].name);
+    }
     if (s->first > s->last || n >= cap)
-        return;
+        return count;
     n +=
         (size_t)snprintf(out + n, cap - n, "%s%s", n ? ", " : "", m[p->first_item + s->first].name);
     if (s->first < s->last && n < cap)
         snprintf(out + n, cap - n, " .. %s", m[p->first_item + s->last].name);
+    return count;
 }
 
 static void device_text(const struct ek_problem *p, const struct ek_placed_stage *s, char *out,
@@ -43,10 +50,7 @@ static void print_stages(const struct ek_problem *p, const struct ek_placement *
 
     for (size_t i = 0; i < pl->n_stages; i++) {
         const struct ek_placed_stage *s = &pl->stages[i];
-        int n = s->last - s->first + 1;
-        for (uint32_t g = 0; g < p->n_sides; g++)
-            n += (s->sides >> g & 1) ? (int)p->sides[g].n : 0;
-        span_text(p, s, span, sizeof(span));
+        int n = span_text(p, pl, i, span, sizeof(span));
         device_text(p, s, device, sizeof(device));
         ek_table_row(t, "%zu|%s|%s|%d|%s|%s|%s", i, device, span, n,
                      ek_format_seconds(a, s->prefill_s), ek_format_seconds(b, s->decode_s),

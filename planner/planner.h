@@ -20,6 +20,7 @@
 #define EK_PLAN_MAX_MODULES 1100
 #define EK_PLAN_MAX_SIDES   6 /* groups of side modules placed as one */
 #define EK_PLAN_MAX_TP      8
+#define EK_PLAN_MAX_STAGES  256 /* of a placement that was handed in; ours: 2 a device */
 #define EK_PLAN_MAX_MEMORY  ((uint64_t)1 << 50) /* sums over all modules stay under 2^64 */
 
 /* ---- Costs: everything the planner needs (docs/costs.md) ----------------------------------------
@@ -366,17 +367,17 @@ struct ek_score ek_score_of(const struct ek_problem *p, const uint32_t *columns,
 /* ---- Plan: stages on named devices (docs/formats.md: plan.json)
  * ------------------------------------------------ */
 struct ek_placed_stage {
-    uint32_t column;                  /* index into ek_problem.columns */
+    uint32_t column; /* index into ek_problem.columns; UINT32_MAX: it was handed in */
     uint32_t devices[EK_PLAN_MAX_TP]; /* indices into ek_problem.devices */
-    uint32_t n_devices;
+    uint32_t n_devices, kind;
     int32_t first, last; /* chain positions; first > last: side modules alone */
-    uint32_t sides;
     double prefill_s, decode_s,
         handoff_s; /* all prompts of the batch; one step of a group; its hop */
 };
 struct ek_placement { /* execution order: side modules' stages first */
-    struct ek_placed_stage stages[2 * EK_PLAN_MAX_DEVICES];
+    struct ek_placed_stage stages[EK_PLAN_MAX_STAGES];
     size_t n_stages;
+    uint16_t side_stage[EK_PLAN_MAX_MODULES];         /* of each side module */
     struct ek_memory_use memory[EK_PLAN_MAX_DEVICES]; /* by device */
     bool used[EK_PLAN_MAX_DEVICES];
     double prefill_s, decode_s, tokens_per_s;
@@ -398,6 +399,11 @@ struct ek_assessment {
     double worst_ratio; /* ... (used + margin) / budget: over 1 it does not fit */
     uint32_t stages;
 };
+/* The stages of an assignment, devices revisited where it says so: runs of the chain on one device,
+ * side modules with the chain's first stage or in stages of their own. False: no times or links for
+ * it, or over EK_PLAN_MAX_STAGES; its memory is right even then. */
+bool ek_place_assignment(const struct ek_problem *p, const struct ek_assignment *a,
+                         struct ek_placement *out);
 void ek_assess(const struct ek_problem *p, const struct ek_assignment *a,
                struct ek_assessment *out);
 #define EK_MAX_RECIPES 12
@@ -428,6 +434,10 @@ enum ek_status ek_advice(const struct ek_costs *c, const struct ek_request *r, j
 /* The plan file's value; NULL when there is no memory. */
 json_t *ek_plan_json(const struct ek_costs *c, const struct ek_request *r,
                      const struct ek_solution *s);
+/* The same of a placement that was handed in: nothing is proven of it. from: what made it. */
+json_t *ek_plan_json_given(const struct ek_costs *c, const struct ek_request *r,
+                           const struct ek_problem *p, const struct ek_placement *pl,
+                           const char *from);
 /* For people. */
 void ek_plan_print(const struct ek_costs *c, const struct ek_solution *s,
                    const struct ek_request *r, FILE *out);
