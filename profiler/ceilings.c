@@ -81,24 +81,27 @@ static enum ek_status run_product(struct work *w)
     return w->dev->ops->linear(w->dev, w->a, w->n, (uint32_t)w->n, &w->mat, NULL, w->b, w->n, 0);
 }
 
+/* A prime number of elements over and over: rows of no usual length are alike. */
+enum { FILL_LONG = 1021, FILL_SHORT = 2039 };
+
 enum ek_status rig_fill_random(struct ek_device *dev, void *p, size_t n, enum ek_dtype dtype)
 {
     union {
-        float f32[1024];
-        uint16_t u16[2048];
+        float f32[FILL_LONG];
+        uint16_t u16[FILL_SHORT];
     } block;
+    size_t bytes = dtype == EK_F32 ? sizeof(block.f32) : sizeof(block.u16);
     uint64_t seed = 1;
 
-    for (size_t i = 0; i < (dtype == EK_F32 ? 1024 : 2048); i++) {
+    for (size_t i = 0; i < (dtype == EK_F32 ? FILL_LONG : FILL_SHORT); i++) {
         float x = ek_random_normal(&seed);
         if (dtype == EK_F32)
             block.f32[i] = x;
         else
             block.u16[i] = dtype == EK_BF16 ? ek_f32_to_bf16(x) : ek_f32_to_f16(x);
     }
-    for (size_t at = 0; at < n; at += sizeof(block))
-        EK_TRY(dev->ops->upload(dev, (char *)p + at, &block,
-                                n - at < sizeof(block) ? n - at : sizeof(block)));
+    for (size_t at = 0; at < n; at += bytes)
+        EK_TRY(dev->ops->upload(dev, (char *)p + at, &block, n - at < bytes ? n - at : bytes));
     return EK_OK;
 }
 

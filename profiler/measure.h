@@ -74,6 +74,15 @@ void rig_batch_set(struct rig_batch *b, const struct ek_point *at);
 const struct ek_batch_host *rig_batch_host(const struct rig_batch *b);
 int32_t *rig_batch_ids(struct rig_batch *b); /* [max_seqs], room for ids */
 
+/* ---- routing.c: which experts tokens go to ------------------------------------------------------
+ */
+/* [tokens][top_k] experts of n: each token to different ones, and the first t tokens together to as
+ * many as t tokens that choose evenly and independently reach on average, whatever t. The same for
+ * the same arguments. top_k <= n. Freed with free(). */
+enum ek_status routing_even(uint32_t n_experts, uint32_t top_k, uint32_t tokens, int32_t **out);
+/* How many different experts rows [0, tokens) name. */
+uint32_t routing_reached(const int32_t *ids, uint32_t n_experts, uint32_t top_k, uint32_t tokens);
+
 /* ---- rig.c: the runtime's own stages under the clock ------------------------------------------
  */
 /* Like modules [first, first + run) of a model. The rig runs n of them in one stage and 2 n in

@@ -32,28 +32,12 @@ static struct sizes ladder(uint32_t least, uint32_t max)
 struct subject { /* the stages that show a module's memory */
     const struct rig_options *opt;
     const struct rig_group *group;
-    size_t company[8]; /* the last layer and everything up to the module; or the module alone */
+    size_t company[8]; /* a layer and everything up to the module; or the module alone */
     size_t n_company;
     uint32_t max_tokens;
     uint64_t workspace[MAX_SIZES]; /* after steps of tokens.at[i] and all smaller ones */
     struct sizes tokens, batches;
 };
-
-/* Logits come on top of a layer's buffers: the norm and the head are looked at behind a layer. */
-static void find_company(struct subject *s)
-{
-    const struct ek_model *m = s->opt->m;
-    size_t at = s->group->first, first = at;
-
-    if (s->group->module->kind == EK_MODULE_NORM || s->group->module->kind == EK_MODULE_HEAD)
-        while (first > 0 && at - first + 1 < EK_ARRAY_LEN(s->company) && !m->modules[first].side &&
-               m->modules[first].kind != EK_MODULE_LAYER)
-            first--;
-    if (m->modules[first].kind != EK_MODULE_LAYER)
-        first = at;
-    for (size_t i = first; i <= at; i++)
-        s->company[s->n_company++] = i;
-}
 
 static struct ek_stage_options options_at(const struct subject *s, uint32_t batch, uint32_t tokens)
 {
@@ -65,6 +49,49 @@ static struct ek_stage_options options_at(const struct subject *s, uint32_t batc
                                      .max_context = s->opt->max_context,
                                      .max_logits = batch,
                                      .cache = s->opt->cache};
+}
+
+/* Bytes of activations of a stage of one module. */
+static uint64_t activations_of(const struct subject *s, size_t module)
+{
+    struct ek_stage_options o = options_at(s, s->opt->max_batch, s->max_tokens);
+    uint64_t by_tag[EK_N_TAGS];
+
+    if (ek_stage_memory(s->opt->dev, s->opt->m, &module, 1, &o, by_tag) != EK_OK)
+        return 0;
+    return by_tag[EK_TAG_ACTIVATIONS];
+}
+
+/* The layer with the most activations; SIZE_MAX: there is none. */
+static size_t largest_layer(const struct subject *s)
+{
+    const struct ek_model *m = s->opt->m;
+    size_t best = SIZE_MAX;
+    uint64_t most = 0, bytes;
+
+    for (size_t i = 0; i < m->n_modules; i++)
+        if (m->modules[i].kind == EK_MODULE_LAYER && (bytes = activations_of(s, i)) > most) {
+            most = bytes;
+            best = i;
+        }
+    return best;
+}
+
+/* Logits come on top of a layer's buffers: the norm and the head are looked at behind the layer
+ * that has the most of them, the head behind the norm. */
+static void find_company(struct subject *s)
+{
+    const struct ek_model *m = s->opt->m;
+    size_t at = s->group->first, first = at, layer;
+
+    if (s->group->module->kind == EK_MODULE_NORM || s->group->module->kind == EK_MODULE_HEAD) {
+        while (first > 0 && m->modules[first - 1].kind == EK_MODULE_NORM)
+            first--;
+        if ((layer = largest_layer(s)) < first)
+            s->company[s->n_company++] = layer;
+    }
+    for (size_t i = first; i <= at && s->n_company < EK_ARRAY_LEN(s->company); i++)
+        s->company[s->n_company++] = i;
 }
 
 /* ---- Scratch ----------------------------------------------------------------------------------

@@ -30,9 +30,11 @@ struct rig {
     double room; /* bytes for weights and cache */
     struct ek_stage_options cap;
     struct rig_batch *batch;
-    void *in;    /* hidden states or normalised rows that every run starts from */
-    void *ids;   /* of the best logits */
-    void *flush; /* read before a run of a module alone, so that its weights are cold */
+    void *in;         /* hidden states or normalised rows that every run starts from */
+    void *ids;        /* of the best logits */
+    int32_t *routing; /* of the tokens of a mixture of experts, [max_tokens][top_k]; else NULL */
+    void *experts;    /* the same on the device */
+    void *flush;      /* read before a run of a module alone, so that its weights are cold */
     size_t flush_bytes;
     struct ek_event *mark[2];
     int waits;       /* this thread's schedstat, -1: none */
@@ -74,15 +76,27 @@ static uint64_t blocks_at(const struct ek_point *at)
     return ek_cache_blocks(at->batch, at->context);
 }
 
+/* Weights that so many tokens read: of experts, those that the rig sends them to. */
+static double weights_read(const struct rig *r, uint64_t tokens)
+{
+    const struct ek_config *c = &r->opt.m->config;
+    double none, all;
+
+    if (!r->routing)
+        return ek_module_read_bytes(r->opt.m, r->group.module, tokens);
+    none = ek_module_read_bytes(r->opt.m, r->group.module, 0);
+    all = ek_module_read_bytes(r->opt.m, r->group.module, UINT32_MAX);
+    return none + (all - none) / c->n_experts *
+                      routing_reached(r->routing, c->n_experts, c->top_k, (uint32_t)tokens);
+}
+
 static struct gate_work work_at(const struct rig *r, const struct ek_point *at)
 {
     const struct ek_model *m = r->opt.m;
     uint64_t tokens = per_sequence(&r->group) ? at->batch : (uint64_t)at->batch * at->tokens;
-    /* all tokens may go to the same experts: what is read at least is what one token reads */
-    bool experts = ek_module_tensor(r->group.module, EK_ROLE_ROUTER, -1) != NULL;
     struct gate_work w = {.bandwidth = r->ceilings.read_bandwidth};
 
-    w.bytes = ek_module_read_bytes(m, r->group.module, experts ? 1 : tokens) +
+    w.bytes = weights_read(r, tokens) +
               (double)at->batch * at->context * (double)kv_bytes(&r->opt, &r->group);
     w.flops = per_sequence(&r->group)
                   ? ek_module_flops(m, r->group.module, tokens, tokens, false)
@@ -216,6 +230,20 @@ static enum ek_status prepare(struct rig *r, const struct ek_point *at)
     return EK_OK;
 }
 
+static enum ek_status make_routing(struct rig *r)
+{
+    const struct ek_config *c = &r->opt.m->config;
+    size_t bytes = (size_t)r->cap.max_tokens * c->top_k * sizeof(int32_t);
+
+    if (ek_module_tensor(r->group.module, EK_ROLE_ROUTER, -1) == NULL)
+        return EK_OK;
+    EK_TRY(routing_even(c->n_experts, c->top_k, r->cap.max_tokens, &r->routing));
+    EK_TRY(r->opt.dev->ops->alloc(r->opt.dev, EK_TAG_ACTIVATIONS, bytes, &r->experts));
+    EK_TRY(r->opt.dev->ops->upload(r->opt.dev, r->experts, r->routing, bytes));
+    r->cap.experts = r->experts;
+    return r->opt.dev->ops->sync(r->opt.dev);
+}
+
 static enum ek_status make_buffers(struct rig *r)
 {
     struct ek_device *dev = r->opt.dev;
@@ -256,6 +284,7 @@ enum ek_status rig_new(const struct rig_options *opt, const struct rig_group *gr
     r->cap = stage_options(opt, tokens);
     r->room = room_of(opt, group);
     EK_GOTO(rig_batch_new(opt->m, tokens, opt->max_batch, opt->max_context, &r->batch), st, fail);
+    EK_GOTO(make_routing(r), st, fail);
     EK_GOTO(make_buffers(r), st, fail);
     *out = r;
     return EK_OK;
@@ -273,11 +302,12 @@ void rig_free(struct rig *r)
     for (int i = 0; i < 2; i++)
         if (r->mark[i])
             ops->event_free(r->mark[i]);
-    void *buffers[] = {r->flush, r->ids, r->in};
+    void *buffers[] = {r->flush, r->ids, r->in, r->experts};
     for (size_t i = 0; i < EK_ARRAY_LEN(buffers); i++)
         if (buffers[i])
             ops->release(r->opt.dev, buffers[i]);
     rig_batch_free(r->batch);
+    free(r->routing);
     if (r->waits >= 0)
         close(r->waits);
     free(r);

@@ -176,15 +176,18 @@ enum ek_status stage_run_experts(struct ek_stage *s, const struct stage_layer *l
     char *scratch = stage_at(s, s->at.scratch);
     void *xn = stage_at(s, s->at.xn);
     struct experts_parts p;
-    int32_t *ids;
+    int32_t *chosen;
+    const int32_t *ids;
     float *weights;
 
     lay_out_experts(s, &p); /* did not overflow when the stage was made */
-    ids = (int32_t *)(void *)(scratch + p.ids);
+    chosen = (int32_t *)(void *)(scratch + p.ids);
+    ids = s->opt.experts ? s->opt.experts : chosen;
     weights = (float *)(void *)(scratch + p.weights);
     EK_TRY(ops->rms_norm(s->dev, x, c->hidden, l->norm2, (float)c->norm_eps, n, c->hidden, xn,
                          c->hidden));
-    EK_TRY(ops->route(s->dev, xn, c->hidden, n, &l->router, l->router_bias, &router, ids, weights));
+    EK_TRY(
+        ops->route(s->dev, xn, c->hidden, n, &l->router, l->router_bias, &router, chosen, weights));
     if (n == 1 && ops->experts_token && l->gate_up.n == 1) {
         const struct ek_mat shared[2] = {l->gate_up.mats[0], l->down.mats[0]};
         return ops->experts_token(s->dev, xn, ids, weights, c->top_k, &experts, shared, x);

@@ -64,6 +64,10 @@ struct ek_stage_options {
     uint32_t max_patches; /* rows of a vision tower in one run; 0: what max_context tokens take, up
                            * to 65536 (Qwen2.5-VL), 10 tiles (DeepSeek-VL2) */
     enum ek_dtype cache;
+    /* For measuring: device memory, [max_tokens][top_k], the experts that tokens of every layer go
+     * to whatever the router says (it runs all the same, its weights are taken). NULL: it decides.
+     */
+    const int32_t *experts;
     bool shared_embed; /* a tied head uses the embedding of another stage of this device */
     const struct ek_stage *embed_of; /* that stage, for ek_stage_new; it outlives this one */
 };
@@ -399,9 +403,10 @@ struct ek_tolerance {
  * row. EK_NO when the positions that its pictures give are not the reference's. */
 enum ek_status ek_compare(struct ek_engine *e, const struct ek_reference *r,
                           struct ek_comparison *out);
-/* What a run of m with activations of a type is asked for. F32: a relative 1e-4. BF16 and F16: a mean
- * KL of 1e-3, or what the official BF16 run itself loses on this reference where that is more; twice
- * that for mixtures of experts, whose router's near ties fall differently in any two such runs. */
+/* What a run of m with activations of a type is asked for. F32: a relative 1e-4. BF16 and F16: a
+ * mean KL of 1e-3, or what the official BF16 run itself loses on this reference where that is more;
+ * twice that for mixtures of experts, whose router's near ties fall differently in any two such
+ * runs. */
 struct ek_tolerance ek_tolerance_for(const struct ek_model *m, enum ek_dtype act,
                                      const struct ek_reference *r);
 /* EK_OK, or EK_NO with the reason recorded. */

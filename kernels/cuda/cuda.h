@@ -30,22 +30,19 @@ struct ek_cu_memory {
     uint64_t total, budget;
 };
 
-enum ek_cu_scratch {                     /* device memory that grows to the largest shape seen */
-                     EK_CU_NORMED,       /* normalised rows before a product */
-                     EK_CU_GATE_UP_ROWS, /* gate and up before they are joined */
-                     EK_CU_WEIGHTS,      /* a dequantised tile of a matrix */
-                     EK_CU_BIAS,
-                     EK_CU_PARTIAL, /* decode attention's parts */
-                     EK_CU_ARRIVED, /* counters, zero between operations */
-                     EK_CU_BEST,    /* argmax of pieces */
-                     EK_CU_COUNTED, /* its counters */
-                     EK_CU_SINK,
-                     EK_CU_STORED,  /* blocks of a store that have arrived, zero between stores */
-                     EK_CU_LT,      /* cuBLASLt's */
-                     EK_CU_KV_B,    /* a converted kv_b */
-                     EK_CU_SCORES,  /* logits of a router */
-                     EK_CU_EXPERTS, /* between the launches of experts */
-                     EK_CU_N_SCRATCH
+/* Device memory that grows to the largest shape seen. EK_CU_OP is every operation's own, from its
+ * first launch to its last, so that a device takes the most of any of them and not their sum; what
+ * operations use inside of others has slots of its own, of one size wherever it matters. */
+enum ek_cu_scratch {
+    EK_CU_OP,      /* asked for once an operation */
+    EK_CU_WEIGHTS, /* a dequantised tile of a matrix */
+    EK_CU_BIAS,
+    EK_CU_LT,      /* cuBLASLt's */
+    EK_CU_ARRIVED, /* counters of decode attention's parts, zero between operations */
+    EK_CU_COUNTED, /* the same of argmax */
+    EK_CU_STORED,  /* blocks of a store that have arrived, zero between stores */
+    EK_CU_SINK,
+    EK_CU_N_SCRATCH
 };
 
 struct ek_cu_key { /* everything that chooses an algorithm */

@@ -60,7 +60,7 @@ static enum ek_status readable_kv_b(struct ek_cuda *d, const struct ek_mat *kv_b
     *type = kv_b->dtype;
     if (kv_b->dtype == act || (few && plain(kv_b->dtype)))
         return EK_OK;
-    EK_TRY(ek_cuda_scratch(d, EK_CU_KV_B, (size_t)kv_b->rows * kv_b->cols * element(act), &p));
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, (size_t)kv_b->rows * kv_b->cols * element(act), &p));
     *data = p;
     *type = act;
     return ek_cuda_issued(d,
@@ -226,7 +226,7 @@ static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
     if (a->n_parts == 1)
         return EK_OK;
     parts = (size_t)a->batch.n_tokens * a->heads * a->n_parts;
-    EK_TRY(ek_cuda_scratch(d, EK_CU_PARTIAL, parts * (a->kv.v_dim + 2) * sizeof(float), &p));
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, parts * (a->kv.v_dim + 2) * sizeof(float), &p));
     a->partial = p;
     a->totals = (float2 *)(a->partial + parts * a->kv.v_dim);
     return EK_OK;
@@ -267,7 +267,7 @@ enum ek_status ek_cuda_route(struct ek_device *dev, const void *x, size_t ldx, u
     if (n == 0)
         return EK_OK;
     ek_cuda_use(d);
-    EK_TRY(ek_cuda_scratch(d, EK_CU_SCORES, (size_t)n * router->n_experts * 4, &logits));
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, (size_t)n * router->n_experts * 4, &logits));
     EK_TRY(
         ek_cuda_linear(dev, x, ldx, n, gate, NULL, logits, router->n_experts, EK_LINEAR_OUT_F32));
     return ek_cuda_issued(d, ek_cu_route(&d->queue, logits, n, bias, router, ids, weights),
@@ -287,7 +287,7 @@ static enum ek_status take_memory(struct ek_cuda *d, struct ek_cu_experts *e)
     size_t inner = rounded(pairs * e->inner * act), each = rounded(pairs * e->hidden * act);
     void *p;
 
-    EK_TRY(ek_cuda_scratch(d, EK_CU_EXPERTS, order + first + inner + each, &p));
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, order + first + inner + each, &p));
     e->order = p;
     e->first = (int32_t *)(void *)((char *)p + order);
     e->inner_x = (char *)p + order + first;
@@ -398,7 +398,7 @@ static enum ek_status shared_apart(struct ek_device *dev, const void *x,
     char *p;
     void *memory;
 
-    EK_TRY(ek_cuda_scratch(d, EK_CU_EXPERTS, both + inner * act, &memory));
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, both + inner * act, &memory));
     p = memory;
     EK_TRY(ek_cuda_linear(dev, x, shared[0].cols, 1, &shared[0], NULL, p, (size_t)2 * inner, 0));
     EK_TRY(ek_cuda_swiglu(dev, p, (size_t)2 * inner, 1, inner, p + both, inner));
@@ -424,8 +424,8 @@ enum ek_status ek_cuda_experts_token(struct ek_device *dev, const void *x, const
     a.shared_up = shared[0].data;
     a.shared_down = shared[1].data;
     ek_cuda_use(d);
-    EK_TRY(ek_cuda_scratch(d, EK_CU_EXPERTS,
-                           (size_t)(a.n_shared + top_k) * e->inner * element(dev->act), &p));
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, (size_t)(a.n_shared + top_k) * e->inner * element(dev->act),
+                           &p));
     a.inner_x = p;
     return ek_cuda_issued(
         d, ek_cu_experts_one(&d->queue, e->gate_up->dtype, e->down->dtype, dev->act, &a),

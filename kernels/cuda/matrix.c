@@ -9,7 +9,7 @@
 
 #include <string.h>
 
-#define TILE_BYTES ((size_t)64 << 20) /* of a converted matrix, at most */
+#define TILE_BYTES ((size_t)64 << 20) /* of a converted matrix, unless 16 rows are more */
 
 static bool weight_type(enum ek_dtype t)
 {
@@ -117,7 +117,7 @@ static enum ek_status bias_as(struct ek_cuda *d, const float *bias, uint32_t row
 static enum ek_status tiled(struct ek_cuda *d, const struct ek_mat *w, struct ek_cu_gemm g)
 {
     size_t element = d->base.act == EK_F32 ? 4 : 2, out_element = g.out_type == EK_F32 ? 4 : 2;
-    size_t tile = TILE_BYTES / (w->cols * element) / 16 * 16;
+    size_t tile = TILE_BYTES / (w->cols * element) / 16 * 16, bytes;
     const char *bias = g.bias;
     char *out = g.out;
     void *buffer;
@@ -126,7 +126,8 @@ static enum ek_status tiled(struct ek_cuda *d, const struct ek_mat *w, struct ek
         tile = 16;
     if (tile > w->rows)
         tile = w->rows;
-    EK_TRY(ek_cuda_scratch(d, EK_CU_WEIGHTS, tile * w->cols * element, &buffer));
+    bytes = tile * w->cols * element; /* of one size, so that unlike modules share it */
+    EK_TRY(ek_cuda_scratch(d, EK_CU_WEIGHTS, bytes < TILE_BYTES ? TILE_BYTES : bytes, &buffer));
     for (size_t r = 0; r < w->rows; r += tile) {
         uint32_t n = (uint32_t)(w->rows - r < tile ? w->rows - r : tile);
         const char *src = (const char *)w->data + r * row_bytes(w);
@@ -200,13 +201,16 @@ enum ek_status ek_cuda_linear(struct ek_device *dev, const void *x, size_t ldx, 
     return n ? many(d, x, ldx, n, w, bias, out, ldo, flags) : EK_OK;
 }
 
-/* Normalised rows in scratch memory. */
-static enum ek_status normed(struct ek_cuda *d, const void *x, const float *weight, float eps,
-                             uint32_t n, uint32_t dim, void **out)
+static size_t normed_bytes(const struct ek_cuda *d, uint32_t n, uint32_t dim)
 {
-    size_t element = d->base.act == EK_F32 ? 4 : 2;
+    return ek_round_up((size_t)n * dim * (d->base.act == EK_F32 ? 4 : 2), EK_CU_ALIGN);
+}
 
-    EK_TRY(ek_cuda_scratch(d, EK_CU_NORMED, n * element * dim, out));
+/* Normalised rows in scratch memory, and behind them room for `more` bytes. */
+static enum ek_status normed(struct ek_cuda *d, const void *x, const float *weight, float eps,
+                             uint32_t n, uint32_t dim, size_t more, void **out)
+{
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, normed_bytes(d, n, dim) + more, out));
     return ek_cuda_issued(
         d, ek_cu_rms_norm(&d->queue, d->base.act, x, dim, weight, eps, n, dim, *out, dim),
         "rms_norm");
@@ -269,7 +273,7 @@ enum ek_status ek_cuda_norm_linear(struct ek_device *dev, const void *x, const f
             d, ek_cu_product_one(&d->queue, mats[0].dtype, dev->act, EK_CU_LINEAR, &p),
             "norm_linear");
     }
-    EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, &xn));
+    EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, 0, &xn));
     return side_by_side(dev, xn, n, mats, n_mats, biases, out, ldo);
 }
 
@@ -291,8 +295,8 @@ enum ek_status ek_cuda_norm_gate_up(struct ek_device *dev, const void *x, const 
             d, ek_cu_product_one(&d->queue, mats[0].dtype, dev->act, EK_CU_GATE_UP, &p),
             "norm_gate_up");
     }
-    EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, &xn));
-    EK_TRY(ek_cuda_scratch(d, EK_CU_GATE_UP_ROWS, (size_t)n * 2 * dim * element, &both));
+    EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, (size_t)n * 2 * dim * element, &xn));
+    both = (char *)xn + normed_bytes(d, n, mats[0].cols);
     EK_TRY(side_by_side(dev, xn, n, mats, 2, NULL, both, (size_t)2 * dim));
     return ek_cuda_issued(
         d, ek_cu_swiglu(&d->queue, dev->act, both, (size_t)2 * dim, n, dim, out, ldo),

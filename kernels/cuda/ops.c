@@ -73,7 +73,7 @@ enum ek_status ek_cuda_argmax(struct ek_device *dev, const float *logits, uint32
     if (n == 0)
         return EK_OK;
     ek_cuda_use(d);
-    EK_TRY(ek_cuda_scratch(d, EK_CU_BEST, (size_t)n * EK_CU_ARGMAX * 8, &best));
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, (size_t)n * EK_CU_ARGMAX * 8, &best));
     EK_TRY(ek_cuda_scratch(d, EK_CU_COUNTED, n * sizeof(uint32_t), &counted));
     return issue(dev, ek_cu_argmax(&d->queue, logits, n, vocab, best, counted, ids), "argmax");
 }
@@ -132,7 +132,7 @@ static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
     a->part = (a->part + unit - 1) / unit * unit;
     a->n_parts = (longest + a->part - 1) / a->part;
     parts = (size_t)a->batch.n_seqs * a->heads * a->n_parts;
-    EK_TRY(ek_cuda_scratch(d, EK_CU_PARTIAL, parts * (a->kv.v_dim + 2) * sizeof(float), &p));
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, parts * (a->kv.v_dim + 2) * sizeof(float), &p));
     a->partial = p;
     a->totals = (float2 *)(a->partial + parts * a->kv.v_dim);
     EK_TRY(ek_cuda_scratch(d, EK_CU_ARRIVED, blocks * sizeof(uint32_t), &p));

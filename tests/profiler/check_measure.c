@@ -119,6 +119,41 @@ START_TEST(times_that_beat_the_ceilings_are_refused)
 }
 END_TEST
 
+/* ---- Routing ----------------------------------------------------------------------------------
+ */
+
+static const struct {
+    uint32_t n_experts, top_k, tokens;
+} routings[] = {{64, 6, 512}, {160, 6, 64}, {8, 2, 33}, {4, 4, 5}, {256, 8, 1}};
+
+static void check_different(const int32_t *ids, uint32_t n, uint32_t n_experts)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        ck_assert_int_ge(ids[i], 0);
+        ck_assert_int_lt(ids[i], (int32_t)n_experts);
+        for (uint32_t j = 0; j < i; j++)
+            ck_assert_int_ne(ids[i], ids[j]);
+    }
+}
+
+START_TEST(even_routing_reaches_as_many_experts_as_independent_tokens_do)
+{
+    uint32_t n = routings[_i].n_experts, k = routings[_i].top_k;
+    int32_t *ids, *again;
+
+    ck_assert_int_eq(routing_even(n, k, routings[_i].tokens, &ids), EK_OK);
+    ck_assert_int_eq(routing_even(n, k, routings[_i].tokens, &again), EK_OK);
+    ck_assert_mem_eq(ids, again, routings[_i].tokens * k * sizeof(*ids));
+    for (uint32_t t = 1; t <= routings[_i].tokens; t++) {
+        double mean = n * (1 - pow(1 - (double)k / n, t));
+        check_different(ids + (size_t)(t - 1) * k, k, n);
+        ck_assert_double_eq_tol(routing_reached(ids, n, k, t), mean, 0.51);
+    }
+    free(ids);
+    free(again);
+}
+END_TEST
+
 /* ---- Points -----------------------------------------------------------------------------------
  */
 
@@ -267,6 +302,8 @@ int main(void)
     tcase_add_test(tc, a_failing_sample_is_passed_on);
     tcase_add_test(tc, median_and_its_deviation);
     tcase_add_test(tc, times_that_beat_the_ceilings_are_refused);
+    tcase_add_loop_test(tc, even_routing_reaches_as_many_experts_as_independent_tokens_do, 0,
+                        EK_ARRAY_LEN(routings));
     tcase_add_loop_test(tc, points_are_added_where_interpolation_misses, 0, EK_ARRAY_LEN(spaces));
     tcase_add_test(tc, a_refused_point_leaves_the_others);
     tcase_add_test(tc, the_same_measurements_lead_to_the_same_points);
