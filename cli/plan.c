@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * plan, export, report: run by evenkeel-plan, a program of its own (GLPK is GPL). They meet in
- * files alone; the arguments go to it unchanged. */
+ * plan, export, report and others: run by evenkeel-plan, a program of its own (GLPK is GPL). They
+ * meet in files alone; the arguments go to it unchanged. */
 #include "cli/cli.h"
 
 #include <errno.h>
@@ -49,30 +49,22 @@ static enum ek_status run(const struct ek_args *args)
 
 static const struct ek_option none[] = {{NULL, NULL, NULL}};
 
-const struct ek_command ek_cmd_plan = {
-    .name = "plan",
-    .summary = "find and prove the best placement of a profiled model",
-    .operands = "MODEL --db FILE",
-    .options = none,
-    .description = "Run by evenkeel-plan; evenkeel plan --help lists its options.",
-    .run = run,
-    .passthrough = true,
-};
-const struct ek_command ek_cmd_export = {
-    .name = "export",
-    .summary = "write a plan in another runtime's own form",
-    .operands = "PLAN",
-    .options = none,
-    .description = "Run by evenkeel-plan; evenkeel export --help lists its options.",
-    .run = run,
-    .passthrough = true,
-};
-const struct ek_command ek_cmd_report = {
-    .name = "report",
-    .summary = "one self-contained HTML page about a plan",
-    .operands = "PLAN",
-    .options = none,
-    .description = "Run by evenkeel-plan; evenkeel report --help lists its options.",
-    .run = run,
-    .passthrough = true,
-};
+/* A subcommand of evenkeel-plan: its own --help has the options. */
+#define PLANNER_COMMAND(id, called, what, takes)                                                   \
+    const struct ek_command ek_cmd_##id = {                                                        \
+        .name = called,                                                                            \
+        .summary = what,                                                                           \
+        .operands = takes,                                                                         \
+        .options = none,                                                                           \
+        .description = "Run by evenkeel-plan; evenkeel " called " --help lists its options.",      \
+        .run = run,                                                                                \
+        .passthrough = true,                                                                       \
+    }
+
+PLANNER_COMMAND(plan, "plan", "find and prove the best placement of a profiled model",
+                "MODEL --db FILE");
+PLANNER_COMMAND(export, "export", "write a plan in another runtime's own form", "PLAN");
+PLANNER_COMMAND(report, "report", "one self-contained HTML page about a plan", "PLAN");
+PLANNER_COMMAND(simulate, "simulate", "what a plan does under a load of requests", "PLAN");
+PLANNER_COMMAND(cluster, "cluster", "how many replicas of which plan over many nodes", "CLUSTER");
+PLANNER_COMMAND(hardware, "hardware", "cards that plans can be estimated for", "");

@@ -17,7 +17,8 @@ docs/completion/evenkeel: evenkeel$(EXEEXT)
 	$(AM_V_GEN)./evenkeel help --completion >$@.tmp && mv $@.tmp $@
 
 if HAVE_PLANNER
-EK_PLAN_MANUALS = docs/evenkeel-plan.1 docs/evenkeel-export.1 docs/evenkeel-report.1
+EK_PLAN_MANUALS = docs/evenkeel-plan.1 docs/evenkeel-export.1 docs/evenkeel-report.1 \
+	docs/evenkeel-simulate.1 docs/evenkeel-cluster.1 docs/evenkeel-hardware.1
 man_MANS += $(EK_PLAN_MANUALS)
 CLEANFILES += $(EK_PLAN_MANUALS)
 $(EK_PLAN_MANUALS): evenkeel$(EXEEXT) evenkeel-plan$(EXEEXT)

@@ -275,7 +275,7 @@ enum ek_status ek_hardware_parse(const char *text, const struct ek_card *more, s
         out->cards[out->n] = find_card(p, len, more, n_more);
         if (out->cards[out->n] == NULL)
             return ek_error(EK_EUSAGE,
-                            "hardware \"%s\": no card \"%.*s\" is known; `evenkeel-plan "
+                            "hardware \"%s\": no card \"%.*s\" is known; `evenkeel "
                             "hardware` lists them",
                             text, (int)len, p);
         out->counts[out->n++] = (uint32_t)count;

@@ -9,7 +9,7 @@
 #include <string.h>
 
 static const char help[] =
-    "usage: evenkeel-plan cluster CLUSTER.json [OPTION]...\n"
+    "usage: evenkeel cluster CLUSTER.json [OPTION]...\n"
     "Plans one replica on every class of node and size, then the cheapest nodes for a load.\n"
     "\n"
     "  --load T          tokens a second to give (0: the most that all nodes give)\n"

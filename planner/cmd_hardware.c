@@ -52,7 +52,7 @@ static enum ek_status run(int argc, char **argv, int *code)
 
     (void)code;
     if (argc > 1 && strcmp(argv[1], "--help") == 0) {
-        puts("usage: evenkeel-plan hardware [--json]\nLists the cards that --hardware knows.");
+        puts("usage: evenkeel hardware [--json]\nLists the cards that --hardware knows.");
         return EK_OK;
     }
     if (argc > 1 && strcmp(argv[1], "--json") == 0)

@@ -182,70 +182,6 @@ static enum ek_status write_costs(const char *path, const struct ek_costs *c, bo
     return st;
 }
 
-/* The placement with the number of micro-batches that suits it best, unless one was given. */
-static enum ek_status best_assessment(const struct ek_plan_arguments *a, const struct ek_costs *c,
-                                      struct ek_problem **out, struct ek_assessment *best)
-{
-    uint32_t given = a->request.workload.micro_batches, batch = a->request.workload.batch;
-    uint32_t m = given && given < batch ? given : given ? batch : 1;
-
-    *out = NULL;
-    for (; m <= batch && m <= 64; m *= 2) {
-        struct ek_problem *p = NULL;
-        struct ek_assignment map;
-        struct ek_assessment v;
-        enum ek_status st = ek_problem_new(c, &a->request, m, &p);
-        if (st == EK_OK)
-            st = ek_assignment_read(p, a->from, &map);
-        if (st != EK_OK) {
-            ek_problem_free(p);
-            ek_problem_free(*out);
-            *out = NULL;
-            return st;
-        }
-        ek_assess(p, &map, &v);
-        if (*out == NULL || v.score.throughput < best->score.throughput) {
-            struct ek_problem *old = *out;
-            *out = p;
-            p = old;
-            *best = v;
-        }
-        ek_problem_free(p);
-        if (given)
-            break;
-    }
-    return EK_OK;
-}
-
-/* --from: what somebody's placement would cost; exit code 1 when it does not fit. */
-static enum ek_status cost_map(const struct ek_plan_arguments *a, const struct ek_costs *c,
-                               int *code)
-{
-    struct ek_problem *p = NULL;
-    struct ek_assessment v = {0};
-    char s[3][EK_UNIT_LEN];
-    enum ek_status st = best_assessment(a, c, &p, &v);
-
-    if (st == EK_OK) {
-        *code = v.worst_ratio > 1 || !v.runnable ? ek_exit_code(EK_NO) : 0;
-        if (a->json)
-            printf("{\"fits\": %s, \"runnable\": %s, \"throughput_s\": %.9g, \"latency_s\": %.9g, "
-                   "\"balance\": %.9g, \"prefill_s\": %.9g, \"decode_s\": %.9g, \"stages\": %u}\n",
-                   v.worst_ratio <= 1 ? "true" : "false", v.runnable ? "true" : "false",
-                   v.score.throughput, v.score.latency, v.score.balance, v.prefill_s, v.decode_s,
-                   v.stages);
-        else
-            printf("%s: %u stages, a batch in %s, prefill %s, decode %s a token; fullest %s at "
-                   "%.1f %%%s\n",
-                   a->from, v.stages, ek_format_seconds(s[0], v.score.throughput),
-                   ek_format_seconds(s[1], v.prefill_s), ek_format_seconds(s[2], v.decode_s),
-                   ek_pdevice_name(p, v.worst), v.worst_ratio * 100,
-                   v.worst_ratio > 1 ? ": DOES NOT FIT" : "");
-    }
-    ek_problem_free(p);
-    return st;
-}
-
 static enum ek_status make_plan(struct ek_plan_arguments *a, int *code)
 {
     struct ek_costs *c = NULL;
@@ -258,7 +194,7 @@ static enum ek_status make_plan(struct ek_plan_arguments *a, int *code)
     if (a->write_costs)
         EK_GOTO(write_costs(a->write_costs, c, a->force), st, end);
     if (a->from) {
-        st = cost_map(a, c, code);
+        st = ek_plan_given(a, c, code);
         goto end;
     }
     st = ek_solve(c, &a->request, &s);

@@ -9,7 +9,7 @@
 #include <string.h>
 
 static const char help[] =
-    "usage: evenkeel-plan simulate PLAN.json [OPTION]...\n"
+    "usage: evenkeel simulate PLAN.json [OPTION]...\n"
     "Simulates the pipelined runtime under a load, from the plan's predicted times.\n"
     "\n"
     "  --rate R          requests a second, arriving at random (0: all at the start)\n"

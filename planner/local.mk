@@ -7,7 +7,7 @@ libplanner_a_SOURCES = planner/planner.h planner/problem.h planner/bound.h plann
 	planner/place.c planner/plan_json.c planner/plan_print.c planner/assess.c planner/recipes.c planner/explain.c planner/alternatives.c planner/device_map.h planner/device_map.c planner/pareto.c planner/near.c planner/plan_file.h planner/plan_file.c planner/export.c planner/report.c planner/simulate.h planner/simulate.c planner/cluster.h planner/cluster.c
 
 bin_PROGRAMS += evenkeel-plan
-evenkeel_plan_SOURCES = planner/main.c planner/commands.h planner/plan_arguments.h planner/plan_arguments.c planner/cmd_plan.c planner/cmd_export.c \
+evenkeel_plan_SOURCES = planner/main.c planner/commands.h planner/plan_arguments.h planner/plan_arguments.c planner/plan_given.c planner/cmd_plan.c planner/cmd_export.c \
 	planner/cmd_hardware.c planner/cmd_simulate.c planner/cmd_cluster.c
 evenkeel_plan_LDADD = libplanner.a libstore.a libmodel.a libbase.a $(PLANNER_LIBS)
 PLANNER_LIBS = -lglpk $(SQLITE_LIBS) $(MODEL_LIBS) $(JANSSON_LIBS) -lm

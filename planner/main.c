@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later
  *
  * evenkeel-plan: decides which device holds which layer, and proves it. `evenkeel` runs it for its
- * subcommands plan, export and report.
+ * subcommands plan, export, report, simulate, cluster and hardware.
  */
 #include "planner/commands.h"
 

@@ -21,5 +21,8 @@ struct ek_plan_arguments {
 enum ek_status ek_plan_arguments_read(struct ek_plan_arguments *a, int argc, char **argv);
 /* What the command line did not say of the workload comes from the costs. */
 void ek_plan_arguments_merge(struct ek_plan_arguments *a, const struct ek_costs *c);
+/* --from: costs a given placement, and writes it as a plan where it fits. */
+enum ek_status ek_plan_given(const struct ek_plan_arguments *a, const struct ek_costs *c,
+                             int *code);
 
 #endif

@@ -414,6 +414,10 @@ struct ek_recipe {
 };
 /* The usual recipes for this problem's devices; returns how many. */
 size_t ek_recipes(const struct ek_problem *p, struct ek_recipe out[EK_MAX_RECIPES]);
+/* A recipe by the beginning of its name, or a hand-made split of the layers, "[13,14]", with all
+ * else on the first device (clipped, with a note, when it has more layers than the model). */
+enum ek_status ek_recipe_named(const struct ek_problem *p, const char *text,
+                               struct ek_assignment *a);
 /* JSON of the recipes' assessments beside the plan's, and of what binds. */
 json_t *ek_explanation_json(const struct ek_solution *s);
 void ek_explanation_print(const struct ek_solution *s, FILE *out);

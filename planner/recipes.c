@@ -8,6 +8,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 struct chain { /* the chain as recipes see it: what is before the layers, layers, what is behind */
     uint32_t first_layer, n_layers;
@@ -242,4 +243,63 @@ size_t ek_recipes(const struct ek_problem *p, struct ek_recipe out[EK_MAX_RECIPE
         if (guide(p, i, &out[n]))
             out[n++].name = guides[i].name;
     return n;
+}
+
+/* ---- By name, or written out --------------------------------------------------------------------
+ */
+/* "[3,4,4]" or "3,4,4": layers of each device; what is before and behind them goes to the first, as
+ * the guides have it. */
+static enum ek_status read_split(const struct ek_problem *p, const char *text,
+                                 struct ek_assignment *a)
+{
+    uint32_t counts[EK_PLAN_MAX_DEVICES] = {0}, n = 0, layers = chain_of(p).n_layers, left = layers;
+    uint64_t said = 0;
+
+    for (const char *s = text + strspn(text, "[ "); *s && *s != ']'; s += strspn(s, ", ")) {
+        char *end;
+        unsigned long v = strtoul(s, &end, 10);
+        if (end == s || v > EK_PLAN_MAX_MODULES || n == p->n_devices)
+            return ek_error(EK_EUSAGE, "--from \"%s\": a split has up to %u numbers of layers",
+                            text, p->n_devices);
+        said += v;
+        counts[n] = v < left ? (uint32_t)v : left;
+        left -= counts[n++];
+        s = end;
+    }
+    if (said < layers || layers == 0)
+        return ek_error(EK_EUSAGE, "--from \"%s\": %llu layers are split, the model has %u", text,
+                        (unsigned long long)said, layers);
+    if (said > layers)
+        ek_note("the split's %llu layers are clipped to the model's %u", (unsigned long long)said,
+                layers);
+    by_counts(p, counts, 0, a);
+    return EK_OK;
+}
+
+enum ek_status ek_recipe_named(const struct ek_problem *p, const char *text,
+                               struct ek_assignment *a)
+{
+    struct ek_recipe *all;
+    size_t n, len = strlen(text);
+    enum ek_status st;
+
+    if (len > 0 && strspn(text, "0123456789, []") == len)
+        return read_split(p, text, a);
+    if ((all = ek_calloc(EK_MAX_RECIPES, sizeof(*all))) == NULL)
+        return EK_ENOMEM;
+    n = ek_recipes(p, all);
+    st = ek_error(EK_EUSAGE,
+                  "--from \"%s\": neither a file, nor a split as [13,14], nor a recipe that suits "
+                  "here (equal split, vLLM's default, proportional to memory, accelerate auto, "
+                  "accelerate balanced, llama.cpp fit, guide ...)",
+                  text);
+    for (size_t i = 0; i < n && st != EK_OK && len > 0; i++)
+        if (strncasecmp(all[i].name, text, len) == 0) {
+            *a = all[i].assignment;
+            st = EK_OK;
+            if (all[i].note[0])
+                ek_note("%s: %s", all[i].name, all[i].note);
+        }
+    free(all);
+    return st;
 }

@@ -24,5 +24,6 @@ offers "$top/README.md" model "$top/READ"
 if [ -x "$bin/evenkeel-plan" ]; then
     offers --max-memory plan --max-m
     offers --to export --t
+    offers --rate simulate --ra
 fi
 finish
