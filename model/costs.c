@@ -67,7 +67,9 @@ uint64_t ek_module_boundary_bytes(const struct ek_model *m, const struct ek_modu
 
     if (mod->kind == EK_MODULE_HEAD)
         return type_bytes(EK_F32, c->vocab);
-    if (mod->kind == EK_MODULE_VISION && c->vision == EK_VISION_VL2)
+    if (mod->kind == EK_MODULE_PATCHES || mod->kind == EK_MODULE_BLOCK ||
+        ((mod->kind == EK_MODULE_VISION || mod->kind == EK_MODULE_MERGER) &&
+         c->vision == EK_VISION_VL2))
         return (uint64_t)ceil((double)type_bytes(act, c->vision_hidden) * patches_a_token(c));
     return type_bytes(act, c->hidden);
 }
@@ -157,18 +159,29 @@ static double vision_matrices(const struct ek_config *c, const struct ek_module 
     return tokens * (per_token + patches_a_token(c) * per_patch);
 }
 
-/* Pairs of patches: a tile attends to itself; Qwen's blocks to a window or to the image. */
-static double vision_attention(const struct ek_config *c, double tokens)
+/* Pairs of patches of one block: a tile attends to itself; Qwen's blocks to a window or to the
+ * image. */
+static double block_attention(const struct ek_config *c, uint32_t block, double patches)
 {
-    double patches = tokens * patches_a_token(c), window, full = 0;
+    double side = (double)c->vision_window / c->vision_patch, reach = patches;
 
     if (c->vision == EK_VISION_VL2)
-        return 2 * patches * (double)vision_patches(c) * c->vision_hidden * c->vision_layers;
-    for (uint32_t i = 0; i < c->vision_layers; i++)
-        full += (double)(c->vision_full_attention >> i & 1);
-    window = (double)c->vision_window / c->vision_patch;
-    window = window * window < patches ? window * window : patches;
-    return 2 * patches * c->vision_hidden * (full * patches + (c->vision_layers - full) * window);
+        reach = (double)vision_patches(c);
+    else if (!(c->vision_full_attention >> block & 1) && side * side < patches)
+        reach = side * side;
+    return 2 * patches * c->vision_hidden * reach;
+}
+
+static double vision_attention(const struct ek_config *c, const struct ek_module *mod,
+                               double tokens)
+{
+    double patches = tokens * patches_a_token(c), sum = 0;
+
+    if (mod->kind == EK_MODULE_BLOCK)
+        return block_attention(c, (uint32_t)mod->layer, patches);
+    for (uint32_t i = 0; mod->kind == EK_MODULE_VISION && i < c->vision_layers; i++)
+        sum += block_attention(c, i, patches);
+    return sum;
 }
 
 double ek_module_flops(const struct ek_model *m, const struct ek_module *mod, uint64_t tokens,
@@ -184,8 +197,11 @@ double ek_module_flops(const struct ek_model *m, const struct ek_module *mod, ui
     case EK_MODULE_NORM:
         return 4 * n * c->hidden; /* square, sum, scale, weight */
     case EK_MODULE_VISION:
+    case EK_MODULE_PATCHES:
+    case EK_MODULE_BLOCK:
+    case EK_MODULE_MERGER:
         linear = vision_matrices(c, mod, n);
-        attention = vision_attention(c, n);
+        attention = vision_attention(c, mod, n);
         break;
     case EK_MODULE_LAYER:
         linear = n * matrix_elements(c, mod);

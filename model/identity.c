@@ -48,12 +48,23 @@ static void add_vision(struct ek_hash *h, const struct ek_config *c)
         (unsigned long long)c->vision_full_attention);
 }
 
+/* Blocks are told apart by what they attend to. */
+static void add_block(struct ek_hash *h, const struct ek_config *c, const struct ek_module *mod)
+{
+    bool full = c->vision != EK_VISION_QWEN25 || (c->vision_full_attention >> mod->layer & 1);
+
+    add(h, "block %d heads %u merge %u window %u image %u\n", c->vision, c->vision_heads,
+        c->vision_merge, full ? 0 : c->vision_window / c->vision_patch, c->vision_image);
+}
+
 static void sign(struct ek_hash *h, const struct ek_config *c, const struct ek_module *mod)
 {
     add(h, "module %d hidden %u\n", mod->kind, c->hidden);
     if (mod->kind == EK_MODULE_LAYER)
         add_layer_costs(h, c);
-    if (mod->kind == EK_MODULE_VISION || mod->kind == EK_MODULE_PROJECTOR)
+    if (mod->kind == EK_MODULE_BLOCK)
+        add_block(h, c, mod);
+    else if (ek_module_is_visual(mod) && mod->kind != EK_MODULE_VECTOR)
         add_vision(h, c);
     for (size_t i = 0; i < mod->n_tensors; i++) {
         add(h, "%d %d ", mod->tensors[i].role, mod->tensors[i].index);
@@ -82,7 +93,7 @@ static void add_config(struct ek_hash *h, const struct ek_config *c)
     add_vision(h, c);
 }
 
-static enum ek_status sign_modules(struct ek_model *m)
+enum ek_status ek_modules_sign(struct ek_model *m)
 {
     for (size_t i = 0; i < m->n_modules; i++) {
         struct ek_hash *h = ek_hash_new();
@@ -98,7 +109,7 @@ enum ek_status ek_model_identify(struct ek_model *m)
 {
     struct ek_hash *h;
 
-    EK_TRY(sign_modules(m));
+    EK_TRY(ek_modules_sign(m));
     if ((h = ek_hash_new()) == NULL)
         return EK_ENOMEM;
     add_config(h, &m->config);

@@ -124,7 +124,8 @@ enum ek_status ek_config_check(const struct ek_config *c, const char *where);
 enum ek_status ek_modules_build(struct ek_model *m, const struct ek_spelling *spelling);
 /* Bytes and parameters of modules and model from their tensors' final shapes and dtypes. */
 enum ek_status ek_modules_sum(struct ek_model *m);
-/* Signatures of the modules and the model's hash. */
+/* Signatures of the modules alone, and with them the model's hash. */
+enum ek_status ek_modules_sign(struct ek_model *m);
 enum ek_status ek_model_identify(struct ek_model *m);
 
 /* ---- Checkpoint (checkpoint.c, index.c) -------------------------------------------------------*/

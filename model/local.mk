@@ -29,6 +29,7 @@ libmodel_a_SOURCES = \
 	model/rope.c \
 	model/safetensors.c \
 	model/synthetic.c \
+	model/tower.c \
 	model/added.c \
 	model/bpe.c \
 	model/chat.c \

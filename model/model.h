@@ -75,7 +75,13 @@ enum ek_module_kind {
     EK_MODULE_VISION,    /* the tower whole (side module; Qwen: merger included) */
     EK_MODULE_PROJECTOR, /* side module */
     EK_MODULE_VECTOR,    /* image_newline, view_seperator: side modules */
+    /* parts of a tower that was cut (ek_model_cut_tower), which begin the chain */
+    EK_MODULE_PATCHES, /* TOWER.patch_embed: patches to rows, with what tells their places */
+    EK_MODULE_BLOCK,   /* TOWER.blocks.N */
+    EK_MODULE_MERGER,  /* TOWER.merger (Qwen), TOWER.norm (VL2): behind the last block */
+    EK_N_MODULE_KINDS
 };
+extern const char *const ek_module_kind_names[EK_N_MODULE_KINDS]; /* as files have them */
 
 /* What a tensor is for, whatever the checkpoint calls it. */
 enum ek_role {
@@ -135,12 +141,12 @@ struct ek_tensor {
 struct ek_module {
     const char *name; /* exactly as in the checkpoint: "model.layers.7" */
     enum ek_module_kind kind;
-    int32_t layer; /* number, or -1 */
+    int32_t layer; /* number (of a tower's block too), or -1 */
     struct ek_tensor *tensors;
     size_t n_tensors;
     uint64_t weight_bytes; /* loaded tensors; a tied head counts the embedding's matrix */
     uint64_t n_params;     /* all tensors, the unused ones too */
-    bool side;             /* not part of the chain embed .. head */
+    bool side;             /* not part of the chain [tower's parts ..] embed .. head */
     int32_t tied_to; /* module whose tensor this one shares (a tied head: the embedding), or -1 */
     char signature[33]; /* equal for modules of equal shapes, dtypes and hyper-parameters */
 };
@@ -179,6 +185,18 @@ enum ek_status ek_quantize_parse(const char *text, uint32_t *bits);
 enum ek_status ek_model_open(const char *path, const struct ek_model_options *options,
                              struct ek_model **out);
 void ek_model_close(struct ek_model *m);
+
+/* Makes every block of a vision tower a module of its own, and tower and projector the beginning of
+ * the chain; vectors stay side modules. The hash stays: it is the same model. EK_EUNSUPPORTED where
+ * there is no tower; nothing to do where it was cut already. */
+enum ek_status ek_model_cut_tower(struct ek_model *m);
+/* Bytes of the tower's name that the name of one of its modules (whole or part) begins with. */
+size_t ek_module_tower_length(const struct ek_module *mod);
+/* Works on pictures, not on tokens: tower whole or in parts, projector, vectors. */
+static inline bool ek_module_is_visual(const struct ek_module *mod)
+{
+    return mod->kind >= EK_MODULE_VISION;
+}
 
 /* Index of the module of that name, or -1. */
 ptrdiff_t ek_model_find(const struct ek_model *m, const char *name);

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "model/internal.h"
 
-static const char *const kinds[] = {
+const char *const ek_module_kind_names[EK_N_MODULE_KINDS] = {
     [EK_MODULE_EMBED] = "embed",   [EK_MODULE_LAYER] = "layer",
     [EK_MODULE_NORM] = "norm",     [EK_MODULE_HEAD] = "head",
     [EK_MODULE_VISION] = "vision", [EK_MODULE_PROJECTOR] = "projector",
-    [EK_MODULE_VECTOR] = "vector",
+    [EK_MODULE_VECTOR] = "vector", [EK_MODULE_PATCHES] = "patches",
+    [EK_MODULE_BLOCK] = "block",   [EK_MODULE_MERGER] = "merger",
 };
 
 static json_t *whole(uint64_t v)
@@ -18,7 +19,7 @@ static json_t *module_json(const struct ek_model *m, const struct ek_module *mod
     json_t *o = json_object();
 
     json_object_set_new(o, "name", json_string(mod->name));
-    json_object_set_new(o, "kind", json_string(kinds[mod->kind]));
+    json_object_set_new(o, "kind", json_string(ek_module_kind_names[mod->kind]));
     if (mod->layer >= 0)
         json_object_set_new(o, "layer", json_integer(mod->layer));
     json_object_set_new(o, "side", json_boolean(mod->side));

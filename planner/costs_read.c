@@ -179,22 +179,15 @@ static enum ek_status read_class(struct reader *r, const json_t *o)
 
 /* ---- Modules ------------------------------------------------------------------------------------
  */
-static const char *const kind_names[] = {
-    [EK_MODULE_EMBED] = "embed",   [EK_MODULE_LAYER] = "layer",
-    [EK_MODULE_NORM] = "norm",     [EK_MODULE_HEAD] = "head",
-    [EK_MODULE_VISION] = "vision", [EK_MODULE_PROJECTOR] = "projector",
-    [EK_MODULE_VECTOR] = "vector",
-};
-
 static enum ek_status read_kind(struct reader *r, const json_t *o, struct ek_cost_module *m)
 {
     const char *s = "layer";
 
     EK_TRY(ek_json_opt_string(o, at(r), "kind", &s));
-    for (size_t i = 0; i < EK_ARRAY_LEN(kind_names); i++)
-        if (strcmp(kind_names[i], s) == 0) {
+    for (size_t i = 0; i < EK_N_MODULE_KINDS; i++)
+        if (strcmp(ek_module_kind_names[i], s) == 0) {
             m->kind = (enum ek_module_kind)i;
-            m->side = m->kind >= EK_MODULE_VISION;
+            m->side = m->kind >= EK_MODULE_VISION && m->kind <= EK_MODULE_VECTOR;
             return EK_OK;
         }
     return ek_error(EK_EFORMAT, "%s: %skind \"%.40s\" is unknown", r->c->file, r->prefix, s);

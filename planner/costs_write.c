@@ -6,13 +6,6 @@
 
 #include <string.h>
 
-static const char *const kind_names[] = {
-    [EK_MODULE_EMBED] = "embed",   [EK_MODULE_LAYER] = "layer",
-    [EK_MODULE_NORM] = "norm",     [EK_MODULE_HEAD] = "head",
-    [EK_MODULE_VISION] = "vision", [EK_MODULE_PROJECTOR] = "projector",
-    [EK_MODULE_VECTOR] = "vector",
-};
-
 static json_t *class_json(const struct ek_cost_class *k)
 {
     json_t *devices = json_array();
@@ -37,10 +30,10 @@ static json_t *class_json(const struct ek_cost_class *k)
 
 static json_t *module_json(const struct ek_costs *c, const struct ek_cost_module *m)
 {
-    json_t *o =
-        json_pack("{s:s s:s s:s s:I s:I s:I s:b}", "name", m->name, "kind", kind_names[m->kind],
-                  "signature", c->signatures[m->sig], "weights", (json_int_t)m->weights, "kv",
-                  (json_int_t)m->kv, "boundary", (json_int_t)m->boundary, "side", m->side);
+    json_t *o = json_pack("{s:s s:s s:s s:I s:I s:I s:b}", "name", m->name, "kind",
+                          ek_module_kind_names[m->kind], "signature", c->signatures[m->sig],
+                          "weights", (json_int_t)m->weights, "kv", (json_int_t)m->kv, "boundary",
+                          (json_int_t)m->boundary, "side", m->side);
 
     if (m->tied_to >= 0)
         json_object_set_new(o, "tied_to", json_string(c->modules[m->tied_to].name));

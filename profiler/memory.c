@@ -112,7 +112,7 @@ static enum ek_status run_step(struct subject *s, struct ek_stage *stage, struct
     const int32_t *rows;
     uint32_t n_rows;
 
-    if (s->group->module->side) {
+    if (ek_module_is_visual(s->group->module)) {
         EK_TRY(ek_stage_look(stage, at->tokens));
         return s->opt->dev->ops->sync(s->opt->dev);
     }
@@ -131,7 +131,7 @@ static enum ek_status run_all(struct subject *s, struct ek_stage *stage, struct 
 {
     uint32_t deepest = n_blocks * EK_PAGE;
 
-    for (size_t i = 0; !s->group->module->side && i < s->batches.n; i++) {
+    for (size_t i = 0; !ek_module_is_visual(s->group->module) && i < s->batches.n; i++) {
         struct ek_point p = {EK_PHASE_DECODE, s->batches.at[i], 1, deepest / s->batches.at[i]};
         if (p.context > s->opt->max_context)
             p.context = s->opt->max_context;

@@ -40,8 +40,8 @@ static int by_run(const void *a, const void *b)
 {
     const struct rig_group *x = a, *y = b;
 
-    if (x->module->side != y->module->side)
-        return x->module->side ? 1 : -1;
+    if (ek_module_is_visual(x->module) != ek_module_is_visual(y->module))
+        return ek_module_is_visual(x->module) ? 1 : -1;
     if (x->run != y->run)
         return x->run < y->run ? 1 : -1;
     return x->first < y->first ? -1 : 1;
@@ -57,7 +57,8 @@ enum ek_status profile_groups(const struct ek_model *m, struct rig_group **out, 
     for (size_t i = 0; i < m->n_modules; i++)
         if (!seen(m, i)) {
             groups[k] = longest_run(m, i);
-            if (groups[k].module->side) /* nothing is gained by several pictures a step */
+            /* nothing is gained by several towers a picture; blocks follow one another */
+            if (ek_module_is_visual(groups[k].module) && groups[k].module->kind != EK_MODULE_BLOCK)
                 groups[k].run = 1;
             k++;
         }
@@ -75,7 +76,8 @@ struct point_space profile_space(const struct rig_options *rig, const struct rig
 {
     bool decode = phase == EK_PHASE_DECODE, deep = g->module->kind == EK_MODULE_LAYER;
     bool per_sequence = g->module->kind == EK_MODULE_NORM || g->module->kind == EK_MODULE_HEAD;
-    uint32_t widths = rig->thorough ? 12 : deep ? (decode ? 4 : 7) : g->module->side ? 5 : 3;
+    bool visual = ek_module_is_visual(g->module);
+    uint32_t widths = rig->thorough ? 12 : deep ? (decode ? 4 : 7) : visual ? 5 : 3;
 
     return (struct point_space){.phase = phase,
                                 .max_width = decode ? rig->max_batch : rig->max_prompt,
@@ -226,7 +228,7 @@ static enum ek_status measure_point(void *ctx, const struct ek_point *at, struct
 /* Pictures belong to prompts. */
 static int last_phase(const struct rig_group *g)
 {
-    return g->module->side ? EK_PHASE_PREFILL : EK_PHASE_DECODE;
+    return ek_module_is_visual(g->module) ? EK_PHASE_PREFILL : EK_PHASE_DECODE;
 }
 
 static enum ek_status measure_group(struct profile_device *d, const struct rig_group *g)

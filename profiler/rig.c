@@ -38,7 +38,7 @@ struct rig {
     size_t flush_bytes;
     struct ek_event *mark[2];
     int waits;       /* this thread's schedstat, -1: none */
-    uint32_t tokens; /* of the point: a picture's, for side modules */
+    uint32_t tokens; /* of the point: a picture's, for visual modules */
     double least[2]; /* seconds of the quickest run of either stage at this point */
 };
 
@@ -327,7 +327,7 @@ static enum ek_status step(struct rig *r, struct ek_stage *s)
     const int32_t *rows;
     uint32_t n_rows;
 
-    if (r->group.module->side)
+    if (ek_module_is_visual(r->group.module))
         return ek_stage_look(s, r->tokens);
     EK_TRY(ek_stage_upload(s, h, &batch, &rows, &n_rows));
     EK_TRY(ek_stage_run(s, &batch, r->in, head ? (void *)ek_stage_logits(s) : ek_stage_hidden(s),

@@ -1,51 +1,67 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Pictures through the tower and what projects its output, on their devices, to rows of embeddings
- * on the host. A picture goes in parts of whole slices; the workers of the devices run them between
- * steps.
+ * Pictures through the tower and what projects its output, stage by stage, to rows of embeddings on
+ * the host. A picture goes in parts of whole slices; the workers of the devices run them between
+ * steps, one part at a time.
  */
 #include "runtime/engine.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- where the side modules are */
-enum ek_status engine_vision_find(struct ek_engine *e)
+/* ---- where the visual modules are */
+static struct engine_stage *stage_of(const struct ek_engine *e, size_t module)
 {
     for (size_t i = 0; i < e->n_all; i++)
-        for (size_t k = 0; k < e->stages[i].n_modules; k++) {
-            enum ek_module_kind kind = e->m->modules[e->stages[i].modules[k]].kind;
-            if (kind == EK_MODULE_VISION)
-                e->vision.tower = &e->stages[i];
-            if (kind == EK_MODULE_PROJECTOR)
-                e->vision.projector = &e->stages[i];
-        }
+        for (size_t k = 0; k < e->stages[i].n_modules; k++)
+            if (e->stages[i].modules[k] == module)
+                return &e->stages[i];
+    return NULL; /* not in a plan that was checked */
+}
+
+/* The model's order is that of execution. */
+enum ek_status engine_vision_find(struct ek_engine *e)
+{
+    struct engine_vision *v = &e->vision;
+
+    if ((v->path = ek_calloc(e->n_all, sizeof(*v->path))) == NULL)
+        return EK_ENOMEM;
+    for (size_t i = 0; i < e->m->n_modules; i++) {
+        const struct ek_module *mod = &e->m->modules[i];
+        struct engine_stage *s = stage_of(e, i);
+        if (!ek_module_is_visual(mod) || mod->kind == EK_MODULE_VECTOR)
+            continue;
+        if (v->n_path == 0)
+            snprintf(v->tower, sizeof(v->tower), "%.*s", (int)ek_module_tower_length(mod),
+                     mod->name);
+        v->features = mod->kind == EK_MODULE_PROJECTOR ? mod->name : v->tower;
+        if (v->n_path == 0 || v->path[v->n_path - 1].stage != s)
+            v->path[v->n_path++].stage = s;
+    }
     return EK_OK;
 }
 
 size_t engine_vision_message(const struct ek_engine *e)
 {
-    const struct engine_vision *v = &e->vision;
-
-    if (v->tower == NULL || v->projector == NULL || v->tower == v->projector)
-        return 0;
     return (size_t)vision_max_rows(&e->m->config, &e->opt) * e->m->config.vision_hidden;
 }
 
 enum ek_status engine_vision_open(struct ek_engine *e)
 {
-    const struct engine_vision *v = &e->vision;
-    size_t n = engine_vision_message(e);
+    struct engine_hop *path = e->vision.path;
 
-    if (n == 0)
-        return EK_OK;
-    return ek_link_open(e->devices[v->tower->device].dev, e->devices[v->projector->device].dev, n,
-                        &e->vision.link);
+    for (size_t i = 1; i < e->vision.n_path; i++)
+        EK_TRY(ek_link_open(e->devices[path[i - 1].stage->device].dev,
+                            e->devices[path[i].stage->device].dev, engine_vision_message(e),
+                            &path[i].in));
+    return EK_OK;
 }
 
 void engine_vision_close(struct ek_engine *e)
 {
-    ek_link_close(e->vision.link);
+    for (size_t i = 0; i < e->vision.n_path; i++)
+        ek_link_close(e->vision.path[i].in);
+    free(e->vision.path);
     for (int i = 0; i < N_VISION_VECTORS; i++)
         free(e->vision.vectors[i]);
 }
@@ -70,7 +86,8 @@ bool engine_vision_ready(const struct ek_engine *e, uint32_t device)
 {
     const struct engine_encode *job = e->vision.job;
 
-    return job != NULL && !job->running && !job->done && job->device == device;
+    return job != NULL && !job->running && !job->done &&
+           e->vision.path[job->at].stage->device == device;
 }
 
 void engine_vision_take(struct ek_engine *e)
@@ -117,72 +134,45 @@ static enum ek_status trace_patches(struct ek_engine *e, struct ek_stage *s, siz
     return st;
 }
 
-static const char *module_name(const struct ek_engine *e, enum ek_module_kind kind)
-{
-    for (size_t i = 0; i < e->m->n_modules; i++)
-        if (e->m->modules[i].kind == kind)
-            return e->m->modules[i].name;
-    return "";
-}
-
-static enum ek_status trace_block(void *user, struct ek_stage *s, uint32_t block)
+/* Behind a block, or behind VL2's tower. */
+static enum ek_status trace_part(void *user, struct ek_stage *s, uint32_t block)
 {
     struct ek_engine *e = user;
-    char name[128];
+    char name[160];
 
-    snprintf(name, sizeof(name), "%s.blocks.%u", module_name(e, EK_MODULE_VISION), block);
+    if (block == e->m->config.vision_layers)
+        return trace_patches(e, s, s->vision->at.xn, e->vision.tower);
+    snprintf(name, sizeof(name), "%s.blocks.%u", e->vision.tower, block);
     return trace_patches(e, s, s->vision->at.x, name);
 }
 
 /* Features to the host: the end of a part. */
-static enum ek_status finish(struct ek_engine *e, struct ek_stage *s, enum ek_module_kind kind)
+static enum ek_status finish(struct ek_engine *e, struct ek_stage *s)
 {
     struct engine_encode *job = e->vision.job;
     uint32_t hidden = e->m->config.hidden;
 
-    EK_TRY(fetch_rows(s, &job->pack, s->vision->at.out, job->pack.features, 1, hidden, job->out));
+    EK_TRY(fetch_rows(s, &job->pack, vision_output(s), job->pack.features, 1, hidden, job->out));
     if (e->trace != NULL)
-        e->trace(e->trace_user, module_name(e, kind), job->out, job->pack.features, hidden);
+        e->trace(e->trace_user, e->vision.features, job->out, job->pack.features, hidden);
     return EK_OK;
-}
-
-static size_t message(const struct ek_engine *e, const struct engine_encode *job)
-{
-    return (size_t)job->pack.rows * e->m->config.vision_hidden;
-}
-
-static enum ek_status run_tower(struct ek_engine *e)
-{
-    struct engine_encode *job = e->vision.job;
-    struct ek_stage *s = e->vision.tower->stage;
-    void *out = s->arena + s->vision->at.xn;
-
-    EK_TRY(vision_run_tower(s, &job->pack, e->trace ? trace_block : NULL, e));
-    if (e->vision.projector == NULL)
-        return finish(e, s, EK_MODULE_VISION);
-    if (e->trace != NULL)
-        EK_TRY(trace_patches(e, s, s->vision->at.xn, module_name(e, EK_MODULE_VISION)));
-    if (e->vision.link != NULL)
-        return ek_link_send(e->vision.link, out, message(e, job));
-    EK_TRY(vision_run_projector(s, &job->pack, out, false));
-    return finish(e, s, EK_MODULE_PROJECTOR);
-}
-
-static enum ek_status run_projector(struct ek_engine *e)
-{
-    struct engine_encode *job = e->vision.job;
-    struct ek_stage *s = e->vision.projector->stage;
-    void *in = s->arena + s->vision->at.x;
-
-    EK_TRY(ek_link_wait(e->vision.link));
-    EK_TRY(ek_link_recv(e->vision.link, in, message(e, job)));
-    EK_TRY(vision_run_projector(s, &job->pack, in, true));
-    return finish(e, s, EK_MODULE_PROJECTOR);
 }
 
 enum ek_status engine_vision_run(struct ek_engine *e)
 {
-    return (e->vision.job->projecting ? run_projector : run_tower)(e);
+    struct engine_encode *job = e->vision.job;
+    const struct engine_hop *hop = &e->vision.path[job->at];
+    struct ek_stage *s = hop->stage->stage;
+    size_t message = (size_t)job->pack.rows * e->m->config.vision_hidden;
+
+    if (hop->in != NULL) {
+        EK_TRY(ek_link_wait(hop->in));
+        EK_TRY(ek_link_recv(hop->in, s->arena + s->vision->at.x, message));
+    }
+    EK_TRY(vision_run(s, &job->pack, e->trace ? trace_part : NULL, e));
+    if (job->at + 1 == e->vision.n_path)
+        return finish(e, s);
+    return ek_link_send(hop[1].in, s->arena + vision_output(s), message);
 }
 
 void engine_vision_pass(struct ek_engine *e, enum ek_status st)
@@ -190,15 +180,12 @@ void engine_vision_pass(struct ek_engine *e, enum ek_status st)
     struct engine_encode *job = e->vision.job;
 
     job->running = false;
-    if (st != EK_OK) {
+    if (st != EK_OK)
         engine_fail(e, st);
-    } else if (e->vision.link != NULL && !job->projecting) {
-        job->projecting = true;
-        job->device = e->vision.projector->device;
-        engine_wake(&e->devices[job->device]);
-    } else {
+    else if (++job->at == e->vision.n_path)
         job->done = true;
-    }
+    else
+        engine_wake(&e->devices[e->vision.path[job->at].stage->device]);
     pthread_cond_broadcast(&e->done);
 }
 
@@ -213,9 +200,8 @@ static enum ek_status run_job(struct ek_engine *e, struct engine_encode *job)
     while (e->vision.job != NULL && e->failed == EK_OK)
         pthread_cond_wait(&e->done, &e->lock);
     if (e->failed == EK_OK) {
-        job->device = e->vision.tower->device;
         e->vision.job = job;
-        engine_wake(&e->devices[job->device]);
+        engine_wake(&e->devices[e->vision.path[0].stage->device]);
         while (job->running || (!job->done && e->failed == EK_OK))
             pthread_cond_wait(&e->done, &e->lock);
         e->vision.job = NULL;
@@ -318,7 +304,7 @@ enum ek_status ek_engine_encode(struct ek_engine *e, const struct ek_vl_rules *r
     float *features = NULL;
     enum ek_status st = EK_ENOMEM;
 
-    if (e->vision.tower == NULL)
+    if (e->vision.n_path == 0)
         return ek_error(EK_EUNSUPPORTED, "%s takes no pictures", e->m->name);
     for (size_t i = 0; i < p->n_visuals; i++)
         n += p->visuals[i].n_features;

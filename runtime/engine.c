@@ -45,9 +45,9 @@ static void note_module(struct ek_engine *e, struct engine_stage *s, size_t modu
     s->normed_in = s->head_mod && !s->norm;
 }
 
-/* A stage of those modules of a plan's stage that are (not) side modules, or of all (any), from
- * the first-th on, at most n. */
-enum pick { PICK_ANY, PICK_CHAIN, PICK_SIDE };
+/* A stage of those modules of a plan's stage that work on tokens or see, or of all (any), from the
+ * first-th on, at most n. */
+enum pick { PICK_ANY, PICK_TEXT, PICK_VISUAL };
 
 static enum ek_status add_stage(struct ek_engine *e, const struct ek_plan_stage *p, enum pick pick,
                                 size_t first, size_t n)
@@ -63,8 +63,8 @@ static enum ek_status add_stage(struct ek_engine *e, const struct ek_plan_stage 
     s->timing.device = p->device;
     for (size_t k = 0; k < p->n_modules; k++) {
         size_t at = (size_t)ek_model_find(e->m, p->modules[k]);
-        bool side = e->m->modules[at].side;
-        if (pick != PICK_ANY && side != (pick == PICK_SIDE))
+        bool visual = ek_module_is_visual(&e->m->modules[at]);
+        if (pick != PICK_ANY && visual != (pick == PICK_VISUAL))
             continue;
         if (first > 0)
             first--;
@@ -76,16 +76,16 @@ static enum ek_status add_stage(struct ek_engine *e, const struct ek_plan_stage 
     return EK_OK;
 }
 
-static size_t count_modules(const struct ek_engine *e, const struct ek_plan_stage *p, bool side)
+static size_t count_modules(const struct ek_engine *e, const struct ek_plan_stage *p, bool visual)
 {
     size_t n = 0;
 
     for (size_t k = 0; k < p->n_modules; k++)
-        n += e->m->modules[ek_model_find(e->m, p->modules[k])].side == side;
+        n += ek_module_is_visual(&e->m->modules[ek_model_find(e->m, p->modules[k])]) == visual;
     return n;
 }
 
-/* Stages of the chain as planned, one a module when traced; then those of side modules alone. */
+/* Stages of the language model as planned, one a module when traced; then those that only see. */
 static enum ek_status make_stages(struct ek_engine *e)
 {
     const struct ek_plan *p = e->plan;
@@ -99,13 +99,13 @@ static enum ek_status make_stages(struct ek_engine *e)
         if (n > 0 && e->trace == NULL)
             EK_TRY(add_stage(e, &p->stages[i], PICK_ANY, 0, SIZE_MAX));
         for (size_t k = 0; e->trace && k < n; k++)
-            EK_TRY(add_stage(e, &p->stages[i], PICK_CHAIN, k, 1));
+            EK_TRY(add_stage(e, &p->stages[i], PICK_TEXT, k, 1));
     }
     e->n_stages = e->n_all;
     for (size_t i = 0; i < p->n_stages; i++)
         if (count_modules(e, &p->stages[i], true) > 0 &&
             (e->trace || count_modules(e, &p->stages[i], false) == 0))
-            EK_TRY(add_stage(e, &p->stages[i], PICK_SIDE, 0, SIZE_MAX));
+            EK_TRY(add_stage(e, &p->stages[i], PICK_VISUAL, 0, SIZE_MAX));
     if (e->n_stages == 0 || !e->stages[0].embed || !e->stages[e->n_stages - 1].head_mod)
         return ek_error(EK_EUNSUPPORTED, "%s: no chain from an embedding to a head", e->m->name);
     return engine_vision_find(e);

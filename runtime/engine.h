@@ -55,17 +55,22 @@ struct engine_stage {
 /* Part of a picture on its way through tower and projector. */
 struct engine_encode {
     struct vision_pack pack;
-    float *out;      /* [features][hidden] */
-    uint32_t device; /* whose turn it is */
-    bool projecting, running, done;
+    float *out; /* [features][hidden] */
+    size_t at;  /* of the path: whose turn it is */
+    bool running, done;
 };
 
-/* Where the side modules are. */
+/* Where the visual modules are. */
 struct engine_vision {
-    struct engine_stage *tower, *projector; /* projector NULL: Qwen's is in the tower */
-    struct ek_link *link;                   /* between them; NULL: one stage */
-    float *vectors[N_VISION_VECTORS];       /* [hidden], host; NULL: the model has none */
-    struct engine_encode *job;              /* under way; the engine's lock covers it */
+    struct engine_hop {
+        struct engine_stage *stage;
+        struct ek_link *in; /* NULL at the beginning */
+    } * path;               /* [n_path] stages that a picture visits; none: the model is blind */
+    size_t n_path;
+    char tower[128];      /* its name */
+    const char *features; /* the module that makes features: the tower or the projector */
+    float *vectors[N_VISION_VECTORS]; /* [hidden], host; NULL: the model has none */
+    struct engine_encode *job;        /* under way; the engine's lock covers it */
 };
 
 struct engine_device {
@@ -86,7 +91,7 @@ struct ek_engine {
     struct ek_stage_options opt;
     uint32_t max_seqs, max_in_flight;
     struct engine_device *devices; /* [plan->n_devices] */
-    struct engine_stage *stages;   /* [n_all]: the chain's, then those of side modules alone */
+    struct engine_stage *stages;   /* [n_all]: the language model's, then those that only see */
     size_t n_stages, n_all;
     struct engine_vision vision;
     void (*trace)(void *user, const char *module, const float *rows, size_t n, uint32_t dim);
@@ -127,11 +132,11 @@ void engine_settle(struct ek_engine *e);
 void engine_wake(struct engine_device *d);
 
 /* ---- encode.c */
-/* Finds the side modules among the stages; opens the link between them. */
+/* Finds the path of pictures through the stages; opens its links. */
 enum ek_status engine_vision_find(struct ek_engine *e);
 enum ek_status engine_vision_open(struct ek_engine *e);
 void engine_vision_close(struct ek_engine *e);
-/* Elements of the link's messages; 0: none is needed. */
+/* Elements of the links' messages. */
 size_t engine_vision_message(const struct ek_engine *e);
 /* By the worker that loaded it: the stage's vectors to the host. */
 enum ek_status engine_vision_fetch(struct ek_engine *e, struct ek_stage *s);

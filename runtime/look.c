@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Side modules alone, over a picture of a given number of tokens: what the profiler measures.
+ * Visual modules alone, over a picture of a given number of tokens: what the profiler measures.
  */
 #include "runtime/vision.h"
 
@@ -34,12 +34,7 @@ static void shape_vl2(const struct ek_config *c, uint32_t tokens, struct ek_visu
 
 static enum ek_status run_part(struct ek_stage *s, const struct vision_pack *p)
 {
-    const struct stage_vision *v = s->vision;
-
-    if (v->tower)
-        EK_TRY(vision_run_tower(s, p, NULL, NULL));
-    if (v->projector)
-        EK_TRY(vision_run_projector(s, p, s->arena + (v->tower ? v->at.xn : v->at.x), !v->tower));
+    EK_TRY(vision_run(s, p, NULL, NULL));
     return s->dev->ops->sync(s->dev); /* the pack is freed */
 }
 
@@ -75,16 +70,18 @@ enum ek_status ek_stage_look(struct ek_stage *s, uint32_t tokens)
     enum ek_status st = EK_OK;
 
     if (s->vision == NULL || tokens == 0)
-        return ek_error(EK_EUSAGE, "stage: no side modules for a picture of %u tokens", tokens);
-    if (!s->vision->tower && !s->vision->projector)
+        return ek_error(EK_EUSAGE, "stage: no visual modules for a picture of %u tokens", tokens);
+    if (!vision_has_tower(s->vision) && !s->vision->projector)
         return EK_OK;
     (qwen ? shape_qwen : shape_vl2)(c, tokens, &v);
     if (qwen) {
         rules.window = c->vision_window / c->vision_patch / c->vision_merge;
         EK_TRY(ek_vl_geometry(&rules, &v, &g));
     }
-    v.pixels = ek_calloc(v.n_rows * v.row_size, sizeof(*v.pixels));
-    st = v.pixels ? run_all(s, &v, qwen ? &g : NULL) : EK_ENOMEM;
+    if (s->vision->patches && (v.pixels = ek_calloc(v.n_rows * v.row_size, 4)) == NULL)
+        st = EK_ENOMEM;
+    if (st == EK_OK)
+        st = run_all(s, &v, qwen ? &g : NULL);
     ek_vl_geometry_free(&g);
     free(v.pixels);
     return st;

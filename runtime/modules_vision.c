@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Module functions of the side modules: what a tower, merger or projector issues to a device.
+ * Module functions of the visual modules: what parts of a tower, merger or projector issue to a
+ * device.
  */
 #include "runtime/vision.h"
 
@@ -109,38 +110,46 @@ static enum ek_status run_feed_forward(struct ek_stage *s, const struct vision_b
     return stage_run_linear(s, &b->down, h, ff, n, x, width, EK_LINEAR_ADD);
 }
 
-/* Two products with an exact GELU between them, to features at out. */
+/* Two products with an exact GELU between them, to features in the place of x. */
 static enum ek_status run_merge(struct ek_stage *s, const void *x, uint32_t n, void *middle)
 {
     const struct stage_vision *v = s->vision;
     size_t in = v->merge[0].mats[0].cols, hidden = v->merge[0].rows;
 
     EK_TRY(stage_run_linear(s, &v->merge[0], x, in, n, middle, hidden, EK_LINEAR_GELU));
-    return stage_run_linear(s, &v->merge[1], middle, hidden, n, at(s, v->at.out),
-                            s->m->config.hidden, 0);
+    return stage_run_linear(s, &v->merge[1], middle, hidden, n, at(s, v->at.x), s->m->config.hidden,
+                            0);
 }
 
-enum ek_status vision_run_tower(struct ek_stage *s, const struct vision_pack *p,
-                                vision_block_fn after, void *user)
+static enum ek_status run_blocks(struct ek_stage *s, const struct vision_pack *p,
+                                 vision_after_fn after, void *user)
 {
     const struct ek_config *c = &s->m->config;
     const struct stage_vision *v = s->vision;
-    bool qwen = vision_is_qwen(c);
 
-    EK_TRY(upload_ints(s, p));
-    EK_TRY(run_patches(s, p));
-    for (uint32_t i = 0; i < c->vision_layers; i++) {
-        EK_TRY(run_attention(s, &v->blocks[i], p, !qwen || (c->vision_full_attention >> i & 1)));
+    for (uint32_t i = v->first_block; i < v->first_block + v->n_blocks; i++) {
+        bool whole = !vision_is_qwen(c) || (c->vision_full_attention >> i & 1);
+        EK_TRY(run_attention(s, &v->blocks[i], p, whole));
         EK_TRY(run_feed_forward(s, &v->blocks[i], p->rows));
         if (after != NULL)
             EK_TRY(after(user, s, i));
     }
-    EK_TRY(run_norm(s, v->norm, v->norm_bias, p->rows, at(s, v->at.x), at(s, v->at.xn)));
-    return qwen ? run_merge(s, at(s, v->at.xn), p->features, at(s, v->at.scratch)) : EK_OK;
+    return EK_OK;
 }
 
-enum ek_status vision_run_projector(struct ek_stage *s, const struct vision_pack *p,
-                                    const void *from, bool ints)
+static enum ek_status run_merger(struct ek_stage *s, const struct vision_pack *p,
+                                 vision_after_fn after, void *user)
+{
+    const struct stage_vision *v = s->vision;
+    void *xn = at(s, v->at.xn);
+
+    EK_TRY(run_norm(s, v->norm, v->norm_bias, p->rows, at(s, v->at.x), xn));
+    if (vision_is_qwen(&s->m->config))
+        return run_merge(s, xn, p->features, at(s, v->at.scratch));
+    return after != NULL ? after(user, s, s->m->config.vision_layers) : EK_OK;
+}
+
+static enum ek_status run_projector(struct ek_stage *s, const struct vision_pack *p)
 {
     const struct ek_config *c = &s->m->config;
     const struct stage_vision *v = s->vision;
@@ -148,9 +157,29 @@ enum ek_status vision_run_projector(struct ek_stage *s, const struct vision_pack
     char *merged = at(s, v->at.scratch);
     size_t bytes = (size_t)p->features * cell * width * stage_act_bytes(s);
 
-    if (ints)
-        EK_TRY(upload_ints(s, p));
-    EK_TRY(s->dev->ops->gather(s->dev, from, width, ints_at(s, p->cells), p->features * cell, width,
-                               merged));
+    EK_TRY(s->dev->ops->gather(s->dev, at(s, v->merger ? v->at.xn : v->at.x), width,
+                               ints_at(s, p->cells), p->features * cell, width, merged));
     return run_merge(s, merged, p->features, merged + ek_round_up(bytes, STAGE_ALIGN));
+}
+
+enum ek_status vision_run(struct ek_stage *s, const struct vision_pack *p, vision_after_fn after,
+                          void *user)
+{
+    const struct stage_vision *v = s->vision;
+
+    EK_TRY(upload_ints(s, p));
+    if (v->patches)
+        EK_TRY(run_patches(s, p));
+    EK_TRY(run_blocks(s, p, after, user));
+    if (v->merger)
+        EK_TRY(run_merger(s, p, after, user));
+    return v->projector ? run_projector(s, p) : EK_OK;
+}
+
+size_t vision_output(const struct ek_stage *s)
+{
+    const struct stage_vision *v = s->vision;
+    bool rows = v->merger && !v->projector && !vision_is_qwen(&s->m->config);
+
+    return rows ? v->at.xn : v->at.x;
 }

@@ -71,6 +71,24 @@ fail:
     return st;
 }
 
+enum ek_status ek_plan_cut_tower(const struct ek_plan *p, struct ek_model *m)
+{
+    const char *tower = NULL;
+    size_t n;
+
+    for (size_t i = 0; i < m->n_modules && tower == NULL; i++)
+        if (m->modules[i].kind == EK_MODULE_VISION)
+            tower = m->modules[i].name;
+    n = tower ? strlen(tower) : 0;
+    for (size_t i = 0; tower && i < p->n_stages; i++)
+        for (size_t k = 0; k < p->stages[i].n_modules; k++) {
+            const char *name = p->stages[i].modules[k];
+            if (strncmp(name, tower, n) == 0 && name[n] == '.')
+                return ek_model_cut_tower(m);
+        }
+    return EK_OK;
+}
+
 /* Chain modules must come in the model's order; *last is the one before. */
 static enum ek_status check_place(const struct ek_model *m, size_t stage, const char *name,
                                   ptrdiff_t *last, bool *seen)

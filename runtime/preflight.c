@@ -44,25 +44,25 @@ static enum ek_status add_stages(const struct ek_engine *e, uint32_t context, st
     return EK_OK;
 }
 
+static void add_link(const struct ek_engine *e, const struct engine_stage *a,
+                     const struct engine_stage *b, size_t n, struct need *needs)
+{
+    uint64_t at_from, at_to;
+
+    ek_link_memory(e->devices[a->device].dev, e->devices[b->device].dev, n, &at_from, &at_to);
+    needs[a->device].tag[EK_TAG_COMM] += at_from;
+    needs[b->device].tag[EK_TAG_COMM] += at_to;
+}
+
 static void add_links(const struct ek_engine *e, struct need *needs)
 {
     size_t n = (size_t)e->opt.max_tokens * e->m->config.hidden;
 
-    for (size_t i = 1; i < e->n_stages; i++) {
-        uint32_t from = e->stages[i - 1].device, to = e->stages[i].device;
-        uint64_t at_from, at_to;
-        ek_link_memory(e->devices[from].dev, e->devices[to].dev, n, &at_from, &at_to);
-        needs[from].tag[EK_TAG_COMM] += at_from;
-        needs[to].tag[EK_TAG_COMM] += at_to;
-    }
-    if (engine_vision_message(e) > 0) {
-        uint32_t from = e->vision.tower->device, to = e->vision.projector->device;
-        uint64_t at_from, at_to;
-        ek_link_memory(e->devices[from].dev, e->devices[to].dev, engine_vision_message(e), &at_from,
-                       &at_to);
-        needs[from].tag[EK_TAG_COMM] += at_from;
-        needs[to].tag[EK_TAG_COMM] += at_to;
-    }
+    for (size_t i = 1; i < e->n_stages; i++)
+        add_link(e, &e->stages[i - 1], &e->stages[i], n, needs);
+    for (size_t i = 1; i < e->vision.n_path; i++)
+        add_link(e, e->vision.path[i - 1].stage, e->vision.path[i].stage, engine_vision_message(e),
+                 needs);
 }
 
 /* The least of the device's and the plan's; 0: none. */

@@ -42,6 +42,9 @@ void ek_plan_free(struct ek_plan *p); /* NULL is fine */
 /* The plan of `run` without --plan: everything on one device, for the given workload. */
 enum ek_status ek_plan_single(const struct ek_model *m, const struct ek_device_spec *device,
                               uint32_t batch, uint32_t context, struct ek_plan **out);
+/* Cuts the model's tower (ek_model_cut_tower) where the plan places its parts: to be called before
+ * anything else is done with the two. */
+enum ek_status ek_plan_cut_tower(const struct ek_plan *p, struct ek_model *m);
 /* Every module of the model exactly once, order kept, devices known, hash equal (EK_EFORMAT). */
 enum ek_status ek_plan_check(const struct ek_plan *p, const struct ek_model *m);
 
@@ -82,10 +85,11 @@ struct ek_stage_options {
  *               + L*hidden*a + L*vocab*4 + L*4 with the head
  *               + 4*(4*T + 2*S + 1 + S*B) (the batch; 6*T with M-RoPE),
  * terms of layers only in stages with layers: affine in T, L and S*B, whatever the layers' number.
- * Side modules use the same memory at other times, so the larger counts. With R = max_patches, H
+ * Visual modules use the same memory at other times, so the larger counts. With R = max_patches, H
  * the tower's width, F its feed-forward width, M = merge^2, P values of a patch, C features of R:
- *   2*R*H*a + a * max(R*4*H, R*3*F or R*F, R*P*(1 + 4/a), C*M*H + C*max(hidden, M*H))
- *   + C*hidden*a + a few integers a row (without the tower: one R*H, the last of the maximum).
+ *   max(R*H, C*hidden)*a + R*H*a + a few integers a row
+ *   + a * max(R*P*(1 + 4/a) with the patch embedding, R*max(4*H, 3*F or F) with blocks,
+ *             C*M*H + C*max(hidden, M*H) with merger or projector).
  */
 enum ek_status ek_stage_memory(const struct ek_device *dev, const struct ek_model *m,
                                const size_t *modules, size_t n, const struct ek_stage_options *opt,

@@ -170,7 +170,7 @@ static enum ek_status scan(struct ek_stage *s, const size_t *modules, size_t n)
     for (size_t i = 0; i < n; i++) {
         if (modules[i] >= s->m->n_modules || (i > 0 && modules[i] <= modules[i - 1]))
             return ek_error(EK_EUSAGE, "stage: modules out of order");
-        s->has_chain |= !s->m->modules[modules[i]].side;
+        s->has_chain |= !ek_module_is_visual(&s->m->modules[modules[i]]);
         switch (s->m->modules[modules[i]].kind) {
         case EK_MODULE_EMBED:
             s->has_embed = true;

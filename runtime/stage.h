@@ -61,7 +61,7 @@ struct ek_stage {
     uint32_t max_blocks;         /* of max_context */
     bool has_embed, has_norm, has_head;
     bool has_dense, has_experts; /* kinds of feed-forward among the layers */
-    bool has_chain;              /* modules other than side modules */
+    bool has_chain;              /* modules that work on tokens */
     struct ek_mat embed;         /* data NULL: none, or borrowed */
     struct ek_mat head_own;      /* data NULL: tied to an embedding on this device */
     const struct ek_mat *head;   /* head_own, embed, or the embed of another stage */
@@ -73,7 +73,7 @@ struct ek_stage {
     struct stage_arena at;
     char *vectors, *kv, *arena; /* device allocations: F32 vectors, cache, activations */
     struct stage_graphs *graphs;
-    struct stage_vision *vision; /* side modules; NULL: none */
+    struct stage_vision *vision; /* visual modules; NULL: none */
     uint32_t n_replaced;         /* rows that replace embeddings of the next run */
 };
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Side modules of a stage: what they need, and pictures packed for the tower on the host.
+ * Visual modules of a stage: what they need, and pictures packed for the tower on the host.
  */
 #include "runtime/vision.h"
 
@@ -13,14 +13,23 @@
 enum ek_status vision_scan(struct ek_stage *s, const struct ek_module *mod)
 {
     struct stage_vision *v = s->vision;
+    bool whole = mod->kind == EK_MODULE_VISION;
 
     if (v == NULL && (v = s->vision = ek_calloc(1, sizeof(*v))) == NULL)
         return EK_ENOMEM;
-    v->tower |= mod->kind == EK_MODULE_VISION;
+    v->patches |= whole || mod->kind == EK_MODULE_PATCHES;
+    v->merger |= whole || mod->kind == EK_MODULE_MERGER;
     v->projector |= mod->kind == EK_MODULE_PROJECTOR;
-    if (v->tower && v->blocks == NULL &&
+    if (whole)
+        v->n_blocks = s->m->config.vision_layers;
+    if (mod->kind == EK_MODULE_BLOCK && v->n_blocks++ == 0)
+        v->first_block = (uint32_t)mod->layer;
+    if (v->n_blocks > 0 && v->blocks == NULL &&
         (v->blocks = ek_calloc(s->m->config.vision_layers, sizeof(*v->blocks))) == NULL)
         return EK_ENOMEM;
+    if (mod->kind == EK_MODULE_BLOCK && v->first_block + v->n_blocks != (uint32_t)mod->layer + 1)
+        return ek_error(EK_EUSAGE, "stage: %s does not follow block %u", mod->name,
+                        v->first_block + v->n_blocks - 2);
     return EK_OK;
 }
 
@@ -83,13 +92,15 @@ static bool scratch_bytes(const struct ek_stage *s, size_t features, size_t *out
     size_t ff = c->vision_intermediate, merged = h * c->vision_merge * c->vision_merge;
     bool qwen = vision_is_qwen(c), ok = true;
 
-    if (v->tower)
+    if (v->patches)
         ok = stage_take(&part[0], r, vision_row_size(c), sizeof(float), &skip) &&
-             (a == sizeof(float) || stage_take(&part[0], r, vision_row_size(c), a, &skip)) &&
-             stage_take(&part[1], r, 3 * h, a, &skip) && stage_take(&part[1], r, h, a, &skip) &&
+             (a == sizeof(float) || stage_take(&part[0], r, vision_row_size(c), a, &skip));
+    if (v->n_blocks > 0)
+        ok = ok && stage_take(&part[1], r, 3 * h, a, &skip) &&
+             stage_take(&part[1], r, h, a, &skip) &&
              stage_take(&part[2], r, (qwen ? 2 : 1) * ff, a, &skip) &&
              (!qwen || stage_take(&part[2], r, ff, a, &skip));
-    if (v->projector || qwen)
+    if (v->projector || (qwen && v->merger))
         ok = ok && (qwen || stage_take(&part[3], features, merged, a, &skip)) &&
              stage_take(&part[3], features, qwen ? merged : c->hidden, a, &skip);
     *out = larger(larger(part[0], part[1]), larger(part[2], part[3]));
@@ -113,14 +124,16 @@ static bool lay_out(struct ek_stage *s)
     const struct ek_config *c = &s->m->config;
     struct stage_vision *v = s->vision;
     size_t r = v->max_rows, a = stage_act_bytes(s), h = c->vision_hidden, n = 0, features, scratch;
-    size_t cells = (size_t)vision_cells(c) * vision_cells(c);
+    size_t cells = (size_t)vision_cells(c) * vision_cells(c), rows_at, features_at;
 
     features = vision_is_qwen(c) ? r / c->vision_merge / c->vision_merge
                                  : r / vision_grid(c) / vision_grid(c) * cells;
-    if (!scratch_bytes(s, features, &scratch) || !stage_take(&n, r, h, a, &v->at.x) ||
-        !stage_take(&n, v->tower ? r : 0, h, a, &v->at.xn) ||
-        !stage_take(&n, scratch, 1, 1, &v->at.scratch) ||
-        !stage_take(&n, features, c->hidden, a, &v->at.out) ||
+    rows_at = features_at = v->at.x = 0;
+    if (!scratch_bytes(s, features, &scratch) || !stage_take(&rows_at, r, h, a, &v->at.x) ||
+        !stage_take(&features_at, features, c->hidden, a, &v->at.x))
+        return false;
+    n = larger(rows_at, features_at);
+    if (!stage_take(&n, r, h, a, &v->at.xn) || !stage_take(&n, scratch, 1, 1, &v->at.scratch) ||
         !stage_take(&n, most_ints(c, r), sizeof(int32_t), 1, &v->at.ints))
         return false;
     v->at.bytes = n;
@@ -131,7 +144,7 @@ enum ek_status vision_lay_out(struct ek_stage *s)
 {
     EK_TRY(check_device(s));
     s->vision->max_rows = vision_max_rows(&s->m->config, &s->opt);
-    if (!s->vision->tower && !s->vision->projector) /* vectors alone */
+    if (!vision_has_tower(s->vision) && !s->vision->projector) /* vectors alone */
         return EK_OK;
     return lay_out(s) ? EK_OK
                       : ek_error(EK_EUSAGE, "vision: activations of %u patches overflow",
@@ -158,6 +171,8 @@ void vision_pack_free(struct vision_pack *p)
 
 static void copy_row(struct vision_pack *p, uint32_t to, uint64_t from)
 {
+    if (p->pixels == NULL)
+        return;
     memcpy(p->pixels + (size_t)to * p->v->row_size, p->v->pixels + from * p->v->row_size,
            p->v->row_size * sizeof(*p->pixels));
 }
@@ -195,8 +210,9 @@ static void pack_vl2(const struct ek_config *c, struct vision_pack *p)
     uint32_t grid = vision_grid(c), cells = vision_cells(c), m = c->vision_merge;
     int32_t *to;
 
-    memcpy(p->pixels, p->v->pixels + (size_t)p->first_row * p->v->row_size,
-           (size_t)p->rows * p->v->row_size * sizeof(*p->pixels));
+    if (p->pixels != NULL)
+        memcpy(p->pixels, p->v->pixels + (size_t)p->first_row * p->v->row_size,
+               (size_t)p->rows * p->v->row_size * sizeof(*p->pixels));
     for (uint32_t i = 0; i < p->rows; i++)
         p->ints[i] = (int32_t)(i % p->slice_rows);
     p->cells = p->slices + p->n_slices + 1;
@@ -222,9 +238,10 @@ enum ek_status vision_pack(const struct ek_config *c, const struct ek_visual *v,
     p.rows = n * p.slice_rows;
     p.features = g ? p.rows / cell : n * vision_cells(c) * vision_cells(c);
     p.slices = (g ? 2 : 1) * (size_t)p.rows;
-    p.pixels = ek_calloc((size_t)p.rows * v->row_size, sizeof(*p.pixels));
+    if (v->pixels != NULL)
+        p.pixels = ek_calloc((size_t)p.rows * v->row_size, sizeof(*p.pixels));
     p.ints = ek_calloc(most_ints(c, p.rows), sizeof(*p.ints));
-    if (p.pixels == NULL || p.ints == NULL) {
+    if ((v->pixels != NULL && p.pixels == NULL) || p.ints == NULL) {
         st = EK_ENOMEM;
     } else {
         for (uint32_t i = 0; i <= n; i++)

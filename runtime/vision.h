@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Inside of the side modules: the vision tower, what projects its output to embeddings, and the
- * vectors between views. A tower runs on whole slices (VL2's tiles; an image or two frames of
- * Qwen2.5-VL), which never attend to one another.
+ * Inside of the modules that see: the vision tower, whole or in parts, what projects its output to
+ * embeddings, and the vectors between views. A tower runs on whole slices (VL2's tiles; an image or
+ * two frames of Qwen2.5-VL), which never attend to one another.
  */
 #ifndef EK_RUNTIME_VISION_H
 #define EK_RUNTIME_VISION_H
@@ -15,12 +15,13 @@ struct vision_block {
 };
 
 /* Byte offsets into the stage's arena, which the chain's activations use at other times. With R =
- * max_rows, F features of R rows, a = bytes of an activation; SIZE_MAX: not there. */
+ * max_rows, F features of R rows, a = bytes of an activation. Parts differ in scratch alone, so a
+ * stage of several takes what the largest of them takes. */
 struct vision_arena {
-    size_t x;       /* [R][width]: the residual stream; the projector's input */
-    size_t xn;      /* [R][width]: normalised; the tower's output */
+    size_t x;       /* [R][width]: the residual stream, input of a stage that begins behind patches;
+                     * in its place at the end [F][hidden]: features */
+    size_t xn;      /* [R][width]: normalised; what VL2's tower gives to the projector */
     size_t scratch; /* pixels; qkv and attention's output; feed-forward; merged rows */
-    size_t out;     /* [F][hidden] features */
     size_t ints;    /* I32: what vision_pack made */
     size_t bytes;
 };
@@ -28,11 +29,12 @@ struct vision_arena {
 enum { VISION_NEWLINE, VISION_SEPARATOR, N_VISION_VECTORS };
 
 struct stage_vision {
-    bool tower, projector;
+    bool patches, merger, projector; /* parts that are here, with blocks [first_block, + n) */
+    uint32_t first_block, n_blocks;
     uint32_t max_rows;                /* of the tower in one run */
     struct stage_linear patch;        /* pixels of a patch to its row */
     struct ek_mat pos;                /* VL2: embedding of the place in a tile, a table */
-    struct vision_block *blocks;      /* [vision_layers] */
+    struct vision_block *blocks;      /* [vision_layers], those of other stages empty */
     float *norm, *norm_bias;          /* VL2: after the last block; Qwen: before the merger */
     struct stage_linear merge[2];     /* of the merger or projector */
     float *vectors[N_VISION_VECTORS]; /* device, [hidden]; NULL: elsewhere */
@@ -47,7 +49,7 @@ enum ek_status vision_each_mat(struct ek_stage *s,
 enum ek_status vision_load_rope(struct ek_stage *s);
 
 /* ---- vision.c */
-/* Notes a side module of the stage; makes s->vision. */
+/* Notes a visual module of the stage; makes s->vision. */
 enum ek_status vision_scan(struct ek_stage *s, const struct ek_module *mod);
 /* s->vision's max_rows and arena; EK_EUNSUPPORTED when the device lacks an operation. */
 enum ek_status vision_lay_out(struct ek_stage *s);
@@ -63,7 +65,7 @@ struct vision_pack {
     size_t positions, slices, windows, cells; /* where in ints */
     uint32_t first_row, rows, slice_rows, n_slices, n_windows, max_window, features;
 };
-/* Slices [first, first + n) of v. Borrows v and g. */
+/* Slices [first, first + n) of v. Borrows v and g. No pixels in v: none in the pack. */
 enum ek_status vision_pack(const struct ek_config *c, const struct ek_visual *v,
                            const struct ek_vl_geometry *g, uint32_t first, uint32_t n,
                            struct vision_pack *out);
@@ -74,14 +76,18 @@ uint32_t vision_slice_rows(const struct ek_visual *v);
 uint32_t vision_n_slices(const struct ek_visual *v);
 
 /* ---- modules_vision.c */
-typedef enum ek_status (*vision_block_fn)(void *user, struct ek_stage *s, uint32_t block);
-/* Uploads the pack, runs the tower: Qwen's features at out, VL2's rows at xn. after (may be NULL)
- * is called behind every block, whose output is at x. */
-enum ek_status vision_run_tower(struct ek_stage *s, const struct vision_pack *p,
-                                vision_block_fn after, void *user);
-/* VL2: rows at from ([rows][width] of this device) to features at out. ints: upload the pack's. */
-enum ek_status vision_run_projector(struct ek_stage *s, const struct vision_pack *p,
-                                    const void *from, bool ints);
+typedef enum ek_status (*vision_after_fn)(void *user, struct ek_stage *s, uint32_t block);
+/* Runs the parts that the stage has over the pack: from its pixels, or from [rows][width] at x. The
+ * output is at vision_output. after (may be NULL) is called behind every block, whose output is at
+ * x, and as block vision_layers behind VL2's last norm, whose output is at xn. */
+enum ek_status vision_run(struct ek_stage *s, const struct vision_pack *p, vision_after_fn after,
+                          void *user);
+/* Offset of what vision_run leaves: features, or rows for the next part. */
+size_t vision_output(const struct ek_stage *s);
+static inline bool vision_has_tower(const struct stage_vision *v)
+{
+    return v->patches || v->n_blocks > 0 || v->merger;
+}
 static inline bool vision_is_qwen(const struct ek_config *c)
 {
     return c->vision == EK_VISION_QWEN25;

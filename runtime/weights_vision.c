@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Weights of the side modules. Their tensors have no roles: they are found by name.
+ * Weights of the visual modules. Their tensors have no roles: they are found by name.
  */
 #include "runtime/vision.h"
 #include "runtime/weights.h"
@@ -11,11 +11,11 @@
 
 #define NAME_LEN 64
 
-/* The tensor of a module called MODULE.name and, where bias is set, .bias; NULL: not there. */
+/* The tensor called TOWER.name and ending (TOWER: the projector's name in its module), or NULL. */
 static const struct ek_tensor *find(const struct ek_module *mod, const char *name,
                                     const char *ending)
 {
-    size_t skip = strlen(mod->name) + 1, n = strlen(name);
+    size_t skip = ek_module_tower_length(mod) + 1, n = strlen(name);
 
     for (size_t i = 0; i < mod->n_tensors; i++) {
         const char *at = mod->tensors[i].name;
@@ -120,9 +120,12 @@ static enum ek_status add_feed_forward(struct walk *w, const struct ek_module *m
 static enum ek_status add_block(struct walk *w, const struct ek_module *mod, uint32_t block,
                                 struct vision_block *b)
 {
-    uint32_t width = w->s->m->config.vision_hidden;
+    const struct ek_config *c = &w->s->m->config;
+    uint32_t width = c->vision_hidden;
     char name[NAME_LEN];
 
+    if (block == w->s->vision->first_block && vision_is_qwen(c))
+        w->s->vision->rope.inv_freq = walk_vector(w, width / c->vision_heads / 2);
     snprintf(name, sizeof(name), "blocks.%u.norm1", block);
     EK_TRY(add_norm(w, mod, name, width, &b->norm1, &b->bias1));
     snprintf(name, sizeof(name), "blocks.%u.attn.qkv", block);
@@ -134,20 +137,15 @@ static enum ek_status add_block(struct walk *w, const struct ek_module *mod, uin
     return add_feed_forward(w, mod, block, b);
 }
 
-static enum ek_status add_tower_end(struct walk *w, const struct ek_module *mod)
+static enum ek_status add_patches(struct walk *w, const struct ek_module *mod)
 {
     const struct ek_config *c = &w->s->m->config;
     struct stage_vision *v = w->s->vision;
-    uint32_t merged = c->vision_hidden * c->vision_merge * c->vision_merge;
     const struct ek_tensor *t;
 
-    if (vision_is_qwen(c)) {
-        v->rope.inv_freq = walk_vector(w, c->vision_hidden / c->vision_heads / 2);
-        EK_TRY(add_norm(w, mod, "merger.ln_q", c->vision_hidden, &v->norm, NULL));
-        EK_TRY(add_one(w, mod, "merger.mlp.0", merged, merged, &v->merge[0]));
-        return add_one(w, mod, "merger.mlp.2", c->hidden, merged, &v->merge[1]);
-    }
-    EK_TRY(add_norm(w, mod, "norm", c->vision_hidden, &v->norm, &v->norm_bias));
+    EK_TRY(add_one(w, mod, "patch_embed.proj", c->vision_hidden, vision_row_size(c), &v->patch));
+    if (vision_is_qwen(c))
+        return EK_OK;
     if ((t = find(mod, "pos_embed", "")) == NULL || t->shape[t->n_dims - 1] != c->vision_hidden ||
         t->n_dims < 2 || t->shape[t->n_dims - 2] != (uint64_t)vision_grid(c) * vision_grid(c))
         return ek_error(EK_EFORMAT, "%s: no pos_embed of %u x %u places of %u", mod->name,
@@ -156,15 +154,25 @@ static enum ek_status add_tower_end(struct walk *w, const struct ek_module *mod)
     return walk_load(w, t, &v->pos, 0, NULL);
 }
 
-static enum ek_status add_tower(struct walk *w, const struct ek_module *mod)
+static enum ek_status add_merger(struct walk *w, const struct ek_module *mod)
 {
     const struct ek_config *c = &w->s->m->config;
     struct stage_vision *v = w->s->vision;
+    uint32_t merged = c->vision_hidden * c->vision_merge * c->vision_merge;
 
-    EK_TRY(add_one(w, mod, "patch_embed.proj", c->vision_hidden, vision_row_size(c), &v->patch));
-    for (uint32_t i = 0; i < c->vision_layers; i++)
-        EK_TRY(add_block(w, mod, i, &v->blocks[i]));
-    return add_tower_end(w, mod);
+    if (!vision_is_qwen(c))
+        return add_norm(w, mod, "norm", c->vision_hidden, &v->norm, &v->norm_bias);
+    EK_TRY(add_norm(w, mod, "merger.ln_q", c->vision_hidden, &v->norm, NULL));
+    EK_TRY(add_one(w, mod, "merger.mlp.0", merged, merged, &v->merge[0]));
+    return add_one(w, mod, "merger.mlp.2", c->hidden, merged, &v->merge[1]);
+}
+
+static enum ek_status add_tower(struct walk *w, const struct ek_module *mod)
+{
+    EK_TRY(add_patches(w, mod));
+    for (uint32_t i = 0; i < w->s->m->config.vision_layers; i++)
+        EK_TRY(add_block(w, mod, i, &w->s->vision->blocks[i]));
+    return add_merger(w, mod);
 }
 
 /* The rows of a cell lie behind one another here, in the checkpoint value by value. */
@@ -188,10 +196,20 @@ enum ek_status vision_add_weights(struct walk *w, const struct ek_module *mod)
     size_t which = strcmp(mod->name, "view_seperator") == 0 ? VISION_SEPARATOR : VISION_NEWLINE;
     float *vec;
 
-    if (mod->kind == EK_MODULE_VISION)
+    switch (mod->kind) {
+    case EK_MODULE_VISION:
         return add_tower(w, mod);
-    if (mod->kind == EK_MODULE_PROJECTOR)
+    case EK_MODULE_PATCHES:
+        return add_patches(w, mod);
+    case EK_MODULE_BLOCK:
+        return add_block(w, mod, (uint32_t)mod->layer, &v->blocks[mod->layer]);
+    case EK_MODULE_MERGER:
+        return add_merger(w, mod);
+    case EK_MODULE_PROJECTOR:
         return add_projector(w, mod);
+    default:
+        break;
+    }
     if (mod->n_tensors != 1 || mod->tensors[0].shape[0] != hidden)
         return ek_error(EK_EFORMAT, "%s: not one vector of %u", mod->name, hidden);
     vec = walk_vector(w, hidden);
@@ -230,7 +248,7 @@ enum ek_status vision_load_rope(struct ek_stage *s)
     float *freq;
     enum ek_status st;
 
-    if (v == NULL || !v->tower || !vision_is_qwen(c))
+    if (v == NULL || v->n_blocks == 0 || !vision_is_qwen(c))
         return EK_OK;
     quarter = c->vision_hidden / c->vision_heads / 4;
     if ((freq = ek_calloc(2 * (size_t)quarter, sizeof(*freq))) == NULL)

@@ -305,6 +305,79 @@ START_TEST(towers_count_their_windows_and_whole_images)
 }
 END_TEST
 
+static const struct {
+    const char *name, *first, *last;
+    size_t sides, signatures; /* signatures: of the blocks */
+} cuts[] = {
+    {"qwen2.5-vl-3b", "visual.patch_embed", "visual.merger", 0, 2},
+    {"qwen2.5-vl-3b-nested", "visual.patch_embed", "visual.merger", 0, 2},
+    {"deepseek-vl2-small", "vision.patch_embed", "projector", 2, 1},
+};
+
+static double visual_flops(const struct ek_model *m)
+{
+    double sum = 0;
+
+    for (size_t i = 0; i < m->n_modules; i++)
+        if (ek_module_is_visual(&m->modules[i]))
+            sum += ek_module_flops(m, &m->modules[i], 1024, 0, false);
+    return sum;
+}
+
+static uint64_t all_bytes(const struct ek_model *m)
+{
+    uint64_t n = 0;
+
+    for (size_t i = 0; i < m->n_modules; i++)
+        n += m->modules[i].weight_bytes;
+    return n;
+}
+
+START_TEST(a_cut_tower_is_the_same_model_in_more_modules)
+{
+    struct ek_model *m = open_config(cuts[_i].name);
+    uint64_t bytes = all_bytes(m), params = m->n_params;
+    size_t n = m->n_modules, first = cuts[_i].sides, parts = m->config.vision_layers + 2;
+    size_t unlike = 0;
+    double flops = visual_flops(m);
+    char hash[33];
+
+    memcpy(hash, m->hash, sizeof(hash));
+    for (int again = 0; again < 2; again++)
+        ck_assert_int_eq(ek_model_cut_tower(m), EK_OK);
+    ck_assert_uint_eq(m->n_modules, n - 1 + parts);
+    ck_assert_str_eq(m->hash, hash);
+    ck_assert_uint_eq(m->n_params, params);
+    ck_assert_uint_eq(all_bytes(m), bytes);
+    ck_assert_double_eq_tol(visual_flops(m), flops, flops * 1e-12);
+    ck_assert_str_eq(m->modules[first].name, cuts[_i].first);
+    ck_assert_ptr_nonnull(strstr(m->modules[first + 1].name, ".blocks.0"));
+    for (size_t i = 0; i < m->n_modules; i++) {
+        const struct ek_module *mod = &m->modules[i];
+        ck_assert_int_eq(mod->side, i < first);
+        if (mod->kind == EK_MODULE_EMBED)
+            ck_assert_str_eq(mod[-1].name, cuts[_i].last);
+        if (mod->kind == EK_MODULE_BLOCK && mod->layer > 0)
+            unlike += strcmp(mod->signature, mod[-1].signature) != 0;
+        if (mod->tied_to >= 0)
+            ck_assert_int_eq(m->modules[mod->tied_to].kind, EK_MODULE_EMBED);
+    }
+    /* Qwen2.5-VL: blocks 7, 15, 23 and 31 attend to the whole image */
+    ck_assert_uint_eq(unlike, cuts[_i].signatures == 2 ? 7 : 0);
+    ek_model_close(m);
+}
+END_TEST
+
+START_TEST(only_towers_can_be_cut)
+{
+    struct ek_model *m = open_config("smollm2-135m");
+
+    ck_assert_int_eq(ek_model_cut_tower(m), EK_EUNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(ek_last_error(), "no vision tower"));
+    ek_model_close(m);
+}
+END_TEST
+
 START_TEST(the_json_lists_every_module)
 {
     struct ek_model *m = open_config("deepseek-vl2-tiny");
@@ -346,6 +419,8 @@ int main(void)
     tcase_add_test(tc, reads_count_the_rows_and_experts_that_tokens_touch);
     tcase_add_test(tc, boundaries_carry_hidden_states_and_the_head_logits);
     tcase_add_test(tc, towers_count_their_windows_and_whole_images);
+    tcase_add_loop_test(tc, a_cut_tower_is_the_same_model_in_more_modules, 0, EK_ARRAY_LEN(cuts));
+    tcase_add_test(tc, only_towers_can_be_cut);
     tcase_add_test(tc, the_json_lists_every_module);
     suite_add_tcase(s, tc);
     sr = srunner_create(s);

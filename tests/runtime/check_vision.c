@@ -68,24 +68,42 @@ static void add_module(struct ek_plan *p, uint32_t device, const char *name)
     s->modules[s->n_modules++] = ek_strdup(name);
 }
 
-/* Modules that are apart on device 1 (of EACH: on devices 0 and 1 by turns), the rest on 0. */
-static struct ek_plan *place(const struct ek_model *m, enum placement how, uint32_t chunk)
+/* A plan with room for stages, and none yet. */
+static struct ek_plan *place_all(const struct ek_model *m, uint32_t n_devices, uint32_t chunk)
 {
-    uint32_t cut = (uint32_t)m->n_modules;
-    struct plan_shape shape = {
-        .n_devices = 2, .n_stages = 1, .cuts = &cut, .batch = 2, .context = 160, .chunk = chunk};
+    struct plan_shape shape = {.n_devices = n_devices, .batch = 2, .context = 160, .chunk = chunk};
     struct ek_plan *p = make_plan(m, &shape);
-    struct ek_plan_stage all = p->stages[0];
 
     free(p->stages);
     p->stages = ek_calloc(m->n_modules, sizeof(*p->stages));
-    p->n_stages = 0;
-    for (size_t i = 0; i < all.n_modules; i++) {
-        uint32_t device = how == EACH ? i % 2 : apart(how, &m->modules[i]);
-        add_module(p, device, all.modules[i]);
-        free(all.modules[i]);
+    return p;
+}
+
+/* Modules that are apart on device 1 (of EACH: on devices 0 and 1 by turns), the rest on 0. */
+static struct ek_plan *place(const struct ek_model *m, enum placement how, uint32_t chunk)
+{
+    struct ek_plan *p = place_all(m, 2, chunk);
+
+    for (size_t i = 0; i < m->n_modules; i++)
+        add_module(p, how == EACH ? i % 2 : apart(how, &m->modules[i]), m->modules[i].name);
+    return p;
+}
+
+/* Parts of the tower before `first` on device 0, those before `second` on device 1, everything else
+ * on device `rest`. */
+static struct ek_plan *place_cut(const struct ek_model *m, size_t first, size_t second,
+                                 uint32_t rest)
+{
+    struct ek_plan *p = place_all(m, 3, 64);
+    size_t part = 0;
+
+    for (size_t i = 0; i < m->n_modules; i++) {
+        const struct ek_module *mod = &m->modules[i];
+        bool visual = ek_module_is_visual(mod) && mod->kind != EK_MODULE_VECTOR;
+        uint32_t device = !visual || part >= second ? rest : part >= first;
+        part += visual;
+        add_module(p, device, mod->name);
     }
-    free(all.modules);
     return p;
 }
 
@@ -129,6 +147,50 @@ START_TEST(logits_are_the_official_ones_wherever_modules_are)
 }
 END_TEST
 
+START_TEST(towers_may_be_cut_anywhere)
+{
+    struct ek_model *m = fixture_model(cases[_i].model);
+    struct ek_reference *r = read_reference((size_t)_i);
+    struct ek_engine_options none = {0}, few = {.max_patches = 120};
+    double whole = 0;
+    size_t parts;
+
+    ck_ok(ek_model_cut_tower(m));
+    parts = m->config.vision_layers + 2 + (ek_model_find(m, "projector") >= 0);
+    for (size_t second = 0; second <= parts; second++)
+        for (size_t first = 0; first <= second; first++) {
+            struct ek_plan *p = place_cut(m, first, second, second % 3);
+            double d = relative_difference(m, p, first == 1 ? &few : &none, r);
+            if (second == 0)
+                whole = d;
+            ck_assert_msg(d == whole, "%s cut before parts %zu and %zu: %g, whole %g",
+                          cases[_i].model, first, second, d, whole);
+            ek_plan_free(p);
+        }
+    ek_reference_free(r);
+    ek_model_close(m);
+}
+END_TEST
+
+START_TEST(plans_say_whether_the_tower_is_cut)
+{
+    struct ek_model *m = fixture_model(cases[_i].model), *n = fixture_model(cases[_i].model);
+    struct ek_plan *whole = place(m, EACH, 64), *cut;
+
+    ck_ok(ek_plan_cut_tower(whole, n));
+    ck_assert_uint_eq(n->n_modules, m->n_modules);
+    ck_ok(ek_model_cut_tower(m));
+    cut = place(m, EACH, 64);
+    ck_assert_int_eq(ek_plan_check(cut, n), EK_EFORMAT);
+    ck_ok(ek_plan_cut_tower(cut, n));
+    ck_ok(ek_plan_check(cut, n));
+    ck_assert_int_eq(ek_plan_check(whole, n), EK_EFORMAT);
+    ck_assert_ptr_nonnull(strstr(ek_last_error(), "which the model"));
+    ek_plan_free(whole), ek_plan_free(cut);
+    ek_model_close(m), ek_model_close(n);
+}
+END_TEST
+
 START_TEST(pictures_may_be_cut_by_chunks_and_encoded_in_parts)
 {
     static const uint32_t chunks[] = {1, 7, 160};
@@ -149,10 +211,9 @@ END_TEST
 
 /* ---- Memory -------------------------------------------------------------------------------------
  */
-START_TEST(memory_is_what_was_said)
+static void check_memory(const struct ek_model *m)
 {
     static const struct ek_device_spec spec = {.name = "cpu:0", .backend = "cpu", .threads = "0"};
-    struct ek_model *m = fixture_model(cases[_i].model);
     struct ek_stage_options o = {.page = EK_PAGE,
                                  .n_blocks = 4,
                                  .max_tokens = 16,
@@ -178,6 +239,15 @@ START_TEST(memory_is_what_was_said)
             ek_stage_free(s);
         }
     ek_device_close(dev);
+}
+
+START_TEST(memory_is_what_was_said)
+{
+    struct ek_model *m = fixture_model(cases[_i].model);
+
+    check_memory(m);
+    ck_ok(ek_model_cut_tower(m));
+    check_memory(m);
     ek_model_close(m);
 }
 END_TEST
@@ -240,18 +310,16 @@ END_TEST
 
 /* ---- Traces -------------------------------------------------------------------------------------
  */
-START_TEST(traces_name_the_first_module_that_departs)
+static void check_traces(const struct ek_model *m, const struct ek_plan *p, size_t which)
 {
-    struct ek_model *m = fixture_model(cases[_i].model);
-    struct ek_reference *r = read_reference((size_t)_i);
-    struct ek_plan *p = place(m, TOWER, 16);
+    struct ek_reference *r = read_reference(which);
     struct ek_trace_module *t = NULL;
     struct ek_comparison c;
     size_t n = 0, compared = 0;
     char path[256];
 
-    snprintf(path, sizeof(path), "fixtures/reference/%s/%s.safetensors", cases[_i].model,
-             cases[_i].reference);
+    snprintf(path, sizeof(path), "fixtures/reference/%s/%s.safetensors", cases[which].model,
+             cases[which].reference);
     ck_ok(ek_trace(m, p, source_path(path), r, 1e-4, &t, &n, &c));
     for (size_t i = 0; i < n; i++) {
         ck_assert_msg(!t[i].departs, "%s: %g of %g", t[i].name, t[i].max_abs, t[i].largest);
@@ -265,8 +333,19 @@ START_TEST(traces_name_the_first_module_that_departs)
     ck_assert(t[0].departs);
     ck_assert_ptr_nonnull(strstr(t[0].name, ".blocks.0"));
     free(t);
-    ek_plan_free(p);
     ek_reference_free(r);
+}
+
+START_TEST(traces_name_the_first_module_that_departs)
+{
+    struct ek_model *m = fixture_model(cases[_i].model);
+
+    for (int cut = 0; cut < 2; cut++) {
+        struct ek_plan *p = place(m, cut ? EACH : TOWER, 16);
+        check_traces(m, p, (size_t)_i);
+        ek_plan_free(p);
+        ck_ok(ek_model_cut_tower(m));
+    }
     ek_model_close(m);
 }
 END_TEST
@@ -339,6 +418,8 @@ int main(void)
 
     tcase_set_timeout(tc, 60);
     tcase_add_loop_test(tc, logits_are_the_official_ones_wherever_modules_are, 0, n);
+    tcase_add_loop_test(tc, towers_may_be_cut_anywhere, 0, n);
+    tcase_add_loop_test(tc, plans_say_whether_the_tower_is_cut, 0, n);
     tcase_add_loop_test(tc, pictures_may_be_cut_by_chunks_and_encoded_in_parts, 0, n);
     tcase_add_loop_test(tc, memory_is_what_was_said, 0, n);
     tcase_add_loop_test(tc, generation_goes_on_behind_pictures, 0, n);
