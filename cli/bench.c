@@ -27,6 +27,10 @@ struct line {
     char what[80];
     double predicted, measured, spread; /* spread: MAD of times, 0 for bytes */
     bool bytes;
+    uint32_t n;           /* samples */
+    const char *device;   /* of a stage or a memory, borrowed from the plan; NULL: the whole */
+    const char *quantity; /* "prefill", "decode", "memory" */
+    double factor;        /* that a calibrated plan's prediction has in it */
 };
 
 struct bench {
@@ -43,29 +47,68 @@ static enum ek_status add(struct bench *b, struct line l)
     return EK_OK;
 }
 
-static enum ek_status add_times(struct bench *b)
+/* Does the workload that ran equal the plan's? Else nothing was predicted of its times. */
+static bool foretold(const struct bench *b)
 {
     const struct ek_plan *p = b->session.plan;
     const struct ek_bench_result *r = &b->result;
 
-    EK_TRY(add(b, (struct line){"prefill", p->predicted_prefill_s, r->prefill_s.median,
-                                r->prefill_s.mad, false}));
-    EK_TRY(add(b, (struct line){"decode, a token of all", p->predicted_decode_s, r->decode_s.median,
-                                r->decode_s.mad, false}));
-    for (uint32_t i = 0; i < r->n_stages; i++) {
-        const struct ek_plan_stage *s = &p->stages[i];
-        const struct ek_stage_timing *pre = &r->prefill[i], *dec = &r->decode[i];
-        struct line l = {.bytes = false};
-        snprintf(l.what, sizeof(l.what), "stage %u (%s) prefill", i, p->devices[s->device].name);
-        l.predicted = s->prefill_s;
-        l.measured = r->prefill_s.n ? pre->busy_s / r->prefill_s.n : 0;
-        EK_TRY(add(b, l));
-        snprintf(l.what, sizeof(l.what), "stage %u (%s) decode step", i,
-                 p->devices[s->device].name);
-        l.predicted = s->decode_s;
-        l.measured = dec->steps ? dec->busy_s / (double)dec->steps : 0;
-        EK_TRY(add(b, l));
-    }
+    return r->batch == p->batch && r->prompt == p->prompt && r->generate == p->generate;
+}
+
+static struct line time_line(const struct bench *b, double predicted, const struct ek_spread *s,
+                             const char *quantity)
+{
+    return (struct line){.predicted = foretold(b) ? predicted : 0,
+                         .measured = s->median,
+                         .spread = s->mad,
+                         .n = s->n,
+                         .quantity = quantity,
+                         .factor = 1};
+}
+
+static enum ek_status add_stage(struct bench *b, size_t stage, uint32_t engine_stage)
+{
+    const struct ek_plan *p = b->session.plan;
+    const struct ek_plan_stage *s = &p->stages[stage];
+    struct line fill =
+                    time_line(b, s->prefill_s, &b->result.stage_prefill_s[engine_stage], "prefill"),
+                step = time_line(b, s->decode_s, &b->result.stage_decode_s[engine_stage], "decode");
+
+    fill.device = step.device = p->devices[s->device].name;
+    fill.factor = p->factors[s->device].prefill;
+    step.factor = p->factors[s->device].decode;
+    snprintf(fill.what, sizeof(fill.what), "stage %zu (%s) prefill", stage, fill.device);
+    snprintf(step.what, sizeof(step.what), "stage %zu (%s) decode step", stage, step.device);
+    EK_TRY(add(b, fill));
+    return add(b, step);
+}
+
+/* Of side modules alone? The engine times stages of the chain. */
+static bool beside_the_chain(const struct bench *b, const struct ek_plan_stage *s)
+{
+    const struct ek_model *m = b->session.model;
+
+    for (size_t k = 0; k < s->n_modules; k++)
+        if (!m->modules[ek_model_find(m, s->modules[k])].side)
+            return false;
+    return true;
+}
+
+static enum ek_status add_times(struct bench *b)
+{
+    const struct ek_plan *p = b->session.plan;
+    struct line fill = time_line(b, p->predicted_prefill_s, &b->result.prefill_s, "prefill"),
+                step = time_line(b, p->predicted_decode_s, &b->result.decode_s, "decode");
+    uint32_t timed = 0;
+
+    snprintf(fill.what, sizeof(fill.what), "prefill");
+    snprintf(step.what, sizeof(step.what), "decode, a token of all");
+    EK_TRY(add(b, fill));
+    EK_TRY(add(b, step));
+    for (size_t i = 0; i < p->n_stages && timed < b->result.n_stages; i++)
+        if (!beside_the_chain(b, &p->stages[i]))
+            EK_TRY(add_stage(b, i, timed++));
     return EK_OK;
 }
 
@@ -77,15 +120,16 @@ static enum ek_status add_memory(struct bench *b)
         const struct ek_plan_memory *m = &p->memory[d];
         const uint64_t predicted[EK_N_TAGS] = {m->weights, m->kv, m->activations, m->workspace,
                                                m->comm};
-        struct line l = {.bytes = true};
+        struct line l = {
+            .bytes = true, .n = 1, .device = p->devices[d].name, .quantity = "memory", .factor = 1};
         for (int t = 0; t < EK_N_TAGS; t++) {
-            snprintf(l.what, sizeof(l.what), "memory %s %s", p->devices[d].name, ek_tag_names[t]);
+            snprintf(l.what, sizeof(l.what), "memory %s %s", l.device, ek_tag_names[t]);
             l.predicted = (double)predicted[t];
             l.measured = (double)b->result.usage[d][t].peak;
             if (l.predicted > 0 || l.measured > 0)
                 EK_TRY(add(b, l));
         }
-        snprintf(l.what, sizeof(l.what), "memory %s total", p->devices[d].name);
+        snprintf(l.what, sizeof(l.what), "memory %s total", l.device);
         l.predicted = (double)(m->total > m->overhead ? m->total - m->overhead : 0);
         l.measured = (double)ek_usage_total(b->result.usage[d], true);
         EK_TRY(add(b, l));
@@ -147,8 +191,9 @@ static json_t *bench_json(const struct bench *b)
 
     for (size_t i = 0; i < b->n; i++) {
         const struct line *l = &b->lines[i];
-        json_t *v = json_pack("{ss ss sf sf sf}", "what", l->what, "unit", l->bytes ? "bytes" : "s",
-                              "predicted", l->predicted, "measured", l->measured, "mad", l->spread);
+        json_t *v = json_pack("{ss ss sf sf sf sI}", "what", l->what, "unit",
+                              l->bytes ? "bytes" : "s", "predicted", l->predicted, "measured",
+                              l->measured, "mad", l->spread, "n", (json_int_t)l->n);
         if (v && !isnan(error_of(l)))
             json_object_set_new(v, "error", json_real(error_of(l)));
         json_array_append_new(lines, v);
@@ -179,9 +224,15 @@ static enum ek_status store_runs(const struct ek_args *args, const struct bench 
     EK_TRY(ek_store_open(ek_arg(args, "db"), EK_STORE_WRITE, &store));
     st = EK_OK;
     for (size_t i = 0; st == EK_OK && i < b->n; i++) {
-        snprintf(run.what, sizeof(run.what), "%.*s", (int)sizeof(run.what) - 1, b->lines[i].what);
-        run.predicted = b->lines[i].predicted;
-        run.measured = b->lines[i].measured;
+        const struct line *l = &b->lines[i];
+        snprintf(run.what, sizeof(run.what), "%.*s", (int)sizeof(run.what) - 1, l->what);
+        snprintf(run.device, sizeof(run.device), "%s", l->device ? l->device : "");
+        snprintf(run.quantity, sizeof(run.quantity), "%s", l->quantity);
+        run.predicted = l->predicted;
+        run.measured = l->measured;
+        run.mad = l->spread;
+        run.n = l->n;
+        run.factor = l->factor;
         st = ek_store_put_run(store, &run);
     }
     ek_store_close(store);

@@ -46,6 +46,8 @@ static enum ek_status get_costs(struct ek_plan_arguments *a, struct ek_costs **c
     }
     EK_GOTO(ek_store_open(a->db, EK_STORE_READ, &store), st, end);
     st = ek_costs_from_profile(m, store, &choice, c);
+    if (st == EK_OK && a->calibrated)
+        st = ek_costs_calibrate(*c, store);
 end:
     ek_store_close(store);
     ek_model_close(m);

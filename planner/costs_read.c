@@ -150,6 +150,18 @@ static enum ek_status read_devices(struct reader *r, const json_t *o, struct ek_
     return EK_OK;
 }
 
+static enum ek_status read_calibration(struct reader *r, const json_t *o, struct ek_calibration *f)
+{
+    const json_t *v = json_object_get(o, "calibration");
+
+    if (v == NULL)
+        return EK_OK;
+    EK_TRY(ek_json_object(o, at(r), "calibration", &v));
+    EK_TRY(ek_json_real(v, at(r), "prefill", 1e-3, 1e3, &f->prefill));
+    EK_TRY(ek_json_real(v, at(r), "decode", 1e-3, 1e3, &f->decode));
+    return read_u32(r, v, "n", 1, UINT32_MAX, &f->n);
+}
+
 static enum ek_status read_class(struct reader *r, const json_t *o)
 {
     struct ek_cost_class *k = &r->c->classes[r->c->n_classes];
@@ -172,6 +184,7 @@ static enum ek_status read_class(struct reader *r, const json_t *o)
     EK_TRY(ek_json_opt_real(o, at(r), "return_s", 0, 1, &k->return_s));
     EK_TRY(ek_json_opt_bool(o, at(r), "budgeted", &k->budgeted));
     EK_TRY(ek_json_opt_bool(o, at(r), "estimate", &k->estimate));
+    EK_TRY(read_calibration(r, o, &k->calibration));
     k->count = count;
     r->c->n_classes++;
     return read_devices(r, o, k);

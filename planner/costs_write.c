@@ -6,6 +6,12 @@
 
 #include <string.h>
 
+json_t *ek_calibration_json(const struct ek_calibration *f)
+{
+    return json_pack("{s:f s:f s:I}", "prefill", f->prefill, "decode", f->decode, "n",
+                     (json_int_t)f->n);
+}
+
 static json_t *class_json(const struct ek_cost_class *k)
 {
     json_t *devices = json_array();
@@ -25,6 +31,8 @@ static json_t *class_json(const struct ek_cost_class *k)
     json_object_set_new(o, "devices", devices);
     if (k->return_s > 0)
         json_object_set_new(o, "return_s", json_real(k->return_s));
+    if (k->calibration.n > 0)
+        json_object_set_new(o, "calibration", ek_calibration_json(&k->calibration));
     return o;
 }
 

@@ -25,6 +25,7 @@ static const char help[] =
     "hardware`)\n"
     "  --cards FILE          descriptions of more cards (docs/costs.md)\n"
     "  --devices \"A B\"       plan for these devices of the profile only\n"
+    "  --calibrated          times corrected by what `bench --db` stored of this model's runs\n"
     "  --quantize TYPE       int8 or int4: as the model was profiled, and will be run\n"
     "Workload\n"
     "  --batch N             sequences at once (1)\n"
@@ -111,6 +112,7 @@ enum {
     O_WITHIN,
     O_ALTERNATIVES,
     O_CARDS,
+    O_CALIBRATED,
     O_JSON,
     O_QUIET,
     O_HELP,
@@ -123,6 +125,7 @@ static const struct option options[] = {
     {"devices", required_argument, NULL, O_DEVICES},
     {"hardware", required_argument, NULL, O_HARDWARE},
     {"cards", required_argument, NULL, O_CARDS},
+    {"calibrated", no_argument, NULL, O_CALIBRATED},
     {"batch", required_argument, NULL, O_BATCH},
     {"prompt", required_argument, NULL, O_PROMPT},
     {"generate", required_argument, NULL, O_GENERATE},
@@ -375,6 +378,9 @@ static enum ek_status file_option(struct ek_plan_arguments *a, int o)
     case 'o':
         a->output = optarg;
         return EK_OK;
+    case O_CALIBRATED:
+        a->calibrated = true;
+        return EK_OK;
     case O_PARETO:
         a->pareto = true;
         return EK_OK;
@@ -452,6 +458,8 @@ enum ek_status ek_plan_arguments_read(struct ek_plan_arguments *a, int argc, cha
         return ek_error(EK_EUSAGE, "plan: give either MODEL with --db, or --costs");
     if (a->model && (a->db == NULL) == (a->hardware == NULL))
         return ek_error(EK_EUSAGE, "plan: MODEL needs --db PROFILE or --hardware CARDS");
+    if (a->calibrated && a->db == NULL)
+        return ek_error(EK_EUSAGE, "plan: --calibrated needs --db PROFILE, whose runs it takes");
     return EK_OK;
 }
 

@@ -67,12 +67,16 @@ static json_t *devices_json(const struct ek_problem *p, const struct ek_placemen
     for (uint32_t d = 0; d < p->n_devices; d++) {
         const struct ek_cost_device *dev = cost_device(p, d);
         const struct ek_cost_class *k = cost_class(p, d);
-        if (pl->used[d])
-            json_array_append_new(
-                list, json_pack("{s:s s:s s:I s:s s:s s:s s:I s:s}", "name", dev->name, "backend",
-                                k->backend, "index", (json_int_t)dev->index, "threads",
-                                dev->threads, "uuid", dev->uuid, "model", k->model, "memory",
-                                (json_int_t)p->devices[d].memory, "memory_group", k->memory_group));
+        json_t *o;
+        if (!pl->used[d])
+            continue;
+        o = json_pack("{s:s s:s s:I s:s s:s s:s s:I s:s}", "name", dev->name, "backend", k->backend,
+                      "index", (json_int_t)dev->index, "threads", dev->threads, "uuid", dev->uuid,
+                      "model", k->model, "memory", (json_int_t)p->devices[d].memory, "memory_group",
+                      k->memory_group);
+        if (o && k->calibration.n > 0)
+            json_object_set_new(o, "calibration", ek_calibration_json(&k->calibration));
+        json_array_append_new(list, o);
     }
     return list;
 }

@@ -121,6 +121,17 @@ static void print_proof(const struct ek_solution *s, const struct ek_request *r,
             ek_ilp_version(), s->ilp.seconds, (unsigned long long)s->ilp.solves, s->cross_check);
 }
 
+static void print_calibration(const struct ek_problem *p, const struct ek_placement *pl, FILE *out)
+{
+    for (uint32_t d = 0; d < p->n_devices; d++) {
+        const struct ek_calibration *f = &p->costs->classes[p->devices[d].cls].calibration;
+        if (pl->used[d] && f->n > 0)
+            fprintf(out,
+                    "calibrated    %s: prefill x %.3f, decode x %.3f, from %u stages that ran\n",
+                    ek_pdevice_name(p, d), f->prefill, f->decode, f->n);
+    }
+}
+
 void ek_plan_print(const struct ek_costs *c, const struct ek_solution *s,
                    const struct ek_request *r, FILE *out)
 {
@@ -139,6 +150,7 @@ void ek_plan_print(const struct ek_costs *c, const struct ek_solution *s,
     fprintf(out, "\npredicted     prefill %s, decode %s a token (%.1f tokens/s)%s\n",
             ek_format_seconds(a, pl.prefill_s), ek_format_seconds(b, pl.decode_s), pl.tokens_per_s,
             c->estimate ? "; an ESTIMATE, not measured" : "");
+    print_calibration(p, &pl, out);
     if (p->outside)
         fprintf(out, "              some times lie outside of what was measured: extrapolated\n");
     print_proof(s, r, out);

@@ -61,6 +61,11 @@ struct ek_cost_device { /* one member of a class */
     char uuid[48], threads[128];
     uint32_t index;
 };
+struct ek_calibration { /* measured over predicted of runs; n 0: none, and the factors mean nothing
+                         */
+    double prefill, decode;
+    uint32_t n; /* stages that ran */
+};
 struct ek_cost_class { /* identical devices */
     char name[EK_PLAN_NAME];
     char backend[8];
@@ -70,9 +75,10 @@ struct ek_cost_class { /* identical devices */
     uint64_t overhead;     /* context and libraries */
     uint64_t tp_reserve;   /* communication buffers of a device in a tensor-parallel group */
     double return_s;       /* between two decode steps: ids to the host, the next step queued */
-    double slow_prefill, slow_decode; /* times are so much longer while other devices work */
-    bool budgeted;                    /* memory was declared for this device, not merely found */
-    bool estimate;                    /* costs from a description, not measured */
+    double slow_prefill, slow_decode;  /* times are so much longer while other devices work */
+    bool budgeted;                     /* memory was declared for this device, not merely found */
+    bool estimate;                     /* costs from a description, not measured */
+    struct ek_calibration calibration; /* that the times have in them */
     struct ek_cost_device *devices;
     uint32_t count;
 };
@@ -123,6 +129,7 @@ struct ek_costs {
 enum ek_status ek_costs_read(const char *path, struct ek_costs **out);
 enum ek_status ek_costs_from_json(const json_t *root, const char *where, struct ek_costs **out);
 json_t *ek_costs_json(const struct ek_costs *c); /* NULL: no memory */
+json_t *ek_calibration_json(const struct ek_calibration *f);
 void ek_costs_free(struct ek_costs *c);
 /* Makes the index of a signature's name, adding it when new. */
 enum ek_status ek_costs_signature(struct ek_costs *c, const char *name, uint32_t *out);
@@ -137,6 +144,9 @@ struct ek_profile_choice { /* NULL: all devices; the types of the first rows */
 /* Costs of a model from the rows of a profile. */
 enum ek_status ek_costs_from_profile(const struct ek_model *m, struct ek_store *store,
                                      const struct ek_profile_choice *choice, struct ek_costs **out);
+/* Multiplies the times of costs from a profile by what its runs of that model say of each device.
+ * EK_EENV when it has none. */
+enum ek_status ek_costs_calibrate(struct ek_costs *c, struct ek_store *store);
 /* Modules, names, bytes and workload types of a model, into costs that have none. */
 enum ek_status ek_costs_add_modules(struct ek_costs *c, const struct ek_model *m, enum ek_dtype act,
                                     enum ek_dtype cache);

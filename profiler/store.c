@@ -248,9 +248,14 @@ static enum ek_status check_ids(struct ek_store *s)
         return ek_error(EK_EUNSUPPORTED,
                         "%s: written by a newer evenkeel: version %lld, this one reads up to %d",
                         s->path, (long long)version, EK_STORE_VERSION);
-    if (version != EK_STORE_VERSION)
+    if (version < 1)
         return ek_error(EK_EFORMAT, "%s: user_version %lld is none of a profile", s->path,
                         (long long)version);
+    if (version < EK_STORE_VERSION)
+        return ek_error(EK_EUNSUPPORTED,
+                        "%s: written by an older evenkeel: version %lld, this one reads %d; "
+                        "`evenkeel profile ... --db` brings it up to date",
+                        s->path, (long long)version, EK_STORE_VERSION);
     return EK_OK;
 }
 
@@ -273,6 +278,24 @@ static enum ek_status quick_check(struct ek_store *s)
     return status;
 }
 
+/* Version 1 knew less of runs: they are forgotten, measurements stay. */
+static enum ek_status bring_up_to_date(struct ek_store *s)
+{
+    int64_t application, version;
+    enum ek_status st = EK_OK;
+
+    EK_TRY(pragma_i64(s, "application_id", &application));
+    EK_TRY(pragma_i64(s, "user_version", &version));
+    if (application != EK_STORE_APPLICATION_ID || version != 1)
+        return EK_OK;
+    EK_TRY(ek_store_begin(s));
+    st = ek_store_exec(s, "DROP TABLE run; PRAGMA user_version = 2");
+    for (size_t i = 0; st == EK_OK && ek_store_schema[i]; i++)
+        if (strncmp(ek_store_schema[i], "CREATE TABLE run(", 17) == 0)
+            st = ek_store_exec(s, ek_store_schema[i]);
+    return ek_store_end(s, st);
+}
+
 static enum ek_status open_checked(struct ek_store *s)
 {
     bool blank = false;
@@ -282,8 +305,10 @@ static enum ek_status open_checked(struct ek_store *s)
         if (sqlite3_db_readonly(s->db, "main") == 1)
             return ek_error(EK_EENV, "%s: read-only: cannot write measurements", s->path);
         EK_TRY(is_blank(s, &blank));
-        if (!blank)
+        if (!blank) {
+            EK_TRY(bring_up_to_date(s));
             EK_TRY(check_ids(s));
+        }
         EK_TRY(ek_store_exec(s, "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL"));
         if (blank)
             EK_TRY(create(s));

@@ -13,12 +13,13 @@ struct ek_store;
 enum ek_store_mode { EK_STORE_READ, EK_STORE_WRITE };
 
 #define EK_STORE_APPLICATION_ID 0x454b5052 /* "EKPR" */
-#define EK_STORE_VERSION        1          /* user_version; a newer one is refused */
+#define EK_STORE_VERSION        2          /* user_version; a newer one is refused */
 #define EK_STORE_STAGE          "stage"    /* the signature of a stage's own rows */
 
 /* Opens (WRITE: creates) a database. Refused with a reason: not SQLite, another application_id, a
- * newer user_version, a failed quick_check, tables, triggers or views that are not ours (all
- * EK_EFORMAT); locked, a read-only medium, a journal that cannot be replayed there (EK_EENV). */
+ * newer user_version (or, for reading, an older one: opening for writing brings it up to date), a
+ * failed quick_check, tables, triggers or views that are not ours (all EK_EFORMAT); locked, a
+ * read-only medium, a journal that cannot be replayed there (EK_EENV). */
 enum ek_status ek_store_open(const char *path, enum ek_store_mode mode, struct ek_store **out);
 void ek_store_close(struct ek_store *s); /* NULL is fine */
 /* Identity of the profile for plan.json: hash over host, devices (ceilings too; not what is free or
@@ -129,9 +130,14 @@ enum ek_status ek_store_put_model(struct ek_store *s, const char *hash, const ch
 
 /* What a planned run really took (bench). */
 struct ek_store_run {
-    char plan_hash[33], model_hash[33], what[48]; /* "prefill stage 0", "decode", "memory cpu:0" */
-    double predicted, measured;                   /* seconds or bytes */
+    char plan_hash[33], model_hash[33], what[48]; /* "stage 0 (cpu:0) prefill", "decode", ... */
+    double predicted, measured;                   /* seconds or bytes; predicted 0: it was not */
     uint32_t batch, tokens, context;
+    char device[32];   /* of a stage or a memory, "" for the whole */
+    char quantity[12]; /* "prefill", "decode", "memory" */
+    double mad;        /* of the samples behind measured */
+    uint32_t n;        /* how many they were */
+    double factor;     /* that a calibrated plan's prediction has in it, else 1 */
 };
 enum ek_status ek_store_put_run(struct ek_store *s, const struct ek_store_run *r);
 enum ek_status ek_store_runs(struct ek_store *s, struct ek_store_run **out, size_t *n);

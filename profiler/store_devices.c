@@ -199,17 +199,20 @@ enum ek_status ek_store_put_model(struct ek_store *s, const char *hash, const ch
 
 enum ek_status ek_store_put_run(struct ek_store *s, const struct ek_store_run *r)
 {
-    if (!rate_is_sane(r->predicted) || !rate_is_sane(r->measured))
+    if (!rate_is_sane(r->predicted) || !rate_is_sane(r->measured) || !rate_is_sane(r->mad) ||
+        !rate_is_sane(r->factor))
         return ek_error(EK_EUSAGE, "%s: run '%s': predicted %g, measured %g cannot be true",
                         s->path, r->what, r->predicted, r->measured);
     EK_TRY(ek_store_begin(s));
     return ek_store_end(
-        s, ek_store_run_sql(s,
-                            "INSERT INTO run(plan_hash, model_hash, what, predicted, measured,"
-                            " batch, tokens, context) VALUES(?, ?, ?, ?, ?, ?, ?, ?)",
-                            "tttdduuu", r->plan_hash, r->model_hash, r->what, r->predicted,
-                            r->measured, (uint64_t)r->batch, (uint64_t)r->tokens,
-                            (uint64_t)r->context));
+        s,
+        ek_store_run_sql(s,
+                         "INSERT INTO run(plan_hash, model_hash, what, predicted, measured,"
+                         " batch, tokens, context, device, quantity, mad, n, factor)"
+                         " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                         "tttdduuuttdud", r->plan_hash, r->model_hash, r->what, r->predicted,
+                         r->measured, (uint64_t)r->batch, (uint64_t)r->tokens, (uint64_t)r->context,
+                         r->device, r->quantity, r->mad, (uint64_t)r->n, r->factor));
 }
 
 static void read_run(struct ek_columns *c, void *item)
@@ -224,6 +227,11 @@ static void read_run(struct ek_columns *c, void *item)
     ek_column_u32(c, &r->batch);
     ek_column_u32(c, &r->tokens);
     ek_column_u32(c, &r->context);
+    ek_column_text(c, r->device, sizeof(r->device));
+    ek_column_text(c, r->quantity, sizeof(r->quantity));
+    ek_column_real(c, EK_MAX_RATE, &r->mad);
+    ek_column_u32(c, &r->n);
+    ek_column_real(c, EK_MAX_RATE, &r->factor);
 }
 
 enum ek_status ek_store_runs(struct ek_store *s, struct ek_store_run **out, size_t *n)
@@ -232,7 +240,8 @@ enum ek_status ek_store_runs(struct ek_store *s, struct ek_store_run **out, size
 
     EK_TRY(ek_store_prepare(s, &st,
                             "SELECT plan_hash, model_hash, what, predicted, measured, batch,"
-                            " tokens, context FROM run ORDER BY id",
+                            " tokens, context, device, quantity, mad, n, factor FROM run"
+                            " ORDER BY id",
                             ""));
     return ek_store_collect(s, st, "run", sizeof(**out), read_run, (void **)out, n);
 }

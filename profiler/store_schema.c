@@ -57,7 +57,8 @@ const char *const ek_store_schema[] = {
 
     "CREATE TABLE run(id INTEGER PRIMARY KEY, plan_hash TEXT NOT NULL, model_hash TEXT NOT NULL,"
     " what TEXT NOT NULL, predicted REAL NOT NULL, measured REAL NOT NULL, batch INTEGER NOT NULL,"
-    " tokens INTEGER NOT NULL, context INTEGER NOT NULL) STRICT",
+    " tokens INTEGER NOT NULL, context INTEGER NOT NULL, device TEXT NOT NULL,"
+    " quantity TEXT NOT NULL, mad REAL NOT NULL, n INTEGER NOT NULL, factor REAL NOT NULL) STRICT",
 
     "CREATE TABLE session(id INTEGER PRIMARY KEY, model_hash TEXT NOT NULL, pid INTEGER NOT NULL,"
     " pid_start INTEGER NOT NULL,"

@@ -20,7 +20,8 @@ struct bench {
     int32_t *ids;
     struct wave_seq *seqs;
     struct ek_completion *out;
-    double *prefill, *rounds; /* samples */
+    double *prefill, *rounds;   /* samples */
+    double *filling, *stepping; /* [n_stages][repeats] a stage's busy seconds: prefill, a step */
     size_t n_rounds;
     double decode_total;
 };
@@ -110,13 +111,20 @@ static void bench_free(struct bench *b)
     free(b->out);
     free(b->prefill);
     free(b->rounds);
+    free(b->filling);
+    free(b->stepping);
 }
 
-static void add_timings(struct ek_engine *e, struct ek_stage_timing *sum, size_t n,
-                        struct ek_stage_timing *scratch)
+/* samples: [n][repeats], of all the steps or (per_step) of one. */
+static void add_timings(struct bench *b, struct ek_stage_timing *sum, size_t n, bool per_step,
+                        struct ek_stage_timing *scratch, double *samples)
 {
+    struct ek_engine *e = b->e;
+
     ek_engine_timings(e, scratch, n);
     for (size_t i = 0; i < n; i++) {
+        double steps = per_step && scratch[i].steps ? (double)scratch[i].steps : 1;
+        samples[i * b->repeats] = scratch[i].busy_s / steps;
         sum[i].device = scratch[i].device;
         sum[i].steps += scratch[i].steps;
         sum[i].tokens += scratch[i].tokens;
@@ -144,13 +152,13 @@ static enum ek_status run_once(struct bench *b, int64_t repeat, struct ek_bench_
     EK_GOTO(wave_prefill(&w), st, done);
     filled = ek_now_ns();
     if (repeat >= 0)
-        add_timings(b->e, r->prefill, r->n_stages, scratch);
+        add_timings(b, r->prefill, r->n_stages, false, scratch, b->filling + repeat);
     EK_GOTO(wave_decode(&w), st, done);
     if (repeat >= 0) {
         b->prefill[repeat] = (double)(filled - start) * 1e-9;
         b->decode_total += (double)(ek_now_ns() - filled) * 1e-9;
         b->n_rounds += w.n_rounds;
-        add_timings(b->e, r->decode, r->n_stages, scratch);
+        add_timings(b, r->decode, r->n_stages, true, scratch, b->stepping + repeat);
     }
 done:
     wave_close(&w);
@@ -164,6 +172,10 @@ static enum ek_status make_result(struct bench *b, struct ek_bench_result *r)
     r->n_devices = (uint32_t)ek_engine_n_devices(b->e);
     if ((r->prefill = ek_calloc(r->n_stages, sizeof(*r->prefill))) == NULL ||
         (r->decode = ek_calloc(r->n_stages, sizeof(*r->decode))) == NULL ||
+        (r->stage_prefill_s = ek_calloc(r->n_stages, sizeof(*r->stage_prefill_s))) == NULL ||
+        (r->stage_decode_s = ek_calloc(r->n_stages, sizeof(*r->stage_decode_s))) == NULL ||
+        (b->filling = ek_calloc((size_t)r->n_stages * b->repeats, sizeof(double))) == NULL ||
+        (b->stepping = ek_calloc((size_t)r->n_stages * b->repeats, sizeof(double))) == NULL ||
         (r->usage = ek_calloc(r->n_devices, sizeof(*r->usage))) == NULL)
         return EK_ENOMEM;
     return EK_OK;
@@ -206,6 +218,10 @@ enum ek_status ek_bench_run(struct ek_engine *e, const struct ek_bench_options *
     r.prefill_s = spread_of(b.prefill, b.repeats);
     r.decode_s = spread_of(b.rounds, b.n_rounds);
     r.decode_total_s = b.decode_total / b.repeats;
+    for (uint32_t i = 0; i < r.n_stages; i++) {
+        r.stage_prefill_s[i] = spread_of(b.filling + (size_t)i * b.repeats, b.repeats);
+        r.stage_decode_s[i] = spread_of(b.stepping + (size_t)i * b.repeats, b.repeats);
+    }
     for (uint32_t i = 0; i < r.n_devices; i++)
         ek_engine_usage(e, i, r.usage[i]);
     *out = r;
@@ -220,6 +236,8 @@ void ek_bench_result_clear(struct ek_bench_result *r)
 {
     free(r->prefill);
     free(r->decode);
+    free(r->stage_prefill_s);
+    free(r->stage_decode_s);
     free(r->usage);
     *r = (struct ek_bench_result){0};
 }

@@ -34,6 +34,7 @@ void ek_plan_free(struct ek_plan *p)
     free(p->devices);
     free(p->uuids);
     free(p->memory);
+    free(p->factors);
     free(p);
 }
 
@@ -153,6 +154,19 @@ static ptrdiff_t device_by_name(const struct ek_plan *p, size_t n, const char *n
     return -1;
 }
 
+static enum ek_status read_factors(const json_t *device, struct ek_json_at at,
+                                   struct ek_plan_factors *f)
+{
+    const json_t *v = json_object_get(device, "calibration");
+
+    f->prefill = f->decode = 1;
+    if (v == NULL || json_is_null(v))
+        return EK_OK;
+    EK_TRY(ek_json_object(device, at, "calibration", &v));
+    EK_TRY(ek_json_opt_real(v, at, "prefill", 1e-3, 1e3, &f->prefill));
+    return ek_json_opt_real(v, at, "decode", 1e-3, 1e3, &f->decode);
+}
+
 static enum ek_status read_device(const json_t *d, const char *where, struct ek_plan *p, size_t i)
 {
     struct ek_device_spec *spec = &p->devices[i];
@@ -170,6 +184,7 @@ static enum ek_status read_device(const json_t *d, const char *where, struct ek_
     EK_TRY(read_opt_text(d, at, "threads", spec->threads, sizeof(spec->threads)));
     EK_TRY(read_opt_text(d, at, "uuid", p->uuids[i], sizeof(p->uuids[i])));
     EK_TRY(ek_json_opt_u64(d, at, "memory", 0, MAX_BYTES, &spec->memory));
+    EK_TRY(read_factors(d, at, &p->factors[i]));
     if (spec->name[0] == '\0' || spec->backend[0] == '\0')
         return ek_error(EK_EFORMAT, "%s: devices[%zu] needs a name and a backend", where, i);
     if (device_by_name(p, i, spec->name) >= 0)
@@ -189,7 +204,8 @@ static enum ek_status read_devices(const json_t *root, const char *where, struct
                         EK_MAX_DEVICES, p->n_devices);
     if ((p->devices = ek_calloc(p->n_devices, sizeof(*p->devices))) == NULL ||
         (p->uuids = ek_calloc(p->n_devices, sizeof(*p->uuids))) == NULL ||
-        (p->memory = ek_calloc(p->n_devices, sizeof(*p->memory))) == NULL)
+        (p->memory = ek_calloc(p->n_devices, sizeof(*p->memory))) == NULL ||
+        (p->factors = ek_calloc(p->n_devices, sizeof(*p->factors))) == NULL)
         return EK_ENOMEM;
     for (size_t i = 0; i < p->n_devices; i++)
         EK_TRY(read_device(json_array_get(list, i), where, p, i));

@@ -49,8 +49,10 @@ enum ek_status ek_plan_single(const struct ek_model *m, const struct ek_device_s
         return EK_ENOMEM;
     if ((p->devices = ek_calloc(1, sizeof(*p->devices))) == NULL ||
         (p->uuids = ek_calloc(1, sizeof(*p->uuids))) == NULL ||
-        (p->memory = ek_calloc(1, sizeof(*p->memory))) == NULL)
+        (p->memory = ek_calloc(1, sizeof(*p->memory))) == NULL ||
+        (p->factors = ek_calloc(1, sizeof(*p->factors))) == NULL)
         goto fail;
+    p->factors[0] = (struct ek_plan_factors){1, 1};
     memcpy(p->model_hash, m->hash, sizeof(p->model_hash));
     memcpy(p->model_name, m->name, sizeof(p->model_name));
     p->devices[0] = *device;

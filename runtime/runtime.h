@@ -29,6 +29,9 @@ struct ek_plan {
     struct ek_device_spec *devices;
     char (*uuids)[48];             /* one a device, "" when the plan does not say */
     struct ek_plan_memory *memory; /* one a device; all 0 when the plan does not predict it */
+    struct ek_plan_factors {
+        double prefill, decode;
+    } * factors; /* one a device: what bench's own measurements made of its predictions, else 1 */
     size_t n_devices;
     struct ek_plan_stage *stages;
     size_t n_stages;
@@ -355,7 +358,9 @@ struct ek_bench_result {
     struct ek_spread decode_s;                /* one token of the whole batch, a sample a round */
     double decode_total_s;                    /* mean over repeats of all generate - 1 rounds */
     struct ek_stage_timing *prefill, *decode; /* [n_stages], sums over the repeats */
-    struct ek_usage (*usage)[EK_N_TAGS];      /* [n_devices] */
+    struct ek_spread *stage_prefill_s, *stage_decode_s; /* [n_stages], a sample a repeat: busy with
+                                                           all prompts; with one decode step */
+    struct ek_usage (*usage)[EK_N_TAGS];                /* [n_devices] */
 };
 /* The way of ek_generate (same chunks, same groups), without sampling: greedy on the device. */
 enum ek_status ek_bench_run(struct ek_engine *e, const struct ek_bench_options *opt,

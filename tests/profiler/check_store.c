@@ -90,7 +90,12 @@ START_TEST(rows_come_back_as_they_were_put)
     struct ek_store_key k = key_at(id, EK_PHASE_DECODE, 1, 1, 64);
     struct ek_store_link l = {"cpu:0", "cpu:1", "memcpy", 1e-6, 1e10, 0.05, 30}, *links;
     struct ek_store_memory m = {id, "layer", "F32", "F32", 1, 64, 128, 1, 2, 3, 4, 5}, *memories;
-    struct ek_store_run r = {"p", "m", "decode", 1.5, 1.6, 1, 1, 64}, *runs;
+    struct ek_store_run r = {"p",      "m", "stage 0 (cpu:0) decode step",
+                             1.5,      1.6, 1,
+                             1,        64,  "cpu:0",
+                             "decode", 0.1, 3,
+                             1.25},
+                        *runs;
     struct ek_store_time_row *rows;
     struct ek_store_device *devices;
     size_t n;
@@ -137,6 +142,11 @@ START_TEST(rows_come_back_as_they_were_put)
     ck_assert_int_eq(ek_store_runs(s, &runs, &n), EK_OK);
     ck_assert_uint_eq(n, 1);
     ck_assert_double_eq(runs[0].measured, 1.6);
+    ck_assert_str_eq(runs[0].device, "cpu:0");
+    ck_assert_str_eq(runs[0].quantity, "decode");
+    ck_assert_double_eq(runs[0].mad, 0.1);
+    ck_assert_uint_eq(runs[0].n, 3);
+    ck_assert_double_eq(runs[0].factor, 1.25);
     ck_assert_int_eq(ek_store_put_run(s, &r), EK_EUSAGE); /* opened for reading */
     free(devices);
     free(rows);
@@ -235,7 +245,7 @@ START_TEST(identity_is_of_the_measurements_whatever_their_order)
     ck_assert_str_eq(id[0], id[1]);
     s = open_store(EK_STORE_WRITE);
     struct ek_store_key c = key_at(put_device(s, "cpu:0", "1"), EK_PHASE_DECODE, 2, 1, 64);
-    struct ek_store_run r = {"p", "m", "decode", 1.5, 1.6, 1, 1, 64};
+    struct ek_store_run r = {.what = "decode", .predicted = 1.5, .measured = 1.6, .factor = 1};
     ck_assert_int_eq(ek_store_put_run(s, &r), EK_OK);
     identity(s, id[2]);
     ck_assert_str_eq(id[0], id[2]); /* what a run took is not part of it */
@@ -393,6 +403,25 @@ START_TEST(a_database_that_is_not_ours_is_refused)
 }
 END_TEST
 
+START_TEST(a_profile_of_version_1_keeps_its_measurements)
+{
+    struct ek_store_time_row *rows;
+    struct ek_store *s;
+    size_t n;
+
+    good_profile();
+    tamper("DROP TABLE run; CREATE TABLE run(id INTEGER PRIMARY KEY, plan_hash TEXT NOT NULL,"
+           " measured REAL NOT NULL) STRICT; PRAGMA user_version = 1");
+    refused(EK_STORE_READ, EK_EUNSUPPORTED, "older");
+    ek_store_close(open_store(EK_STORE_WRITE));
+    s = open_store(EK_STORE_READ);
+    ck_assert_int_eq(ek_store_times(s, 1, "layer", &rows, &n), EK_OK);
+    ck_assert_uint_eq(n, 1);
+    free(rows);
+    ek_store_close(s);
+}
+END_TEST
+
 /* Values that pass the file's own checks but cannot have been measured. */
 static const char *const impossible[] = {
     "UPDATE measurement SET median_s = 9e99",   "UPDATE measurement SET median_s = 0.0",
@@ -467,7 +496,7 @@ START_TEST(a_locked_database_names_the_holder)
     }
     ck_assert_int_eq(read(ready[0], &c, 1), 1);
     s = open_store(EK_STORE_WRITE); /* opening and reading go on beside a writer */
-    struct ek_store_run r = {"p", "m", "decode", 1.5, 1.6, 1, 1, 64};
+    struct ek_store_run r = {.what = "decode", .predicted = 1.5, .measured = 1.6, .factor = 1};
     char name[32];
     snprintf(name, sizeof(name), "by process %d (", (int)pid);
     ck_assert_int_eq(ek_store_put_run(s, &r), EK_EENV);
@@ -681,6 +710,7 @@ int main(void)
     tcase_add_test(tc, two_processes_do_not_measure_into_one_profile);
     tcase_add_test(tc, files_that_are_no_database_are_refused_and_left_alone);
     tcase_add_loop_test(tc, a_database_that_is_not_ours_is_refused, 0, EK_ARRAY_LEN(tampered));
+    tcase_add_test(tc, a_profile_of_version_1_keeps_its_measurements);
     tcase_add_loop_test(tc, values_that_cannot_be_true_are_refused_when_read, 0,
                         EK_ARRAY_LEN(impossible));
     tcase_add_test(tc, flipped_bytes_are_refused_or_read_never_worse);

@@ -262,6 +262,9 @@ START_TEST(the_benchmark_times_every_part)
         ck_assert_uint_eq(r.decode[i].tokens, 2 * 8 * 4);
         ck_assert_uint_eq(r.decode[i].steps, 2 * 8 * 2); /* two groups */
         ck_assert_double_gt(r.decode[i].busy_s, 0);
+        ck_assert_uint_eq(r.stage_decode_s[i].n, 2);
+        ck_assert_double_eq_tol(r.stage_decode_s[i].mean * 16, r.decode[i].busy_s / 2, 1e-9);
+        ck_assert_double_eq_tol(r.stage_prefill_s[i].mean * 2, r.prefill[i].busy_s, 1e-9);
         ck_assert_uint_gt(r.usage[i][EK_TAG_WEIGHTS].peak, 0);
     }
     ek_bench_result_clear(&r);
