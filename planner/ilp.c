@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BRANCH_ON_COUNTS 500 /* columns from which on it pays */
+#define CUTOFF_ROOM 1e-6 /* relative: rounding inside GLPK must not hide a plan at the cutoff */
 
 struct builder {
     const struct ek_problem *p;
@@ -34,11 +34,11 @@ struct builder {
     int *out_row, *in_row;   /* [n_items][n_kinds] rows of the flow through hops, 0: none */
     int *side_out, *side_in; /* [n_kinds] flow from the side modules' stage to the first */
     double scale;            /* of the objective */
-    /* large programs also count the stages of each kind and those that begin at each item:
-     * branching on such a count halves the problem where branching on one column barely changes it
-     */
-    int *tally;      /* [n_kinds + n_items] rows, or NULL */
+    /* the stages of each kind and those that begin at each item are counted: branching on such a
+     * count halves the problem where branching on one column barely changes it */
+    int *tally;      /* [n_kinds + n_items] rows */
     int first_count; /* their variables, from here */
+    int cutoff;      /* a variable without rows, fixed at 0, or 0: see offer_cutoff */
 };
 
 const char *ek_ilp_version(void)
@@ -143,7 +143,7 @@ static void make_rows(struct builder *b, struct rows *r)
         r->side[s] = add_row(b, GLP_FX, 1, 1);
     for (uint32_t i = 0; i < p->n_pools; i++)
         r->pool[i] = add_row(b, GLP_UP, 0, 1);
-    for (uint32_t i = 0; b->tally && i < p->n_kinds + p->n_items; i++)
+    for (uint32_t i = 0; i < p->n_kinds + p->n_items; i++)
         b->tally[i] = add_row(b, GLP_FX, 0, 0);
 }
 
@@ -198,6 +198,9 @@ static enum ek_status put_column(struct builder *b, struct rows *r, uint32_t i)
     EK_TRY(put_flow(b, r, c, v));
     EK_TRY(put_sides(b, r, c, v));
     EK_TRY(put(b, r->group[k->group], v, k->tp));
+    EK_TRY(put(b, b->tally[c->kind], v, 1));
+    if (c->first <= c->last)
+        EK_TRY(put(b, b->tally[p->n_kinds + (uint32_t)c->first], v, 1));
     if (r->stages)
         EK_TRY(put(b, r->stages, v, 1));
     if (pool >= 0)
@@ -249,11 +252,18 @@ static enum ek_status put_counts(struct builder *b)
     int v;
 
     b->first_count = glp_get_num_cols(b->lp) + 1;
-    for (uint32_t i = 0; b->tally && i < p->n_kinds + p->n_items; i++) {
+    for (uint32_t i = 0; i < p->n_kinds + p->n_items; i++) {
         EK_TRY(add_variable(b, 0, false, UINT32_MAX, &v));
         glp_set_col_kind(b->lp, v, GLP_IV);
         EK_TRY(put(b, b->tally[i], v, -1));
     }
+    return EK_OK;
+}
+
+static enum ek_status add_cutoff(struct builder *b, double cost)
+{
+    EK_TRY(add_variable(b, cost, false, UINT32_MAX, &b->cutoff));
+    glp_set_col_bnds(b->lp, b->cutoff, GLP_FX, 0, 0);
     return EK_OK;
 }
 
@@ -267,13 +277,9 @@ static enum ek_status build(struct builder *b)
     b->in_row = ek_calloc((size_t)p->n_items * p->n_kinds, sizeof(int));
     b->side_out = ek_calloc(p->n_kinds, sizeof(int));
     b->side_in = ek_calloc(p->n_kinds, sizeof(int));
-    if (!b->out_row || !b->in_row || !b->side_out || !b->side_in)
+    b->tally = ek_calloc(p->n_kinds + p->n_items, sizeof(int));
+    if (!b->out_row || !b->in_row || !b->side_out || !b->side_in || !b->tally)
         return EK_ENOMEM;
-    if (p->n_columns > BRANCH_ON_COUNTS) {
-        b->tally = ek_calloc(p->n_kinds + p->n_items, sizeof(int));
-        if (b->tally == NULL)
-            return EK_ENOMEM;
-    }
     make_rows(b, &r);
     for (size_t i = 0; i < p->n_columns; i++)
         if (allowed(b, i))
@@ -282,22 +288,41 @@ static enum ek_status build(struct builder *b)
         EK_TRY(put_hops(b));
         EK_TRY(put_side_hops(b));
     }
-    if (glp_get_num_cols(b->lp) > 0)
-        EK_TRY(put_counts(b));
-    if (glp_get_num_cols(b->lp) > 0)
-        glp_load_matrix(b->lp, (int)b->n, b->rows, b->cols, b->values);
+    if (glp_get_num_cols(b->lp) == 0)
+        return EK_OK;
+    EK_TRY(put_counts(b));
+    if (!isinf(b->l->sum))
+        EK_TRY(add_cutoff(b, b->l->sum * (1 + CUTOFF_ROOM)));
+    glp_load_matrix(b->lp, (int)b->n, b->rows, b->cols, b->values);
     return EK_OK;
 }
 
 /* ---- Solving ------------------------------------------------------------------------------------
  */
 struct watch {
-    const struct builder *b;
+    struct builder *b;
     struct ek_effort *e;
-    double cutoff; /* scaled: nothing above is of interest */
     double bound;
-    bool cut, any; /* cut: all is above the cutoff; any: the first plan will do */
+    bool any; /* the first plan will do */
 };
+
+/* GLPK takes no cutoff, but an incumbent from a heuristic, without asking whether it is feasible:
+ * one whose only cost is the cutoff prunes everything above. Where it stays, there is no plan. */
+static void offer_cutoff(glp_tree *tree, struct builder *b)
+{
+    double *x = ek_calloc((size_t)glp_get_num_cols(glp_ios_get_prob(tree)) + 1, sizeof(double));
+
+    if (x == NULL) /* slower, not wrong */
+        return;
+    x[b->cutoff] = 1;
+    glp_ios_heur_sol(tree, x);
+    free(x);
+}
+
+static bool cutoff_stayed(const struct builder *b)
+{
+    return b->cutoff && glp_mip_col_val(b->lp, b->cutoff) > 0.5;
+}
 
 static int most_fractional(glp_tree *tree, glp_prob *lp, int from, int n)
 {
@@ -318,11 +343,8 @@ static int most_fractional(glp_tree *tree, glp_prob *lp, int from, int n)
 static void branch(glp_tree *tree, const struct builder *b)
 {
     glp_prob *lp = glp_ios_get_prob(tree);
-    int kinds = (int)b->p->n_kinds, v;
+    int kinds = (int)b->p->n_kinds, v = most_fractional(tree, lp, b->first_count, kinds);
 
-    if (b->tally == NULL)
-        return;
-    v = most_fractional(tree, lp, b->first_count, kinds);
     if (v == 0)
         v = most_fractional(tree, lp, b->first_count + kinds, (int)b->p->n_items);
     if (v)
@@ -334,21 +356,23 @@ static void on_node(glp_tree *tree, void *info)
     struct watch *w = info;
     int best = glp_ios_best_node(tree);
 
-    if (w->any && glp_ios_reason(tree) == GLP_IBINGO) {
-        glp_ios_terminate(tree);
-        return;
-    }
-    if (glp_ios_reason(tree) == GLP_IBRANCH) {
-        branch(tree, w->b);
-        return;
-    }
     if (best)
         w->bound = glp_ios_node_bound(tree, best);
-    if (best && w->bound > w->cutoff) {
-        w->cut = true;
-        glp_ios_terminate(tree);
-    } else if (ek_effort_over(w->e)) {
-        glp_ios_terminate(tree);
+    switch (glp_ios_reason(tree)) {
+    case GLP_IHEUR:
+        if (w->b->cutoff && glp_mip_status(glp_ios_get_prob(tree)) == GLP_UNDEF)
+            offer_cutoff(tree, w->b);
+        break;
+    case GLP_IBRANCH:
+        branch(tree, w->b);
+        break;
+    case GLP_IBINGO:
+        if (w->any)
+            glp_ios_terminate(tree);
+        break;
+    default:
+        if (ek_effort_over(w->e))
+            glp_ios_terminate(tree);
     }
 }
 
@@ -384,23 +408,22 @@ static void read_solution(struct builder *b, struct ek_answer *out)
 static void judge(struct builder *b, const struct watch *w, int rc, struct ek_answer *out)
 {
     int status = glp_mip_status(b->lp);
+    bool plan = (status == GLP_OPT || status == GLP_FEAS) && !cutoff_stayed(b);
     bool stopped = rc == GLP_ETMLIM || rc == GLP_ESTOP;
 
-    if (rc == GLP_ENOPFS || rc == GLP_ENODFS || w->cut ||
-        (rc == 0 && status != GLP_OPT && status != GLP_FEAS)) {
+    if (rc == GLP_ENOPFS || rc == GLP_ENODFS || (rc == 0 && !plan)) {
         out->kind = EK_ANSWER_INFEASIBLE;
         return;
     }
-    if (status == GLP_OPT || status == GLP_FEAS)
+    if (plan)
         read_solution(b, out);
-    out->kind = (status == GLP_OPT && !stopped) || (w->any && out->n) ? EK_ANSWER_OPTIMAL
-                                                                      : EK_ANSWER_UNKNOWN;
+    out->kind = plan && (!stopped || w->any) ? EK_ANSWER_OPTIMAL : EK_ANSWER_UNKNOWN;
     out->bound = out->kind == EK_ANSWER_OPTIMAL ? out->sum : w->bound * b->scale;
     if (out->kind == EK_ANSWER_OPTIMAL && out->sum > b->l->sum * (1 + 1e-9) + 1e-15)
         out->kind = EK_ANSWER_INFEASIBLE;
 }
 
-/* The linear relaxation, which glp_intopt wants solved when it does not presolve. */
+/* The linear relaxation, which glp_intopt wants solved: its own presolver renumbers the counts. */
 static int relax(struct builder *b, struct watch *w, int tm_lim)
 {
     glp_smcp o;
@@ -415,16 +438,12 @@ static int relax(struct builder *b, struct watch *w, int tm_lim)
         return GLP_ENOPFS;
     if (rc == 0)
         w->bound = glp_get_obj_val(b->lp);
-    w->cut = rc == 0 && w->bound > w->cutoff;
-    return w->cut ? GLP_ESTOP : rc;
+    return rc;
 }
 
 static enum ek_status run(struct builder *b, struct ek_effort *e, struct ek_answer *out)
 {
-    struct watch w = {.b = b,
-                      .e = e,
-                      .cutoff = b->l->sum * (1 + 1e-6) / b->scale,
-                      .any = isinf(b->l->enough) && b->l->enough > 0};
+    struct watch w = {.b = b, .e = e, .any = isinf(b->l->enough) && b->l->enough > 0};
     glp_iocp o;
     uint64_t now = ek_now_ns();
     int rc;
@@ -435,14 +454,12 @@ static enum ek_status run(struct builder *b, struct ek_effort *e, struct ek_answ
         return EK_OK;
     }
     glp_init_iocp(&o);
-    o.presolve = b->tally ? GLP_OFF : GLP_ON; /* presolving renumbers the counts */
     o.msg_lev = GLP_MSG_OFF;
-    o.gmi_cuts = GLP_ON;
     o.cb_func = on_node;
     o.cb_info = &w;
     if (e->deadline_ns)
         o.tm_lim = e->deadline_ns > now ? (int)((e->deadline_ns - now) / 1000000) + 1 : 1;
-    rc = b->tally ? relax(b, &w, o.tm_lim) : 0;
+    rc = relax(b, &w, o.tm_lim);
     if (rc == 0)
         rc = glp_intopt(b->lp, &o);
     if (rc == GLP_ETMLIM)
