@@ -400,19 +400,32 @@ static enum ek_status staging_send(struct staging *g, void *dst, size_t n)
     return EK_OK;
 }
 
+/* n rows, packed, to rows that begin pitch bytes apart; the gaps are zeros. */
+static void spread_rows(char *buffer, size_t n, size_t row, size_t pitch)
+{
+    for (size_t i = n; i-- > 0;) {
+        memmove(buffer + i * pitch, buffer + i * row, row);
+        memset(buffer + i * pitch + row, 0, pitch - row);
+    }
+}
+
 static enum ek_status load_matrix(const struct ek_model *m, const struct load *l, struct staging *g)
 {
-    size_t row = l->mat->bytes / l->mat->rows, rows = l->t->bytes / row;
-    size_t step = row > g->bytes ? 1 : g->bytes / row;
+    size_t pitch = l->mat->bytes / l->mat->rows, row, rows;
+    size_t step = pitch > g->bytes ? 1 : g->bytes / pitch;
     char *buffer;
 
+    EK_TRY(ek_dtype_bytes(l->mat->dtype, l->mat->cols, &row));
+    rows = l->t->bytes / row;
     for (size_t at = 0; at < rows; at += step) {
-        size_t n = (rows - at < step ? rows - at : step) * row;
+        size_t n = rows - at < step ? rows - at : step;
         EK_TRY(staging_take(g, &buffer));
-        EK_TRY(ek_model_read(m, l->t, at * row, n, buffer));
+        EK_TRY(ek_model_read(m, l->t, at * row, n * row, buffer));
         if (l->interleaved > 1)
-            EK_TRY(vision_part_columns(l, buffer, n));
-        EK_TRY(staging_send(g, (char *)l->mat->data + (l->row0 + at) * row, n));
+            EK_TRY(vision_part_columns(l, buffer, n * row));
+        if (pitch > row)
+            spread_rows(buffer, n, row, pitch);
+        EK_TRY(staging_send(g, (char *)l->mat->data + (l->row0 + at) * pitch, n * pitch));
     }
     return EK_OK;
 }

@@ -1,30 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention for every shape and type: one block a token and head, the context 128 tokens at a time
 // with a running maximum. What the tensor-core kernels do not take comes here: fp32, other head
-// sizes, a cache of another type than the activations.
+// sizes, a cache of another type than the activations. Dense: keys and values in rows beside the
+// queries, a segment an index of z, every row sees all of its segment.
 #include "kernels/cuda/attention.cuh"
 
 #define ANY_THREADS 128
 
-template <typename T, typename C>
+// Where this block's token is: its sequence, its row, and the tokens that it sees.
+template <bool DENSE>
+__device__ __forceinline__ bool any_token(const ek_cu_attention &a, uint32_t &seq, uint32_t &token,
+                                          int32_t &len)
+{
+    if (DENSE) {
+        seq = blockIdx.z;
+        len = a.batch.seq_start[seq + 1] - a.batch.seq_start[seq];
+        token = (uint32_t)a.batch.seq_start[seq] + blockIdx.x;
+        return (int32_t)blockIdx.x < len;
+    }
+    token = blockIdx.x;
+    while (seq + 1 < a.batch.n_seqs && (int32_t)token >= a.batch.seq_start[seq + 1])
+        seq++;
+    len = a.batch.kv_len[seq] - (a.batch.seq_start[seq + 1] - 1 - (int32_t)token);
+    return true;
+}
+
+template <typename T, typename C, bool DENSE>
 __global__ void __launch_bounds__(ANY_THREADS) any_k(const ek_cu_attention a)
 {
     extern __shared__ float shared[]; // q [head_dim], acc [v_dim]
     __shared__ float p[ANY_THREADS], tmp[32];
     __shared__ size_t slot[ANY_THREADS];
-    uint32_t token = blockIdx.x, head = blockIdx.y, seq = 0, dim = a.kv.head_dim;
+    uint32_t token, head = blockIdx.y, seq = 0, dim = a.kv.head_dim;
     uint32_t kv_head = head / (a.heads / a.kv.kv_heads);
     // without values of their own (latent attention) they are the keys' first elements
     const C *values = (const C *)(a.kv.v ? a.kv.v : a.kv.k);
-    uint32_t value_row = a.kv.v ? a.kv.v_dim : dim;
+    size_t value_row = DENSE ? 1 : a.kv.v ? a.kv.v_dim : dim, key_row = DENSE ? 1 : dim;
+    int32_t len;
     float *q = shared, *acc = shared + dim, peak = -INFINITY, weight = 0;
 
     pdl_next();
     pdl_wait();
-    while (seq + 1 < a.batch.n_seqs && (int32_t)token >= a.batch.seq_start[seq + 1])
-        seq++;
-    // the token sees the context up to itself
-    int32_t len = a.batch.kv_len[seq] - (a.batch.seq_start[seq + 1] - 1 - (int32_t)token);
+    if (!any_token<DENSE>(a, seq, token, len))
+        return;
     for (uint32_t i = threadIdx.x; i < dim; i += ANY_THREADS)
         q[i] = to_f(((const T *)a.q)[token * a.ldq + head * dim + i]) * a.scale * LOG2E;
     for (uint32_t i = threadIdx.x; i < a.kv.v_dim; i += ANY_THREADS)
@@ -35,8 +53,10 @@ __global__ void __launch_bounds__(ANY_THREADS) any_k(const ek_cu_attention a)
         float s = -INFINITY;
 
         if (at < len) {
-            slot[threadIdx.x] = slot_of(a, seq, (uint32_t)at) * a.kv.kv_heads + kv_head;
-            const C *k = (const C *)a.kv.k + slot[threadIdx.x] * dim;
+            slot[threadIdx.x] =
+                DENSE ? ((uint32_t)a.batch.seq_start[seq] + (size_t)at) * a.row + head * dim
+                      : slot_of(a, seq, (uint32_t)at) * a.kv.kv_heads + kv_head;
+            const C *k = (const C *)a.kv.k + slot[threadIdx.x] * key_row;
             s = 0;
             for (uint32_t i = 0; i < dim; i++)
                 s = fmaf(q[i], to_f(k[i]), s);
@@ -60,18 +80,30 @@ __global__ void __launch_bounds__(ANY_THREADS) any_k(const ek_cu_attention a)
             from_f<T>(len > 0 ? acc[i] / weight : 0.0f);
 }
 
+static size_t any_shared(const struct ek_cu_attention *a)
+{
+    return ((size_t)a->kv.head_dim + a->kv.v_dim) * sizeof(float);
+}
+
 template <typename T>
 static cudaError_t any_launch(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
 {
-    size_t shared = ((size_t)a->kv.head_dim + a->kv.v_dim) * sizeof(float);
-
     EK_DISPATCH_ACT(a->kv.dtype, C,
-                    return launch(q, any_k<T, C>, dim3(a->batch.n_tokens, a->heads), ANY_THREADS,
-                                  shared, *a));
+                    return launch(q, any_k<T, C, false>, dim3(a->batch.n_tokens, a->heads),
+                                  ANY_THREADS, any_shared(a), *a));
 }
 
 extern "C" cudaError_t ek_cu_attention_any(const struct ek_cu_queue *q, enum ek_dtype act,
                                            const struct ek_cu_attention *a)
 {
     EK_DISPATCH_ACT(act, T, return any_launch<T>(q, a));
+}
+
+extern "C" cudaError_t ek_cu_attention_dense_any(const struct ek_cu_queue *q, enum ek_dtype act,
+                                                 const struct ek_cu_attention *a)
+{
+    dim3 grid(a->batch.max_q, a->heads, a->batch.n_seqs);
+
+    EK_DISPATCH_ACT(act, T,
+                    return launch(q, any_k<T, T, true>, grid, ANY_THREADS, any_shared(a), *a));
 }

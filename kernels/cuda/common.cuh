@@ -141,6 +141,24 @@ template <> __device__ __forceinline__ void store8<float>(float *p, const float 
     store4(p + 4, v + 4);
 }
 
+// Pieces of 4 or 8 by the array's length.
+template <typename T> __device__ __forceinline__ void load_piece(const T *p, float (&v)[4])
+{
+    load4(p, v);
+}
+template <typename T> __device__ __forceinline__ void load_piece(const T *p, float (&v)[8])
+{
+    load8(p, v);
+}
+template <typename T> __device__ __forceinline__ void store_piece(T *p, const float (&v)[4])
+{
+    store4(p, v);
+}
+template <typename T> __device__ __forceinline__ void store_piece(T *p, const float (&v)[8])
+{
+    store8(p, v);
+}
+
 // A weight is read once a step: past L1, straight to registers.
 __device__ __forceinline__ uint4 load_stream(const void *p)
 {

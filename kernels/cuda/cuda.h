@@ -48,9 +48,9 @@ enum ek_cu_scratch {
 struct ek_cu_key { /* everything that chooses an algorithm */
     enum ek_dtype in, out;
     uint32_t rows, cols, n, align;
-    size_t ldx, ldo, steps[3];
+    size_t ldw, ldx, ldo, steps[3];
     uint32_t batch;
-    bool add, bias, turned;
+    bool add, bias, turned, gelu;
 };
 struct ek_cu_plan {
     struct ek_cu_key key;
@@ -177,10 +177,11 @@ struct ek_cu_gemm {
     const void *w, *x;
     enum ek_dtype in, out_type;
     uint32_t rows, cols, n;
-    size_t ldx, ldo;
-    const void *bias; /* of out_type, or NULL */
+    size_t ldw, ldx, ldo; /* ldw 0: rows of w follow one another */
+    const void *bias;     /* of out_type, or NULL */
     void *out;
     bool add, turned;
+    bool gelu;      /* the tanh form, of the result with its bias */
     uint32_t batch; /* 0: one */
     size_t w_step, x_step, out_step;
 };
@@ -211,5 +212,14 @@ enum ek_status ek_cuda_rope_append(struct ek_device *dev, void *qkv, size_t ld,
 enum ek_status ek_cuda_attention(struct ek_device *dev, const void *q, size_t ldq,
                                  const struct ek_batch *batch, const struct ek_kv *kv,
                                  uint32_t heads, float scale, void *out, size_t ldo);
+enum ek_status ek_cuda_scatter_rows(struct ek_device *dev, const float *x, const int32_t *rows,
+                                    uint32_t n, uint32_t dim, void *out, size_t ldo);
+enum ek_status ek_cuda_rope_rows(struct ek_device *dev, void *x, size_t ld,
+                                 const struct ek_rope *rope, const int32_t *positions, uint32_t n,
+                                 uint32_t heads, uint32_t head_dim);
+enum ek_status ek_cuda_attention_dense(struct ek_device *dev, const void *qkv, size_t ld,
+                                       const int32_t *segments, uint32_t n_segments,
+                                       uint32_t max_segment, uint32_t heads, uint32_t head_dim,
+                                       float scale, void *out, size_t ldo);
 
 #endif

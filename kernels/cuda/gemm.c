@@ -72,21 +72,28 @@ static enum ek_status in_batch(struct ek_cuda *d, cublasLtMatrixLayout_t layout,
     return EK_OK;
 }
 
+static cublasLtEpilogue_t epilogue(const struct ek_cu_gemm *g)
+{
+    if (g->gelu) /* cuBLASLt's is the tanh form */
+        return g->bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
+    return g->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+}
+
 static enum ek_status describe(struct ek_cuda *d, const struct ek_cu_gemm *g, struct descriptors *m)
 {
     cublasOperation_t t = g->turned ? CUBLAS_OP_N : CUBLAS_OP_T;
     uint64_t wide = g->turned ? g->rows : g->cols, tall = g->turned ? g->cols : g->rows;
-    cublasLtEpilogue_t bias = CUBLASLT_EPILOGUE_BIAS;
+    cublasLtEpilogue_t after = epilogue(g);
 
     LT_TRY(d, cublasLtMatmulDescCreate(&m->op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     LT_TRY(d, cublasLtMatmulDescSetAttribute(m->op, CUBLASLT_MATMUL_DESC_TRANSA, &t, sizeof(t)));
-    if (g->bias) {
-        LT_TRY(d, cublasLtMatmulDescSetAttribute(m->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &bias,
-                                                 sizeof(bias)));
+    LT_TRY(d, cublasLtMatmulDescSetAttribute(m->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &after,
+                                             sizeof(after)));
+    if (g->bias)
         LT_TRY(d, cublasLtMatmulDescSetAttribute(m->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias,
                                                  sizeof(g->bias)));
-    }
-    LT_TRY(d, cublasLtMatrixLayoutCreate(&m->w, cuda_type(g->in), wide, tall, (int64_t)wide));
+    LT_TRY(d, cublasLtMatrixLayoutCreate(&m->w, cuda_type(g->in), wide, tall,
+                                         (int64_t)(g->ldw ? g->ldw : wide)));
     LT_TRY(d, cublasLtMatrixLayoutCreate(&m->x, cuda_type(g->in), g->cols, g->n, (int64_t)g->ldx));
     LT_TRY(d, cublasLtMatrixLayoutCreate(&m->out, cuda_type(g->out_type), g->rows, g->n,
                                          (int64_t)g->ldo));
@@ -189,6 +196,7 @@ static void key_of(const struct ek_cu_gemm *g, struct ek_cu_key *key)
     key->cols = g->cols;
     key->n = g->n;
     key->align = least_alignment(g);
+    key->ldw = g->ldw;
     key->ldx = g->ldx;
     key->ldo = g->ldo;
     key->steps[0] = g->w_step;
@@ -198,6 +206,7 @@ static void key_of(const struct ek_cu_gemm *g, struct ek_cu_key *key)
     key->turned = g->turned;
     key->add = g->add;
     key->bias = g->bias != NULL;
+    key->gelu = g->gelu;
 }
 
 enum ek_status ek_cuda_gemm(struct ek_cuda *d, const struct ek_cu_gemm *g)

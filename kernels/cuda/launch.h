@@ -85,6 +85,9 @@ cudaError_t ek_cu_gelu(const struct ek_cu_queue *q, enum ek_dtype act, void *x, 
                        uint32_t n, uint32_t dim, bool tanh_form);
 cudaError_t ek_cu_gather(const struct ek_cu_queue *q, enum ek_dtype act, const void *x, size_t ldx,
                          const int32_t *rows, uint32_t n, uint32_t dim, void *out);
+/* out[rows[i]] = x[i] */
+cudaError_t ek_cu_scatter(const struct ek_cu_queue *q, enum ek_dtype act, const float *x,
+                          const int32_t *rows, uint32_t n, uint32_t dim, void *out, size_t ldo);
 cudaError_t ek_cu_convert(const struct ek_cu_queue *q, const void *x, enum ek_dtype from, void *out,
                           enum ek_dtype to, size_t n);
 /* partial: [n][EK_CU_ARGMAX] 8 bytes each; arrived: [n], zero before and after */
@@ -99,6 +102,10 @@ cudaError_t ek_cu_read(const struct ek_cu_queue *q, const void *p, size_t n, uin
 cudaError_t ek_cu_rope_append(const struct ek_cu_queue *q, enum ek_dtype act, void *qkv, size_t ld,
                               const struct ek_rope *rope, const struct ek_batch *batch,
                               uint32_t heads, const struct ek_kv *kv);
+/* positions: a row of n for every section */
+cudaError_t ek_cu_rope_rows(const struct ek_cu_queue *q, enum ek_dtype act, void *x, size_t ld,
+                            const struct ek_rope *rope, const int32_t *positions, uint32_t n,
+                            uint32_t heads, uint32_t head_dim);
 struct ek_cu_attention {
     const void *q; /* [n_tokens][ldq] act */
     size_t ldq;
@@ -108,6 +115,7 @@ struct ek_cu_attention {
     float scale;
     void *out; /* [n_tokens][ldo] act */
     size_t ldo;
+    size_t row; /* dense: elements from one row of k and v to the next */
     /* decode: parts of the context */
     uint32_t part, n_parts; /* tokens a part; parts of the longest context */
     bool cluster;           /* they are few and short: a cluster joins them */
@@ -127,6 +135,14 @@ cudaError_t ek_cu_attention_decode(const struct ek_cu_queue *q, enum ek_dtype ac
 /* ... and many. */
 cudaError_t ek_cu_attention_prefill(const struct ek_cu_queue *q, enum ek_dtype act,
                                     const struct ek_cu_attention *a);
+
+/* Every row to all rows of its segment [seq_start[i], seq_start[i + 1]), the longest of max_q rows;
+ * q, k and v are rows, at most 65535 segments. Any shape and type ... */
+cudaError_t ek_cu_attention_dense_any(const struct ek_cu_queue *q, enum ek_dtype act,
+                                      const struct ek_cu_attention *a);
+/* ... and BF16 or F16, heads of 8, 16, ... 128 elements, rows aligned to 16 bytes. */
+cudaError_t ek_cu_attention_dense(const struct ek_cu_queue *q, enum ek_dtype act,
+                                  const struct ek_cu_attention *a);
 
 /* ---- store.cu: n bytes to dst, of any device that this one reaches, then *flag = value unless it
  * is NULL; arrived: a zero in this device's memory, left so */

@@ -171,3 +171,70 @@ enum ek_status ek_cuda_attention(struct ek_device *dev, const void *q, size_t ld
     EK_TRY(plan_parts(d, &a));
     return issue(dev, ek_cu_attention_decode(&d->queue, dev->act, &a), "attention");
 }
+
+/* ---- vision ------------------------------------------------------------------------------------
+ */
+enum ek_status ek_cuda_scatter_rows(struct ek_device *dev, const float *x, const int32_t *rows,
+                                    uint32_t n, uint32_t dim, void *out, size_t ldo)
+{
+    if (n == 0)
+        return EK_OK;
+    return issue(dev, ek_cu_scatter(queue(dev), dev->act, x, rows, n, dim, out, ldo),
+                 "scatter_rows");
+}
+
+enum ek_status ek_cuda_rope_rows(struct ek_device *dev, void *x, size_t ld,
+                                 const struct ek_rope *rope, const int32_t *positions, uint32_t n,
+                                 uint32_t heads, uint32_t head_dim)
+{
+    if (rope->dim > head_dim)
+        return ek_error(EK_EUSAGE, "rope of %u dimensions in a head of %u", rope->dim, head_dim);
+    if (n == 0)
+        return EK_OK;
+    return issue(dev,
+                 ek_cu_rope_rows(queue(dev), dev->act, x, ld, rope, positions, n, heads, head_dim),
+                 "rope_rows");
+}
+
+static bool dense_fast(const struct ek_cuda *d, const struct ek_cu_attention *a)
+{
+    if (d->base.info.compute_major < 8 || d->base.act == EK_F32)
+        return false;
+    return a->kv.head_dim % 8 == 0 && a->kv.head_dim <= 128 && a->ldq % 8 == 0 && a->ldo % 2 == 0 &&
+           (uintptr_t)a->q % 16 == 0 && (uintptr_t)a->out % 4 == 0;
+}
+
+enum ek_status ek_cuda_attention_dense(struct ek_device *dev, const void *qkv, size_t ld,
+                                       const int32_t *segments, uint32_t n_segments,
+                                       uint32_t max_segment, uint32_t heads, uint32_t head_dim,
+                                       float scale, void *out, size_t ldo)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    size_t width = (size_t)heads * head_dim * (dev->act == EK_F32 ? 4 : 2);
+    struct ek_cu_attention a = {
+        .q = qkv,
+        .ldq = ld,
+        .row = ld,
+        .batch = {.n_seqs = n_segments, .max_q = max_segment, .seq_start = segments},
+        .kv = {.k = (char *)(uintptr_t)qkv + width,
+               .v = (char *)(uintptr_t)qkv + 2 * width,
+               .dtype = dev->act,
+               .kv_heads = heads,
+               .head_dim = head_dim,
+               .v_dim = head_dim},
+        .heads = heads,
+        .scale = scale,
+        .out = out,
+        .ldo = ldo};
+
+    if (n_segments == 0)
+        return EK_OK;
+    if (n_segments > 65535 || max_segment > 65535u * 128)
+        return ek_error(EK_EUNSUPPORTED, "attention: %u segments of up to %u rows", n_segments,
+                        max_segment);
+    ek_cuda_use(d);
+    return issue(dev,
+                 dense_fast(d, &a) ? ek_cu_attention_dense(&d->queue, dev->act, &a)
+                                   : ek_cu_attention_dense_any(&d->queue, dev->act, &a),
+                 "attention_dense");
+}

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rotation of q and k, and k and v into the cache: one block a token, the angles computed once.
+// Rotation of q and k, and k and v into the cache: one block a token, the angles computed once. And
+// rotation alone, of a tower's rows.
 #include "kernels/cuda/common.cuh"
 
 #define ROPE_THREADS 256
@@ -24,6 +25,19 @@ struct rope_args {
     uint32_t position_row;
 };
 
+// cos and sin of a token's frequencies; positions: its own of the first row, others n apart.
+__device__ __forceinline__ void angles(const ek_rope &rope, const int32_t *positions, uint32_t n,
+                                       float2 *turn)
+{
+    for (uint32_t i = threadIdx.x; i < rope.dim / 2; i += ROPE_THREADS) {
+        int32_t at = positions[(size_t)section_of(rope, i) * n];
+        float s, c;
+
+        sincosf((float)at * rope.inv_freq[i], &s, &c);
+        turn[i] = make_float2(c * rope.amplitude, s * rope.amplitude);
+    }
+}
+
 template <typename T, typename C>
 __global__ void __launch_bounds__(ROPE_THREADS) rope_k(T *qkv, const rope_args a)
 {
@@ -33,13 +47,7 @@ __global__ void __launch_bounds__(ROPE_THREADS) rope_k(T *qkv, const rope_args a
 
     pdl_next();
     pdl_wait();
-    for (uint32_t i = threadIdx.x; i < half; i += ROPE_THREADS) {
-        int32_t at = a.positions[section_of(a.rope, i) * a.position_row + token];
-        float s, c;
-
-        sincosf((float)at * a.rope.inv_freq[i], &s, &c);
-        turn[i] = make_float2(c * a.rope.amplitude, s * a.rope.amplitude);
-    }
+    angles(a.rope, a.positions + token, a.position_row, turn);
     __syncthreads();
     for (uint32_t i = threadIdx.x; i < (a.heads + a.kv.kv_heads) * half; i += ROPE_THREADS) {
         T *head = row + i / half * dim;
@@ -74,10 +82,91 @@ extern "C" cudaError_t ek_cu_rope_append(const struct ek_cu_queue *q, enum ek_dt
                                          const struct ek_batch *batch, uint32_t heads,
                                          const struct ek_kv *kv)
 {
-    rope_args a = {*rope, *kv, batch->positions, batch->slots, batch->n_tokens, heads, ld,
+    rope_args a = {*rope,
+                   *kv,
+                   batch->positions,
+                   batch->slots,
+                   batch->n_tokens,
+                   heads,
+                   ld,
                    batch->position_row ? batch->position_row : batch->n_tokens};
 
     if (rope->dim / 2 > ROPE_MAX)
         return cudaErrorNotSupported;
     EK_DISPATCH_ACT(act, T, return rope_launch(q, (T *)qkv, a));
+}
+
+// ---- rows of a tower
+struct rows_args {
+    struct ek_rope rope;
+    const int32_t *positions;
+    size_t ld;
+    uint32_t n, heads, dim;
+};
+
+template <typename T>
+__global__ void __launch_bounds__(ROPE_THREADS) rope_rows_k(T *x, const rows_args a)
+{
+    __shared__ float2 turn[ROPE_MAX];
+    uint32_t half = a.rope.dim / 2;
+    T *row = x + blockIdx.x * a.ld;
+
+    pdl_next();
+    pdl_wait();
+    angles(a.rope, a.positions + blockIdx.x, a.n, turn);
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < a.heads * half; i += ROPE_THREADS) {
+        uint32_t f = i % half;
+        T *u = row + i / half * a.dim + (a.rope.interleaved ? 2 * f : f);
+        T *v = u + (a.rope.interleaved ? 1 : half);
+        float p = to_f(*u), r = to_f(*v);
+
+        *u = from_f<T>(p * turn[f].x - r * turn[f].y);
+        *v = from_f<T>(r * turn[f].x + p * turn[f].y);
+    }
+}
+
+// The same where halves of heads are pieces of 8 elements.
+template <typename T>
+__global__ void __launch_bounds__(ROPE_THREADS) rope_rows_wide(T *x, const rows_args a)
+{
+    __shared__ float2 turn[ROPE_MAX];
+    uint32_t half = a.rope.dim / 2, pieces = half / 8;
+    T *row = x + blockIdx.x * a.ld;
+
+    pdl_next();
+    pdl_wait();
+    angles(a.rope, a.positions + blockIdx.x, a.n, turn);
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < a.heads * pieces; i += ROPE_THREADS) {
+        uint32_t f = i % pieces * 8;
+        T *at = row + i / pieces * a.dim + f;
+        float u[8], v[8], p[8], r[8];
+
+        load8(at, u);
+        load8(at + half, v);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            p[j] = u[j] * turn[f + j].x - v[j] * turn[f + j].y;
+            r[j] = v[j] * turn[f + j].x + u[j] * turn[f + j].y;
+        }
+        store8(at, p);
+        store8(at + half, r);
+    }
+}
+
+extern "C" cudaError_t ek_cu_rope_rows(const struct ek_cu_queue *q, enum ek_dtype act, void *x,
+                                       size_t ld, const struct ek_rope *rope,
+                                       const int32_t *positions, uint32_t n, uint32_t heads,
+                                       uint32_t head_dim)
+{
+    rows_args a = {*rope, positions, ld, n, heads, head_dim};
+    bool wide = !rope->interleaved && rope->dim % 16 == 0 && head_dim % 8 == 0 && ld % 8 == 0 &&
+                (uintptr_t)x % 16 == 0;
+
+    if (rope->dim / 2 > ROPE_MAX)
+        return cudaErrorNotSupported;
+    EK_DISPATCH_ACT(act, T,
+                    return launch(q, wide ? rope_rows_wide<T> : rope_rows_k<T>, n, ROPE_THREADS, 0,
+                                  (T *)x, a));
 }

@@ -100,13 +100,55 @@ __global__ void layer_norm_k(const T *x, const float *weight, const float *bias,
     }
 }
 
+// The same for rows of 8-element pieces.
+template <typename T>
+__global__ void layer_norm_wide(const T *x, const float *weight, const float *bias, float eps,
+                                uint32_t dim, T *out)
+{
+    __shared__ float tmp[32];
+    const T *row = x + (size_t)blockIdx.x * dim;
+    T *to = out + (size_t)blockIdx.x * dim;
+    float sum = 0, squares = 0, v[8];
+
+    pdl_next();
+    pdl_wait();
+    for (uint32_t i = 8 * threadIdx.x; i < dim; i += 8 * ROW_THREADS) {
+        load8(row + i, v);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            sum += v[j];
+    }
+    float mean = block_sum(sum, tmp) / (float)dim;
+    for (uint32_t i = 8 * threadIdx.x; i < dim; i += 8 * ROW_THREADS) {
+        load8(row + i, v);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            squares += (v[j] - mean) * (v[j] - mean);
+    }
+    float r = rsqrtf(block_sum(squares, tmp) / (float)dim + eps);
+    for (uint32_t i = 8 * threadIdx.x; i < dim; i += 8 * ROW_THREADS) {
+        float w[8], b[8] = {};
+        load8(row + i, v);
+        load8(weight + i, w);
+        if (bias)
+            load8(bias + i, b);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            v[j] = (v[j] - mean) * r * w[j] + b[j];
+        store8(to + i, v);
+    }
+}
+
 extern "C" cudaError_t ek_cu_layer_norm(const struct ek_cu_queue *q, enum ek_dtype act,
                                         const void *x, const float *weight, const float *bias,
                                         float eps, uint32_t n, uint32_t dim, void *out)
 {
-    EK_DISPATCH_ACT(act, T,
-                    return launch(q, layer_norm_k<T>, n, ROW_THREADS, 0, (const T *)x, weight, bias,
-                                  eps, dim, (T *)out));
+    EK_DISPATCH_ACT(act, T, {
+        bool w = wide(sizeof(T), x, dim, out, dim, dim) &&
+                 ((uintptr_t)weight | (uintptr_t)bias) % 16 == 0;
+        return launch(q, w ? layer_norm_wide<T> : layer_norm_k<T>, n, ROW_THREADS, 0, (const T *)x,
+                      weight, bias, eps, dim, (T *)out);
+    });
 }
 
 // ---- activations
@@ -121,23 +163,42 @@ __global__ void swiglu_k(const T *x, size_t ldx, uint32_t dim, T *out, size_t ld
         out[blockIdx.y * ldo + i] = from_f<T>(silu(to_f(row[i])) * to_f(row[dim + i]));
 }
 
-template <typename T>
+// The same in pieces of 8 elements, or of 4 where rows are aligned to no more.
+template <typename T, int N>
 __global__ void swiglu_wide(const T *x, size_t ldx, uint32_t dim, T *out, size_t ldo)
 {
     const T *row = x + blockIdx.y * ldx;
-    uint32_t i = 8 * (blockIdx.x * ROW_THREADS + threadIdx.x);
-    float g[8], u[8];
+    uint32_t i = N * (blockIdx.x * ROW_THREADS + threadIdx.x);
+    float g[N], u[N];
 
     pdl_next();
     pdl_wait();
     if (i >= dim)
         return;
-    load8(row + i, g);
-    load8(row + dim + i, u);
+    load_piece(row + i, g);
+    load_piece(row + dim + i, u);
 #pragma unroll
-    for (int j = 0; j < 8; j++)
+    for (int j = 0; j < N; j++)
         g[j] = silu(g[j]) * u[j];
-    store8(out + blockIdx.y * ldo + i, g);
+    store_piece(out + blockIdx.y * ldo + i, g);
+}
+
+template <typename T>
+static cudaError_t swiglu_rows(const struct ek_cu_queue *q, const T *x, size_t ldx, uint32_t n,
+                               uint32_t dim, T *out, size_t ldo)
+{
+    uintptr_t all =
+        (uintptr_t)x | (uintptr_t)out | ldx * sizeof(T) | ldo * sizeof(T) | dim * sizeof(T);
+    uint32_t piece = dim % 8 == 0 && all % 16 == 0                ? 8
+                     : dim % 4 == 0 && all % (4 * sizeof(T)) == 0 ? 4
+                                                                  : 1;
+    dim3 grid(div_up(dim, piece * ROW_THREADS), n);
+
+    return launch(q,
+                  piece == 8   ? swiglu_wide<T, 8>
+                  : piece == 4 ? swiglu_wide<T, 4>
+                               : swiglu_k<T>,
+                  grid, ROW_THREADS, 0, x, ldx, dim, out, ldo);
 }
 
 extern "C" cudaError_t ek_cu_swiglu(const struct ek_cu_queue *q, enum ek_dtype act, const void *x,
@@ -145,13 +206,9 @@ extern "C" cudaError_t ek_cu_swiglu(const struct ek_cu_queue *q, enum ek_dtype a
 {
     EK_DISPATCH_ACT(act, T, {
         for (uint32_t at = 0; at < n; at += 65535) { // a grid's second side is no longer
-            uint32_t m = n - at < 65535 ? n - at : 65535;
-            const T *from = (const T *)x + at * ldx;
-            T *to = (T *)out + at * ldo;
-            bool w = wide(sizeof(T), x, ldx, out, ldo, dim);
-            dim3 grid(div_up(dim, w ? 8 * ROW_THREADS : ROW_THREADS), m);
-            cudaError_t e = launch(q, w ? swiglu_wide<T> : swiglu_k<T>, grid, ROW_THREADS, 0, from,
-                                   ldx, dim, to, ldo);
+            cudaError_t e =
+                swiglu_rows(q, (const T *)x + at * ldx, ldx, n - at < 65535 ? n - at : 65535, dim,
+                            (T *)out + at * ldo, ldo);
             if (e != cudaSuccess)
                 return e;
         }
@@ -194,13 +251,46 @@ __global__ void gather_k(const T *x, size_t ldx, const int32_t *rows, uint32_t d
         out[(size_t)blockIdx.x * dim + i] = from < 0 ? from_f<T>(0.0f) : row[i];
 }
 
+// The same for rows of 16-byte pieces.
+__global__ void gather_wide(const uint4 *x, size_t ldx, const int32_t *rows, uint32_t pieces,
+                            uint4 *out)
+{
+    pdl_next();
+    pdl_wait();
+    int32_t from = rows[blockIdx.x];
+    const uint4 *row = x + (size_t)(from < 0 ? 0 : from) * ldx;
+    for (uint32_t i = threadIdx.x; i < pieces; i += ROW_THREADS)
+        out[(size_t)blockIdx.x * pieces + i] = from < 0 ? make_uint4(0, 0, 0, 0) : row[i];
+}
+
 extern "C" cudaError_t ek_cu_gather(const struct ek_cu_queue *q, enum ek_dtype act, const void *x,
                                     size_t ldx, const int32_t *rows, uint32_t n, uint32_t dim,
                                     void *out)
 {
+    EK_DISPATCH_ACT(act, T, {
+        if (wide(sizeof(T), x, ldx, out, dim, dim))
+            return launch(q, gather_wide, n, ROW_THREADS, 0, (const uint4 *)x, ldx * sizeof(T) / 16,
+                          rows, (uint32_t)(dim * sizeof(T) / 16), (uint4 *)out);
+        return launch(q, gather_k<T>, n, ROW_THREADS, 0, (const T *)x, ldx, rows, dim, (T *)out);
+    });
+}
+
+template <typename T>
+__global__ void scatter_k(const float *x, const int32_t *rows, uint32_t dim, T *out, size_t ldo)
+{
+    pdl_next();
+    pdl_wait();
+    T *to = out + (size_t)rows[blockIdx.x] * ldo;
+    for (uint32_t i = threadIdx.x; i < dim; i += ROW_THREADS)
+        to[i] = from_f<T>(x[(size_t)blockIdx.x * dim + i]);
+}
+
+extern "C" cudaError_t ek_cu_scatter(const struct ek_cu_queue *q, enum ek_dtype act, const float *x,
+                                     const int32_t *rows, uint32_t n, uint32_t dim, void *out,
+                                     size_t ldo)
+{
     EK_DISPATCH_ACT(act, T,
-                    return launch(q, gather_k<T>, n, ROW_THREADS, 0, (const T *)x, ldx, rows, dim,
-                                  (T *)out));
+                    return launch(q, scatter_k<T>, n, ROW_THREADS, 0, x, rows, dim, (T *)out, ldo));
 }
 
 template <typename F, typename T> __global__ void convert_k(const F *x, T *out, size_t n)

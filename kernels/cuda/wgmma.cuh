@@ -42,11 +42,15 @@ __device__ __forceinline__ void publish_shared()
 
 #define EK_C4(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
 #define EK_C32   EK_C4(0), EK_C4(1), EK_C4(2), EK_C4(3), EK_C4(4), EK_C4(5), EK_C4(6), EK_C4(7)
+#define EK_C40   EK_C32, EK_C4(8), EK_C4(9)
 #define EK_C64                                                                                     \
     EK_C32, EK_C4(8), EK_C4(9), EK_C4(10), EK_C4(11), EK_C4(12), EK_C4(13), EK_C4(14), EK_C4(15)
 #define EK_R32                                                                                     \
     "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,"  \
     "%25,%26,%27,%28,%29,%30,%31}"
+#define EK_R40                                                                                     \
+    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,"  \
+    "%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39}"
 #define EK_R64                                                                                     \
     "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,"  \
     "%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
@@ -71,6 +75,14 @@ __device__ __forceinline__ void publish_shared()
         asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME " " EK_R32        \
                      ", {%32,%33,%34,%35}, %36, 1, 1, 1, 1;"                                       \
                      : EK_C32                                                                      \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                        \
+    }                                                                                              \
+    __device__ __forceinline__ void wgmma_registers(float(&c)[10][4], const uint32_t a[4],         \
+                                                    uint64_t b, T)                                 \
+    {                                                                                              \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n80k16.f32." NAME "." NAME " " EK_R40        \
+                     ", {%40,%41,%42,%43}, %44, 1, 1, 1, 1;"                                       \
+                     : EK_C40                                                                      \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                        \
     }                                                                                              \
     __device__ __forceinline__ void wgmma_registers(float(&c)[16][4], const uint32_t a[4],         \
