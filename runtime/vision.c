@@ -99,7 +99,7 @@ static bool scratch_bytes(const struct ek_stage *s, size_t features, size_t *out
         ok = ok && stage_take(&part[1], r, 3 * h, a, &skip) &&
              stage_take(&part[1], r, h, a, &skip) &&
              stage_take(&part[2], r, (qwen ? 2 : 1) * ff, a, &skip) &&
-             (!qwen || stage_take(&part[2], r, ff, a, &skip));
+             (!qwen || stage_take(&part[2], r, ek_round_up(ff, VISION_ALIGN), a, &skip));
     if (v->projector || (qwen && v->merger))
         ok = ok && (qwen || stage_take(&part[3], features, merged, a, &skip)) &&
              stage_take(&part[3], features, qwen ? merged : c->hidden, a, &skip);

@@ -26,6 +26,9 @@ struct vision_arena {
     size_t bytes;
 };
 
+/* Rows of Qwen's feed-forward layer begin at multiples of so many elements, as fast products need. */
+#define VISION_ALIGN 8u
+
 enum { VISION_NEWLINE, VISION_SEPARATOR, N_VISION_VECTORS };
 
 struct stage_vision {

@@ -175,6 +175,123 @@ START_TEST(predicted_memory_is_what_is_allocated)
 }
 END_TEST
 
+/* ---- pictures -----------------------------------------------------------------------------------
+ */
+enum { NEW = 6, N_SEEING = 5 };
+static const struct {
+    const char *model, *reference;
+} seeing[N_SEEING] = {
+    {"qwen2.5-vl", "reference"},        {"qwen2.5-vl", "reference-video"},
+    {"deepseek-vl2-tiny", "reference"}, {"deepseek-vl2-small", "reference"},
+    {"deepseek-vl2", "reference"},
+};
+
+#define EVERY_OTHER -2
+
+/* The kind of module that is on the second device, the others on the first. -1: none. */
+static const struct {
+    const char *devices[2];
+    int apart;
+    enum ek_dtype act;
+    bool cut; /* every block of the tower is a module */
+} views[] = {
+    {{"cuda:0", "cuda:0.1"}, -1, EK_F32},
+    {{"cuda:0", "cuda:0.1"}, EK_MODULE_VISION, EK_F32},
+    {{"cuda:0", "cuda:0.1"}, EK_MODULE_HEAD, EK_F32},
+    {{"cuda:0", "cuda:0.1"}, EVERY_OTHER, EK_F32},
+    {{"cuda:0", "cpu:0"}, EK_MODULE_VISION, EK_F32},
+    {{"cpu:0", "cuda:0"}, EK_MODULE_VISION, EK_F32},
+    {{"cuda:0", "cpu:0"}, EVERY_OTHER, EK_F32, true},
+    {{"cuda:0", "cuda:0.1"}, -1, EK_BF16},
+    {{"cuda:0", "cuda:0.1"}, EK_MODULE_VISION, EK_BF16},
+    {{"cuda:0", "cuda:0.1"}, EK_MODULE_HEAD, EK_BF16},
+    {{"cuda:0", "cuda:0.1"}, EVERY_OTHER, EK_BF16},
+    {{"cuda:0", "cuda:0.1"}, EVERY_OTHER, EK_BF16, true},
+    {{"cuda:0", "cpu:0"}, EK_MODULE_VISION, EK_BF16},
+    {{"cuda:0", "cuda:0.1"}, -1, EK_F16},
+};
+
+static struct ek_plan *view_plan(const struct ek_model *m, int view)
+{
+    struct plan_shape shape = {.n_devices = 2, .batch = 2, .context = 160, .chunk = 24};
+    uint32_t devices[64] = {0};
+    struct ek_plan *p;
+
+    for (uint32_t i = 0; i < m->n_modules; i++)
+        devices[i] =
+            views[view].apart == EVERY_OTHER ? i % 2 : (int)m->modules[i].kind == views[view].apart;
+    p = plan_by_module(m, &shape, devices);
+    p->act = p->cache = views[view].act;
+    for (uint32_t d = 0; d < 2; d++)
+        set_device(&p->devices[d], views[view].devices[d]);
+    return p;
+}
+
+/* Greedy tokens behind a reference's prompt. */
+static void answer(struct ek_engine *e, const struct ek_reference *r, int32_t ids[NEW])
+{
+    struct ek_generate_options opt = {.sampling = EK_SAMPLING_GREEDY, .max_tokens = NEW};
+    struct ek_completion *out = NULL;
+    struct ek_vision_prompt v = {0};
+    struct ek_vl_rules rules;
+
+    ck_ok(ek_vl_rules_open(ek_engine_model(e), &rules));
+    ck_ok(ek_vision_prompt_open(e, &rules, r->ids, r->n_ids, r->items, r->n_items, &v));
+    ck_ok(ek_generate(e, &v.prompt, 1, &opt, &out, NULL));
+    ck_assert_uint_eq(out[0].n, NEW);
+    memcpy(ids, out[0].ids, NEW * sizeof(*ids));
+    ek_completions_free(out, 1);
+    ek_vision_prompt_close(&v);
+}
+
+static void look(size_t f, int view, int32_t ids[NEW])
+{
+    struct ek_model *m = fixture_model(seeing[f].model);
+    struct ek_reference *r = NULL;
+    struct ek_comparison c;
+    struct ek_tolerance t;
+    struct ek_engine *e;
+    struct ek_plan *p;
+    char path[256];
+
+    if (views[view].cut)
+        ck_ok(ek_model_cut_tower(m));
+    p = view_plan(m, view);
+    e = open_engine(m, p);
+    snprintf(path, sizeof(path), "fixtures/reference/%s/%s.safetensors", seeing[f].model,
+             seeing[f].reference);
+    ck_ok(ek_reference_read(source_path(path), &r));
+    ck_ok(ek_compare(e, r, &c));
+    printf("view %2d %-18s %-15s max|d| %.2e of %.2e, mean KL %.2e, top-1 %zu of %zu\n", view,
+           seeing[f].model, seeing[f].reference, c.max_abs, c.max_logit, c.mean_kl, c.top1_equal,
+           c.rows);
+    fflush(stdout);
+    t = ek_tolerance_for(m, views[view].act, r);
+    ck_ok(ek_comparison_judge(&c, &t));
+    answer(e, r, ids);
+    ek_reference_free(r);
+    ek_engine_close(e);
+    ek_plan_free(p);
+    ek_model_close(m);
+}
+
+/* Tokens are those of the first view with the same types. */
+START_TEST(pictures_give_the_official_logits_and_the_same_tokens_wherever_modules_lie)
+{
+    int first = 0;
+
+    while (views[first].act != views[_i].act)
+        first++;
+    for (size_t f = 0; f < N_SEEING; f++) {
+        int32_t got[NEW], want[NEW];
+
+        look(f, _i, got);
+        look(f, first, want);
+        ck_assert_int_eq(memcmp(got, want, sizeof(want)), 0);
+    }
+}
+END_TEST
+
 static bool gpu_is_here(void)
 {
     struct ek_device_spec *specs = NULL;
@@ -203,6 +320,9 @@ int main(void)
     tcase_add_loop_test(tc, logits_equal_the_official_ones_wherever_the_stages_lie, 0, n);
     tcase_add_loop_test(tc, decoding_with_graphs_equals_prefill, 0, n);
     tcase_add_loop_test(tc, many_prompts_generate_what_each_does_alone, 0, n);
+    tcase_add_loop_test(tc,
+                        pictures_give_the_official_logits_and_the_same_tokens_wherever_modules_lie,
+                        0, (int)EK_ARRAY_LEN(views));
     tcase_add_test(tc, predicted_memory_is_what_is_allocated);
     suite_add_tcase(s, tc);
     srunner_set_fork_status(sr, CK_NOFORK); /* a CUDA context does not survive a fork */

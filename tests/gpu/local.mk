@@ -2,7 +2,7 @@
 # Suites that need a GPU: they skip without one. `make relocatable` carries them to a closed host.
 GPU_TEST_LIBS = libkernels.a libbase.a $(CUDA_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
 GPU_TESTS = tests/gpu/check_devices tests/gpu/check_ops tests/gpu/check_attention \
-	tests/gpu/check_deepseek tests/gpu/check_runtime
+	tests/gpu/check_deepseek tests/gpu/check_vision tests/gpu/check_runtime
 EXTRA_DIST += tests/gpu/run-gpu.sh tests/gpu/main-job.sh tests/gpu/cases.sh tests/gpu/cuda-path.sh
 if HAVE_CUDA
 check_PROGRAMS += $(GPU_TESTS) tests/gpu/bench_kernels tests/gpu/bench_deepseek
@@ -19,6 +19,9 @@ tests_gpu_check_attention_LDADD = $(GPU_TEST_LIBS)
 tests_gpu_check_deepseek_SOURCES = tests/gpu/check_deepseek.c tests/gpu/pair.c tests/gpu/gpu.h
 tests_gpu_check_deepseek_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_gpu_check_deepseek_LDADD = $(GPU_TEST_LIBS)
+tests_gpu_check_vision_SOURCES = tests/gpu/check_vision.c tests/gpu/pair.c tests/gpu/gpu.h
+tests_gpu_check_vision_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_gpu_check_vision_LDADD = $(GPU_TEST_LIBS)
 tests_gpu_check_runtime_SOURCES = tests/gpu/check_runtime.c tests/runtime/support.c \
 	tests/runtime/support.h
 tests_gpu_check_runtime_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)

@@ -56,37 +56,15 @@ static bool applies(enum placement how, const struct ek_model *m)
     return how == TOGETHER || (any && (projector || how != PROJECTOR));
 }
 
-static void add_module(struct ek_plan *p, uint32_t device, const char *name)
-{
-    struct ek_plan_stage *s = p->n_stages ? &p->stages[p->n_stages - 1] : NULL;
-
-    if (s == NULL || s->device != device) {
-        s = &p->stages[p->n_stages++];
-        s->device = device;
-        s->modules = ek_calloc(64, sizeof(*s->modules));
-    }
-    s->modules[s->n_modules++] = ek_strdup(name);
-}
-
-/* A plan with room for stages, and none yet. */
-static struct ek_plan *place_all(const struct ek_model *m, uint32_t n_devices, uint32_t chunk)
-{
-    struct plan_shape shape = {.n_devices = n_devices, .batch = 2, .context = 160, .chunk = chunk};
-    struct ek_plan *p = make_plan(m, &shape);
-
-    free(p->stages);
-    p->stages = ek_calloc(m->n_modules, sizeof(*p->stages));
-    return p;
-}
-
 /* Modules that are apart on device 1 (of EACH: on devices 0 and 1 by turns), the rest on 0. */
 static struct ek_plan *place(const struct ek_model *m, enum placement how, uint32_t chunk)
 {
-    struct ek_plan *p = place_all(m, 2, chunk);
+    struct plan_shape shape = {.n_devices = 2, .batch = 2, .context = 160, .chunk = chunk};
+    uint32_t devices[64] = {0};
 
-    for (size_t i = 0; i < m->n_modules; i++)
-        add_module(p, how == EACH ? i % 2 : apart(how, &m->modules[i]), m->modules[i].name);
-    return p;
+    for (uint32_t i = 0; i < m->n_modules; i++)
+        devices[i] = how == EACH ? i % 2 : apart(how, &m->modules[i]);
+    return plan_by_module(m, &shape, devices);
 }
 
 /* Parts of the tower before `first` on device 0, those before `second` on device 1, everything else
@@ -94,17 +72,18 @@ static struct ek_plan *place(const struct ek_model *m, enum placement how, uint3
 static struct ek_plan *place_cut(const struct ek_model *m, size_t first, size_t second,
                                  uint32_t rest)
 {
-    struct ek_plan *p = place_all(m, 3, 64);
+    struct plan_shape shape = {.n_devices = 3, .batch = 2, .context = 160, .chunk = 64};
+    uint32_t devices[64] = {0};
     size_t part = 0;
 
     for (size_t i = 0; i < m->n_modules; i++) {
         const struct ek_module *mod = &m->modules[i];
         bool visual = ek_module_is_visual(mod) && mod->kind != EK_MODULE_VECTOR;
-        uint32_t device = !visual || part >= second ? rest : part >= first;
+
+        devices[i] = !visual || part >= second ? rest : part >= first;
         part += visual;
-        add_module(p, device, mod->name);
     }
-    return p;
+    return plan_by_module(m, &shape, devices);
 }
 
 static double relative_difference(const struct ek_model *m, const struct ek_plan *p,

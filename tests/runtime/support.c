@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+enum { MAX_MODULES = 64 };
+
 const char *source_path(const char *name)
 {
     static char path[1024];
@@ -89,6 +91,24 @@ struct ek_plan *make_plan(const struct ek_model *m, const struct plan_shape *sha
             s->modules[s->n_modules++] = ek_strdup(m->modules[at++].name);
     }
     return p;
+}
+
+struct ek_plan *plan_by_module(const struct ek_model *m, const struct plan_shape *shape,
+                               const uint32_t *devices)
+{
+    uint32_t cuts[MAX_MODULES], order[MAX_MODULES];
+    struct plan_shape s = *shape;
+
+    ck_assert_uint_le(m->n_modules, MAX_MODULES);
+    s.n_stages = 0;
+    for (uint32_t i = 0; i < m->n_modules; i++) {
+        s.n_stages += i == 0 || devices[i] != devices[i - 1];
+        cuts[s.n_stages - 1] = i + 1;
+        order[s.n_stages - 1] = devices[i];
+    }
+    s.cuts = cuts;
+    s.order = order;
+    return make_plan(m, &s);
 }
 
 struct ek_plan *one_device_plan(const struct ek_model *m)

@@ -31,6 +31,10 @@ struct plan_shape {
     uint32_t batch, context, chunk, micro_batches; /* 0: 4, 128, 16, 1 */
 };
 struct ek_plan *make_plan(const struct ek_model *m, const struct plan_shape *shape);
+/* Module i on device devices[i]; neighbours on one device are a stage. Cuts and order of the shape
+ * are not looked at. */
+struct ek_plan *plan_by_module(const struct ek_model *m, const struct plan_shape *shape,
+                               const uint32_t *devices);
 /* Everything on one device. */
 struct ek_plan *one_device_plan(const struct ek_model *m);
 struct ek_engine *open_engine(const struct ek_model *m, const struct ek_plan *p);
