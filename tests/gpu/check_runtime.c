@@ -186,14 +186,14 @@ static const struct {
     {"deepseek-vl2", "reference"},
 };
 
-#define EVERY_OTHER -2
+#define EVERY_OTHER -2 /* module is */
+#define EVERY_PART  -3 /* the same with a tower cut into its blocks */
 
 /* The kind of module that is on the second device, the others on the first. -1: none. */
 static const struct {
     const char *devices[2];
     int apart;
     enum ek_dtype act;
-    bool cut; /* every block of the tower is a module */
 } views[] = {
     {{"cuda:0", "cuda:0.1"}, -1, EK_F32},
     {{"cuda:0", "cuda:0.1"}, EK_MODULE_VISION, EK_F32},
@@ -201,12 +201,12 @@ static const struct {
     {{"cuda:0", "cuda:0.1"}, EVERY_OTHER, EK_F32},
     {{"cuda:0", "cpu:0"}, EK_MODULE_VISION, EK_F32},
     {{"cpu:0", "cuda:0"}, EK_MODULE_VISION, EK_F32},
-    {{"cuda:0", "cpu:0"}, EVERY_OTHER, EK_F32, true},
+    {{"cuda:0", "cpu:0"}, EVERY_PART, EK_F32},
     {{"cuda:0", "cuda:0.1"}, -1, EK_BF16},
     {{"cuda:0", "cuda:0.1"}, EK_MODULE_VISION, EK_BF16},
     {{"cuda:0", "cuda:0.1"}, EK_MODULE_HEAD, EK_BF16},
     {{"cuda:0", "cuda:0.1"}, EVERY_OTHER, EK_BF16},
-    {{"cuda:0", "cuda:0.1"}, EVERY_OTHER, EK_BF16, true},
+    {{"cuda:0", "cuda:0.1"}, EVERY_PART, EK_BF16},
     {{"cuda:0", "cpu:0"}, EK_MODULE_VISION, EK_BF16},
     {{"cuda:0", "cuda:0.1"}, -1, EK_F16},
 };
@@ -254,7 +254,7 @@ static void look(size_t f, int view, int32_t ids[NEW])
     struct ek_plan *p;
     char path[256];
 
-    if (views[view].cut)
+    if (views[view].apart == EVERY_PART)
         ck_ok(ek_model_cut_tower(m));
     p = view_plan(m, view);
     e = open_engine(m, p);
