@@ -205,10 +205,11 @@ static double natural_upper(const struct ek_bound *b)
         column = fmax(column, ek_bound_column_cost(p, &p->columns[b->allowed[i]]));
     for (uint32_t i = 0; i < p->n_items; i++)
         bytes = fmax(bytes, p->boundary[i]);
-    bytes = p->sum_tokens * bytes + p->side_bytes;
+    bytes = fmax(p->sum_tokens, p->picture_tokens) * bytes + p->side_bytes;
     for (size_t i = 0; i < (size_t)p->n_kinds * p->n_kinds; i++)
         if (!isinf(p->hop_alpha[i]))
-            hop = fmax(hop, (p->sum_steps + 1) * p->hop_alpha[i] + bytes * p->hop_inv_beta[i]);
+            hop = fmax(hop, (fmax(p->sum_steps, p->picture_steps) + 1) * p->hop_alpha[i] +
+                                bytes * p->hop_inv_beta[i]);
     return (column + hop) * fmin(p->n_items + p->n_sides, p->n_devices) * 1.01 + 1e-9;
 }
 

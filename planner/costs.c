@@ -103,10 +103,17 @@ static enum ek_status check_devices(const struct ek_costs *c)
 
 static enum ek_status check_chain(struct ek_costs *c)
 {
-    bool chain = false;
+    bool chain = false, text = false, tower = false;
 
     c->n_sides = 0;
     for (size_t i = 0; i < c->n_modules; i++) {
+        const struct ek_cost_module *m = &c->modules[i];
+        if (!m->side && ek_cost_module_sees(m) && (text || tower))
+            return ek_error(EK_EFORMAT, "%s: modules: \"%s\", a part of a cut tower, stands %s",
+                            c->file, m->name,
+                            text ? "after the embedding" : "beside a tower that is a side module");
+        text = text || !ek_cost_module_sees(m);
+        tower = tower || (m->side && m->kind != EK_MODULE_VECTOR);
         if (c->modules[i].side && chain)
             return ek_error(EK_EFORMAT, "%s: modules: side module \"%s\" stands after the chain",
                             c->file, c->modules[i].name);

@@ -112,7 +112,7 @@ static size_t collect_hops(const struct ek_search_state *s, double *v)
     size_t n = 0, pairs = p->uniform ? 1 : (size_t)p->n_kinds * p->n_kinds;
 
     for (uint32_t i = 0; i + 1 < p->n_items; i++) {
-        if (i > 0 && p->boundary[i] == p->boundary[i - 1])
+        if (i > 0 && i != p->n_seeing && p->boundary[i] == p->boundary[i - 1])
             continue;
         for (size_t k = 0; k < pairs; k++) {
             double h = ek_problem_hop_work(p, (int32_t)i, (uint32_t)(k / p->n_kinds),

@@ -121,8 +121,20 @@ void ek_use_add(const struct ek_problem *p, uint32_t kind, uint32_t module, bool
         u->activations = c->space.activations;
     if (c->space.workspace > u->workspace)
         u->workspace = c->space.workspace;
-    if (c->space.comm > u->comm)
+    if (!m->side && ek_cost_module_sees(m))
+        u->crossing = c->space.comm > u->crossing ? c->space.comm : u->crossing;
+    else if (c->space.comm > u->comm)
         u->comm = c->space.comm;
+}
+
+void ek_use_cross(const struct ek_problem *p, int32_t first, int32_t last, struct ek_memory_use *u)
+{
+    int32_t end = (int32_t)p->n_seeing - 1; /* its features go by the host */
+
+    if (first > last)
+        return;
+    u->comm += first > 0 && first <= end ? u->crossing : 0;
+    u->comm += last < end ? u->crossing : 0;
 }
 
 void ek_use_begin(const struct ek_problem *p, uint32_t kind, struct ek_memory_use *u)
@@ -165,6 +177,7 @@ struct ek_memory_use ek_problem_memory(const struct ek_problem *p, uint32_t kind
     for (uint32_t s = 0; s < p->n_sides; s++)
         for (uint32_t j = 0; (sides >> s & 1) && j < p->sides[s].n; j++)
             ek_use_add(p, kind, p->sides[s].modules[j], false, &u);
+    ek_use_cross(p, first, last, &u);
     ek_use_end(p, kind, &u);
     return u;
 }
@@ -301,7 +314,7 @@ bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, 
     const struct ek_modcost *overhead = ek_stage_cost(p, cls, k->tp);
 
     *prefill = overhead->prefill;
-    *decode = first <= last ? overhead->decode : 0;
+    *decode = first <= last && last >= (int32_t)p->n_seeing ? overhead->decode : 0;
     if (first <= last && p->costs->n_stages)
         stage = measured_stage(p->costs, cls, k->tp, (uint32_t)first, (uint32_t)last);
     if (stage) {

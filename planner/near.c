@@ -62,13 +62,24 @@ static struct ek_limits limits_for(const struct ek_request *r, const struct ek_p
     return l;
 }
 
+/* Hops of a problem that cost so much of what they cost in another. */
+static void weigh_hops(struct ek_problem *p, const struct ek_problem *full, double weight)
+{
+    p->sum_steps = full->sum_steps * weight;
+    p->sum_tokens = full->sum_tokens * weight;
+    p->picture_steps = full->picture_steps * weight;
+    p->picture_tokens = full->picture_tokens * weight;
+    p->side_bytes = full->side_bytes * weight;
+}
+
 static enum ek_status search(struct ek_problem *p, const struct ek_request *r,
                              const struct ek_assignment *old, double allowed, struct ek_effort *e,
                              struct ek_answer *out, double *moved)
 {
     static const double weights[] = {1e-6, 0.01, 0.1, 1, 10, 100, 1e4};
     struct ek_column *real = ek_calloc(p->n_columns, sizeof(*real));
-    double total = 1, steps = p->sum_steps, tokens = p->sum_tokens, side = p->side_bytes;
+    double total = 1;
+    struct ek_problem full = *p;
     enum ek_status st = EK_OK;
 
     if (real == NULL)
@@ -81,14 +92,10 @@ static enum ek_status search(struct ek_problem *p, const struct ek_request *r,
         struct ek_limits l = limits_for(r, p, allowed);
         double unit = allowed > 0 ? allowed : 1;
         set_costs(p, real, old, total, unit, weights[i]);
-        p->sum_steps = steps * weights[i] / unit;
-        p->sum_tokens = tokens * weights[i] / unit;
-        p->side_bytes = side * weights[i] / unit;
+        weigh_hops(p, &full, weights[i] / unit);
         EK_GOTO(ek_dp_solve(p, &l, NULL, out, e), st, end);
         memcpy(p->columns, real, p->n_columns * sizeof(*real));
-        p->sum_steps = steps;
-        p->sum_tokens = tokens;
-        p->side_bytes = side;
+        weigh_hops(p, &full, 1);
         if (out->kind == EK_ANSWER_OPTIMAL) {
             struct ek_score sc = ek_score_of(p, out->columns, out->n);
             if (first_value(r, &sc) > ek_widen(allowed))

@@ -30,6 +30,8 @@ static double step_hop(const struct ek_problem *p, int32_t boundary, uint32_t fr
 {
     size_t k = (size_t)from * p->n_kinds + to;
 
+    if (boundary < (int32_t)p->n_seeing)
+        return isinf(p->hop_alpha[k]) ? INFINITY : 0; /* no step of decoding passes it */
     return p->hop_alpha[k] + p->group_size * p->boundary[boundary] * p->hop_inv_beta[k];
 }
 
@@ -62,6 +64,8 @@ static void predict(const struct ek_problem *p, struct ek_placement *out)
     for (size_t i = 0; i < out->n_stages; i++) {
         const struct ek_placed_stage *s = &out->stages[i];
         prefill += s->prefill_s / chunks + (w->prompt ? s->handoff_s : 0);
+        if (s->first <= s->last && i + 1 < out->n_stages)
+            prefill += ek_problem_picture_hop(p, s->last, s->kind, s[1].kind);
         decode += s->decode_s + s->handoff_s;
         filling[s->devices[0]] += s->prefill_s;
         stepping[s->devices[0]] += s->decode_s;
@@ -249,6 +253,7 @@ static void add_memory(struct mapper *m, size_t i)
     for (uint32_t k = 0; k < p->first_item; k++)
         if (m->out->side_stage[k] == i)
             ek_use_add(p, s->kind, k, tied_here(m, k), &u);
+    ek_use_cross(p, s->first, s->last, &u);
     ek_use_end(p, s->kind, &u);
     add_use(&m->out->memory[s->devices[0]], &u);
 }

@@ -81,8 +81,10 @@ static enum ek_status read_group(struct ek_plan_file *f, const char *where, size
     return EK_OK;
 }
 
-/* A module belongs to the chain when it is the embedding, a layer, the norm or the head. */
-static void classify(const char *name, struct ek_file_stage *s, bool *chain, int32_t *layer)
+/* A module works on tokens when it is the embedding, a layer, the head, or the norm behind layers
+ * (a cut tower has one of its own before them). */
+static void classify(const char *name, bool layers, struct ek_file_stage *s, bool *chain,
+                     int32_t *layer)
 {
     const char *last = strrchr(name, '.');
 
@@ -93,7 +95,7 @@ static void classify(const char *name, struct ek_file_stage *s, bool *chain, int
         s->has_embed = true;
     else if (strcmp(last, "lm_head") == 0)
         s->has_head = true;
-    else if (*layer < 0 && strcmp(last, "norm") != 0) {
+    else if (*layer < 0 && (strcmp(last, "norm") != 0 || !layers)) {
         s->has_side = true;
         *chain = false;
     }
@@ -118,7 +120,7 @@ static enum ek_status read_modules(struct ek_plan_file *f, const char *where, si
         if (name == NULL || *name == '\0' || strlen(name) > 127)
             return bad(where, i, "a module's name must have 1 to 127 characters");
         s->modules[s->n_modules++] = name;
-        classify(name, s, &chain, &layer);
+        classify(name, f->n_layers > 0, s, &chain, &layer);
         if (layer < 0)
             continue;
         if ((uint32_t)layer != f->n_layers)

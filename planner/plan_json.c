@@ -161,6 +161,17 @@ static json_t *device_value(const struct ek_problem *p, uint32_t d)
                                                          : json_integer(cost_device(p, d)->index);
 }
 
+/* Parameters beside the modules of a cut tower that Hugging Face's map must name as well. */
+static void add_companion(json_t *map, const char *module, json_t *device)
+{
+    static const char *const pairs[][2] = {{"vision.patch_embed", "vision.pos_embed"},
+                                           {"vision.norm", "vision.attn_pool"}};
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(pairs); i++)
+        if (strcmp(module, pairs[i][0]) == 0)
+            json_object_set(map, pairs[i][1], device);
+}
+
 static json_t *device_map_json(const struct ek_problem *p, const struct ek_placement *pl)
 {
     json_t *map;
@@ -171,9 +182,11 @@ static json_t *device_map_json(const struct ek_problem *p, const struct ek_place
     for (size_t i = 0; i < pl->n_stages; i++) {
         json_t *names = json_array();
         append_modules(p, pl, i, names);
-        for (size_t k = 0; k < json_array_size(names); k++)
-            json_object_set_new(map, json_string_value(json_array_get(names, k)),
-                                device_value(p, pl->stages[i].devices[0]));
+        for (size_t k = 0; k < json_array_size(names); k++) {
+            const char *name = json_string_value(json_array_get(names, k));
+            json_object_set_new(map, name, device_value(p, pl->stages[i].devices[0]));
+            add_companion(map, name, json_object_get(map, name));
+        }
         json_decref(names);
     }
     return map;

@@ -138,6 +138,11 @@ const struct ek_cost_times *ek_costs_times(const struct ek_costs *c, uint32_t cl
 const struct ek_cost_link *ek_costs_link(const struct ek_costs *c, uint32_t from, uint32_t to);
 /* Cross-checks: names unique, times for every module on some class, links known. */
 enum ek_status ek_costs_check(const struct ek_costs *c);
+/* Works on pictures: its times count image tokens, in prefill alone. */
+static inline bool ek_cost_module_sees(const struct ek_cost_module *m)
+{
+    return m->side || m->kind >= EK_MODULE_VISION;
+}
 struct ek_profile_choice { /* NULL: all devices; the types of the first rows */
     const char *devices, *act, *cache;
 };
@@ -225,6 +230,7 @@ struct ek_kind { /* what one stage runs on: tp devices of a group */
 };
 struct ek_memory_use {
     uint64_t weights, kv, activations, workspace, comm, overhead, total;
+    uint64_t crossing; /* that a cut of the tower takes at either end; comm has it in the end */
 };
 struct ek_column { /* one possible stage; first > last: side modules alone */
     uint32_t kind;
@@ -247,6 +253,7 @@ struct ek_problem {
     struct ek_workload workload;                /* with every default filled in */
     uint32_t micro_batches, group_size, chunks; /* chunks of one group's prompts */
     uint32_t n_items, first_item; /* chain modules are costs->modules[first_item ...] */
+    uint32_t n_seeing;            /* of them, at the beginning: parts of a cut tower */
     struct ek_side_group sides[EK_PLAN_MAX_SIDES];
     uint32_t n_sides;
     struct ek_pdevice devices[EK_PLAN_MAX_DEVICES];
@@ -267,9 +274,10 @@ struct ek_problem {
     double *boundary;             /* [n_items] bytes a token carries behind item i */
     double side_bytes;            /* bytes that a group's images carry to the embedding's device */
     double sum_steps, sum_tokens; /* of one group that are part of its latency */
-    double work_steps, work_tokens; /* of one group that keep a link busy */
-    struct ek_modcost *cost;        /* [class][degree][module], private to problem.c */
-    struct ek_pair {                /* modules that must share a stage */
+    double work_steps, work_tokens;       /* of one group that keep a link busy */
+    double picture_steps, picture_tokens; /* of one group, over boundaries in the tower: both */
+    struct ek_modcost *cost;              /* [class][degree][module], private to problem.c */
+    struct ek_pair {                      /* modules that must share a stage */
         uint32_t a, b;
     } * together;
     size_t n_together;
@@ -288,7 +296,10 @@ void ek_problem_free(struct ek_problem *p);
  * how long it keeps its link busy a group. */
 double ek_problem_hop(const struct ek_problem *p, int32_t i, uint32_t from, uint32_t to);
 double ek_problem_hop_work(const struct ek_problem *p, int32_t i, uint32_t from, uint32_t to);
-/* From the side modules' stage to the first stage (0 when they are one stage). */
+/* Of the pictures of one group over a boundary inside or at the end of a cut tower; 0 behind it. */
+double ek_problem_picture_hop(const struct ek_problem *p, int32_t i, uint32_t from, uint32_t to);
+/* From the side modules' stage to the first stage (0 when they are one stage, or the tower is cut:
+ * vectors do not move). */
 double ek_problem_side_hop(const struct ek_problem *p, uint32_t from, uint32_t first);
 /* Tokens of one prompt, images included. */
 uint32_t ek_workload_prompt(const struct ek_workload *w);

@@ -116,7 +116,7 @@ static enum ek_status price_modules(struct ek_problem *p)
             *slot(p, t->cls, t->tp, n) = chain;
         for (uint32_t m = 0; m < n; m++)
             if (c->modules[m].sig == t->sig)
-                *slot(p, t->cls, t->tp, m) = c->modules[m].side ? side : chain;
+                *slot(p, t->cls, t->tp, m) = ek_cost_module_sees(&c->modules[m]) ? side : chain;
     }
     price_memory(p, n);
     return EK_OK;
@@ -254,7 +254,10 @@ static enum ek_status make_hops(struct ek_problem *p, const struct ek_request *r
     p->work_steps = (prompt ? (double)p->chunks : 0) + w->generate;
     p->work_tokens =
         (double)w->batch / p->micro_batches * prompt + (double)w->generate * p->group_size;
-    if (p->first_item)
+    if (p->n_seeing) {
+        p->picture_steps = (double)w->images * p->group_size;
+        p->picture_tokens = p->picture_steps * w->image_tokens;
+    } else if (p->first_item)
         p->side_bytes = p->boundary[0] * w->images * w->image_tokens * p->group_size;
     return EK_OK;
 }
@@ -265,12 +268,26 @@ static bool backwards(const struct ek_problem *p, uint32_t from, uint32_t to)
            p->groups[p->kinds[to].group].members[0] <= p->groups[p->kinds[from].group].members[0];
 }
 
+double ek_problem_picture_hop(const struct ek_problem *p, int32_t i, uint32_t from, uint32_t to)
+{
+    size_t k = (size_t)from * p->n_kinds + to;
+
+    if (i >= (int32_t)p->n_seeing)
+        return 0;
+    if (isinf(p->hop_alpha[k]))
+        return INFINITY;
+    return p->picture_steps * p->hop_alpha[k] +
+           p->picture_tokens * p->boundary[i] * p->hop_inv_beta[k];
+}
+
 double ek_problem_hop(const struct ek_problem *p, int32_t i, uint32_t from, uint32_t to)
 {
     size_t k = (size_t)from * p->n_kinds + to;
 
     if (backwards(p, from, to))
         return INFINITY;
+    if (i < (int32_t)p->n_seeing)
+        return ek_problem_picture_hop(p, i, from, to);
     return p->sum_steps * p->hop_alpha[k] + p->sum_tokens * p->boundary[i] * p->hop_inv_beta[k];
 }
 
@@ -278,6 +295,8 @@ double ek_problem_hop_work(const struct ek_problem *p, int32_t i, uint32_t from,
 {
     size_t k = (size_t)from * p->n_kinds + to;
 
+    if (i < (int32_t)p->n_seeing)
+        return ek_problem_picture_hop(p, i, from, to);
     return p->work_steps * p->hop_alpha[k] + p->work_tokens * p->boundary[i] * p->hop_inv_beta[k];
 }
 
@@ -285,7 +304,7 @@ double ek_problem_side_hop(const struct ek_problem *p, uint32_t from, uint32_t f
 {
     size_t k = (size_t)from * p->n_kinds + first;
 
-    if (p->workload.images == 0)
+    if (p->workload.images == 0 || p->n_seeing)
         return 0;
     return p->hop_alpha[k] + p->side_bytes * p->hop_inv_beta[k];
 }
@@ -336,9 +355,17 @@ static enum ek_status columns_from(struct ek_problem *p, size_t *cap, uint32_t k
         uint32_t m = p->first_item + (uint32_t)c.last;
         ek_use_add(p, kind, m, ek_tied_within(p, m, first, c.last), &u);
         whole = u;
+        ek_use_cross(p, first, (int32_t)p->n_items, &whole);
         ek_use_end(p, kind, &whole);
-        if (whole.total > limit)
+        if (whole.total > limit) /* even with the tower whole to its end */
             break;
+        if (u.crossing) {
+            whole = u;
+            ek_use_cross(p, first, c.last, &whole);
+            ek_use_end(p, kind, &whole);
+        }
+        if (whole.total > limit)
+            continue;
         if (!ek_rules_allow(p, kind, first, c.last, sides))
             continue;
         EK_TRY(add_column(p, cap, &c, whole.total, &known));
@@ -443,6 +470,9 @@ enum ek_status ek_problem_new(const struct ek_costs *c, const struct ek_request 
     p->micro_batches = m;
     p->first_item = (uint32_t)c->n_sides;
     p->n_items = (uint32_t)(c->n_modules - c->n_sides);
+    while (p->n_seeing < p->n_items &&
+           ek_cost_module_sees(&c->modules[p->first_item + p->n_seeing]))
+        p->n_seeing++;
     p->use_all = r->use_all;
     p->fixed_order = r->fixed_order;
     p->max_stages = r->max_stages;

@@ -32,6 +32,9 @@ void ek_use_begin(const struct ek_problem *p, uint32_t kind, struct ek_memory_us
 void ek_use_add(const struct ek_problem *p, uint32_t kind, uint32_t module, bool tied_here,
                 struct ek_memory_use *u);
 void ek_use_end(const struct ek_problem *p, uint32_t kind, struct ek_memory_use *u);
+/* Buffers at cuts of the tower for a stage of the chain's items first .. last: before ek_use_end.
+ */
+void ek_use_cross(const struct ek_problem *p, int32_t first, int32_t last, struct ek_memory_use *u);
 /* Whether the module shares the weights of one of the chain's items first .. last. */
 bool ek_tied_within(const struct ek_problem *p, uint32_t module, int32_t first, int32_t last);
 

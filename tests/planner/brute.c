@@ -86,6 +86,22 @@ static const struct ek_cost_times *times(const struct brute *b, const struct sta
     return NULL;
 }
 
+/* Parts of a cut tower begin the chain; they see, as side modules do. */
+static bool is_part(const struct brute *b, int item)
+{
+    return item >= 0 && item < (int)b->n_items &&
+           b->c->modules[(int)b->c->n_sides + item].kind >= EK_MODULE_VISION;
+}
+
+/* Messages of pictures that a cut of the tower holds at one end, a device of a stage. */
+static uint64_t crossings(const struct brute *b, const struct stage *s, uint64_t message)
+{
+    if (s->first > s->last)
+        return 0;
+    return message * ((s->first > 0 && is_part(b, s->first)) +
+                      (is_part(b, s->last) && is_part(b, s->last + 1)));
+}
+
 /* Memory, prefill of a group and decode step of one stage; false where it cannot be. */
 static bool price(const struct brute *b, const struct stage *s, double *prefill, double *decode,
                   double *total)
@@ -93,24 +109,25 @@ static bool price(const struct brute *b, const struct stage *s, double *prefill,
     const struct ek_cost_class *k = &b->c->classes[s->cls];
     const struct ek_workload *w = &b->r->workload;
     const struct ek_cost_times *own = times(b, s, 0);
-    uint64_t act = 0, work = 0, sum = k->overhead + (s->tp > 1 ? k->tp_reserve : 0);
+    uint64_t act = 0, work = 0, message = 0, sum = k->overhead + (s->tp > 1 ? k->tp_reserve : 0);
     bool alone = s->first == 0 && s->last == (int)b->n_items - 1;
 
     *prefill = own && b->prompt ? own->prefill.rows[0].time.median_s / b->m : 0;
-    *decode = own && s->first <= s->last ? own->decode.rows[0].time.median_s : 0;
+    *decode =
+        own && s->first <= s->last && !is_part(b, s->last) ? own->decode.rows[0].time.median_s : 0;
     if (w->generate == 0)
         *decode = 0;
     for (uint32_t i = 0; i < b->c->n_modules; i++) {
         const struct ek_cost_module *m = &b->c->modules[i];
         const struct ek_cost_times *t = times(b, s, m->sig);
-        bool tied;
+        bool tied, sees = m->side || m->kind >= EK_MODULE_VISION;
         if (!holds(b, s, i))
             continue;
         if (t == NULL || !allowed(b, s, i))
             return false;
-        if (m->side ? w->images : b->prompt)
+        if (sees ? w->images : b->prompt)
             *prefill += t->prefill.rows[0].time.median_s / b->m;
-        if (!m->side && w->generate)
+        if (!sees && w->generate)
             *decode += t->decode.rows[0].time.median_s;
         tied = m->tied_to >= 0 && holds(b, s, (uint32_t)m->tied_to);
         sum += tied ? 0 : (m->weights + s->tp - 1) / s->tp;
@@ -124,11 +141,13 @@ static bool price(const struct brute *b, const struct stage *s, double *prefill,
                 work = work > b->c->memory[p].points[0].workspace
                            ? work
                            : b->c->memory[p].points[0].workspace;
+                if (sees && !m->side && b->c->memory[p].points[0].comm > message)
+                    message = b->c->memory[p].points[0].comm;
             }
     }
     *prefill *= !alone && b->chunks > 1 ? k->slow_prefill : 1;
     *decode *= !alone && b->m > 1 ? k->slow_decode : 1;
-    *total = (double)(sum + act + work);
+    *total = (double)(sum + act + work + crossings(b, s, message));
     return *total <= (double)b->devices[s->device].memory;
 }
 
@@ -203,7 +222,13 @@ static void evaluate(struct brute *b)
         longest = fmax(longest, p);
         work = fmax(work, p + w->generate * d);
         ratio = fmax(ratio, totals[i] / (double)b->devices[s->device].memory);
-        if (before && s->first <= s->last) {
+        if (before && s->first <= s->last && is_part(b, s->first - 1)) {
+            double bytes = (double)b->c->modules[(int)b->c->n_sides + s->first - 1].boundary;
+            double t = hop(b, before->cls, s->cls, w->images * b->group,
+                           bytes * w->images * w->image_tokens * b->group);
+            latency += t;
+            links = fmax(links, t);
+        } else if (before && s->first <= s->last) {
             double bytes = (double)b->c->modules[b->c->n_sides + (uint32_t)s->first - 1].boundary;
             double chunk = w->prefill_chunk < b->prompt ? w->prefill_chunk : b->prompt;
             latency += hop(b, before->cls, s->cls, (b->prompt ? 1 : 0) + w->generate,
@@ -213,7 +238,8 @@ static void evaluate(struct brute *b)
                                 bytes * ((double)w->batch / b->m * b->prompt +
                                          (double)w->generate * b->group)));
         }
-        if (b->n_sides && (s->sides >> exit_group(b) & 1) && s->first != 0 && w->images)
+        if (b->n_sides && (s->sides >> exit_group(b) & 1) && s->first != 0 && w->images &&
+            !is_part(b, 0))
             latency += hop(b, s->cls, b->stages[0].cls, 1,
                            (double)b->c->modules[b->c->n_sides].boundary * w->images *
                                w->image_tokens * b->group);

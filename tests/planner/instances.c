@@ -30,29 +30,49 @@ static void add_link(json_t *links, const char *a, const char *b, double alpha, 
 
 /* ---- Tiny ---------------------------------------------------------------------------------------
  */
-static void tiny_modules(uint64_t *s, json_t *modules, int n, int sides)
+/* The first `parts` of the chain's n modules are a cut tower; beside it only vectors are sides. */
+static const char *tiny_kind(int i, int n, int parts)
+{
+    static const char *const kinds[] = {"patches", "block", "merger"};
+
+    if (i < parts)
+        return kinds[i];
+    return i == parts ? "embed" : i == n - 1 ? "head" : "layer";
+}
+
+static void tiny_modules(uint64_t *s, json_t *modules, int n, int sides, int parts)
 {
     static const char *const kinds[] = {"vision", "projector", "vector"};
-    char name[32];
+    char name[32], embed[32];
 
     for (int i = 0; i < sides; i++) {
         snprintf(name, sizeof(name), "side%d", i);
-        json_array_append_new(modules, json_pack("{s:s s:s s:I}", "name", name, "kind", kinds[i],
-                                                 "weights", (json_int_t)below(s, 60)));
+        json_array_append_new(modules, json_pack("{s:s s:s s:I}", "name", name, "kind",
+                                                 parts ? "vector" : kinds[i], "weights",
+                                                 (json_int_t)below(s, 60)));
     }
+    snprintf(embed, sizeof(embed), "m.%d", parts);
     for (int i = 0; i < n; i++) {
         json_t *m;
         snprintf(name, sizeof(name), "m.%d", i);
-        m = json_pack("{s:s s:s s:I s:I s:I}", "name", name, "kind",
-                      i == 0       ? "embed"
-                      : i == n - 1 ? "head"
-                                   : "layer",
-                      "weights", (json_int_t)(20 + below(s, 80)), "kv", (json_int_t)below(s, 3),
-                      "boundary", (json_int_t)below(s, 4) * 50);
-        if (i > 0 && i == n - 1 && below(s, 3) == 0)
-            json_object_set_new(m, "tied_to", json_string("m.0"));
+        m = json_pack("{s:s s:s s:I s:I s:I}", "name", name, "kind", tiny_kind(i, n, parts),
+                      "weights", (json_int_t)(20 + below(s, 80)), "kv",
+                      (json_int_t)(i < parts ? 0 : below(s, 3)), "boundary",
+                      (json_int_t)below(s, 4) * 50);
+        if (i > parts && i == n - 1 && below(s, 3) == 0)
+            json_object_set_new(m, "tied_to", json_string(embed));
         json_array_append_new(modules, m);
     }
+}
+
+/* Bytes of a message between parts of a cut tower. */
+static json_int_t tiny_message(uint64_t *s, const json_t *module)
+{
+    const char *kind = json_string_value(json_object_get(module, "kind"));
+
+    return strcmp(kind, "patches") == 0 || strcmp(kind, "block") == 0 || strcmp(kind, "merger") == 0
+               ? (json_int_t)below(s, 20)
+               : 0;
 }
 
 static void tiny_class(uint64_t *s, json_t *root, int k, const json_t *modules, bool tp)
@@ -86,7 +106,7 @@ static void tiny_class(uint64_t *s, json_t *root, int k, const json_t *modules, 
                                                 "signature", sig, "tp", g, "points",
                                                 (json_int_t)1000000, (json_int_t)1000000,
                                                 (json_int_t)1000000, (json_int_t)below(s, 30),
-                                                (json_int_t)below(s, 30), (json_int_t)0));
+                                                (json_int_t)below(s, 30), tiny_message(s, m)));
         }
     }
 }
@@ -180,18 +200,20 @@ void tiny_instance(uint64_t seed, struct ek_costs **c, struct ek_request *r)
     int classes = 1 + (int)below(&s, 3), n = 2 + (int)below(&s, 4);
     int sides = below(&s, 3) == 0 ? 1 + (int)below(&s, 2) : 0;
     bool tp = below(&s, 4) == 0;
+    int parts = seed % 4 == 3 ? 1 + (int)(seed / 4 % 3) : 0;
     json_t *root = json_pack("{s:s s:i s:[] s:[] s:[] s:[]}", "format", "evenkeel-costs", "version",
                              1, "classes", "modules", "times", "memory");
 
     *r = (struct ek_request)EK_REQUEST_INIT;
-    tiny_modules(&s, json_object_get(root, "modules"), n, sides);
+    n = parts && n > 3 ? 3 : n; /* few enough for brute force */
+    tiny_modules(&s, json_object_get(root, "modules"), n + parts, sides, parts);
     for (int k = 0; k < classes; k++)
         tiny_class(&s, root, k, json_object_get(root, "modules"), tp);
     if (below(&s, 5) != 0)
         tiny_links(&s, root, classes);
     tiny_request(&s, r, tp);
     if (!tp)
-        tiny_rules(&s, r, n, classes, sides);
+        tiny_rules(&s, r, n + parts, classes, sides);
     *c = NULL;
     ek_costs_from_json(root, "tiny", c); /* refused (no times for a module): *c stays NULL */
     json_decref(root);
