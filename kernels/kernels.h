@@ -53,6 +53,14 @@ struct ek_device_info {
     char simd[16];                                  /* CPU: "avx512", "avx2", "c" */
 };
 
+struct ek_device_state { /* of this moment; 0: not known */
+    uint32_t clock_mhz, memory_mhz, celsius;
+    uint32_t throttle;    /* why clocks are lower than they could be: NVML's bits, idleness aside */
+    uint64_t memory_used; /* of the whole device, by every process */
+};
+/* "power cap, thermal" of the bits of throttle; "" for none. */
+const char *ek_throttle_text(uint32_t throttle, char out[64]);
+
 struct ek_event; /* a point in a device's queue */
 struct ek_graph; /* a captured sequence of operations */
 struct ek_ops;
@@ -167,6 +175,8 @@ struct ek_ops {
     void (*usage)(struct ek_device *dev, struct ek_usage by_tag[EK_N_TAGS]);
     void (*reset_peaks)(struct ek_device *dev);
     uint64_t (*memory_free)(struct ek_device *dev); /* what could be allocated now */
+    /* false: not known. NULL: never */
+    bool (*state)(struct ek_device *dev, struct ek_device_state *out);
     /* host memory that copies at full speed (pinned for a GPU) */
     enum ek_status (*host_alloc)(struct ek_device *dev, size_t bytes, void **out);
     void (*host_free)(struct ek_device *dev, void *p);

@@ -238,6 +238,26 @@ enum ek_status ek_devices_list(struct ek_device_spec **specs, struct ek_device_i
     return EK_OK;
 }
 
+const char *ek_throttle_text(uint32_t throttle, char out[64])
+{
+    static const struct {
+        uint32_t bits;
+        const char *text;
+    } reasons[] = {{0x02, "clocks set by an application"},
+                   {0x04 | 0x80, "power cap"},
+                   {0x20 | 0x40, "thermal"},
+                   {0x08, "hardware slowdown"},
+                   {0x10, "sync boost"},
+                   {0x100, "display"}};
+    size_t n = 0;
+
+    out[0] = '\0';
+    for (size_t i = 0; i < EK_ARRAY_LEN(reasons) && n < 63; i++)
+        if (throttle & reasons[i].bits)
+            n += (size_t)snprintf(out + n, 64 - n, "%s%s", n ? ", " : "", reasons[i].text);
+    return out;
+}
+
 uint64_t ek_usage_total(const struct ek_usage by_tag[EK_N_TAGS], bool peak)
 {
     uint64_t sum = 0;

@@ -3,7 +3,7 @@
 noinst_LIBRARIES += libstore.a
 libstore_a_SOURCES = profiler/store.h profiler/store_internal.h profiler/store.c \
 	profiler/store_schema.c profiler/store_sql.c profiler/store_devices.c \
-	profiler/store_measurements.c profiler/interpolate.c
+	profiler/store_measurements.c profiler/store_kernels.c profiler/interpolate.c
 
 noinst_LIBRARIES += libprofiler.a
 libprofiler_a_SOURCES = profiler/profiler.h profiler/measure.h profiler/profile.h \

@@ -441,15 +441,33 @@ static double less_overhead(double seconds, double overhead_s)
 }
 
 /* *whole: the time that the gate judges. */
+/* Clocks behind the last sample, and why they were lower than they could be before or behind. */
+static void note_state(const struct rig *r, const struct ek_device_state *before,
+                       struct ek_store_time *t)
+{
+    struct ek_device_state now = {.clock_mhz = 0};
+    struct ek_device *dev = r->opt.dev;
+
+    if (dev->ops->state && dev->ops->state(dev, &now)) {
+        t->clock_mhz = now.clock_mhz;
+        t->throttle = before->throttle | now.throttle;
+    }
+}
+
 static enum ek_status time_point(struct rig *r, double overhead_s, struct ek_store_time *module,
                                  struct ek_store_time *stage, double *whole)
 {
+    struct ek_device_state before = {.clock_mhz = 0};
     struct ek_store_time t[TIMING_VALUES];
     struct timing_rule rule;
 
     EK_TRY(warm_up(r, &rule));
+    if (r->opt.dev->ops->state)
+        (void)r->opt.dev->ops->state(r->opt.dev, &before);
     r->least[0] = r->least[1] = INFINITY;
     EK_TRY(timing_run(&rule, sample, clock_of_host, r, t));
+    for (int i = 0; i < TIMING_VALUES; i++)
+        note_state(r, &before, &t[i]);
     *whole = t[0].median_s;
     if (alone(r)) {
         t[0].median_s = less_overhead(t[0].median_s, overhead_s);

@@ -246,8 +246,8 @@ static enum ek_status check_ids(struct ek_store *s)
     EK_TRY(pragma_i64(s, "user_version", &version));
     if (version > EK_STORE_VERSION)
         return ek_error(EK_EUNSUPPORTED,
-                        "%s: written by a newer evenkeel: version %lld, this one reads up to %d",
-                        s->path, (long long)version, EK_STORE_VERSION);
+                        "%s: written by a newer evenkeel: version %lld, this one reads %d", s->path,
+                        (long long)version, EK_STORE_VERSION);
     if (version < 1)
         return ek_error(EK_EFORMAT, "%s: user_version %lld is none of a profile", s->path,
                         (long long)version);
@@ -278,21 +278,41 @@ static enum ek_status quick_check(struct ek_store *s)
     return status;
 }
 
-/* Version 1 knew less of runs: they are forgotten, measurements stay. */
+/* The tables of these names, from the schema. */
+static enum ek_status create_again(struct ek_store *s, const char *const *names, size_t n)
+{
+    char begin[48];
+
+    for (size_t k = 0; k < n; k++) {
+        snprintf(begin, sizeof(begin), "CREATE TABLE %s(", names[k]);
+        for (size_t i = 0; ek_store_schema[i]; i++)
+            if (strncmp(ek_store_schema[i], begin, strlen(begin)) == 0)
+                EK_TRY(ek_store_exec(s, ek_store_schema[i]));
+    }
+    return EK_OK;
+}
+
+/* Version 1 knew less of runs, which are forgotten, no clocks, and had no kernels. */
 static enum ek_status bring_up_to_date(struct ek_store *s)
 {
+    static const char *const names[] = {"run", "measurement", "kernel"};
     int64_t application, version;
-    enum ek_status st = EK_OK;
+    enum ek_status st;
 
     EK_TRY(pragma_i64(s, "application_id", &application));
     EK_TRY(pragma_i64(s, "user_version", &version));
     if (application != EK_STORE_APPLICATION_ID || version != 1)
         return EK_OK;
     EK_TRY(ek_store_begin(s));
-    st = ek_store_exec(s, "DROP TABLE run; PRAGMA user_version = 2");
-    for (size_t i = 0; st == EK_OK && ek_store_schema[i]; i++)
-        if (strncmp(ek_store_schema[i], "CREATE TABLE run(", 17) == 0)
-            st = ek_store_exec(s, ek_store_schema[i]);
+    EK_GOTO(ek_store_exec(s, "DROP TABLE run; DROP TABLE kernel;"
+                             " ALTER TABLE measurement RENAME TO old; PRAGMA user_version = 2"),
+            st, end);
+    EK_GOTO(create_again(s, names, EK_ARRAY_LEN(names)), st, end);
+    st = ek_store_exec(
+        s, "INSERT INTO measurement SELECT id, device_id, signature_id, phase, batch, tokens,"
+           " context, act, cache, launch, busy, median_s, mad_s, min_s, n, stop, 0, 0 FROM old;"
+           " DROP TABLE old");
+end:
     return ek_store_end(s, st);
 }
 

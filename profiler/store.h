@@ -13,7 +13,7 @@ struct ek_store;
 enum ek_store_mode { EK_STORE_READ, EK_STORE_WRITE };
 
 #define EK_STORE_APPLICATION_ID 0x454b5052 /* "EKPR" */
-#define EK_STORE_VERSION        2          /* user_version; a newer one is refused */
+#define EK_STORE_VERSION        2          /* user_version; any other is refused */
 #define EK_STORE_STAGE          "stage"    /* the signature of a stage's own rows */
 
 /* Opens (WRITE: creates) a database. Refused with a reason: not SQLite, another application_id, a
@@ -77,7 +77,9 @@ struct ek_store_key {   /* everything that changes a measurement */
 struct ek_store_time {
     double median_s, mad_s, min_s; /* median 0: below what the clock resolves (a stage's own) */
     uint32_t n;
-    char stop[16]; /* "converged", "stable-noise", "timeout" */
+    char stop[16];      /* "converged", "stable-noise", "timeout" */
+    uint32_t clock_mhz; /* of the device's processors behind the last sample; 0: not known */
+    uint32_t throttle; /* NVML's reasons for lower clocks before and behind, 0: none or not known */
 };
 bool ek_store_has_time(struct ek_store *s, const struct ek_store_key *k);
 /* A key that is there already stays as it is (EK_OK). */
@@ -95,6 +97,22 @@ enum ek_status ek_store_times(struct ek_store *s, int64_t device, const char *si
  * their time over the row measured alone; at least 1, and 1 where nothing was measured. */
 enum ek_status ek_store_slowdown(struct ek_store *s, int64_t device, enum ek_phase phase,
                                  double *factor);
+
+/* Where the time of a measurement goes, of one module: kernels and copies, and what lies between
+ * them under EK_STORE_GAPS, each without what overlaps those before it, so that they add up. */
+#define EK_STORE_GAPS     "(gaps)"
+#define EK_STORE_MAX_NAME 160
+struct ek_store_kernel {
+    char name[EK_STORE_MAX_NAME];
+    uint32_t calls;
+    double seconds;
+};
+/* Rows of a measurement that is there; those that it has already are replaced. */
+enum ek_status ek_store_put_kernels(struct ek_store *s, const struct ek_store_key *k,
+                                    const struct ek_store_kernel *rows, size_t n);
+/* The longest first; *n is 0 where none were recorded. *out is freed with free(). */
+enum ek_status ek_store_kernels(struct ek_store *s, const struct ek_store_key *k,
+                                struct ek_store_kernel **out, size_t *n);
 
 /* Time at any point from rows of ek_store_times (of one act, cache and launch): piecewise linear in
  * the context, then in the tokens (prefill) or the batch (decode); docs/measurement.md has the

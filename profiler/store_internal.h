@@ -27,6 +27,17 @@ enum ek_status ek_store_check_schema(struct ek_store *s);
 /* Message and status of the database's last error; rc: what SQLite returned; doing: "reading". */
 enum ek_status ek_store_failed(struct ek_store *s, int rc, const char *doing);
 
+/* A measurement by its key: ten parameters, EK_STORE_KEY_TYPES, of EK_STORE_KEY_VALUES(key). */
+#define EK_STORE_BY_KEY                                                                            \
+    "device_id = ? AND signature_id = (SELECT id FROM signature WHERE text = ?) AND phase = ?"     \
+    " AND batch = ? AND tokens = ? AND context = ? AND act = ? AND cache = ? AND launch = ?"       \
+    " AND busy = ?"
+#define EK_STORE_KEY_TYPES "ituuuutttu"
+#define EK_STORE_KEY_VALUES(k)                                                                     \
+    (k)->device, (k)->signature, (uint64_t)(k)->phase, (uint64_t)(k)->batch,                       \
+        (uint64_t)(k)->tokens, (uint64_t)(k)->context, (k)->act, (k)->cache, (k)->launch,          \
+        (uint64_t)(k)->busy
+
 /* Runs statements that return nothing. */
 enum ek_status ek_store_exec(struct ek_store *s, const char *sql);
 enum ek_status ek_store_begin(struct ek_store *s);  /* BEGIN IMMEDIATE */

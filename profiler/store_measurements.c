@@ -24,14 +24,8 @@ bool ek_store_has_time(struct ek_store *s, const struct ek_store_key *k)
 {
     int64_t one;
 
-    return ek_store_get_i64(s, &one,
-                            "SELECT 1 FROM measurement WHERE device_id = ? AND signature_id ="
-                            " (SELECT id FROM signature WHERE text = ?) AND phase = ? AND batch = ?"
-                            " AND tokens = ? AND context = ? AND act = ? AND cache = ?"
-                            " AND launch = ? AND busy = ?",
-                            "ituuuutttu", k->device, k->signature, (uint64_t)k->phase,
-                            (uint64_t)k->batch, (uint64_t)k->tokens, (uint64_t)k->context, k->act,
-                            k->cache, k->launch, (uint64_t)k->busy) == EK_OK;
+    return ek_store_get_i64(s, &one, "SELECT 1 FROM measurement WHERE " EK_STORE_BY_KEY,
+                            EK_STORE_KEY_TYPES, EK_STORE_KEY_VALUES(k)) == EK_OK;
 }
 
 static bool seconds_are_sane(double v)
@@ -54,13 +48,12 @@ static enum ek_status insert_time(struct ek_store *s, const struct ek_store_key 
     return ek_store_run_sql(
         s,
         "INSERT INTO measurement(device_id, signature_id, phase, batch, tokens, context, act,"
-        " cache, launch, busy, median_s, mad_s, min_s, n, stop) VALUES(?,"
-        " (SELECT id FROM signature WHERE text = ?), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " cache, launch, busy, median_s, mad_s, min_s, n, stop, clock_mhz, throttle) VALUES(?,"
+        " (SELECT id FROM signature WHERE text = ?), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT(device_id, signature_id, phase, batch, tokens, context, act, cache, launch,"
         " busy) DO NOTHING",
-        "ituuuutttudddut", k->device, k->signature, (uint64_t)k->phase, (uint64_t)k->batch,
-        (uint64_t)k->tokens, (uint64_t)k->context, k->act, k->cache, k->launch, (uint64_t)k->busy,
-        t->median_s, t->mad_s, t->min_s, (uint64_t)t->n, t->stop);
+        EK_STORE_KEY_TYPES "dddutuu", EK_STORE_KEY_VALUES(k), t->median_s, t->mad_s, t->min_s,
+        (uint64_t)t->n, t->stop, (uint64_t)t->clock_mhz, (uint64_t)t->throttle);
 }
 
 enum ek_status ek_store_put_time(struct ek_store *s, const struct ek_store_key *k,
@@ -102,6 +95,8 @@ static void read_time(struct ek_columns *c, void *item)
     ek_column_real(c, EK_MAX_SECONDS, &r->time.min_s);
     ek_column_u32(c, &r->time.n);
     ek_column_text(c, r->time.stop, sizeof(r->time.stop));
+    ek_column_u32(c, &r->time.clock_mhz);
+    ek_column_u32(c, &r->time.throttle);
     if (c->status == EK_OK && !time_is_sane(r->key.signature, &r->time))
         ek_column_refuse(c, at, "a time that cannot have been measured");
 }
@@ -114,7 +109,7 @@ enum ek_status ek_store_times(struct ek_store *s, int64_t device, const char *si
     EK_TRY(ek_store_prepare(
         s, &st,
         "SELECT device_id, s.text, phase, batch, tokens, context, act, cache, launch, busy,"
-        " median_s, mad_s, min_s, n, stop FROM measurement m JOIN signature s"
+        " median_s, mad_s, min_s, n, stop, clock_mhz, throttle FROM measurement m JOIN signature s"
         " ON s.id = signature_id WHERE device_id = ? AND s.text = ? AND busy = 0"
         " ORDER BY phase, batch, tokens, context, act, cache, launch",
         "it", device, signature));

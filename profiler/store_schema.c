@@ -39,6 +39,7 @@ const char *const ek_store_schema[] = {
     " act TEXT NOT NULL, cache TEXT NOT NULL, launch TEXT NOT NULL, busy INTEGER NOT NULL,"
     " median_s REAL NOT NULL CHECK(median_s >= 0), mad_s REAL NOT NULL CHECK(mad_s >= 0),"
     " min_s REAL NOT NULL CHECK(min_s >= 0), n INTEGER NOT NULL CHECK(n > 0), stop TEXT NOT NULL,"
+    " clock_mhz INTEGER NOT NULL, throttle INTEGER NOT NULL,"
     " UNIQUE(device_id, signature_id, phase, batch, tokens, context, act, cache, launch, busy))"
     " STRICT",
 

@@ -11,6 +11,7 @@
 #include <cuda_runtime_api.h>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/nvml.h"
 
 #define EK_CU_ALIGN      256         /* of every allocation, so that wide loads are aligned */
 #define EK_CU_TAKEN      (64 * 1024) /* uploads up to this size are taken at once ... */
@@ -99,12 +100,6 @@ enum ek_status ek_cuda_issued(const struct ek_cuda *d, cudaError_t e, const char
 /* info.c: what a GPU is, without a context on it where NVML can be loaded */
 enum ek_status ek_cuda_info(int gpu, struct ek_device_info *out);
 enum ek_status ek_cuda_list(struct ek_device_info **infos, size_t *n);
-/* nvml.c: false where NVML is not there. */
-struct ek_nvml_facts {
-    char driver[40];
-    uint64_t total, free;
-};
-bool ek_nvml_facts(const char *pci, struct ek_nvml_facts *out);
 
 /* memory.c */
 enum ek_status ek_cuda_alloc(struct ek_device *dev, enum ek_tag tag, size_t bytes, void **out);

@@ -49,12 +49,12 @@ void ek_cuda_use(const struct ek_cuda *d)
 
 /* ---- what is there -----------------------------------------------------------------------------
  */
-static void format_uuid(const cudaUUID_t *u, char out[48])
+static void format_uuid(const cudaUUID_t *u, char out[40])
 {
     const unsigned char *b = (const unsigned char *)u->bytes;
 
-    snprintf(out, 48, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x",
-             b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13],
+    snprintf(out, 40, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0],
+             b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13],
              b[14], b[15]);
 }
 
@@ -76,15 +76,17 @@ enum ek_status ek_cuda_info(int gpu, struct ek_device_info *out)
     struct ek_nvml_facts f = {0};
     struct ek_device_info info = {0};
     cudaError_t e = cudaGetDeviceProperties(&p, gpu);
+    char uuid[40];
     bool known;
 
     if (e != cudaSuccess)
         return ek_error(EK_EENV, "GPU %d: %s", gpu, cudaGetErrorString(e));
     snprintf(info.model, sizeof(info.model), "%.95s", p.name);
-    format_uuid(&p.uuid, info.uuid);
     snprintf(info.pci, sizeof(info.pci), "%08x:%02x:%02x.0", (unsigned)p.pciDomainID,
              (unsigned)p.pciBusID, (unsigned)p.pciDeviceID);
-    known = ek_nvml_facts(info.pci, &f);
+    format_uuid(&p.uuid, uuid);
+    known = ek_nvml_facts(uuid, info.pci, &f);
+    snprintf(info.uuid, sizeof(info.uuid), "%s-%s", f.mig ? "MIG" : "GPU", uuid);
     format_driver(&f, known, info.driver, sizeof(info.driver));
     snprintf(info.kernels, sizeof(info.kernels), "%s", CUDA_KERNELS_HASH);
     snprintf(info.memory_group, sizeof(info.memory_group), "%s", p.integrated ? "host" : info.uuid);
@@ -219,6 +221,11 @@ fail:
     return st;
 }
 
+static bool device_state(struct ek_device *dev, struct ek_device_state *out)
+{
+    return ek_nvml_state(dev->info.uuid + strlen("GPU-"), dev->info.pci, out);
+}
+
 static enum ek_status read_bytes(struct ek_device *dev, const void *p, size_t n)
 {
     struct ek_cuda *d = ek_cuda(dev);
@@ -239,6 +246,7 @@ const struct ek_ops ek_ops_cuda = {
     .usage = ek_cuda_usage,
     .reset_peaks = ek_cuda_reset_peaks,
     .memory_free = ek_cuda_memory_free,
+    .state = device_state,
     .host_alloc = ek_cuda_host_alloc,
     .host_free = ek_cuda_host_free,
     .upload = ek_cuda_upload,

@@ -75,7 +75,8 @@ static struct ek_store_key key_at(int64_t device, enum ek_phase phase, uint32_t 
 
 static void put_time(struct ek_store *s, const struct ek_store_key *k, double t)
 {
-    struct ek_store_time time = {.median_s = t, .mad_s = t / 100, .min_s = t, .n = 10};
+    struct ek_store_time time = {
+        .median_s = t, .mad_s = t / 100, .min_s = t, .n = 10, .clock_mhz = 1980, .throttle = 4};
 
     strcpy(time.stop, "converged");
     ck_assert_msg(ek_store_put_time(s, k, &time) == EK_OK, "%s", ek_last_error());
@@ -125,6 +126,8 @@ START_TEST(rows_come_back_as_they_were_put)
     ck_assert_uint_eq(rows[0].key.context, k.context);
     ck_assert_str_eq(rows[0].key.launch, k.launch);
     ck_assert_double_eq(rows[0].time.median_s, 0.25);
+    ck_assert_uint_eq(rows[0].time.clock_mhz, 1980);
+    ck_assert_uint_eq(rows[0].time.throttle, 4);
     ck_assert_int_eq(ek_store_links(s, &links, &n), EK_OK);
     ck_assert_uint_eq(n, 1);
     ck_assert_str_eq(links[0].to, l.to);
@@ -153,6 +156,37 @@ START_TEST(rows_come_back_as_they_were_put)
     free(links);
     free(memories);
     free(runs);
+    ek_store_close(s);
+}
+END_TEST
+
+START_TEST(kernels_belong_to_a_measurement)
+{
+    static const struct ek_store_kernel old[] = {{"old", 1, 0.1}};
+    static const struct ek_store_kernel rows[] = {{EK_STORE_GAPS, 3, 0.05}, {"product", 2, 0.2}};
+    struct ek_store *s = open_store(EK_STORE_WRITE);
+    struct ek_store_key k = key_at(put_device(s, "cpu:0", "1"), EK_PHASE_DECODE, 1, 1, 64);
+    struct ek_store_kernel *out;
+    size_t n;
+
+    ck_assert_int_eq(ek_store_put_kernels(s, &k, rows, 2), EK_EUSAGE); /* nothing measured */
+    put_time(s, &k, 0.25);
+    ck_assert_int_eq(ek_store_kernels(s, &k, &out, &n), EK_OK);
+    ck_assert_uint_eq(n, 0);
+    free(out);
+    ck_assert_int_eq(ek_store_put_kernels(s, &k, old, 1), EK_OK);
+    ck_assert_int_eq(ek_store_put_kernels(s, &k, rows, 2), EK_OK);
+    ck_assert_int_eq(ek_store_kernels(s, &k, &out, &n), EK_OK);
+    ck_assert_uint_eq(n, 2);
+    ck_assert_str_eq(out[0].name, "product");
+    ck_assert_uint_eq(out[0].calls, 2);
+    ck_assert_double_eq(out[0].seconds, 0.2);
+    ck_assert_str_eq(out[1].name, EK_STORE_GAPS);
+    free(out);
+    k.context = 65;
+    ck_assert_int_eq(ek_store_kernels(s, &k, &out, &n), EK_OK);
+    ck_assert_uint_eq(n, 0);
+    free(out);
     ek_store_close(s);
 }
 END_TEST
@@ -362,6 +396,7 @@ static const struct {
     {"PRAGMA application_id = 1", EK_EFORMAT, "application_id"},
     {"PRAGMA user_version = 99", EK_EUNSUPPORTED, "newer"},
     {"PRAGMA user_version = 0", EK_EFORMAT, "user_version"},
+    {"PRAGMA user_version = 1", EK_EUNSUPPORTED, "older"},
     {"CREATE VIEW v AS SELECT 1", EK_EFORMAT, "view 'v'"},
     {"CREATE TABLE t(x)", EK_EFORMAT, "table 't'"},
     {"CREATE INDEX i ON run(what)", EK_EFORMAT, "index 'i'"},
@@ -702,6 +737,7 @@ int main(void)
     tcase_add_checked_fixture(tc, make_dir, remove_dir);
     tcase_set_timeout(tc, 60);
     tcase_add_test(tc, rows_come_back_as_they_were_put);
+    tcase_add_test(tc, kernels_belong_to_a_measurement);
     tcase_add_test(tc, a_key_that_is_there_stays_as_it_is);
     tcase_add_test(tc, a_new_driver_makes_a_new_device_and_hides_the_old_one);
     tcase_add_test(tc, impossible_values_are_not_written);
