@@ -73,6 +73,54 @@ static void check_embed(struct ek_device *dev, const struct ek_mat *m, const flo
     free(out);
 }
 
+static bool same_float(float a, float b)
+{
+    return a == b || (isnan(a) && isnan(b));
+}
+
+/* Decoding a matrix of one row of 256 weights with this head to each of its groups. */
+static void check_head(struct ek_device *dev, enum ek_dtype type, const uint8_t head[4])
+{
+    size_t group = ek_dtype_block_bytes(type);
+    const int32_t id = 0;
+    float got[256], want[256];
+    struct ek_mat m;
+    uint8_t *b;
+
+    ck_assert_int_eq(dev->ops->mat_new(dev, type, 1, 256, &m), EK_OK);
+    b = m.data;
+    for (size_t i = 0, q = 0; i < m.bytes; i++)
+        b[i] = i % group < 4 ? head[i % group] : (uint8_t)q++;
+    ck_assert_int_eq(ek_dequantize(type, b, want, 256), EK_OK);
+    ck_assert_int_eq(dev->ops->embed(dev, &m, &id, 1, got), EK_OK);
+    for (int i = 0; i < 256; i++)
+        ck_assert_msg(same_float(got[i], want[i]), "%s [%d] under %02x%02x%02x%02x: %.9g, not %.9g",
+                      ek_dtype_name(type), i, head[0], head[1], head[2], head[3], got[i], want[i]);
+    dev->ops->mat_free(dev, &m);
+}
+
+START_TEST(groups_of_any_scale_and_every_byte_decode_as_the_reference)
+{
+    /* scales as half floats: 0, the least, below full precision, plain, the greatest,
+     * not a number; as BF16, kind 1, the greatest is beyond sense */
+    static const uint16_t scales[] = {0, 1, 0x8003, 0x0299, 0x2c55, 0xbc01, 0x7bff, 0x7fc1};
+    static const uint8_t zeros[] = {0, 7, 15, 128, 255};
+    struct ek_device *dev = open_cpu(simd_names[_i], 1);
+    uint8_t head[4];
+
+    for (enum ek_dtype t = EK_G4_32; dev && t <= EK_B8_128; t++)
+        for (size_t s = 0; s < EK_ARRAY_LEN(scales); s++)
+            for (size_t z = 0; z < EK_ARRAY_LEN(zeros); z++)
+                for (uint8_t kind = 0; kind < (scales[s] == 0x7bff ? 1 : 2); kind++) {
+                    memcpy(head, &scales[s], 2);
+                    head[2] = t >= EK_B8_32 ? 0x80 : zeros[z];
+                    head[3] = t >= EK_B8_32 ? 0x3c : kind;
+                    check_head(dev, t, head);
+                }
+    ek_device_close(dev);
+}
+END_TEST
+
 /* Returns the largest sum of the terms' sizes. */
 static double expected(const float *x, size_t ldx, uint32_t n, const float *w, uint32_t rows,
                        uint32_t cols, const float *bias, double *out)
@@ -299,6 +347,7 @@ int main(void)
 
     tcase_add_test(tc, decoders_agree_with_the_gguf_package);
     tcase_add_test(tc, decoders_know_the_bytes_of_f8_and_refuse_integers);
+    tcase_add_loop_test(tc, groups_of_any_scale_and_every_byte_decode_as_the_reference, 0, N_SIMD);
     tcase_add_loop_test(tc, products_of_every_type_are_right_alone_and_in_a_batch, 0, N_SIMD);
     tcase_add_loop_test(tc, one_thread_and_two_give_the_same_bits, 0, N_SIMD);
     tcase_add_loop_test(tc, epilogues_add_and_bend, 0, N_SIMD);

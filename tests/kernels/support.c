@@ -7,9 +7,11 @@
 #include <string.h>
 
 const char *const simd_names[] = {"c", "avx2", "avx512"};
-const enum ek_dtype weight_types[] = {EK_F32,  EK_F16,  EK_BF16, EK_F8_E4M3, EK_F8_E5M2,
-                                      EK_Q4_0, EK_Q4_1, EK_Q5_0, EK_Q5_1,    EK_Q8_0,
-                                      EK_Q4_K, EK_Q5_K, EK_Q6_K};
+const enum ek_dtype weight_types[] = {EK_F32,    EK_F16,   EK_BF16,  EK_F8_E4M3, EK_F8_E5M2,
+                                      EK_Q4_0,   EK_Q4_1,  EK_Q5_0,  EK_Q5_1,    EK_Q8_0,
+                                      EK_Q4_K,   EK_Q5_K,  EK_Q6_K,  EK_G4_32,   EK_G4_64,
+                                      EK_G4_128, EK_G8_32, EK_G8_64, EK_G8_128,  EK_B8_32,
+                                      EK_B8_64,  EK_B8_128};
 const size_t n_weight_types = EK_ARRAY_LEN(weight_types);
 
 int n_cores(void)
@@ -60,6 +62,25 @@ static void put_scale(uint8_t *p, uint64_t *seed)
     memcpy(p, &h, sizeof(h));
 }
 
+/* The head of a group: F16 or BF16 scale and a zero, or an F32 scale before E4M3 without NaN. */
+static void put_group(enum ek_dtype type, uint8_t *b, uint64_t *seed)
+{
+    float scale = ek_random_normal(seed) * 0.05f;
+    uint16_t half;
+
+    if (type >= EK_B8_32) {
+        memcpy(b, &scale, sizeof(scale));
+        for (size_t i = 0; i < ek_dtype_block(type); i++)
+            b[4 + i] &= 0xbf;
+        return;
+    }
+    b[3] &= 1;
+    if (type <= EK_G4_128)
+        b[2] &= 15;
+    half = b[3] ? ek_f32_to_bf16(scale) : ek_f32_to_f16(scale);
+    memcpy(b, &half, sizeof(half));
+}
+
 static void fill_blocks(enum ek_dtype type, uint8_t *p, size_t n, uint64_t *seed)
 {
     size_t bytes = ek_dtype_block_bytes(type), n_blocks = n / ek_dtype_block(type);
@@ -68,7 +89,10 @@ static void fill_blocks(enum ek_dtype type, uint8_t *p, size_t n, uint64_t *seed
     for (size_t i = 0; i < n_blocks * bytes; i++)
         p[i] = (uint8_t)ek_random_u64(seed);
     for (size_t i = 0; i < n_blocks; i++, p += bytes) {
-        put_scale(type == EK_Q6_K ? p + 208 : p, seed);
+        if (type >= EK_G4_32)
+            put_group(type, p, seed);
+        else
+            put_scale(type == EK_Q6_K ? p + 208 : p, seed);
         if (two)
             put_scale(p + 2, seed);
     }

@@ -56,6 +56,25 @@ static inline void v_four_pairs(const void *a, const void *b, const void *c, con
     IN_MEMORY(out, 8);
 }
 
+/* Of the heads of four groups (u16 scale, u8 zero, u8 kind): four scales, four -zero * scale. */
+static inline void v_group_lines(const void *a, const void *b, const void *c, const void *d,
+                                 float out[8])
+{
+    const __m128i lower = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 0, 1, 4, 5, 8, 9, 12, 13);
+    __m128i h = _mm_cvtsi32_si128(i32_of(a)), f16;
+    __m128 scale, zero;
+
+    h = _mm_insert_epi32(h, i32_of(b), 1);
+    h = _mm_insert_epi32(h, i32_of(c), 2);
+    h = _mm_insert_epi32(h, i32_of(d), 3);
+    f16 = _mm_cmpeq_epi32(_mm_srli_epi32(h, 24), _mm_setzero_si128());
+    scale = _mm_blendv_ps(_mm_castsi128_ps(_mm_slli_epi32(h, 16)),
+                          _mm_cvtph_ps(_mm_shuffle_epi8(h, lower)), _mm_castsi128_ps(f16));
+    zero = _mm_cvtepi32_ps(_mm_and_si128(_mm_srli_epi32(h, 16), _mm_set1_epi32(255)));
+    _mm_storeu_ps(out, scale);
+    _mm_storeu_ps(out + 4, _mm_fnmadd_ps(zero, scale, _mm_setzero_ps()));
+}
+
 /* the eight bytes, lowest first, times d */
 static inline void v_eight_bytes(uint64_t bytes, float d, float out[8])
 {
@@ -110,4 +129,29 @@ static inline void v_k_six(const uint8_t *q, int shift, const uint8_t *high, int
 static inline void v_q8(const int8_t *q, float d, vec w[CPU_UNIT / VL])
 {
     v_signed_bytes(load32(q), d, d, w);
+}
+
+/* 32 unsigned bytes: w = q * d + m */
+static inline void v_u8(const uint8_t *q, float d, float m, vec w[CPU_UNIT / VL])
+{
+    v_bytes(load32(q), d, m, w);
+}
+
+/* 16 bytes of two nibbles, the low one first, as one a byte; upper bits are left */
+static inline __m128i v_spread(const uint8_t *q, int upper)
+{
+    __m128i b = _mm_loadu_si128((const __m128i *)(const void *)q), high = _mm_srli_epi16(b, 4);
+
+    return upper ? _mm_unpackhi_epi8(b, high) : _mm_unpacklo_epi8(b, high);
+}
+
+/* 16 E4M3 bytes as half floats that are 256 times too small; NaN is kept */
+static inline __m256i v_e4m3_halves(const uint8_t *q)
+{
+    __m128i b = _mm_loadu_si128((const __m128i *)(const void *)q);
+    __m256i x = _mm256_slli_epi16(_mm256_cvtepi8_epi16(b), 7), sign = _mm256_set1_epi16(-0x8000);
+    __m256i most = _mm256_set1_epi16(-0x4080); /* all but the exponent's upper bit */
+
+    x = _mm256_and_si256(x, most);
+    return _mm256_or_si256(x, _mm256_cmpeq_epi16(_mm256_or_si256(x, sign), most));
 }

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Weights to F32 in registers, 32 at a time (a unit). Two steps a type: scales_T computes the two
- * numbers d and m of the units of one group (a block of the file) for four rows, unit_T makes a
- * unit's weights, q * d + m, with at most one rounding (the product is exact), which makes every
- * path agree bit for bit.
+ * Weights to F32 in registers, 32 at a time (a unit). Two steps a type: scales_T computes what the
+ * units of one group (a block of the file) need for four rows, mostly two numbers d and m; unit_T
+ * makes a unit's weights, q * d + m, with at most one rounding (the product is exact), which makes
+ * every path agree bit for bit.
  */
 enum { UV = CPU_UNIT / VL };
 
@@ -15,10 +15,10 @@ INLINE uint32_t u32_at(const uint8_t *p)
     return v;
 }
 
-enum { MAX_GROUP = 8, MAX_SCALES = 4 * 2 * MAX_GROUP };
+enum { MAX_SCALES = 4 * 16 };
 
-/* d of row r and unit u of the group is scales[r * RS + u], m is MS behind it (see FOR_EACH_TYPE).
- */
+/* unit_T finds what scales_T made for row r and unit u of the group at s = scales + r * RS + u * US
+ * (see FOR_EACH_TYPE). */
 
 /* ---- blocks of 32 with one scale; the minimum is `times` the scale */
 INLINE void scales_d(const uint8_t *const row[4], size_t at, float times, float *scales)
@@ -39,9 +39,9 @@ INLINE void scales_q4_0(const uint8_t *const row[4], size_t u, float *scales)
     scales_d(row, u * 18, -8.0f, scales);
 }
 
-INLINE void unit_q4_0(const uint8_t *row, size_t u, float d, float m, vec w[UV])
+INLINE void unit_q4_0(const uint8_t *row, size_t u, const float *s, vec w[UV])
 {
-    v_nibbles(row + u * 18 + 2, d, m, w);
+    v_nibbles(row + u * 18 + 2, s[0], s[4], w);
 }
 
 INLINE void scales_q4_1(const uint8_t *const row[4], size_t u, float *scales)
@@ -49,9 +49,9 @@ INLINE void scales_q4_1(const uint8_t *const row[4], size_t u, float *scales)
     scales_dm(row, u * 20, scales);
 }
 
-INLINE void unit_q4_1(const uint8_t *row, size_t u, float d, float m, vec w[UV])
+INLINE void unit_q4_1(const uint8_t *row, size_t u, const float *s, vec w[UV])
 {
-    v_nibbles(row + u * 20 + 4, d, m, w);
+    v_nibbles(row + u * 20 + 4, s[0], s[1], w);
 }
 
 INLINE void scales_q5_0(const uint8_t *const row[4], size_t u, float *scales)
@@ -59,9 +59,9 @@ INLINE void scales_q5_0(const uint8_t *const row[4], size_t u, float *scales)
     scales_d(row, u * 22, -16.0f, scales);
 }
 
-INLINE void unit_q5_0(const uint8_t *row, size_t u, float d, float m, vec w[UV])
+INLINE void unit_q5_0(const uint8_t *row, size_t u, const float *s, vec w[UV])
 {
-    v_nibbles5(row + u * 22 + 6, u32_at(row + u * 22 + 2), d, m, w);
+    v_nibbles5(row + u * 22 + 6, u32_at(row + u * 22 + 2), s[0], s[4], w);
 }
 
 INLINE void scales_q5_1(const uint8_t *const row[4], size_t u, float *scales)
@@ -69,9 +69,9 @@ INLINE void scales_q5_1(const uint8_t *const row[4], size_t u, float *scales)
     scales_dm(row, u * 24, scales);
 }
 
-INLINE void unit_q5_1(const uint8_t *row, size_t u, float d, float m, vec w[UV])
+INLINE void unit_q5_1(const uint8_t *row, size_t u, const float *s, vec w[UV])
 {
-    v_nibbles5(row + u * 24 + 8, u32_at(row + u * 24 + 4), d, m, w);
+    v_nibbles5(row + u * 24 + 8, u32_at(row + u * 24 + 4), s[0], s[1], w);
 }
 
 INLINE void scales_q8_0(const uint8_t *const row[4], size_t u, float *scales)
@@ -79,10 +79,9 @@ INLINE void scales_q8_0(const uint8_t *const row[4], size_t u, float *scales)
     scales_d(row, u * 34, 0.0f, scales);
 }
 
-INLINE void unit_q8_0(const uint8_t *row, size_t u, float d, float m, vec w[UV])
+INLINE void unit_q8_0(const uint8_t *row, size_t u, const float *s, vec w[UV])
 {
-    (void)m;
-    v_q8((const int8_t *)row + u * 34 + 2, d, w);
+    v_q8((const int8_t *)row + u * 34 + 2, s[0], w);
 }
 
 /* ---- K types: blocks of 256, 8 units */
@@ -106,9 +105,9 @@ INLINE void scales_q4_k(const uint8_t *const row[4], size_t u, float *scales)
     scales_k45(row, u / 8 * 144, scales);
 }
 
-INLINE void unit_q4_k(const uint8_t *row, size_t u, float d, float m, vec w[UV])
+INLINE void unit_q4_k(const uint8_t *row, size_t u, const float *s, vec w[UV])
 {
-    v_k_nibbles(row + u / 8 * 144 + 16 + u % 8 / 2 * 32, u & 1 ? 4 : 0, d, m, w);
+    v_k_nibbles(row + u / 8 * 144 + 16 + u % 8 / 2 * 32, u & 1 ? 4 : 0, s[0], s[8], w);
 }
 
 INLINE void scales_q5_k(const uint8_t *const row[4], size_t u, float *scales)
@@ -116,11 +115,11 @@ INLINE void scales_q5_k(const uint8_t *const row[4], size_t u, float *scales)
     scales_k45(row, u / 8 * 176, scales);
 }
 
-INLINE void unit_q5_k(const uint8_t *row, size_t u, float d, float m, vec w[UV])
+INLINE void unit_q5_k(const uint8_t *row, size_t u, const float *s, vec w[UV])
 {
     const uint8_t *b = row + u / 8 * 176;
 
-    v_k_nibbles5(b + 48 + u % 8 / 2 * 32, u & 1 ? 4 : 0, b + 16, (int)(u % 8), d, m, w);
+    v_k_nibbles5(b + 48 + u % 8 / 2 * 32, u & 1 ? 4 : 0, b + 16, (int)(u % 8), s[0], s[8], w);
 }
 
 /* Q6_K: two scales a unit; d and m are those of its first and second 16 weights. */
@@ -132,13 +131,13 @@ INLINE void scales_q6_k(const uint8_t *const row[4], size_t u, float *scales)
     }
 }
 
-INLINE void unit_q6_k(const uint8_t *row, size_t u, float d, float m, vec w[UV])
+INLINE void unit_q6_k(const uint8_t *row, size_t u, const float *s, vec w[UV])
 {
     size_t half = u % 8 / 4, quarter = u % 4;
     const uint8_t *b = row + u / 8 * 210;
 
     v_k_six(b + half * 64 + (quarter & 1) * 32, quarter < 2 ? 0 : 4, b + 128 + half * 32,
-            (int)quarter * 2, d, m, w);
+            (int)quarter * 2, s[0], s[8], w);
 }
 
 /* ---- floats: no scales */
@@ -147,23 +146,23 @@ INLINE void scales_none(const uint8_t *const row[4], size_t u, float *scales)
     (void)row, (void)u, (void)scales;
 }
 
-INLINE void unit_f32(const uint8_t *row, size_t u, float d, float m, vec w[UV])
+INLINE void unit_f32(const uint8_t *row, size_t u, const float *s, vec w[UV])
 {
-    (void)d, (void)m;
+    (void)s;
     UNROLL for (int j = 0; j < UV; j++) w[j] =
         v_load((const float *)(const void *)row + u * CPU_UNIT + j * VL);
 }
 
-INLINE void unit_f16(const uint8_t *row, size_t u, float d, float m, vec w[UV])
+INLINE void unit_f16(const uint8_t *row, size_t u, const float *s, vec w[UV])
 {
-    (void)d, (void)m;
+    (void)s;
     UNROLL for (int j = 0; j < UV; j++) w[j] =
         v_load_f16((const uint16_t *)(const void *)row + u * CPU_UNIT + j * VL);
 }
 
-INLINE void unit_bf16(const uint8_t *row, size_t u, float d, float m, vec w[UV])
+INLINE void unit_bf16(const uint8_t *row, size_t u, const float *s, vec w[UV])
 {
-    (void)d, (void)m;
+    (void)s;
     UNROLL for (int j = 0; j < UV; j++) w[j] =
         v_load_bf16((const uint16_t *)(const void *)row + u * CPU_UNIT + j * VL);
 }
@@ -171,24 +170,99 @@ INLINE void unit_bf16(const uint8_t *row, size_t u, float d, float m, vec w[UV])
 #define scales_f16  scales_none
 #define scales_bf16 scales_none
 
-/* X(suffix, dtype, units of a group, bytes of a unit (up to one more), RS, MS) for every type with
+/* ---- groups: scale, zero and kind of the scale (F16, or 1: BF16) before the quants of 32, 64 or
+ * 128 weights, each rounded to the scale's type */
+INLINE vec v_round_half(vec v, uint8_t bf16)
+{
+    return bf16 ? v_round_bf16(v) : v_round_f16(v);
+}
+
+/* Four bits: the sixteen weights that a quant may mean, for each of four rows. */
+INLINE void scales_g4(const uint8_t *const row[4], size_t at, float *scales)
+{
+    static const float iota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    float g[8];
+
+    v_group_lines(row[0] + at, row[1] + at, row[2] + at, row[3] + at, g);
+    UNROLL for (int r = 0; r < 4; r++) UNROLL for (int j = 0; j < 16 / VL; j++)
+    {
+        vec v = v_fma(v_load(iota + j * VL), v_set1(g[r]), v_set1(g[4 + r]));
+        v_store(scales + r * 16 + j * VL, v_round_half(v, row[r][at + 3]));
+    }
+}
+
+INLINE void unit_of_g4(const uint8_t *b, size_t u, const float *s, vec w[UV])
+{
+    v_pairs(b + 4 + u * CPU_UNIT / 2, s, w);
+}
+
+INLINE void scales_g8(const uint8_t *const row[4], size_t at, float *scales)
+{
+    v_group_lines(row[0] + at, row[1] + at, row[2] + at, row[3] + at, scales);
+    IN_MEMORY(scales, 8);
+}
+
+INLINE void unit_of_g8(const uint8_t *b, size_t u, const float *s, vec w[UV])
+{
+    v_u8(b + 4 + u * CPU_UNIT, s[0], s[4], w);
+    UNROLL for (int j = 0; j < UV; j++) w[j] = v_round_half(w[j], b[3]);
+}
+
+/* E4M3 under an F32 scale */
+INLINE void scales_b8(const uint8_t *const row[4], size_t at, float *scales)
+{
+    UNROLL for (int r = 0; r < 4; r++) memcpy(scales + r, row[r] + at, sizeof(float));
+    IN_MEMORY(scales, 4);
+}
+
+INLINE void unit_of_b8(const uint8_t *b, size_t u, const float *s, vec w[UV])
+{
+    v_e4m3(b + 4 + u * CPU_UNIT, s[0], w);
+}
+
+/* the types of groups of n units: a head of four bytes and n times `quants` */
+#define DEFINE_GROUP(T, N, n, quants)                                                              \
+    INLINE void scales_##T##_##N(const uint8_t *const row[4], size_t u, float *scales)             \
+    {                                                                                              \
+        scales_##T(row, u / n * (4 + n * quants), scales);                                         \
+    }                                                                                              \
+    INLINE void unit_##T##_##N(const uint8_t *row, size_t u, const float *s, vec w[UV])            \
+    {                                                                                              \
+        unit_of_##T(row + u / n * (4 + n * quants), u % n, s, w);                                  \
+    }
+#define DEFINE_GROUPS(T, quants)                                                                   \
+    DEFINE_GROUP(T, 32, 1, quants) DEFINE_GROUP(T, 64, 2, quants) DEFINE_GROUP(T, 128, 4, quants)
+DEFINE_GROUPS(g4, 16)
+DEFINE_GROUPS(g8, 32)
+DEFINE_GROUPS(b8, 32)
+
+/* X(suffix, dtype, units of a group, bytes of a unit (up to one more), RS, US) for every type with
  * a decoder of its own */
 #define FOR_EACH_TYPE(X) X(f32, EK_F32, 1, 128, 0, 0) FOR_EACH_SMALL_TYPE(X)
 #define FOR_EACH_SMALL_TYPE(X)                                                                     \
     X(f16, EK_F16, 1, 64, 0, 0)                                                                    \
     X(bf16, EK_BF16, 1, 64, 0, 0)                                                                  \
-    X(q4_0, EK_Q4_0, 1, 18, 1, 4)                                                                  \
-    X(q4_1, EK_Q4_1, 1, 20, 2, 1)                                                                  \
-    X(q5_0, EK_Q5_0, 1, 22, 1, 4)                                                                  \
-    X(q5_1, EK_Q5_1, 1, 24, 2, 1)                                                                  \
-    X(q8_0, EK_Q8_0, 1, 34, 1, 4)                                                                  \
-    X(q4_k, EK_Q4_K, 8, 18, 16, 8)                                                                 \
-    X(q5_k, EK_Q5_K, 8, 22, 16, 8)                                                                 \
-    X(q6_k, EK_Q6_K, 8, 27, 16, 8)
+    X(q4_0, EK_Q4_0, 1, 18, 1, 0)                                                                  \
+    X(q4_1, EK_Q4_1, 1, 20, 2, 0)                                                                  \
+    X(q5_0, EK_Q5_0, 1, 22, 1, 0)                                                                  \
+    X(q5_1, EK_Q5_1, 1, 24, 2, 0)                                                                  \
+    X(q8_0, EK_Q8_0, 1, 34, 1, 0)                                                                  \
+    X(q4_k, EK_Q4_K, 8, 18, 16, 1)                                                                 \
+    X(q5_k, EK_Q5_K, 8, 22, 16, 1)                                                                 \
+    X(q6_k, EK_Q6_K, 8, 27, 16, 1)                                                                 \
+    X(g4_32, EK_G4_32, 1, 20, 16, 0)                                                               \
+    X(g4_64, EK_G4_64, 2, 18, 16, 0)                                                               \
+    X(g4_128, EK_G4_128, 4, 17, 16, 0)                                                             \
+    X(g8_32, EK_G8_32, 1, 36, 1, 0)                                                                \
+    X(g8_64, EK_G8_64, 2, 34, 1, 0)                                                                \
+    X(g8_128, EK_G8_128, 4, 33, 1, 0)                                                              \
+    X(b8_32, EK_B8_32, 1, 36, 1, 0)                                                                \
+    X(b8_64, EK_B8_64, 2, 34, 1, 0)                                                                \
+    X(b8_128, EK_B8_128, 4, 33, 1, 0)
 
 /* decode_T: n weights. Four groups at a time stand for four rows; a tail of under a unit (floats
  * only) is left to the reference. */
-#define DEFINE_DECODE(T, dtype, group, UB, RS, MS)                                                 \
+#define DEFINE_DECODE(T, dtype, group, UB, RS, US)                                                 \
     static void decode_##T(const void *src, float *dst, size_t n)                                  \
     {                                                                                              \
         size_t groups = n / (CPU_UNIT * group), tail = n % (CPU_UNIT * group);                     \
@@ -204,7 +278,7 @@ INLINE void unit_bf16(const uint8_t *row, size_t u, float d, float m, vec w[UV])
             if (!r)                                                                                \
                 scales_##T(row, 0, scales);                                                        \
             for (size_t u = 0; u < group; u++) {                                                   \
-                unit_##T(row[r], u, scales[r * RS + u], scales[r * RS + u + MS], w);               \
+                unit_##T(row[r], u, scales + r * RS + u * US, w);                                  \
                 UNROLL for (int j = 0; j < UV; j++)                                                \
                     v_store(dst + (g * group + u) * CPU_UNIT + j * VL, w[j]);                      \
             }                                                                                      \

@@ -13,7 +13,7 @@ enum { PREFETCH_AHEAD = 4096 };
     __builtin_prefetch((row) + (unit)*4 * (dtype_bytes) + PREFETCH_AHEAD + at_)
 
 /* acc[r][t] += unit u of row r times the same inputs of token t */
-#define DEFINE_TILE(T, dtype, group, UB, RS, MS)                                                   \
+#define DEFINE_TILE(T, dtype, group, UB, RS, US)                                                   \
     INLINE void tile_##T(const uint8_t *const row[4], size_t units, const float *x, size_t ldx,    \
                          const int n, float *y, size_t ldy)                                        \
     {                                                                                              \
@@ -29,7 +29,7 @@ enum { PREFETCH_AHEAD = 4096 };
                 const float *xu = x + (g + u) * CPU_UNIT;                                          \
                 UNROLL for (int r = 0; r < 4; r++)                                                 \
                 {                                                                                  \
-                    unit_##T(row[r], g + u, scales[r * RS + u], scales[r * RS + u + MS], w);       \
+                    unit_##T(row[r], g + u, scales + r * RS + u * US, w);                          \
                     UNROLL for (int t = 0; t < n; t++) UNROLL for (int j = 0; j < UV; j++)         \
                         acc[r][t] = v_fma(w[j], v_load(xu + (size_t)t * ldx + j * VL), acc[r][t]); \
                 }                                                                                  \
@@ -64,7 +64,7 @@ INLINE void tile_f32(const uint8_t *const row[4], size_t units, const float *x, 
     case k:                                                                                        \
         tile_##T(row, units, x, ldx, k <= TILE ? k : TILE, y, ldy);                                \
         break;
-#define DEFINE_DOTS(T, dtype, group, UB, RS, MS)                                                   \
+#define DEFINE_DOTS(T, dtype, group, UB, RS, US)                                                   \
     static void four_##T(const uint8_t *const row[4], size_t units, const float *x, size_t ldx,    \
                          uint32_t n, float *y, size_t ldy)                                         \
     {                                                                                              \

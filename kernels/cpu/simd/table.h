@@ -2,8 +2,8 @@
  *
  * The table of this instruction set. Included last.
  */
-#define DOTS_OF(T, dtype, group, UB, RS, MS)   [dtype] = dots_##T,
-#define DECODE_OF(T, dtype, group, UB, RS, MS) [dtype] = decode_##T,
+#define DOTS_OF(T, dtype, group, UB, RS, US)   [dtype] = dots_##T,
+#define DECODE_OF(T, dtype, group, UB, RS, US) [dtype] = decode_##T,
 
 const struct cpu_simd SIMD_TABLE = {
     .name = SIMD_NAME,

@@ -104,18 +104,37 @@ static inline void v_store_f16(uint16_t *p, vec v)
     _mm_storeu_si128((__m128i *)(void *)p, h);
 }
 
-/* nearest, ties to even; a NaN keeps its upper bits and stays one */
+/* the bits of v rounded to nearest, ties to even, in their upper halves; not of every NaN */
+static inline __m256i v_bf16_bits(vec v)
+{
+    __m256i i = _mm256_castps_si256(v);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(i, 16), _mm256_set1_epi32(1));
+
+    return _mm256_add_epi32(_mm256_add_epi32(i, _mm256_set1_epi32(0x7fff)), odd);
+}
+
+/* a NaN keeps its upper bits and stays one */
 static inline void v_store_bf16(uint16_t *p, vec v)
 {
-    __m256i i = _mm256_castps_si256(v), upper = _mm256_srli_epi32(i, 16);
-    __m256i odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
-    __m256i up = _mm256_add_epi32(_mm256_add_epi32(i, _mm256_set1_epi32(0x7fff)), odd);
+    __m256i i = _mm256_castps_si256(v), quiet = _mm256_set1_epi32(0x400000);
     __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    __m256i bits = _mm256_blendv_epi8(v_bf16_bits(v), _mm256_or_si256(i, quiet), nan);
 
-    up = _mm256_blendv_epi8(_mm256_srli_epi32(up, 16),
-                            _mm256_or_si256(upper, _mm256_set1_epi32(0x40)), nan);
-    up = _mm256_permute4x64_epi64(_mm256_packus_epi32(up, up), 0x08);
-    _mm_storeu_si128((__m128i *)(void *)p, _mm256_castsi256_si128(up));
+    bits = _mm256_srli_epi32(bits, 16);
+    bits = _mm256_permute4x64_epi64(_mm256_packus_epi32(bits, bits), 0x08);
+    _mm_storeu_si128((__m128i *)(void *)p, _mm256_castsi256_si128(bits));
+}
+
+/* v rounded to the precision of a type; a NaN must come from one of that type */
+static inline vec v_round_bf16(vec v)
+{
+    return _mm256_castsi256_ps(
+        _mm256_and_si256(v_bf16_bits(v), _mm256_set1_epi32((int)0xffff0000u)));
+}
+
+static inline vec v_round_f16(vec v)
+{
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
 /* ---- 32 quants: w = q * d + m ---------------------------------------------------------------- */
@@ -195,3 +214,29 @@ static inline void v_k_nibbles(const uint8_t *q, int shift, float d, float m, ve
     v_bytes(shift_bytes(_mm256_loadu_si256((const __m256i *)(const void *)q), shift, 15), d, m, w);
 }
 #include "kernels/cpu/simd/bytes_avx2.h"
+
+/* 32 nibbles, two a byte, the low one first, looked up in a table of sixteen */
+static inline void v_pairs(const uint8_t *q, const float *table, vec w[4])
+{
+    vec low = v_load(table), high = v_load(table + 8);
+
+    UNROLL for (int j = 0; j < 4; j++)
+    {
+        __m128i b = v_spread(q, j / 2);
+        __m256i i = _mm256_cvtepu8_epi32(j % 2 ? _mm_srli_si128(b, 8) : b);
+        w[j] = _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, i), _mm256_permutevar8x32_ps(high, i),
+                                _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
+    }
+}
+
+static inline void v_e4m3(const uint8_t *q, float d, vec w[4])
+{
+    vec scale = v_set1(d) * v_set1(256.0f);
+
+    UNROLL for (int j = 0; j < 2; j++)
+    {
+        __m256i h = v_e4m3_halves(q + j * 16);
+        w[2 * j] = _mm256_cvtph_ps(_mm256_castsi256_si128(h)) * scale;
+        w[2 * j + 1] = _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1)) * scale;
+    }
+}

@@ -104,16 +104,35 @@ static inline void v_store_f16(uint16_t *p, vec v)
     _mm256_storeu_si256((__m256i *)(void *)p, h);
 }
 
-/* nearest, ties to even; a NaN keeps its upper bits and stays one */
+/* the bits of v rounded to nearest, ties to even, in their upper halves; not of every NaN */
+static inline __m512i v_bf16_bits(vec v)
+{
+    __m512i i = _mm512_castps_si512(v);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(i, 16), _mm512_set1_epi32(1));
+
+    return _mm512_add_epi32(_mm512_add_epi32(i, _mm512_set1_epi32(0x7fff)), odd);
+}
+
+/* a NaN keeps its upper bits and stays one */
 static inline void v_store_bf16(uint16_t *p, vec v)
 {
-    __m512i i = _mm512_castps_si512(v), upper = _mm512_srli_epi32(i, 16);
-    __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
-    __m512i up = _mm512_add_epi32(_mm512_add_epi32(i, _mm512_set1_epi32(0x7fff)), odd);
+    __m512i i = _mm512_castps_si512(v), quiet = _mm512_set1_epi32(0x400000);
     __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    __m512i bits = _mm512_mask_or_epi32(v_bf16_bits(v), nan, i, quiet);
 
-    up = _mm512_mask_or_epi32(_mm512_srli_epi32(up, 16), nan, upper, _mm512_set1_epi32(0x40));
-    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(up));
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+}
+
+/* v rounded to the precision of a type; a NaN must come from one of that type */
+static inline vec v_round_bf16(vec v)
+{
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(v_bf16_bits(v), _mm512_set1_epi32((int)0xffff0000u)));
+}
+
+static inline vec v_round_f16(vec v)
+{
+    return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
 /* ---- 32 quants: w = q * d + m ---------------------------------------------------------------- */
@@ -188,3 +207,19 @@ static inline void v_signed_bytes(__m256i q, float d0, float d1, vec w[2])
     w[1] = _mm512_cvtepi32_ps(hi) * v_set1(d1);
 }
 #include "kernels/cpu/simd/bytes_avx2.h"
+
+/* 32 nibbles, two a byte, the low one first, looked up in a table of sixteen */
+static inline void v_pairs(const uint8_t *q, const float *table, vec w[2])
+{
+    vec t = v_load(table);
+
+    w[0] = _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(v_spread(q, 0)), t);
+    w[1] = _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(v_spread(q, 1)), t);
+}
+
+static inline void v_e4m3(const uint8_t *q, float d, vec w[2])
+{
+    vec scale = v_set1(d) * v_set1(256.0f);
+
+    UNROLL for (int j = 0; j < 2; j++) w[j] = _mm512_cvtph_ps(v_e4m3_halves(q + j * 16)) * scale;
+}

@@ -114,6 +114,33 @@ static inline void v_store_bf16(uint16_t *p, vec v)
         p[i] = ek_f32_to_bf16(v[i]);
 }
 
+static inline vec v_choose(ivec which, vec a, vec b)
+{
+    return (vec)((which & (ivec)a) | (~which & (ivec)b));
+}
+
+/* v rounded to the precision of a type, to nearest, ties to even */
+static inline vec v_round_bf16(vec v)
+{
+    ivec i = (ivec)v, up = (i + 0x7fff + (i >> 16 & 1)) & (int32_t)0xffff0000u;
+
+    return v_choose(v == v, (vec)up, v);
+}
+
+static inline vec v_round_f16(vec v)
+{
+    const vec small = v_set1(0.75f); /* whose last place is 2^-24, as that of small half floats */
+    ivec i = (ivec)v, size = i & 0x7fffffff, sign = i ^ size;
+    ivec up = (size + 0xfff + (size >> 13 & 1)) & ~0x1fff;
+    vec r = v_choose((vec)size < v_set1(0x1p-14f), ((vec)size + small) - small, (vec)up);
+
+    r = v_choose((vec)size < v_set1(65520.0f), r, v_set1(__builtin_inff()));
+    return v_choose(v == v, (vec)((ivec)r | sign), v);
+}
+
+/* a compiler's vectors need not be kept in memory */
+#define IN_MEMORY(p, n) ((void)0)
+
 /* the half float at p */
 static inline float v_half(const void *p)
 {
@@ -144,6 +171,20 @@ static inline void v_four_pairs(const uint8_t *a, const uint8_t *b, const uint8_
     for (int i = 0; i < 4; i++) {
         out[2 * i] = first[i];
         out[2 * i + 1] = second[i];
+    }
+}
+
+/* Of the heads of four groups (u16 scale, u8 zero, u8 kind): four scales, four -zero * scale. */
+static inline void v_group_lines(const uint8_t *a, const uint8_t *b, const uint8_t *c,
+                                 const uint8_t *d, float out[8])
+{
+    const uint8_t *const from[4] = {a, b, c, d};
+
+    for (int i = 0; i < 4; i++) {
+        uint16_t h;
+        memcpy(&h, from[i], sizeof(h));
+        out[i] = from[i][3] ? ek_bf16_to_f32(h) : ek_f16_to_f32(h);
+        out[4 + i] = -(float)from[i][2] * out[i];
     }
 }
 
@@ -188,8 +229,8 @@ static inline void v_nibbles5(const uint8_t *q, uint32_t high, float d, float m,
     }
 }
 
-/* 32 unsigned bytes */
-static inline void v_bytes(const uint8_t *q, float d, float m, vec w[CPU_UNIT / VL])
+/* 32 unsigned bytes: w = q * d + m */
+static inline void v_u8(const uint8_t *q, float d, float m, vec w[CPU_UNIT / VL])
 {
     UNROLL for (int j = 0; j < 8; j++)
     {
@@ -206,7 +247,7 @@ static inline void v_k_nibbles(const uint8_t *q, int shift, float d, float m, ve
 
     for (int i = 0; i < CPU_UNIT; i++)
         bytes[i] = q[i] >> shift & 15;
-    v_bytes(bytes, d, m, w);
+    v_u8(bytes, d, m, w);
 }
 
 /* Q5_K: nibbles, and bit `bit` of high as the fifth */
@@ -217,7 +258,7 @@ static inline void v_k_nibbles5(const uint8_t *q, int shift, const uint8_t *high
 
     for (int i = 0; i < CPU_UNIT; i++)
         bytes[i] = (uint8_t)((q[i] >> shift & 15) | (high[i] >> bit & 1) << 4);
-    v_bytes(bytes, d, m, w);
+    v_u8(bytes, d, m, w);
 }
 
 /* Q6_K: nibbles, and two bits at `at` of high as the fifth and sixth; minus 32 */
@@ -237,5 +278,24 @@ static inline void v_q8(const int8_t *q, float d, vec w[CPU_UNIT / VL])
         const int8_t *p = q + j * 4;
         ivec b = {p[0], p[1], p[2], p[3]};
         w[j] = __builtin_convertvector(b, vec) * v_set1(d);
+    }
+}
+
+/* 32 nibbles, two a byte, the low one first, looked up in a table of sixteen */
+static inline void v_pairs(const uint8_t *q, const float *table, vec w[CPU_UNIT / VL])
+{
+    UNROLL for (int j = 0; j < 8; j++, q += 2) w[j] =
+        (vec){table[q[0] & 15], table[q[0] >> 4], table[q[1] & 15], table[q[1] >> 4]};
+}
+
+static inline void v_e4m3(const uint8_t *q, float d, vec w[CPU_UNIT / VL])
+{
+    UNROLL for (int j = 0; j < 8; j++, q += 4)
+    {
+        ivec b = {q[0], q[1], q[2], q[3]}, size = b & 127;
+        vec small = __builtin_convertvector(size, vec) * v_set1(0x1p-9f);
+        vec v = v_choose(size < 8, small, (vec)((size << 20) + (120 << 23)));
+        v = v_choose(size == 127, v_set1(__builtin_nanf("")), v);
+        w[j] = (vec)((ivec)v | (b & 128) << 24) * v_set1(d);
     }
 }
