@@ -4,6 +4,7 @@
 
 static const struct ek_option options[] = {
     {"cache", "TYPE", "data type of the KV cache for the bytes a token (default F32)"},
+    {"cut-tower", NULL, "the parts of a vision tower as modules of their own"},
     {"quantize", "TYPE",
      "int8 or int4: linear layers of the language model in groups, as they are read"},
     {NULL, NULL, NULL},
@@ -51,12 +52,15 @@ static enum ek_status run(const struct ek_args *args)
     EK_TRY(ek_arg_dtype(args, "cache", &cache));
     EK_TRY(ek_quantize_parse(ek_arg(args, "quantize"), &opt.quantize));
     EK_TRY(ek_model_open(args->operands[0], &opt, &m));
+    if (ek_arg_flag(args, "cut-tower"))
+        EK_GOTO(ek_model_cut_tower(m), st, done);
     if (ek_arg_flag(args, "json")) {
         st = ek_print_json(ek_model_json(m));
     } else {
         print_modules(m, cache);
         print_totals(m, cache);
     }
+done:
     ek_model_close(m);
     return st;
 }

@@ -8,6 +8,7 @@
 static const struct ek_option options[] = {
     {"db", "FILE", "the profile database (made when absent, resumed when present)"},
     {"devices", "LIST", "devices to measure (default: every GPU, or one CPU device)"},
+    {"cut-tower", NULL, "measure a vision tower block by block, for plans that cut it"},
     {"quantize", "TYPE",
      "int8 or int4: linear layers of the language model in groups, as they are read"},
     {"act", "TYPE", "data type of activations: F32, BF16, F16 (default F32; CUDA: BF16)"},
@@ -145,6 +146,8 @@ static enum ek_status run(const struct ek_args *args)
     EK_TRY(ek_device_specs_parse(ek_arg(args, "devices"), &devices, &n));
     EK_GOTO(read_options(args, devices, n, &opt), st, done);
     EK_GOTO(ek_model_open(args->operands[0], &model_options, &m), st, done);
+    if (ek_arg_flag(args, "cut-tower"))
+        EK_GOTO(ek_model_cut_tower(m), st, done);
     EK_GOTO(ek_store_open(path, EK_STORE_WRITE, &store), st, done);
     ek_catch_interrupts();
     EK_GOTO(ek_profile(m, store, &opt), st, done);

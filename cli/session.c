@@ -39,6 +39,7 @@ enum ek_status ek_session_open(const struct ek_args *args, const char *model_pat
         EK_TRY(ek_plan_read(path, &s->plan));
     else
         EK_TRY(single_plan(args, s->model, need, &s->plan));
+    EK_TRY(ek_plan_cut_tower(s->plan, s->model));
     EK_TRY(ek_plan_check(s->plan, s->model));
     if (need->context > s->plan->context)
         return ek_error(EK_NO, "%s: planned for a context of %u tokens, %u are needed",

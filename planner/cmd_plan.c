@@ -40,6 +40,8 @@ static enum ek_status get_costs(struct ek_plan_arguments *a, struct ek_costs **c
     if (a->costs)
         return ek_costs_read(a->costs, c);
     EK_TRY(ek_model_open(a->model, &o, &m));
+    if (a->cut_tower)
+        EK_GOTO(ek_model_cut_tower(m), st, end);
     if (a->hardware) {
         st = estimate(a, m, c);
         goto end;

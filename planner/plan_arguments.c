@@ -55,6 +55,7 @@ static const char help[] =
     "bytes\n"
     "  --within F            slack for --near (0.02)\n"
     "  --split-sides         place vision tower, projector, ... one by one\n"
+    "  --cut-tower           let the vision tower be cut between blocks: it begins the chain\n"
     "Solving\n"
     "  --objective LIST      latency, throughput, balance, balance-time, context, batch; in order\n"
     "                        (throughput,balance)\n"
@@ -112,6 +113,7 @@ enum {
     O_WITHIN,
     O_ALTERNATIVES,
     O_CARDS,
+    O_CUT_TOWER,
     O_CALIBRATED,
     O_JSON,
     O_QUIET,
@@ -147,6 +149,7 @@ static const struct option options[] = {
     {"max-stages", required_argument, NULL, O_MAX_STAGES},
     {"tp", required_argument, NULL, O_TP},
     {"split-sides", no_argument, NULL, O_SPLIT},
+    {"cut-tower", no_argument, NULL, O_CUT_TOWER},
     {"objective", required_argument, NULL, O_OBJECTIVE},
     {"time-limit", required_argument, NULL, O_TIME_LIMIT},
     {"output", required_argument, NULL, 'o'},
@@ -409,6 +412,9 @@ static enum ek_status file_option(struct ek_plan_arguments *a, int o)
     case O_ACT:
         a->act = optarg;
         return EK_OK;
+    case O_CUT_TOWER:
+        a->cut_tower = true;
+        return EK_OK;
     case O_WRITE_COSTS:
         a->write_costs = optarg;
         return EK_OK;
@@ -456,6 +462,8 @@ enum ek_status ek_plan_arguments_read(struct ek_plan_arguments *a, int argc, cha
         return ek_error(EK_EUSAGE, "plan: unexpected argument \"%s\"", argv[optind]);
     if ((a->costs != NULL) == (a->model != NULL))
         return ek_error(EK_EUSAGE, "plan: give either MODEL with --db, or --costs");
+    if (a->costs && a->cut_tower)
+        return ek_error(EK_EUSAGE, "plan: --cut-tower is for a MODEL; costs say what they are of");
     if (a->model && (a->db == NULL) == (a->hardware == NULL))
         return ek_error(EK_EUSAGE, "plan: MODEL needs --db PROFILE or --hardware CARDS");
     if (a->calibrated && a->db == NULL)

@@ -14,7 +14,7 @@ struct ek_plan_arguments {
     const char *model, *db, *costs, *devices, *output, *write_costs, *act, *hardware, *cards, *from,
         *near;
     double within;
-    bool force, json, done, explain, pareto, calibrated;
+    bool force, json, done, explain, pareto, calibrated, cut_tower;
     uint32_t alternatives, quantize;
 };
 /* Reads argv; texts are borrowed from it. done: --help or --version was answered. */

@@ -124,6 +124,11 @@ enum ek_status memory_measure(const struct rig_options *opt, const struct rig_gr
 /* Rows of EK_STORE_STAGE: what a hand-over takes on devices[i]. The others are where it goes. */
 enum ek_status memory_of_links(const struct rig_options *opt, struct ek_device *const *devices,
                                size_t n, size_t i, struct ek_store *store, int64_t device);
+/* Into the rows of a part of a cut tower: what pictures take on devices[i] where the tower is cut
+ * before or behind it. */
+enum ek_status memory_of_cuts(const struct rig_options *opt, struct ek_device *const *devices,
+                              size_t n, size_t i, const char *signature, struct ek_store *store,
+                              int64_t device);
 
 /* ---- ceilings.c */
 /* Fills n bytes with normal numbers of a type (F32, BF16, F16): neither power nor caches shall have

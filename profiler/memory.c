@@ -261,27 +261,59 @@ enum ek_status memory_measure(const struct rig_options *opt, const struct rig_gr
     return EK_OK;
 }
 
+/* Most bytes that messages of so many elements take on devices[i]: to one other and from one. */
+static void link_bytes(struct ek_device *const *devices, size_t n, size_t i, size_t elements,
+                       uint64_t *out, uint64_t *in)
+{
+    uint64_t here, there;
+
+    *out = *in = 0;
+    for (size_t j = 0; j < n; j++) {
+        if (j == i)
+            continue;
+        ek_link_memory(devices[i], devices[j], elements, &here, &there);
+        *out = here > *out ? here : *out;
+        ek_link_memory(devices[j], devices[i], elements, &there, &here);
+        *in = here > *in ? here : *in;
+    }
+}
+
 enum ek_status memory_of_links(const struct rig_options *opt, struct ek_device *const *devices,
                                size_t n, size_t i, struct ek_store *store, int64_t device)
 {
     uint32_t max = opt->max_prompt > opt->max_batch ? opt->max_prompt : opt->max_batch;
     struct sizes tokens = ladder(16, max);
+    uint64_t out, in;
 
     for (size_t t = 0; t < tokens.n; t++) {
         struct ek_store_memory row =
             row_at(opt, device, EK_STORE_STAGE, opt->max_batch, tokens.at[t]);
-        size_t elements = (size_t)tokens.at[t] * opt->m->config.hidden;
-        uint64_t out = 0, in = 0, here, there;
-        for (size_t j = 0; j < n; j++) {
-            if (j == i)
-                continue;
-            ek_link_memory(devices[i], devices[j], elements, &here, &there);
-            out = here > out ? here : out;
-            ek_link_memory(devices[j], devices[i], elements, &there, &here);
-            in = here > in ? here : in;
-        }
+        link_bytes(devices, n, i, (size_t)tokens.at[t] * opt->m->config.hidden, &out, &in);
         row.comm = out + in;
         EK_TRY(ek_store_put_memory(store, &row));
     }
     return EK_OK;
+}
+
+enum ek_status memory_of_cuts(const struct rig_options *opt, struct ek_device *const *devices,
+                              size_t n, size_t i, const char *signature, struct ek_store *store,
+                              int64_t device)
+{
+    struct ek_stage_options o = {.max_context = opt->max_context};
+    struct ek_store_memory *rows;
+    uint64_t out, in;
+    enum ek_status st = EK_OK;
+    size_t count;
+
+    link_bytes(devices, n, i, ek_picture_message(opt->m, &o), &out, &in);
+    EK_TRY(ek_store_memories(store, device, signature, &rows, &count));
+    for (size_t k = 0; k < count && st == EK_OK; k++) {
+        struct ek_store_memory same = row_at(opt, device, signature, rows[k].batch, rows[k].tokens);
+        rows[k].comm = out > in ? out : in;
+        if (strcmp(same.act, rows[k].act) == 0 && strcmp(same.cache, rows[k].cache) == 0 &&
+            rows[k].context == same.context)
+            st = ek_store_put_memory(store, &rows[k]);
+    }
+    free(rows);
+    return st;
 }

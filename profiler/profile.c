@@ -318,6 +318,20 @@ static enum ek_status measure_times(struct profile *p, size_t i)
     return st;
 }
 
+static enum ek_status measure_links(struct profile *p, const struct profile_device *d,
+                                    struct ek_device *const *devices, size_t i)
+{
+    size_t n = p->opt->n_devices;
+
+    EK_TRY(memory_of_links(&d->rig, devices, n, i, p->store, d->row.id));
+    for (size_t g = 0; g < p->n_groups; g++) {
+        const struct ek_module *mod = p->groups[g].module;
+        if (ek_module_is_visual(mod) && !mod->side)
+            EK_TRY(memory_of_cuts(&d->rig, devices, n, i, mod->signature, p->store, d->row.id));
+    }
+    return EK_OK;
+}
+
 /* What hand-overs take, which depends on the other devices. */
 static enum ek_status measure_hand_overs(struct profile *p)
 {
@@ -332,7 +346,7 @@ static enum ek_status measure_hand_overs(struct profile *p)
             devices[i] = d[i].rig.dev;
     }
     for (size_t i = 0; i < n && st == EK_OK; i++)
-        st = memory_of_links(&d[i].rig, devices, n, i, p->store, d[i].row.id);
+        st = measure_links(p, &d[i], devices, i);
     for (size_t i = 0; devices && i < n; i++)
         ek_device_close(devices[i]);
     free(devices);
@@ -345,9 +359,9 @@ static enum ek_status measure_all(struct profile *p)
     const struct ek_profile_options *o = p->opt;
 
     EK_TRY(ek_profile_devices(p->store, o->devices, o->n_devices, o->act, false, o->stop));
-    EK_TRY(measure_hand_overs(p));
     for (size_t i = 0; i < o->n_devices; i++)
         EK_TRY(measure_memory(p, i));
+    EK_TRY(measure_hand_overs(p));
     for (size_t i = 0; i < o->n_devices; i++)
         EK_TRY(measure_times(p, i));
     return profile_busy(p);

@@ -41,19 +41,14 @@ enum ek_status engine_vision_find(struct ek_engine *e)
     return EK_OK;
 }
 
-size_t engine_vision_message(const struct ek_engine *e)
-{
-    return (size_t)vision_max_rows(&e->m->config, &e->opt) * e->m->config.vision_hidden;
-}
-
 enum ek_status engine_vision_open(struct ek_engine *e)
 {
     struct engine_hop *path = e->vision.path;
 
     for (size_t i = 1; i < e->vision.n_path; i++)
         EK_TRY(ek_link_open(e->devices[path[i - 1].stage->device].dev,
-                            e->devices[path[i].stage->device].dev, engine_vision_message(e),
-                            &path[i].in));
+                            e->devices[path[i].stage->device].dev,
+                            ek_picture_message(e->m, &e->opt), &path[i].in));
     return EK_OK;
 }
 

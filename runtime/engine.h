@@ -136,8 +136,6 @@ void engine_wake(struct engine_device *d);
 enum ek_status engine_vision_find(struct ek_engine *e);
 enum ek_status engine_vision_open(struct ek_engine *e);
 void engine_vision_close(struct ek_engine *e);
-/* Elements of the links' messages. */
-size_t engine_vision_message(const struct ek_engine *e);
 /* By the worker that loaded it: the stage's vectors to the host. */
 enum ek_status engine_vision_fetch(struct ek_engine *e, struct ek_stage *s);
 /* True when the job is the device's to go on with; the lock is held. */

@@ -136,6 +136,8 @@ enum ek_status ek_stage_run(struct ek_stage *s, const struct ek_batch *batch, co
 /* Runs the stage's tower and projector, as far as it has them, over an empty picture of about so
  * many tokens (never fewer patches than that), for measuring; returns when it is done. */
 enum ek_status ek_stage_look(struct ek_stage *s, uint32_t tokens);
+/* Elements of a message between parts of a cut tower: max_patches rows (0: as above). */
+size_t ek_picture_message(const struct ek_model *m, const struct ek_stage_options *opt);
 bool ek_stage_has_head(const struct ek_stage *s);
 bool ek_stage_has_embed(const struct ek_stage *s);
 

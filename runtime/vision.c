@@ -78,6 +78,11 @@ uint32_t vision_max_rows(const struct ek_config *c, const struct ek_stage_option
     return (uint32_t)((!o->max_patches && tiles > MAX_TILES ? MAX_TILES : tiles) * tile);
 }
 
+size_t ek_picture_message(const struct ek_model *m, const struct ek_stage_options *opt)
+{
+    return (size_t)vision_max_rows(&m->config, opt) * m->config.vision_hidden;
+}
+
 static size_t larger(size_t a, size_t b)
 {
     return a > b ? a : b;
