@@ -16,7 +16,7 @@ static bool within(const struct ek_limits *l, const struct ek_column *c)
     return c->work <= l->work && c->prefill <= l->prefill && c->ratio <= l->ratio;
 }
 
-double ek_bound_column_cost(const struct ek_problem *p, const struct ek_column *c)
+static double column_cost(const struct ek_problem *p, const struct ek_column *c)
 {
     bool sends = p->uniform && p->n_sides && (c->sides >> p->exit_side & 1) && c->first > 0;
 
@@ -30,12 +30,12 @@ double ek_bound_hop(const struct ek_bound *b, int32_t i, uint32_t from, uint32_t
     return ek_problem_hop(b->p, i, from, to);
 }
 
-double ek_bound_price(const struct ek_bound *b, const struct ek_column *c)
+static void set_kind_prices(struct ek_bound *b)
 {
-    const struct ek_kind *k = &b->p->kinds[c->kind];
-    double price = b->price[k->group] * k->tp;
+    double stage = b->n_resources > b->p->n_groups ? b->price[b->p->n_groups] : 0;
 
-    return b->n_resources > b->p->n_groups ? price + b->price[b->p->n_groups] : price;
+    for (uint32_t k = 0; k < b->p->n_kinds; k++)
+        b->kind_price[k] = b->price[b->p->kinds[k].group] * b->p->kinds[k].tp + stage;
 }
 
 static void set_supplies(struct ek_bound *b)
@@ -47,6 +47,17 @@ static void set_supplies(struct ek_bound *b)
         b->supply[b->n_resources++] = b->p->max_stages;
 }
 
+static struct ek_open opened(const struct ek_problem *p, uint32_t column)
+{
+    const struct ek_column *c = &p->columns[column];
+
+    return (struct ek_open){.cost = column_cost(p, c),
+                            .column = column,
+                            .sides = c->sides,
+                            .kind = (uint16_t)c->kind,
+                            .end = (uint16_t)(c->last + 1)};
+}
+
 enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *l,
                             const uint8_t *deny, struct ek_bound *b)
 {
@@ -55,13 +66,15 @@ enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *
     *b = (struct ek_bound){.p = p, .limits = l, .masks = 1u << p->n_sides};
     b->width = p->uniform ? 1 : p->n_kinds;
     states = (size_t)(p->n_items + 1) * b->masks * b->width;
-    b->allowed = ek_calloc(p->n_columns, sizeof(*b->allowed));
+    b->open = ek_calloc(p->n_columns, sizeof(*b->open));
+    b->kind_price = ek_calloc(p->n_kinds, sizeof(double));
     b->start = ek_calloc(p->n_items + 2, sizeof(*b->start));
     b->to_go = ek_calloc(states, sizeof(double));
     b->choice = ek_calloc(states, sizeof(uint32_t));
     b->best_begin = ek_calloc((size_t)p->n_items * b->masks * p->n_kinds, sizeof(double));
     b->begin_by = ek_calloc((size_t)p->n_items * b->masks * p->n_kinds, sizeof(uint32_t));
-    if (!b->allowed || !b->start || !b->to_go || !b->choice || !b->best_begin || !b->begin_by) {
+    if (!b->open || !b->kind_price || !b->start || !b->to_go || !b->choice || !b->best_begin ||
+        !b->begin_by) {
         ek_bound_free(b);
         return EK_ENOMEM;
     }
@@ -69,7 +82,7 @@ enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *
         b->start[i] = n;
         for (size_t c = p->start[i]; c < p->start[i + 1]; c++)
             if (within(l, &p->columns[c]) && !(deny && deny[c]))
-                b->allowed[n++] = (uint32_t)c;
+                b->open[n++] = opened(p, (uint32_t)c);
     }
     b->start[p->n_items + 1] = n;
     set_supplies(b);
@@ -78,7 +91,8 @@ enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *
 
 void ek_bound_free(struct ek_bound *b)
 {
-    free(b->allowed);
+    free(b->open);
+    free(b->kind_price);
     free(b->start);
     free(b->to_go);
     free(b->choice);
@@ -97,15 +111,10 @@ static void finish_sides(struct ek_bound *b)
         double best = mask == b->masks - 1 ? 0 : INFINITY;
         uint32_t by = UINT32_MAX;
         for (size_t i = b->start[p->n_items]; i < b->start[p->n_items + 1]; i++) {
-            const struct ek_column *c = &p->columns[b->allowed[i]];
-            double v;
-            if (c->sides & mask)
-                continue;
-            v = ek_bound_column_cost(p, c) + ek_bound_price(b, c) +
-                b->to_go[ek_bound_at(b, p->n_items, mask | c->sides, 0)];
+            double v = b->open[i].sides & mask ? INFINITY : ek_bound_through(b, &b->open[i], mask);
             if (v < best) {
                 best = v;
-                by = b->allowed[i];
+                by = b->open[i].column;
             }
         }
         for (uint32_t k = 0; k < b->width; k++) {
@@ -122,17 +131,13 @@ static void cheapest_begins(struct ek_bound *b, uint32_t i)
     for (size_t k = 0; k < (size_t)b->masks * p->n_kinds; k++)
         b->best_begin[ek_begin_at(b, i, 0, 0) + k] = INFINITY;
     for (size_t a = b->start[i]; a < b->start[i + 1]; a++) {
-        const struct ek_column *c = &p->columns[b->allowed[a]];
-        double own = ek_bound_column_cost(p, c) + ek_bound_price(b, c);
+        const struct ek_open *o = &b->open[a];
         for (uint32_t mask = 0; mask < b->masks; mask++) {
-            size_t at = ek_begin_at(b, i, mask, c->kind);
-            double v;
-            if (c->sides & mask)
-                continue;
-            v = own + b->to_go[ek_bound_at(b, (uint32_t)c->last + 1, mask | c->sides, c->kind)];
+            size_t at = ek_begin_at(b, i, mask, o->kind);
+            double v = o->sides & mask ? INFINITY : ek_bound_through(b, o, mask);
             if (v < b->best_begin[at]) {
                 b->best_begin[at] = v;
-                b->begin_by[at] = b->allowed[a];
+                b->begin_by[at] = o->column;
             }
         }
     }
@@ -164,6 +169,7 @@ static double shortest_path(struct ek_bound *b)
 {
     double all = 0;
 
+    set_kind_prices(b);
     finish_sides(b);
     for (uint32_t i = b->p->n_items; i-- > 0;) {
         cheapest_begins(b, i);
@@ -202,7 +208,7 @@ static double natural_upper(const struct ek_bound *b)
     double column = 0, hop = 0, bytes = 0;
 
     for (size_t i = 0; i < b->start[p->n_items + 1]; i++)
-        column = fmax(column, ek_bound_column_cost(p, &p->columns[b->allowed[i]]));
+        column = fmax(column, b->open[i].cost);
     for (uint32_t i = 0; i < p->n_items; i++)
         bytes = fmax(bytes, p->boundary[i]);
     bytes = fmax(p->sum_tokens, p->picture_tokens) * bytes + p->side_bytes;

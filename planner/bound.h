@@ -10,15 +10,21 @@
 
 #define EK_MAX_RESOURCES (EK_PLAN_MAX_DEVICES + 1) /* device groups, and the number of stages */
 
+struct ek_open { /* a column within the limits: what the passes over all of them read */
+    double cost; /* with what it always brings (uniform side hop) */
+    uint32_t column, sides;
+    uint16_t kind, end; /* the position behind its last item */
+};
 struct ek_bound {
     const struct ek_problem *p;
     const struct ek_limits *limits;
-    uint32_t *allowed;     /* columns within the limits, grouped by position as start says */
+    struct ek_open *open;  /* grouped by position as start says, then by kind */
     size_t *start;         /* [n_items + 2] */
     uint32_t masks, width; /* side masks; kinds a state tells apart (1 when hops are uniform) */
     uint32_t n_resources;
     uint32_t supply[EK_MAX_RESOURCES];
     double price[EK_MAX_RESOURCES], best_price[EK_MAX_RESOURCES];
+    double *kind_price; /* [n_kinds] of a stage of the kind, at the prices */
     double *to_go;      /* [n_items + 1][masks][width] cost of completing, prices included */
     uint32_t *choice;   /* [n_items + 1][masks][width] column that begins the completion */
     double *best_begin; /* [n_items][masks][n_kinds] cheapest from a position with a kind */
@@ -31,14 +37,18 @@ enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *
 void ek_bound_improve(struct ek_bound *b, double upper, uint32_t rounds, struct ek_effort *e);
 void ek_bound_free(struct ek_bound *b);
 
-/* Cost of a column with what it always brings (uniform side hop). */
-double ek_bound_column_cost(const struct ek_problem *p, const struct ek_column *c);
 /* Hop over boundary i within the limits, or infinity. */
 double ek_bound_hop(const struct ek_bound *b, int32_t i, uint32_t from, uint32_t to);
-double ek_bound_price(const struct ek_bound *b, const struct ek_column *c);
 static inline size_t ek_bound_at(const struct ek_bound *b, uint32_t i, uint32_t mask, uint32_t kind)
 {
     return ((size_t)i * b->masks + mask) * b->width + (b->width > 1 ? kind : 0);
+}
+/* Least cost of the column and of all behind it, prices included; sides: done before it. */
+static inline double ek_bound_through(const struct ek_bound *b, const struct ek_open *o,
+                                      uint32_t sides)
+{
+    return o->cost + b->kind_price[o->kind] +
+           b->to_go[ek_bound_at(b, o->end, sides | o->sides, o->kind)];
 }
 static inline size_t ek_begin_at(const struct ek_bound *b, uint32_t i, uint32_t mask, uint32_t kind)
 {

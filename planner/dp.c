@@ -12,7 +12,7 @@
 
 #define MAX_LABELS   ((size_t)12 << 20)
 #define NO_LABEL     UINT32_MAX
-#define BOUND_ROUNDS 150
+#define BOUND_ROUNDS 60
 #define BEAM         48
 
 struct label {
@@ -262,10 +262,10 @@ static double hops_into(const struct search *s, const struct label *from, const 
     return hop;
 }
 
-static enum ek_status extend(struct search *s, uint32_t from, uint32_t column)
+static enum ek_status extend(struct search *s, uint32_t from, const struct ek_open *o)
 {
-    const struct ek_column *c = &s->p->columns[column];
-    struct label f = s->labels[from], l = {.prev = from, .column = column};
+    const struct ek_column *c = &s->p->columns[o->column];
+    struct label f = s->labels[from], l = {.prev = from, .column = o->column};
     uint64_t pools[EK_PLAN_MAX_POOLS];
     uint32_t pos = (uint32_t)c->last + 1;
     double hop, left;
@@ -275,8 +275,8 @@ static enum ek_status extend(struct search *s, uint32_t from, uint32_t column)
     hop = hops_into(s, &f, c);
     if (isinf(hop))
         return EK_OK;
-    l.cost = f.cost + hop + ek_bound_column_cost(s->p, c);
-    l.paid = f.paid + ek_bound_price(s->b, c);
+    l.cost = f.cost + hop + o->cost;
+    l.paid = f.paid + s->b->kind_price[o->kind];
     l.mask = (uint16_t)(f.mask | c->sides);
     l.last = s->p->uniform ? 0 : (uint16_t)c->kind;
     if (s->track_first && !(l.mask >> s->p->exit_side & 1))
@@ -298,26 +298,33 @@ static bool complete(const struct search *s, const struct label *l)
     return true;
 }
 
-/* Can no column of a kind at pos lead to a plan within upper? Columns of one kind lie together. */
-static bool hopeless(const struct search *s, const struct label *l, uint32_t pos, uint32_t kind)
+/* Columns of one kind lie together: the hop into them is the same. */
+static enum ek_status expand_kind(struct search *s, uint32_t pos, uint32_t i, size_t a, size_t end)
 {
-    double hop =
-        pos > 0 && pos < s->p->n_items ? ek_bound_hop(s->b, (int32_t)pos - 1, l->last, kind) : 0;
-    return l->cost + l->paid + hop + s->b->best_begin[ek_begin_at(s->b, pos, l->mask, kind)] -
-               s->all_prices >
-           s->upper;
+    const struct ek_bound *b = s->b;
+    const struct label *l = &s->labels[i];
+    uint32_t kind = b->open[a].kind, mask = l->mask;
+    bool hops = pos > 0 && pos < s->p->n_items;
+    double so_far = l->cost + l->paid - s->all_prices +
+                    (hops ? ek_bound_hop(b, (int32_t)pos - 1, l->last, kind) : 0);
+
+    if (pos < s->p->n_items && so_far + b->best_begin[ek_begin_at(b, pos, mask, kind)] > s->upper)
+        return EK_OK;
+    for (; a < end && !s->full; a++)
+        if (!(b->open[a].sides & mask) &&
+            so_far + ek_bound_through(b, &b->open[a], mask) <= s->upper)
+            EK_TRY(extend(s, i, &b->open[a]));
+    return EK_OK;
 }
 
 static enum ek_status expand_label(struct search *s, uint32_t pos, uint32_t i)
 {
-    size_t a = s->b->start[pos], end = s->b->start[pos + 1];
+    size_t a = s->b->start[pos], all = s->b->start[pos + 1], end;
 
-    while (a < end && !s->full) {
-        uint32_t kind = s->p->columns[s->b->allowed[a]].kind;
-        bool skip = pos < s->p->n_items && hopeless(s, &s->labels[i], pos, kind);
-        for (; a < end && s->p->columns[s->b->allowed[a]].kind == kind; a++)
-            if (!skip)
-                EK_TRY(extend(s, i, s->b->allowed[a]));
+    for (; a < all; a = end) {
+        for (end = a + 1; end < all && s->b->open[end].kind == s->b->open[a].kind;)
+            end++;
+        EK_TRY(expand_kind(s, pos, i, a, end));
     }
     return EK_OK;
 }
