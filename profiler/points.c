@@ -179,19 +179,49 @@ size_t points_most(const struct point_space *s)
     return s->deep ? 2 * widths + DEPTHS_MAX : widths;
 }
 
+/* Widths that are measured in any case, ascending, between 1 and the largest: 2 sequences, behind
+ * which kernels change; a half and a quarter of the longest chunk, for plans choose among those. */
+static size_t known_widths(const struct point_space *s, uint32_t out[2])
+{
+    uint32_t quarter = s->max_width / 4, half = s->max_width / 2;
+
+    if (s->phase == EK_PHASE_DECODE) {
+        out[0] = 2;
+        return s->max_width > 2;
+    }
+    out[0] = quarter;
+    out[1] = half;
+    return s->deep && quarter > EK_PAGE ? 2 : 0;
+}
+
+static enum ek_status measure_widths(struct points *p)
+{
+    const struct point_space *s = p->space;
+    uint32_t known[2], low = 1;
+    size_t n = known_widths(s, known);
+    double unknown = 0, miss = INFINITY;
+
+    EK_TRY(add_width(p, low, &unknown));
+    for (size_t i = 0; i < n; i++) {
+        double before = miss;
+        miss = s->phase == EK_PHASE_DECODE ? INFINITY : 0; /* nothing comes between 1 and 2 */
+        EK_TRY(add_width(p, known[i], &miss));
+        if (fmax(before, miss) > s->target)
+            push_gap(p, low, known[i], fmax(before, miss));
+        low = known[i];
+    }
+    if (miss > s->target)
+        push_gap(p, low, s->max_width, miss);
+    return refine_widths(p);
+}
+
 enum ek_status points_measure(const struct point_space *space, point_fn fn, void *ctx)
 {
     struct points p = {.space = space, .fn = fn, .ctx = ctx};
     double unknown = 0;
 
     EK_TRY(add_width(&p, space->max_width, &unknown));
-    if (space->max_width > 1) {
-        uint32_t low = 1;
-        EK_TRY(add_width(&p, low, &unknown));
-        if (space->phase == EK_PHASE_DECODE && space->max_width > 2) /* kernels change behind 1 */
-            EK_TRY(add_width(&p, low = 2, &unknown));
-        push_gap(&p, low, space->max_width, INFINITY);
-        EK_TRY(refine_widths(&p));
-    }
+    if (space->max_width > 1)
+        EK_TRY(measure_widths(&p));
     return refine_depth(&p, space->max_width);
 }

@@ -77,7 +77,7 @@ struct point_space profile_space(const struct rig_options *rig, const struct rig
     bool decode = phase == EK_PHASE_DECODE, deep = g->module->kind == EK_MODULE_LAYER;
     bool per_sequence = g->module->kind == EK_MODULE_NORM || g->module->kind == EK_MODULE_HEAD;
     bool visual = ek_module_is_visual(g->module);
-    uint32_t widths = rig->thorough ? 12 : deep ? (decode ? 4 : 7) : visual ? 5 : 3;
+    uint32_t widths = rig->thorough ? 12 : deep ? (decode ? 6 : 8) : visual ? 5 : 3;
 
     return (struct point_space){.phase = phase,
                                 .max_width = decode ? rig->max_batch : rig->max_prompt,

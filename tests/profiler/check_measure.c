@@ -234,8 +234,8 @@ static const struct {
     double miss;
 } spaces[] = {
     {{EK_PHASE_DECODE, 8, 2048, 1 << 20, true, 0.03, 8}, straight, 9, 9, 1e-6},
-    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 8}, straight, 7, 11, 0.02},
-    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 16}, roofline, 11, 27, 0.06},
+    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 8}, straight, 7, 13, 0.02},
+    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 16}, roofline, 11, 35, 0.06},
     {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 5}, roofline, 11, 13, 1},
     {{EK_PHASE_DECODE, 1, 2048, 1 << 20, true, 0.03, 8}, cliff, 5, 5, 1.2},
     {{EK_PHASE_DECODE, 8, 2048, 1 << 20, false, 0.03, 8}, straight, 4, 4, 1},
