@@ -84,13 +84,13 @@ static enum ek_status add_stage(struct bench *b, size_t stage, uint32_t engine_s
     return add(b, step);
 }
 
-/* Of side modules alone? The engine times stages of the chain. */
+/* Of modules that only see? The engine times stages of the language model. */
 static bool beside_the_chain(const struct bench *b, const struct ek_plan_stage *s)
 {
     const struct ek_model *m = b->session.model;
 
     for (size_t k = 0; k < s->n_modules; k++)
-        if (!m->modules[ek_model_find(m, s->modules[k])].side)
+        if (!ek_module_is_visual(&m->modules[ek_model_find(m, s->modules[k])]))
             return false;
     return true;
 }

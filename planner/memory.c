@@ -85,6 +85,45 @@ struct ek_cost_space ek_space_at(const struct ek_cost_memory *m, uint32_t tokens
                  (double)(tokens - below->tokens) / (double)(above->tokens - below->tokens));
 }
 
+/* Of the points on one side of a context the nearest; of those the smallest. */
+static const struct ek_cost_space *nearest_context(const struct ek_cost_memory *m, uint32_t context,
+                                                   int dir)
+{
+    const struct ek_cost_space *best = NULL;
+
+    for (size_t i = 0; i < m->n; i++) {
+        const struct ek_cost_space *s = &m->points[i];
+        if (dir > 0 ? s->context < context : s->context > context)
+            continue;
+        if (best == NULL || (dir > 0 ? s->context < best->context : s->context > best->context) ||
+            (s->context == best->context && s->activations < best->activations))
+            best = s;
+    }
+    return best;
+}
+
+struct ek_cost_space ek_picture_space_at(const struct ek_cost_memory *m, uint32_t tokens,
+                                         uint32_t context)
+{
+    const struct ek_cost_space *above = nearest_context(m, context, 1);
+    const struct ek_cost_space *below = nearest_context(m, context, -1);
+    struct ek_cost_space s = ek_space_at(m, tokens, 1, 0), at;
+
+    if (above == NULL) { /* in proportion */
+        at = *below;
+        at.activations = (uint64_t)fmin((double)at.activations * context / below->context, 1e15);
+        at.comm = (uint64_t)fmin((double)at.comm * context / below->context, 1e15);
+    } else if (below == NULL || below->context == above->context) {
+        at = *above;
+    } else {
+        at = blend(below, above,
+                   (double)(context - below->context) / (double)(above->context - below->context));
+    }
+    s.activations = at.activations;
+    s.comm = at.comm;
+    return s;
+}
+
 /* ---- Stages -------------------------------------------------------------------------------------
  */
 /* a * b * c, at most 2^60: a figure that large fits nowhere, and sums of them do not wrap. */

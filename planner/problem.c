@@ -79,12 +79,14 @@ static void price_memory(struct ek_problem *p, uint32_t n)
 
     for (size_t i = 0; i < p->costs->n_memory; i++) {
         const struct ek_cost_memory *m = &p->costs->memory[i];
-        struct ek_cost_space s = ek_space_at(m, tokens, w->batch, w->context);
+        struct ek_cost_space text = ek_space_at(m, tokens, w->batch, w->context);
+        struct ek_cost_space seen =
+            ek_picture_space_at(m, w->images ? w->image_tokens : tokens, w->context);
         for (uint32_t k = 0; k <= n; k++) {
             struct ek_modcost *c = slot(p, m->cls, m->tp, k);
             if (k < n ? p->costs->modules[k].sig != m->sig : m->sig != 0)
                 continue;
-            c->space = s;
+            c->space = k < n && ek_cost_module_sees(&p->costs->modules[k]) ? seen : text;
             c->weights = m->weights;
             c->kv_block = m->kv_block;
         }

@@ -23,6 +23,10 @@ const struct ek_cost_space *ek_stage_space(const struct ek_problem *p, uint32_t 
 
 struct ek_cost_space ek_space_at(const struct ek_cost_memory *m, uint32_t tokens, uint32_t batch,
                                  uint32_t context);
+/* The same of a module that sees: scratch by a picture's tokens, buffers by the context that
+ * pictures may fill. */
+struct ek_cost_space ek_picture_space_at(const struct ek_cost_memory *m, uint32_t tokens,
+                                         uint32_t context);
 double ek_prefill_seconds(const struct ek_problem *p, const struct ek_cost_curve *c, bool side,
                           bool *outside);
 double ek_decode_seconds(const struct ek_problem *p, const struct ek_cost_curve *c, bool *outside);

@@ -36,8 +36,34 @@ struct subject { /* the stages that show a module's memory */
     size_t n_company;
     uint32_t max_tokens;
     uint64_t workspace[MAX_SIZES]; /* after steps of tokens.at[i] and all smaller ones */
-    struct sizes tokens, batches;
+    struct sizes tokens, batches, contexts;
 };
+
+static bool sees(const struct subject *s)
+{
+    return ek_module_is_visual(s->group->module);
+}
+
+/* What a picture may take at once grows with the context, not with batches and chunks: in
+ * proportion (Qwen2.5-VL), or by the tile (DeepSeek-VL2). */
+static struct sizes contexts_of(const struct subject *s)
+{
+    const struct ek_config *c = &s->opt->m->config;
+    uint32_t max = s->opt->max_context, cells, tile;
+    struct sizes out = {.at = {max}, .n = 1};
+
+    if (!sees(s))
+        return out;
+    if (c->vision != EK_VISION_VL2)
+        return ladder(64, max);
+    cells = (c->vision_image / c->vision_patch + c->vision_merge - 1) / c->vision_merge;
+    tile = cells * cells;
+    out.n = 0;
+    for (uint32_t t = tile; t < max && out.n + 1 < MAX_SIZES; t += tile)
+        out.at[out.n++] = t;
+    out.at[out.n++] = max;
+    return out;
+}
 
 static struct ek_stage_options options_at(const struct subject *s, uint32_t batch, uint32_t tokens)
 {
@@ -112,7 +138,7 @@ static enum ek_status run_step(struct subject *s, struct ek_stage *stage, struct
     const int32_t *rows;
     uint32_t n_rows;
 
-    if (ek_module_is_visual(s->group->module)) {
+    if (sees(s)) {
         EK_TRY(ek_stage_look(stage, at->tokens));
         return s->opt->dev->ops->sync(s->opt->dev);
     }
@@ -131,7 +157,7 @@ static enum ek_status run_all(struct subject *s, struct ek_stage *stage, struct 
 {
     uint32_t deepest = n_blocks * EK_PAGE;
 
-    for (size_t i = 0; !ek_module_is_visual(s->group->module) && i < s->batches.n; i++) {
+    for (size_t i = 0; !sees(s) && i < s->batches.n; i++) {
         struct ek_point p = {EK_PHASE_DECODE, s->batches.at[i], 1, deepest / s->batches.at[i]};
         if (p.context > s->opt->max_context)
             p.context = s->opt->max_context;
@@ -213,51 +239,71 @@ static struct ek_store_memory row_at(const struct rig_options *o, int64_t device
     return m;
 }
 
-static enum ek_status put_row(const struct subject *s, struct ek_store *store, int64_t device,
-                              uint32_t batch, size_t t)
+struct shape { /* of a row */
+    uint32_t batch, context;
+    size_t t; /* index into the tokens */
+};
+
+static struct ek_store_memory row_of(const struct subject *s, int64_t device,
+                                     const struct shape *at)
 {
     struct ek_store_memory row =
-        row_at(s->opt, device, s->group->module->signature, batch, s->tokens.at[t]);
-    struct ek_stage_options o = options_at(s, batch, s->tokens.at[t]);
+        row_at(s->opt, device, s->group->module->signature, at->batch, s->tokens.at[at->t]);
+
+    row.context = at->context;
+    return row;
+}
+
+static enum ek_status put_row(const struct subject *s, struct ek_store *store, int64_t device,
+                              const struct shape *at)
+{
+    struct ek_store_memory row = row_of(s, device, at);
+    struct ek_stage_options o = options_at(s, at->batch, s->tokens.at[at->t]);
     uint64_t own[EK_N_TAGS], with[EK_N_TAGS];
 
+    o.max_context = at->context;
     EK_TRY(ek_stage_memory(s->opt->dev, s->opt->m, &s->group->first, 1, &o, own));
     EK_TRY(ek_stage_memory(s->opt->dev, s->opt->m, s->company, s->n_company, &o, with));
     row.weights = own[EK_TAG_WEIGHTS];
     row.kv = own[EK_TAG_KV];
     row.activations = with[EK_TAG_ACTIVATIONS];
     row.comm = own[EK_TAG_COMM];
-    row.workspace = s->workspace[t];
+    row.workspace = s->workspace[at->t];
     return ek_store_put_memory(store, &row);
 }
 
-static bool all_there(const struct subject *s, struct ek_store *store, int64_t device)
+static struct shape shape_at(const struct subject *s, size_t i)
 {
-    for (size_t b = 0; b < s->batches.n; b++)
-        for (size_t t = 0; t < s->tokens.n; t++) {
-            struct ek_store_memory row = row_at(s->opt, device, s->group->module->signature,
-                                                s->batches.at[b], s->tokens.at[t]);
-            if (!ek_store_has_memory(store, &row))
-                return false;
-        }
-    return true;
+    return (struct shape){.t = i % s->tokens.n,
+                          .batch = s->batches.at[i / s->tokens.n % s->batches.n],
+                          .context = s->contexts.at[i / s->tokens.n / s->batches.n]};
 }
 
 enum ek_status memory_measure(const struct rig_options *opt, const struct rig_group *group,
                               struct ek_store *store, int64_t device)
 {
     struct subject s = {.opt = opt, .group = group};
+    bool there = true;
+    size_t n;
 
     s.max_tokens = opt->max_prompt > opt->max_batch ? opt->max_prompt : opt->max_batch;
     s.tokens = ladder(16, s.max_tokens);
-    s.batches = ladder(2, opt->max_batch);
+    s.batches = ladder(2, sees(&s) ? 1 : opt->max_batch);
+    s.contexts = contexts_of(&s);
     find_company(&s);
-    if (all_there(&s, store, device))
+    n = s.tokens.n * s.batches.n * s.contexts.n;
+    for (size_t i = 0; i < n && there; i++) {
+        struct shape at = shape_at(&s, i);
+        struct ek_store_memory row = row_of(&s, device, &at);
+        there = ek_store_has_memory(store, &row);
+    }
+    if (there)
         return EK_OK;
     EK_TRY(measure_workspace(&s));
-    for (size_t b = 0; b < s.batches.n; b++)
-        for (size_t t = 0; t < s.tokens.n; t++)
-            EK_TRY(put_row(&s, store, device, s.batches.at[b], t));
+    for (size_t i = 0; i < n; i++) {
+        struct shape at = shape_at(&s, i);
+        EK_TRY(put_row(&s, store, device, &at));
+    }
     return EK_OK;
 }
 
@@ -299,20 +345,20 @@ enum ek_status memory_of_cuts(const struct rig_options *opt, struct ek_device *c
                               size_t n, size_t i, const char *signature, struct ek_store *store,
                               int64_t device)
 {
-    struct ek_stage_options o = {.max_context = opt->max_context};
+    struct ek_stage_options o = {0};
     struct ek_store_memory *rows;
     uint64_t out, in;
     enum ek_status st = EK_OK;
     size_t count;
 
-    link_bytes(devices, n, i, ek_picture_message(opt->m, &o), &out, &in);
     EK_TRY(ek_store_memories(store, device, signature, &rows, &count));
     for (size_t k = 0; k < count && st == EK_OK; k++) {
-        struct ek_store_memory same = row_at(opt, device, signature, rows[k].batch, rows[k].tokens);
+        if (strcmp(rows[k].act, ek_dtype_name(opt->dev->act)) != 0)
+            continue;
+        o.max_context = rows[k].context;
+        link_bytes(devices, n, i, ek_picture_message(opt->m, &o), &out, &in);
         rows[k].comm = out > in ? out : in;
-        if (strcmp(same.act, rows[k].act) == 0 && strcmp(same.cache, rows[k].cache) == 0 &&
-            rows[k].context == same.context)
-            st = ek_store_put_memory(store, &rows[k]);
+        st = ek_store_put_memory(store, &rows[k]);
     }
     free(rows);
     return st;

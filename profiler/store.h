@@ -137,6 +137,8 @@ struct ek_store_memory {
     uint64_t weights, kv, activations, workspace, comm;
 };
 bool ek_store_has_memory(struct ek_store *s, const struct ek_store_memory *key);
+/* A row that is there keeps its figures, but comm: the more devices there are to exchange with, the
+ * more hand-overs may take. */
 enum ek_status ek_store_put_memory(struct ek_store *s, const struct ek_store_memory *m);
 /* Ordered by act, cache, batch, tokens, context. *out is freed with free(). */
 enum ek_status ek_store_memories(struct ek_store *s, int64_t device, const char *signature,

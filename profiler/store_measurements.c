@@ -165,7 +165,8 @@ static enum ek_status insert_memory(struct ek_store *s, const struct ek_store_me
         s,
         "INSERT INTO memory(device_id, signature_id, act, cache, batch, tokens, context, weights,"
         " kv, activations, workspace, comm) VALUES(?, (SELECT id FROM signature WHERE text = ?),"
-        " ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        " ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
+        " SET comm = max(comm, excluded.comm)",
         "itttuuuuuuuu", m->device, m->signature, m->act, m->cache, (uint64_t)m->batch,
         (uint64_t)m->tokens, (uint64_t)m->context, m->weights, m->kv, m->activations, m->workspace,
         m->comm);

@@ -36,6 +36,32 @@ expect 0 evenkeel check "$vl2" --plan "$scratch/plan.json" --reference "$vl2/ref
 expect 0 evenkeel run "$vl2" --plan "$scratch/plan.json" --image "$files/rgb.png" --prompt "?" \
     --max-tokens 2
 
+# the tower cut between two of its blocks: measured part by part, planned, run, checked, traced
+expect 0 evenkeel profile "$qwen" --db "$scratch/cut.db" --devices "$devices" --max-batch 1 \
+    --max-prompt 64 --max-context 128 --target-error 0.5 --cut-tower
+expect 0 evenkeel plan "$qwen" --db "$scratch/cut.db" --cut-tower --prompt 52 --images 1 \
+    --image-tokens 36 --generate 8 --context 128 --pin visual.blocks.1=cpu:0 \
+    --pin visual.blocks.2=cpu:1 -o "$scratch/cut.json"
+says 'visual.patch_embed .. visual.blocks.1'
+says 'cross-check: equal'
+expect 0 evenkeel check "$qwen" --plan "$scratch/cut.json" --trace \
+    --reference "$qwen/reference.safetensors"
+says 'equal: 83 rows'
+says 'no module departs'
+expect 0 evenkeel run "$qwen" --plan "$scratch/cut.json" --image "$files/rgb.png" --prompt "?" \
+    --max-tokens 2
+expect 0 evenkeel bench "$qwen" --plan "$scratch/cut.json" --db "$scratch/cut.db"
+says 'stage 1 (cpu:1) prefill'
+expect 4 evenkeel plan "$qwen" --db "$scratch/cut.db" --prompt 8
+warns 'no class has times for module "visual"'
+expect 0 evenkeel plan "$fixtures/configs/deepseek-vl2/config.json" --hardware "4x rtx4090" \
+    --cut-tower --images 2 --image-tokens 421 --json
+says '"vision.pos_embed"'
+expect 0 evenkeel model "$vl2" --cut-tower
+says 'vision.blocks.0'
+expect 4 evenkeel model "$fixtures/reference/llama-mha" --cut-tower
+one_line
+
 # refused, in one line
 expect 2 evenkeel run "$vl2" --image "$files/rgb.png" --prompt a --prompt b
 one_line
