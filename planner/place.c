@@ -52,6 +52,29 @@ static double most(const double v[EK_PLAN_MAX_DEVICES])
     return m;
 }
 
+/* ---- Modules of a stage -------------------------------------------------------------------------
+ * The samples behind a stage's times: like modules share their samples, so spreads add up. */
+static void add_spread(const struct ek_modcost *c, uint32_t groups, struct ek_placed_stage *s)
+{
+    s->prefill_mad_s += c->prefill_mad * groups;
+    s->decode_mad_s += c->decode_mad;
+    s->samples = c->samples < s->samples ? c->samples : s->samples;
+}
+
+static void note_spread(const struct ek_problem *p, struct ek_placement *out, size_t stage)
+{
+    struct ek_placed_stage *s = &out->stages[stage];
+    const struct ek_kind *k = &p->kinds[s->kind];
+    uint32_t cls = p->groups[k->group].cls;
+
+    s->samples = UINT32_MAX;
+    for (int32_t i = s->first; i <= s->last; i++)
+        add_spread(ek_modcost_of(p, cls, k->tp, p->first_item + (uint32_t)i), p->micro_batches, s);
+    for (uint32_t m = 0; m < p->first_item; m++)
+        if (out->side_stage[m] == stage)
+            add_spread(ek_modcost_of(p, cls, k->tp, m), p->micro_batches, s);
+}
+
 /* A device works on one of its stages at a time. */
 static void predict(const struct ek_problem *p, struct ek_placement *out)
 {
@@ -70,6 +93,7 @@ static void predict(const struct ek_problem *p, struct ek_placement *out)
         filling[s->devices[0]] += s->prefill_s;
         stepping[s->devices[0]] += s->decode_s;
         hop = fmax(hop, s->handoff_s);
+        note_spread(p, out, i);
     }
     out->prefill_s = prefill + most(filling) * (chunks - 1) / chunks;
     decode += returning(p, out);

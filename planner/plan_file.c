@@ -132,6 +132,21 @@ static enum ek_status read_modules(struct ek_plan_file *f, const char *where, si
     return EK_OK;
 }
 
+/* What the times were predicted from, and each module's; pairs that are no such are not shown. */
+static enum ek_status read_samples(const json_t *o, struct ek_json_at at, struct ek_file_stage *s)
+{
+    uint64_t n = 0;
+
+    EK_TRY(ek_json_opt_real(o, at, "prefill_mad_s", 0, 1e9, &s->prefill_mad_s));
+    EK_TRY(ek_json_opt_real(o, at, "decode_mad_s", 0, 1e9, &s->decode_mad_s));
+    EK_TRY(ek_json_opt_u64(o, at, "samples", 0, UINT32_MAX, &n));
+    s->samples = (uint32_t)n;
+    s->times = json_object_get(o, "modules_s");
+    if (json_array_size(s->times) != s->n_modules)
+        s->times = NULL;
+    return EK_OK;
+}
+
 static enum ek_status read_stages(struct ek_plan_file *f, const char *where)
 {
     struct ek_json_at at = {where, "stages[]."};
@@ -149,6 +164,7 @@ static enum ek_status read_stages(struct ek_plan_file *f, const char *where)
         EK_TRY(ek_json_opt_real(o, at, "prefill_s", 0, 1e9, &s->prefill_s));
         EK_TRY(ek_json_opt_real(o, at, "decode_s", 0, 1e9, &s->decode_s));
         EK_TRY(ek_json_opt_real(o, at, "handoff_s", 0, 1e9, &s->handoff_s));
+        EK_TRY(read_samples(o, at, s));
     }
     return EK_OK;
 }

@@ -6,6 +6,7 @@
 #define EK_PLANNER_PLAN_FILE_H
 
 #include "base/base.h"
+#include "profiler/store.h"
 
 #define EK_FILE_MAX_STAGES  256
 #define EK_FILE_MAX_DEVICES 64
@@ -17,6 +18,9 @@ struct ek_file_stage {
     uint32_t first_layer, n_layers; /* decoder layers in it, consecutive */
     bool has_embed, has_head, has_side;
     double prefill_s, decode_s, handoff_s;
+    double prefill_mad_s, decode_mad_s; /* of the samples they were predicted from */
+    uint32_t samples;                   /* 0: not measured */
+    const json_t *times;                /* [prefill, decode] of each module, or NULL; borrowed */
 };
 struct ek_file_device {
     const char *name, *backend; /* borrowed */
@@ -43,7 +47,8 @@ int32_t ek_layer_number(const char *module);
 enum ek_status ek_export(const struct ek_plan_file *f, const char *target, char **text);
 extern const char *const ek_export_targets[]; /* NULL at the end */
 
-/* One self-contained HTML page. */
-char *ek_report_html(const struct ek_plan_file *f);
+/* One self-contained HTML page, freed by the caller. runs: what bench measured of this very plan,
+ * or none. NULL: no memory. */
+char *ek_report_html(const struct ek_plan_file *f, const struct ek_store_run *runs, size_t n_runs);
 
 #endif

@@ -3,6 +3,7 @@
  * plan.json. No clock time in it: the same input gives the same bytes.
  */
 #include "planner/planner.h"
+#include "planner/problem.h"
 
 #include <math.h>
 #include <string.h>
@@ -94,6 +95,25 @@ static void append_modules(const struct ek_problem *p, const struct ek_placement
         json_array_append_new(list, json_string(c->modules[p->first_item + (uint32_t)i].name));
 }
 
+/* [prefill, decode] of each module, in the order of append_modules: all prompts; one step of a
+ * group.
+ */
+static json_t *module_times(const struct ek_problem *p, const struct ek_placement *pl, size_t stage)
+{
+    const struct ek_placed_stage *s = &pl->stages[stage];
+    const struct ek_kind *k = &p->kinds[s->kind];
+    json_t *list = json_array();
+
+    for (uint32_t m = 0; m < p->costs->n_modules; m++) {
+        const struct ek_modcost *c = ek_modcost_of(p, p->groups[k->group].cls, k->tp, m);
+        int32_t item = (int32_t)m - (int32_t)p->first_item;
+        if (item < 0 ? pl->side_stage[m] == stage : item >= s->first && item <= s->last)
+            json_array_append_new(list,
+                                  json_pack("[f f]", c->prefill * p->micro_batches, c->decode));
+    }
+    return list;
+}
+
 static json_t *stage_json(const struct ek_problem *p, const struct ek_placement *pl, size_t stage)
 {
     const struct ek_placed_stage *s = &pl->stages[stage];
@@ -103,7 +123,15 @@ static json_t *stage_json(const struct ek_problem *p, const struct ek_placement 
     o = json_pack("{s:s s:o s:f s:f s:f}", "device", ek_pdevice_name(p, s->devices[0]), "modules",
                   modules, "prefill_s", s->prefill_s, "decode_s", s->decode_s, "handoff_s",
                   s->handoff_s);
-    if (o == NULL || s->n_devices < 2)
+    if (o == NULL)
+        return NULL;
+    json_object_set_new(o, "modules_s", module_times(p, pl, stage));
+    if (s->samples > 0) {
+        json_object_set_new(o, "prefill_mad_s", json_real(s->prefill_mad_s));
+        json_object_set_new(o, "decode_mad_s", json_real(s->decode_mad_s));
+        json_object_set_new(o, "samples", json_integer(s->samples));
+    }
+    if (s->n_devices < 2)
         return o;
     group = json_array();
     for (uint32_t i = 0; i < s->n_devices; i++)

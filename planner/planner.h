@@ -28,7 +28,9 @@
 struct ek_cost_curve { /* times of one phase, interpolated by the store's ek_interpolate */
     struct ek_store_time_row *rows; /* key: phase, batch, tokens, context; time: median_s */
     size_t n;
-    bool constant; /* one row: the time of the workload whatever its shape */
+    bool constant;    /* one row: the time of the workload whatever its shape */
+    double spread;    /* MAD over median, the median over the rows; 0: not measured */
+    uint32_t samples; /* least behind a row; 0: not measured */
 };
 struct ek_cost_times { /* of one signature on one class at one tensor-parallel degree */
     uint32_t cls, sig, tp;
@@ -393,7 +395,9 @@ struct ek_placed_stage {
     uint32_t n_devices, kind;
     int32_t first, last; /* chain positions; first > last: side modules alone */
     double prefill_s, decode_s,
-        handoff_s; /* all prompts of the batch; one step of a group; its hop */
+        handoff_s;                      /* all prompts of the batch; one step of a group; its hop */
+    double prefill_mad_s, decode_mad_s; /* of the samples that they were predicted from */
+    uint32_t samples;                   /* least behind any of its modules; 0: an estimate */
 };
 struct ek_placement { /* execution order: side modules' stages first */
     struct ek_placed_stage stages[EK_PLAN_MAX_STAGES];

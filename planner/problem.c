@@ -99,6 +99,11 @@ static void price_one(struct ek_problem *p, const struct ek_cost_times *t, bool 
     c->known = true;
     c->prefill = ek_prefill_seconds(p, &t->prefill, side, &c->outside);
     c->decode = side ? 0 : ek_decode_seconds(p, &t->decode, &c->outside);
+    c->prefill_mad = c->prefill * t->prefill.spread;
+    c->decode_mad = c->decode * t->decode.spread;
+    c->samples = t->prefill.samples;
+    if (!side && t->decode.samples < c->samples)
+        c->samples = t->decode.samples;
 }
 
 static enum ek_status price_modules(struct ek_problem *p)

@@ -12,6 +12,8 @@
 struct ek_modcost {
     bool known, outside;
     double prefill, decode; /* of one group: all its prompts, one step */
+    double prefill_mad, decode_mad;
+    uint32_t samples; /* 0: unknown */
     struct ek_cost_space space;
     uint64_t weights, kv_block; /* measured on the class; 0: the module's own figures */
 };

@@ -198,6 +198,34 @@ static bool of_types(const struct importer *im, const char *act, const char *cac
 
 /* ---- Times --------------------------------------------------------------------------------------
  */
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+/* How far the samples behind a curve lie apart, and how many they are. */
+static enum ek_status note_spread(struct ek_cost_curve *c)
+{
+    double *v = c->constant ? NULL : ek_calloc(c->n, sizeof(*v));
+
+    if (c->constant)
+        return EK_OK;
+    if (v == NULL)
+        return EK_ENOMEM;
+    c->samples = UINT32_MAX;
+    for (size_t i = 0; i < c->n; i++) {
+        const struct ek_store_time *t = &c->rows[i].time;
+        v[i] = t->median_s > 0 ? t->mad_s / t->median_s : 0;
+        c->samples = t->n < c->samples ? t->n : c->samples;
+    }
+    qsort(v, c->n, sizeof(*v), by_value);
+    c->spread = v[c->n / 2];
+    free(v);
+    return EK_OK;
+}
+
 /* Rows of one phase; decode as it is run: replayed from a graph where that was measured. */
 static enum ek_status pick(const struct importer *im, const struct ek_store_time_row *rows,
                            size_t n, enum ek_phase phase, struct ek_cost_curve *c)
@@ -219,7 +247,7 @@ static enum ek_status pick(const struct importer *im, const struct ek_store_time
         c->n = 1;
         c->constant = true;
     }
-    return EK_OK;
+    return note_spread(c);
 }
 
 static bool has_rows(const struct importer *im, const struct ek_store_time_row *rows, size_t n)

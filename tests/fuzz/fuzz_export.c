@@ -21,7 +21,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
             if (ek_export(f, ek_export_targets[i], &text) == EK_OK)
                 free(text);
         }
-        free(ek_report_html(f));
+        free(ek_report_html(f, NULL, 0));
     }
     ek_plan_file_free(f);
     json_decref(root);

@@ -108,7 +108,7 @@ END_TEST
 START_TEST(the_report_is_one_page_without_network_and_escapes_names)
 {
     struct ek_plan_file *f = plan_file(plan_text);
-    char *page = ek_report_html(f);
+    char *page = ek_report_html(f, NULL, 0);
 
     ck_assert_ptr_nonnull(page);
     ck_assert_ptr_nonnull(strstr(page, "m &lt;b&gt;"));
@@ -118,7 +118,7 @@ START_TEST(the_report_is_one_page_without_network_and_escapes_names)
     ck_assert_ptr_nonnull(strstr(page, "prefers-color-scheme:dark"));
     ck_assert_ptr_nonnull(strstr(page, "width=device-width"));
     ck_assert_ptr_nonnull(strstr(page, "Memory of each device"));
-    ck_assert_ptr_nonnull(strstr(page, "Pipeline"));
+    ck_assert_ptr_nonnull(strstr(page, "The pipeline over time"));
     ck_assert_ptr_nonnull(strstr(page, "Links"));
     ck_assert_ptr_nonnull(strstr(page, "</html>"));
     free(page);
