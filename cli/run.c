@@ -158,8 +158,6 @@ static enum ek_status open_pictures(struct job *j)
     j->sees = ek_pictures_given(j->args);
     if (!j->sees)
         return EK_OK;
-    if (ek_arg(j->args, "record"))
-        return ek_error(EK_EUNSUPPORTED, "--record takes no pictures");
     EK_TRY(ek_quantize_parse(ek_arg(j->args, "quantize"), &opt.quantize));
     EK_TRY(ek_model_open(j->args->operands[0], &opt, &j->session.model));
     return ek_pictures_open(j->args, j->session.model, &j->pictures);
@@ -334,23 +332,36 @@ static enum ek_status print_result(const struct job *j)
     return EK_OK;
 }
 
-/* Logits of the first prompt and its answer, teacher-forced, as a reference file. */
+/* Tokens of an answer before the first that would be a place of another picture. */
+static size_t sayable(const struct job *j, const struct ek_completion *c)
+{
+    const struct ek_vl_rules *r = &j->pictures.rules;
+    size_t n = 0;
+
+    while (n < c->n && !(j->sees && (c->ids[n] == r->image_id || c->ids[n] == r->video_id)))
+        n++;
+    return n;
+}
+
+/* Logits of the first prompt, its pictures and its answer, teacher-forced, as a reference file. */
 static enum ek_status record(const struct job *j)
 {
     const char *path = ek_arg(j->args, "record");
-    size_t n = j->prompts[0].n + j->completions[0].n;
-    int32_t *ids;
+    const struct ek_prompt *p = &j->prompts[0];
+    struct ek_reference in = {.items = (struct ek_vl_item *)j->pictures.items,
+                              .n_items = j->pictures.n_items};
+    size_t answer = sayable(j, &j->completions[0]);
     enum ek_status st;
 
     if (path == NULL)
         return EK_OK;
-    if ((ids = ek_calloc(n, sizeof(*ids))) == NULL)
+    in.n_ids = p->n + answer;
+    if ((in.ids = ek_calloc(in.n_ids, sizeof(*in.ids))) == NULL)
         return EK_ENOMEM;
-    memcpy(ids, j->prompts[0].ids, j->prompts[0].n * sizeof(*ids));
-    memcpy(ids + j->prompts[0].n, j->completions[0].ids, j->completions[0].n * sizeof(*ids));
-    st = ek_reference_record(j->session.engine, j->session.model, ids, n, path,
-                             ek_arg_flag(j->args, "force"));
-    free(ids);
+    memcpy(in.ids, p->ids, p->n * sizeof(*in.ids));
+    memcpy(in.ids + p->n, j->completions[0].ids, answer * sizeof(*in.ids));
+    st = ek_reference_record(j->session.engine, &in, path, ek_arg_flag(j->args, "force"));
+    free(in.ids);
     return st;
 }
 

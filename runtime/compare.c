@@ -133,15 +133,22 @@ static enum ek_status copy_chunk(void *user, const struct chunk *c, const float 
     return EK_OK;
 }
 
+enum ek_status prompt_prefill(struct ek_engine *e, uint32_t seq, const struct ek_prompt *p,
+                              enum ek_logits want, float *logits, int32_t *argmax)
+{
+    struct copy_out o = {logits, argmax, ek_engine_model(e)->config.vocab, 0};
+
+    if (p->n == 0)
+        return ek_error(EK_EUSAGE, "prefill: no tokens");
+    return run_chunks(e, seq, p, p->n, want, logits == NULL, copy_chunk, &o);
+}
+
 enum ek_status ek_engine_prefill(struct ek_engine *e, uint32_t seq, const int32_t *tokens, size_t n,
                                  enum ek_logits want, float *logits, int32_t *argmax)
 {
-    struct copy_out o = {logits, argmax, ek_engine_model(e)->config.vocab, 0};
     struct ek_prompt prompt = {.ids = tokens, .n = n};
 
-    if (n == 0)
-        return ek_error(EK_EUSAGE, "prefill: no tokens");
-    return run_chunks(e, seq, &prompt, n, want, logits == NULL, copy_chunk, &o);
+    return prompt_prefill(e, seq, &prompt, want, logits, argmax);
 }
 
 /* ---- comparison */
@@ -320,9 +327,8 @@ static enum ek_status check_positions(const struct ek_reference *r, const struct
     return EK_OK;
 }
 
-/* The reference's pictures, prepared and encoded. */
-static enum ek_status look(struct ek_engine *e, const struct ek_reference *r,
-                           struct ek_vision_prompt *v)
+enum ek_status prompt_of_reference(struct ek_engine *e, const struct ek_reference *r,
+                                   struct ek_vision_prompt *v)
 {
     struct ek_vl_rules rules;
 
@@ -349,7 +355,7 @@ enum ek_status ek_compare(struct ek_engine *e, const struct ek_reference *r,
 
     EK_TRY(check_reference(r, ek_engine_model(e)));
     EK_TRY(ek_engine_seq_open(e, &seq));
-    EK_GOTO(look(e, r, &v), st, done);
+    EK_GOTO(prompt_of_reference(e, r, &v), st, done);
     if ((k.verdicts = ek_calloc(r->n_rows, sizeof(*k.verdicts))) == NULL)
         st = EK_ENOMEM;
     else /* ids behind the last row asked for need not run */

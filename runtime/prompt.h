@@ -16,6 +16,15 @@ void prompt_positions(const struct ek_prompt *p, size_t at, uint32_t n, int32_t 
 /* The model has positions of three rows. */
 bool prompt_has_rows(const struct ek_model *m);
 
+/* ---- compare.c */
+/* As ek_engine_prefill, of a prompt that may hold pictures. */
+enum ek_status prompt_prefill(struct ek_engine *e, uint32_t seq, const struct ek_prompt *p,
+                              enum ek_logits want, float *logits, int32_t *argmax);
+/* The prompt of a reference: its pictures prepared and encoded. EK_NO where they do not give its
+ * tokens or positions. Closed with ek_vision_prompt_close. */
+enum ek_status prompt_of_reference(struct ek_engine *e, const struct ek_reference *r,
+                                   struct ek_vision_prompt *out);
+
 /* ---- reference_images.c */
 /* image.N, video.N and position_ids of an opened reference file into r. */
 enum ek_status reference_read_images(const char *path, struct ek_safetensors *file,

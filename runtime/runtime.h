@@ -434,8 +434,9 @@ struct ek_trace_module {
 enum ek_status ek_trace(const struct ek_model *m, const struct ek_plan *p, const char *path,
                         const struct ek_reference *r, double tolerance,
                         struct ek_trace_module **out, size_t *n, struct ek_comparison *logits);
-/* Records a trusted run of ours as a reference file. */
-enum ek_status ek_reference_record(struct ek_engine *e, const struct ek_model *m,
-                                   const int32_t *ids, size_t n, const char *path, bool force);
+/* Records a trusted run of ours as a reference file: the ids (pictures' places expanded) and items of
+ * `in`, which needs no more, with all logits. */
+enum ek_status ek_reference_record(struct ek_engine *e, const struct ek_reference *in,
+                                   const char *path, bool force);
 
 #endif

@@ -26,6 +26,16 @@ expect 0 evenkeel run "$qwen" --frame "$files/rgb.png" --frame "$files/rgb.png" 
     --prompt "And then?" --max-tokens 3
 warns 'pictures: 1 in'
 
+# recorded with its pictures, and checked against the record
+for args in "$vl2 --image $files/rgb.png --image $files/420.jpg" \
+    "$qwen --image $files/rgb.png --frame $files/rgb.png --frame $files/rgb.png"; do
+    # shellcheck disable=SC2086 # words
+    expect 0 evenkeel run $args --prompt "What?" --max-tokens 4 --force \
+        --record "$scratch/r.safetensors"
+    expect 0 evenkeel check "${args%% *}" --reference "$scratch/r.safetensors" --tolerance 1e-12
+    says 'max |difference| 0 '
+done
+
 # profiled, planned and run as planned, tower and all
 devices="cpu:0/threads=0,mem=64MiB cpu:1/threads=0,mem=64MiB"
 expect 0 evenkeel profile "$vl2" --db "$scratch/p.db" --devices "$devices" --max-batch 1 \
@@ -72,7 +82,5 @@ one_line
 expect 4 evenkeel run "$vl2" --image "$qwen/config.json" --prompt a
 one_line
 expect 4 evenkeel run "$fixtures/reference/llama-mha" --image "$files/rgb.png" --ids 1,2
-one_line
-expect 4 evenkeel run "$vl2" --image "$files/rgb.png" --prompt a --record "$scratch/r.safetensors"
 one_line
 finish

@@ -146,8 +146,10 @@ START_TEST(a_recorded_run_agrees_with_itself_and_not_with_another)
     struct ek_comparison c;
     int32_t *tokens = random_ids(m, 50, 4);
 
-    ck_ok(ek_reference_record(e, m, tokens, 50, PATH, true));
-    ck_assert_int_eq(ek_reference_record(e, m, tokens, 50, PATH, false), EK_EUSAGE);
+    const struct ek_reference in = {.ids = tokens, .n_ids = 50};
+
+    ck_ok(ek_reference_record(e, &in, PATH, true));
+    ck_assert_int_eq(ek_reference_record(e, &in, PATH, false), EK_EUSAGE);
     ck_ok(ek_reference_read(PATH, &r));
     ck_assert_str_eq(r->dtype, "F32");
     ck_ok(ek_compare(e, r, &c));
@@ -223,7 +225,9 @@ START_TEST(the_topk_form_gives_the_same_verdict)
     struct ek_comparison c, whole;
     int32_t *tokens = random_ids(m, 20, 4);
 
-    ck_ok(ek_reference_record(e, m, tokens, 20, PATH, true));
+    const struct ek_reference in = {.ids = tokens, .n_ids = 20};
+
+    ck_ok(ek_reference_record(e, &in, PATH, true));
     ck_ok(ek_reference_read(PATH, &full));
     for (uint32_t i = 0; i < full->vocab; i++) /* a wrong row */
         full->logits[5 * full->vocab + i] *= 1.5f;

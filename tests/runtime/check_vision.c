@@ -7,6 +7,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const struct {
     const char *model, *reference;
@@ -167,6 +168,37 @@ START_TEST(plans_say_whether_the_tower_is_cut)
     ck_assert_ptr_nonnull(strstr(ek_last_error(), "which the model"));
     ek_plan_free(whole), ek_plan_free(cut);
     ek_model_close(m), ek_model_close(n);
+}
+END_TEST
+
+/* A recorded run is a reference of its own: the same ids, pictures, positions, and equal logits. */
+START_TEST(runs_with_pictures_can_be_recorded)
+{
+    struct ek_model *m = fixture_model(cases[_i].model);
+    struct ek_reference *r = read_reference((size_t)_i), *again = NULL;
+    struct ek_plan *p = place(m, TOWER, 64);
+    struct ek_engine *e = open_engine(m, p);
+    struct ek_comparison c;
+    char path[] = "check-vision-XXXXXX";
+    int fd = mkstemp(path);
+
+    ck_assert_int_ge(fd, 0);
+    close(fd);
+    ck_ok(ek_reference_record(e, r, path, true));
+    ck_ok(ek_reference_read(path, &again));
+    unlink(path);
+    ck_assert_uint_eq(again->n_items, r->n_items);
+    ck_assert_uint_eq(again->n_frames, r->n_frames);
+    ck_assert_uint_eq(again->n_ids, r->n_ids);
+    ck_assert_int_eq(memcmp(again->ids, r->ids, r->n_ids * sizeof(*r->ids)), 0);
+    ck_assert_int_eq(again->position_ids != NULL, m->config.vision == EK_VISION_QWEN25);
+    ck_ok(ek_compare(e, again, &c));
+    ck_assert_uint_eq(c.rows, r->n_ids);
+    ck_assert_double_eq(c.max_abs, 0);
+    ek_engine_close(e);
+    ek_plan_free(p);
+    ek_reference_free(r), ek_reference_free(again);
+    ek_model_close(m);
 }
 END_TEST
 
@@ -399,6 +431,7 @@ int main(void)
     tcase_add_loop_test(tc, logits_are_the_official_ones_wherever_modules_are, 0, n);
     tcase_add_loop_test(tc, towers_may_be_cut_anywhere, 0, n);
     tcase_add_loop_test(tc, plans_say_whether_the_tower_is_cut, 0, n);
+    tcase_add_loop_test(tc, runs_with_pictures_can_be_recorded, 0, n);
     tcase_add_loop_test(tc, pictures_may_be_cut_by_chunks_and_encoded_in_parts, 0, n);
     tcase_add_loop_test(tc, memory_is_what_was_said, 0, n);
     tcase_add_loop_test(tc, generation_goes_on_behind_pictures, 0, n);
