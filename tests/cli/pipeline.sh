@@ -40,6 +40,19 @@ cp "$model/config.json" "$fixtures/tokenizers/llama3/tokenizer.json" "$scratch/o
 expect 4 evenkeel run "$scratch/other" --prompt hello
 warns 'they belong to different models'
 one_line
+# weights quantised at load: their error is shown, and judged where a tolerance is asked for
+full=$fixtures/reference/llama-mha
+for type in int8 int4; do
+    expect 0 evenkeel check "$full" --quantize $type --reference "$full/reference.safetensors"
+    says "^$type: .* mean KL"
+done
+expect 0 evenkeel check "$full" --quantize int8 --reference "$full/reference.safetensors" --json
+says '"judged": false'
+expect 0 evenkeel check "$full" --quantize int8 --reference "$full/reference.safetensors" --kl 0.1
+says '^equal: '
+expect 1 evenkeel check "$full" --quantize int4 --reference "$full/reference.safetensors" \
+    --tolerance 1e-4
+says '^DIFFERENT: '
 expect 4 evenkeel check "$model" --reference "$model/config.json"
 one_line
 expect 4 evenkeel run "$model" --plan "$model/config.json" --ids 1
