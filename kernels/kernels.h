@@ -266,6 +266,9 @@ struct ek_ops {
     /* out[i] = row rows[i] of x (rows: device memory); zeros where rows[i] < 0 */
     enum ek_status (*gather)(struct ek_device *dev, const void *x, size_t ldx, const int32_t *rows,
                              uint32_t n, uint32_t dim, void *out);
+    /* out[i, c] = x[i, order[c]] of n rows of dim elements; order: device memory */
+    enum ek_status (*permute)(struct ek_device *dev, const void *x, size_t ldx,
+                              const int32_t *order, uint32_t n, uint32_t dim, void *out);
     /* ids[i] = index of the largest of logits (F32) row i, the lowest index on ties */
     enum ek_status (*argmax)(struct ek_device *dev, const float *logits, uint32_t n, uint32_t vocab,
                              int32_t *ids);

@@ -136,6 +136,8 @@ struct ek_tensor {
     uint32_t
         unpermute_heads; /* GGUF llama q/k: heads whose rows are read back in HF order; 0: no */
     const struct ek_quant *quant; /* packed in several tensors, or quantised at load; else NULL */
+    const int32_t *order; /* [shape[1]]: the input that each column multiplies, where groups were
+                           * made in the order of activations; else NULL */
 };
 
 struct ek_module {

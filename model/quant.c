@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Quantised matrices: which tensors of the files make one up, and which type it is read as. A
- * matrix whose groups follow each other along the row, in pieces of at least 32, keeps its size;
- * any other (inputs in the order of their activations, odd widths) is decoded as it is read.
+ * matrix of groups of whole blocks of at least 32 inputs keeps its size: where the groups do not
+ * follow each other along the row, its columns are read in the groups' order, which the tensor
+ * tells. Any other (odd widths and groups) is decoded as it is read.
  */
 #include "model/internal.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #define LLU(x) ((unsigned long long)(x))
@@ -35,6 +37,13 @@ static bool is_linear(enum ek_role role)
     default:
         return false;
     }
+}
+
+/* Matrices whose columns may be in another order than their inputs: those of plain products. */
+static bool may_order(enum ek_role role)
+{
+    return is_linear(role) && role != EK_ROLE_KV_B && role != EK_ROLE_EXPERT_GATE &&
+           role != EK_ROLE_EXPERT_UP && role != EK_ROLE_EXPERT_DOWN;
 }
 
 /* The type with the longest block that divides the row and its groups; fallback: none does. */
@@ -179,11 +188,51 @@ static enum ek_dtype type_of(const struct ek_tensor *t, const struct ek_quant *q
 {
     enum ek_dtype plain = q->parts[EK_PART_SCALES].name ? q->parts[EK_PART_SCALES].dtype : EK_F16;
 
-    if (q->group_of)
-        return plain;
     if (q->method == EK_QUANT_FP8)
         return group_type(EK_B8_32, t->shape[1], q->group, EK_F32);
     return group_type(q->bits == 4 ? EK_G4_32 : EK_G8_32, t->shape[1], q->group, plain);
+}
+
+/* first[g]: inputs in groups before g; the greatest common divisor of the groups' sizes. */
+static uint64_t count_groups(const struct ek_quant *q, uint64_t inputs, uint32_t *first)
+{
+    uint64_t common = 0;
+
+    for (uint64_t i = 0; i < inputs; i++)
+        first[q->group_of[i] + 1]++;
+    for (uint64_t g = 0; g < q->groups; g++) {
+        uint64_t a = first[g + 1], b;
+        for (; common; common = b) {
+            b = a % common;
+            a = common;
+        }
+        common = a;
+        first[g + 1] += first[g];
+    }
+    return common;
+}
+
+/* The type of a matrix with group_of, and its columns' order: by group, inputs of one in their own
+ * order. */
+static enum ek_status set_ordered(struct ek_model *m, struct ek_tensor *t, struct ek_quant *q)
+{
+    enum ek_dtype plain = q->parts[EK_PART_SCALES].dtype, dtype = plain;
+    uint32_t *first = ek_calloc(q->groups + 1, sizeof(*first));
+    int32_t *order = ek_arena_alloc(&m->files->arena, t->shape[1], sizeof(*order));
+    uint64_t common;
+    enum ek_status st = first && order ? EK_OK : EK_ENOMEM;
+
+    if (st == EK_OK && may_order(t->role)) {
+        common = count_groups(q, t->shape[1], first);
+        dtype = group_type(q->bits == 4 ? EK_G4_32 : EK_G8_32, common, common, plain);
+    }
+    if (st == EK_OK && dtype != plain) {
+        for (uint64_t i = 0; i < t->shape[1]; i++)
+            order[first[q->group_of[i]]++] = (int32_t)i;
+        t->order = order;
+    }
+    free(first);
+    return st == EK_OK ? set_type(m, t, dtype) : st;
 }
 
 static bool is_packed(struct ek_model *m, const struct ek_tensor *t)
@@ -210,7 +259,7 @@ enum ek_status ek_quant_bind(struct ek_model *m, struct ek_tensor *t, bool *boun
     set_method(&m->config, t, q);
     EK_TRY(take_parts(m, t, q));
     EK_TRY(read_groups(m, q));
-    EK_TRY(set_type(m, t, type_of(t, q)));
+    EK_TRY(q->group_of ? set_ordered(m, t, q) : set_type(m, t, type_of(t, q)));
     t->file = q->parts[EK_PART_WEIGHTS].file;
     t->offset = q->parts[EK_PART_WEIGHTS].offset;
     t->quant = q;

@@ -115,6 +115,17 @@ static float fp8_scale(const struct piece *p, uint64_t r, uint64_t k)
     return p->fp8_scales[block * p->q->groups + k / p->q->group];
 }
 
+/* The input of column k, and the group of an input. */
+static uint64_t input_of(const struct piece *p, uint64_t k)
+{
+    return p->t->order ? (uint64_t)p->t->order[k] : k;
+}
+
+static uint64_t group_of(const struct piece *p, uint64_t input)
+{
+    return p->q->group_of ? (uint64_t)p->q->group_of[input] : input / p->q->group;
+}
+
 /* ---- Packing ----------------------------------------------------------------------------------*/
 
 static void put_head(uint8_t *b, uint16_t scale, uint8_t zero_point, bool bf16)
@@ -138,10 +149,10 @@ static void pack_integers(const struct piece *p, uint64_t r, uint8_t *dst)
     bool bf16 = p->q->parts[EK_PART_SCALES].dtype == EK_BF16;
 
     for (uint64_t k = 0; k < p->t->shape[1]; k += n, dst += bytes) {
-        uint64_t g = k / p->q->group;
+        uint64_t g = group_of(p, input_of(p, k));
         put_head(dst, p->scales[g * p->rows + r], zero(p, r, g), bf16);
         for (uint64_t i = 0; i < n; i++)
-            put_number(dst, p->q->bits, i, number(p, r, k + i));
+            put_number(dst, p->q->bits, i, number(p, r, input_of(p, k + i)));
     }
 }
 
@@ -163,7 +174,7 @@ static void decode_integers(const struct piece *p, uint64_t r, uint16_t *dst)
     bool bf16 = p->t->dtype == EK_BF16;
 
     for (uint64_t k = 0; k < p->t->shape[1]; k++) {
-        uint64_t g = p->q->group_of ? (uint64_t)p->q->group_of[k] : k / p->q->group;
+        uint64_t g = group_of(p, k);
         uint16_t s = p->scales[g * p->rows + r];
         float v = (bf16 ? ek_bf16_to_f32(s) : ek_f16_to_f32(s)) *
                   (float)(number(p, r, k) - zero(p, r, g));

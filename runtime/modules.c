@@ -10,10 +10,17 @@
 enum ek_status stage_run_linear(struct ek_stage *s, const struct stage_linear *l, const void *x,
                                 size_t ldx, uint32_t n, void *out, size_t ldo, int flags)
 {
+    const struct ek_ops *ops = s->dev->ops;
+    void *ordered = stage_at(s, s->at.ordered);
     char *to = out;
 
     for (uint32_t i = 0; i < l->n; i++) {
-        EK_TRY(s->dev->ops->linear(s->dev, x, ldx, n, &l->mats[i], l->biases[i], to, ldo, flags));
+        const int32_t *order = l->orders[i];
+        uint32_t cols = l->mats[i].cols;
+        if (order != NULL && (i == 0 || order != l->orders[i - 1]))
+            EK_TRY(ops->permute(s->dev, x, ldx, order, n, cols, ordered));
+        EK_TRY(ops->linear(s->dev, order ? ordered : x, order ? cols : ldx, n, &l->mats[i],
+                           l->biases[i], to, ldo, flags));
         to += l->mats[i].rows * stage_act_bytes(s);
     }
     return EK_OK;
@@ -28,7 +35,7 @@ enum ek_status stage_run_norm_linear(struct ek_stage *s, const float *norm,
     float eps = (float)s->m->config.norm_eps;
     void *xn = stage_at(s, s->at.xn);
 
-    if (ops->norm_linear != NULL)
+    if (ops->norm_linear != NULL && !l->has_order)
         return ops->norm_linear(s->dev, x, norm, eps, n, l->mats, l->n,
                                 l->has_bias ? l->biases : NULL, out, l->rows);
     EK_TRY(ops->rms_norm(s->dev, x, hidden, norm, eps, n, hidden, xn, hidden));
@@ -42,7 +49,7 @@ static enum ek_status run_qkv(struct ek_stage *s, const struct stage_layer *l,
     const struct ek_ops *ops = s->dev->ops;
     size_t ld = l->qkv.rows;
 
-    if (ops->norm_qkv_rope != NULL && l->qkv.n == 3)
+    if (ops->norm_qkv_rope != NULL && l->qkv.n == 3 && !l->qkv.has_order)
         return ops->norm_qkv_rope(s->dev, x, l->norm, (float)s->m->config.norm_eps, batch,
                                   l->qkv.mats, l->qkv.has_bias ? l->qkv.biases : NULL, &s->rope,
                                   &l->kv, qkv, ld);
@@ -73,7 +80,7 @@ static enum ek_status run_feed_forward(struct ek_stage *s, const struct stage_la
     char *both = stage_at(s, s->at.scratch);
     void *h = both + ek_round_up(s->opt.max_tokens * 2 * inner * stage_act_bytes(s), STAGE_ALIGN);
 
-    if (ops->norm_gate_up != NULL && !l->gate_up.has_bias) {
+    if (ops->norm_gate_up != NULL && !l->gate_up.has_bias && !l->gate_up.has_order) {
         EK_TRY(ops->norm_gate_up(s->dev, x, l->norm2, (float)c->norm_eps, n, l->gate_up.mats, h,
                                  inner));
     } else {

@@ -188,7 +188,8 @@ enum ek_status stage_run_experts(struct ek_stage *s, const struct stage_layer *l
                          c->hidden));
     EK_TRY(
         ops->route(s->dev, xn, c->hidden, n, &l->router, l->router_bias, &router, chosen, weights));
-    if (n == 1 && ops->experts_token && l->gate_up.n == 1) {
+    if (n == 1 && ops->experts_token && l->gate_up.n == 1 && !l->gate_up.has_order &&
+        !l->down.has_order) {
         const struct ek_mat shared[2] = {l->gate_up.mats[0], l->down.mats[0]};
         return ops->experts_token(s->dev, xn, ids, weights, c->top_k, &experts, shared, x);
     }

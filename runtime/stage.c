@@ -75,6 +75,7 @@ static bool lay_out(struct ek_stage *s)
     size_t t = s->opt.max_tokens, l = s->opt.max_logits, a = stage_act_bytes(s), n = 0;
     size_t scratch = 0, embeds, places;
     struct stage_arena at = {.xn = SIZE_MAX,
+                             .ordered = SIZE_MAX,
                              .scratch = SIZE_MAX,
                              .rows = SIZE_MAX,
                              .logits = SIZE_MAX,
@@ -85,6 +86,8 @@ static bool lay_out(struct ek_stage *s)
     if (!stage_take(&n, t, c->hidden, a, &at.x))
         return false;
     if ((s->n_layers > 0 || s->has_norm) && !stage_take(&n, t, c->hidden, a, &at.xn))
+        return false;
+    if (s->max_ordered > 0 && !stage_take(&n, t, s->max_ordered, a, &at.ordered))
         return false;
     if ((s->n_layers > 0 && !scratch_bytes(s, &scratch)) || !embeds_bytes(s, &embeds, &places))
         return false;
@@ -162,6 +165,15 @@ static enum ek_status check_config(const struct ek_config *c, const struct ek_de
     return EK_OK;
 }
 
+static void scan_orders(struct ek_stage *s, const struct ek_module *mod)
+{
+    for (size_t i = 0; i < mod->n_tensors; i++) {
+        const struct ek_tensor *t = &mod->tensors[i];
+        if (t->order != NULL && t->shape[1] > s->max_ordered)
+            s->max_ordered = (uint32_t)t->shape[1];
+    }
+}
+
 /* Kinds of the modules, which must come in the model's order. */
 static enum ek_status scan(struct ek_stage *s, const size_t *modules, size_t n)
 {
@@ -177,6 +189,7 @@ static enum ek_status scan(struct ek_stage *s, const size_t *modules, size_t n)
             break;
         case EK_MODULE_LAYER:
             s->n_layers++;
+            scan_orders(s, &s->m->modules[modules[i]]);
             if (ek_module_tensor(&s->m->modules[modules[i]], EK_ROLE_ROUTER, -1) != NULL)
                 s->has_experts = true;
             else

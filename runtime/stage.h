@@ -15,9 +15,10 @@
  * equal type are one (rows concatenated). */
 struct stage_linear {
     struct ek_mat mats[STAGE_MAX_PARTS];
-    const float *biases[STAGE_MAX_PARTS]; /* device; NULL: none */
-    uint32_t n, rows;                     /* matrices, sum of their rows */
-    bool has_bias;
+    const float *biases[STAGE_MAX_PARTS];   /* device; NULL: none */
+    const int32_t *orders[STAGE_MAX_PARTS]; /* device: inputs of the columns; NULL: as they are */
+    uint32_t n, rows;                       /* matrices, sum of their rows */
+    bool has_bias, has_order;
 };
 
 struct stage_layer {
@@ -40,6 +41,7 @@ struct stage_layer {
 struct stage_arena {
     size_t x;       /* [T][hidden]: the residual stream */
     size_t xn;      /* [T][hidden]: normalised, or rows gathered for the head */
+    size_t ordered; /* [T][max_ordered]: inputs in the order of a matrix's columns */
     size_t scratch; /* qkv and attention's output, or gate|up and their product */
     size_t rows;    /* [L][hidden]: normalised rows for the head */
     size_t logits;  /* F32 [L][vocab] */
@@ -61,6 +63,7 @@ struct ek_stage {
     uint32_t max_blocks;         /* of max_context */
     bool has_embed, has_norm, has_head;
     bool has_dense, has_experts; /* kinds of feed-forward among the layers */
+    uint32_t max_ordered;        /* most columns of a matrix that has an order; 0: none has */
     bool has_chain;              /* modules that work on tokens */
     struct ek_mat embed;         /* data NULL: none, or borrowed */
     struct ek_mat head_own;      /* data NULL: tied to an embedding on this device */

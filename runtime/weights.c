@@ -121,6 +121,35 @@ static enum ek_status add_biases(struct walk *w, const struct ek_module *mod,
     return EK_OK;
 }
 
+static bool same_order(const struct ek_tensor *a, const struct ek_tensor *b)
+{
+    if (a->order == NULL || b->order == NULL)
+        return a->order == b->order;
+    return memcmp(a->order, b->order, a->shape[1] * sizeof(*a->order)) == 0;
+}
+
+/* The order of part i's columns, shared with the part before where it is the same. */
+static enum ek_status add_order(struct walk *w, const struct ek_tensor *const *t, uint32_t i,
+                                struct stage_linear *out)
+{
+    float *vec;
+
+    out->orders[i] = NULL;
+    if (t[i]->order == NULL)
+        return EK_OK;
+    out->has_order = true;
+    if (i > 0 && same_order(t[i - 1], t[i])) {
+        out->orders[i] = out->orders[i - 1];
+        return EK_OK;
+    }
+    vec = walk_vector(w, t[i]->shape[1]); /* I32, as large as F32 */
+    out->orders[i] = (const int32_t *)(const void *)vec;
+    EK_TRY(walk_load(w, t[i], NULL, 0, vec));
+    if (!w->dry)
+        w->loads[w->n_loads - 1].order = true;
+    return EK_OK;
+}
+
 /* All parts as one matrix. */
 static enum ek_status add_merged(struct walk *w, const struct ek_module *mod,
                                  const struct part *parts, const struct ek_tensor *const *t,
@@ -130,6 +159,7 @@ static enum ek_status add_merged(struct walk *w, const struct ek_module *mod,
 
     EK_TRY(walk_mat(w, t[0]->dtype, out->rows, cols, &out->mats[0]));
     out->n = 1;
+    EK_TRY(add_order(w, t, 0, out));
     for (uint32_t i = 0; i < n; row0 += parts[i++].rows)
         EK_TRY(walk_load(w, t[i], &out->mats[0], row0, NULL));
     return add_biases(w, mod, parts, n, &out->biases[0], &out->has_bias);
@@ -142,9 +172,10 @@ static enum ek_status add_linear(struct walk *w, const struct ek_module *mod,
     const struct ek_tensor *t[STAGE_MAX_PARTS];
 
     out->rows = 0;
+    out->has_order = false;
     for (uint32_t i = 0; i < n; i++) {
         EK_TRY(need(mod, parts[i].role, parts[i].rows, cols, &t[i]));
-        merge = merge && t[i]->dtype == t[0]->dtype;
+        merge = merge && t[i]->dtype == t[0]->dtype && same_order(t[i], t[0]);
         out->rows += parts[i].rows;
     }
     if (merge)
@@ -155,6 +186,7 @@ static enum ek_status add_linear(struct walk *w, const struct ek_module *mod,
         bool has;
         EK_TRY(walk_mat(w, t[i]->dtype, parts[i].rows, cols, &out->mats[i]));
         EK_TRY(walk_load(w, t[i], &out->mats[i], 0, NULL));
+        EK_TRY(add_order(w, t, i, out));
         EK_TRY(add_biases(w, mod, &parts[i], 1, &out->biases[i], &has));
         out->has_bias |= has;
     }
@@ -448,6 +480,23 @@ done:
     return st;
 }
 
+static enum ek_status load_order(const struct load *l, struct staging *g)
+{
+    size_t bytes = l->t->shape[1] * sizeof(*l->t->order);
+    char *buffer;
+
+    EK_TRY(staging_take(g, &buffer));
+    memcpy(buffer, l->t->order, bytes);
+    return staging_send(g, l->vec, bytes);
+}
+
+static enum ek_status load_one(const struct ek_model *m, const struct load *l, struct staging *g)
+{
+    if (l->order)
+        return load_order(l, g);
+    return l->mat ? load_matrix(m, l, g) : load_vector(m, l, g);
+}
+
 /* Room for the longest row and vector. */
 static size_t staging_bytes(const struct walk *w)
 {
@@ -455,7 +504,7 @@ static size_t staging_bytes(const struct walk *w)
 
     for (size_t i = 0; i < w->n_loads; i++) {
         const struct load *l = &w->loads[i];
-        size_t n = l->mat ? l->mat->bytes / l->mat->rows : l->t->shape[0] * sizeof(float);
+        size_t n = l->mat ? l->mat->bytes / l->mat->rows : l->t->shape[l->order] * sizeof(float);
         most = n > most ? n : most;
     }
     return most;
@@ -525,9 +574,7 @@ enum ek_status stage_weights_load(struct ek_stage *s, const size_t *modules, siz
     EK_GOTO(vision_load_rope(s), st, done);
     EK_GOTO(staging_open(&g, s->dev, staging_bytes(&w)), st, done);
     for (size_t i = 0; i < w.n_loads; i++)
-        EK_GOTO(w.loads[i].mat ? load_matrix(s->m, &w.loads[i], &g)
-                               : load_vector(s->m, &w.loads[i], &g),
-                st, done);
+        EK_GOTO(load_one(s->m, &w.loads[i], &g), st, done);
     EK_GOTO(s->dev->ops->sync(s->dev), st, done);
     st = ready_all(s);
 done:

@@ -8,12 +8,14 @@
 
 #include "runtime/stage.h"
 
-/* One tensor on its way to the device: rows of a matrix from row0, or F32 at vec. */
+/* One tensor on its way to the device: rows of a matrix from row0, or F32 at vec; or at vec the
+ * tensor's order, where order is set. */
 struct load {
     const struct ek_tensor *t;
     struct ek_mat *mat;
     uint32_t row0;
     float *vec;
+    bool order;
     uint32_t interleaved; /* k > 1: column c*k + i of the checkpoint becomes i*(cols/k) + c */
 };
 

@@ -174,6 +174,7 @@ const struct ek_ops ek_ops_cpu = {
     .attention = cpu_attention,
     .swiglu = cpu_swiglu,
     .gather = cpu_gather,
+    .permute = cpu_permute,
     .argmax = cpu_argmax,
     .convert = cpu_convert,
     .norm_linear = cpu_norm_linear,

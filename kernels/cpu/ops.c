@@ -136,6 +136,26 @@ enum ek_status cpu_gather(struct ek_device *dev, const void *x, size_t ldx, cons
     return EK_OK;
 }
 
+static void permute_row(void *arg, uint32_t i, uint32_t thread)
+{
+    const struct rows_job *a = arg;
+    const float *x = a->x + i * a->ldx;
+    float *out = a->out + (size_t)i * a->dim;
+
+    (void)thread;
+    for (uint32_t c = 0; c < a->dim; c++)
+        out[c] = x[a->index[c]];
+}
+
+enum ek_status cpu_permute(struct ek_device *dev, const void *x, size_t ldx, const int32_t *order,
+                           uint32_t n, uint32_t dim, void *out)
+{
+    struct rows_job a = {.x = x, .ldx = ldx, .index = order, .dim = dim, .out = out};
+
+    cpu_run_rows(cpu_of(dev), n, (size_t)dim * 2, permute_row, &a);
+    return EK_OK;
+}
+
 static void argmax_row(void *arg, uint32_t i, uint32_t thread)
 {
     const struct rows_job *a = arg;

@@ -197,6 +197,8 @@ enum ek_status ek_cuda_swiglu(struct ek_device *dev, const void *x, size_t ldx, 
                               uint32_t dim, void *out, size_t ldo);
 enum ek_status ek_cuda_gather(struct ek_device *dev, const void *x, size_t ldx, const int32_t *rows,
                               uint32_t n, uint32_t dim, void *out);
+enum ek_status ek_cuda_permute(struct ek_device *dev, const void *x, size_t ldx,
+                               const int32_t *order, uint32_t n, uint32_t dim, void *out);
 enum ek_status ek_cuda_argmax(struct ek_device *dev, const float *logits, uint32_t n,
                               uint32_t vocab, int32_t *ids);
 enum ek_status ek_cuda_convert(struct ek_device *dev, const void *x, enum ek_dtype from, void *out,

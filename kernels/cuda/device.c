@@ -283,6 +283,7 @@ const struct ek_ops ek_ops_cuda = {
     .attention = ek_cuda_attention,
     .swiglu = ek_cuda_swiglu,
     .gather = ek_cuda_gather,
+    .permute = ek_cuda_permute,
     .argmax = ek_cuda_argmax,
     .convert = ek_cuda_convert,
     .norm_linear = ek_cuda_norm_linear,

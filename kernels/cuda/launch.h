@@ -85,6 +85,8 @@ cudaError_t ek_cu_gelu(const struct ek_cu_queue *q, enum ek_dtype act, void *x, 
                        uint32_t n, uint32_t dim, bool tanh_form);
 cudaError_t ek_cu_gather(const struct ek_cu_queue *q, enum ek_dtype act, const void *x, size_t ldx,
                          const int32_t *rows, uint32_t n, uint32_t dim, void *out);
+cudaError_t ek_cu_permute(const struct ek_cu_queue *q, enum ek_dtype act, const void *x, size_t ldx,
+                          const int32_t *order, uint32_t n, uint32_t dim, void *out);
 /* out[rows[i]] = x[i] */
 cudaError_t ek_cu_scatter(const struct ek_cu_queue *q, enum ek_dtype act, const float *x,
                           const int32_t *rows, uint32_t n, uint32_t dim, void *out, size_t ldo);

@@ -64,6 +64,14 @@ enum ek_status ek_cuda_gather(struct ek_device *dev, const void *x, size_t ldx, 
     return issue(dev, ek_cu_gather(queue(dev), dev->act, x, ldx, rows, n, dim, out), "gather");
 }
 
+enum ek_status ek_cuda_permute(struct ek_device *dev, const void *x, size_t ldx,
+                               const int32_t *order, uint32_t n, uint32_t dim, void *out)
+{
+    if (n == 0)
+        return EK_OK;
+    return issue(dev, ek_cu_permute(queue(dev), dev->act, x, ldx, order, n, dim, out), "permute");
+}
+
 enum ek_status ek_cuda_argmax(struct ek_device *dev, const float *logits, uint32_t n,
                               uint32_t vocab, int32_t *ids)
 {

@@ -276,6 +276,26 @@ extern "C" cudaError_t ek_cu_gather(const struct ek_cu_queue *q, enum ek_dtype a
 }
 
 template <typename T>
+__global__ void permute_k(const T *x, size_t ldx, const int32_t *order, uint32_t dim, T *out)
+{
+    const T *row = x + blockIdx.x * ldx;
+
+    pdl_next();
+    pdl_wait();
+    for (uint32_t i = threadIdx.x; i < dim; i += ROW_THREADS)
+        out[(size_t)blockIdx.x * dim + i] = row[order[i]];
+}
+
+extern "C" cudaError_t ek_cu_permute(const struct ek_cu_queue *q, enum ek_dtype act, const void *x,
+                                     size_t ldx, const int32_t *order, uint32_t n, uint32_t dim,
+                                     void *out)
+{
+    EK_DISPATCH_ACT(act, T, {
+        return launch(q, permute_k<T>, n, ROW_THREADS, 0, (const T *)x, ldx, order, dim, (T *)out);
+    });
+}
+
+template <typename T>
 __global__ void scatter_k(const float *x, const int32_t *rows, uint32_t dim, T *out, size_t ldo)
 {
     pdl_next();

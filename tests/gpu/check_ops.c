@@ -68,6 +68,26 @@ static void check_norms(size_t c)
     both_free(&pr, &plain);
 }
 
+static void check_permute(size_t c)
+{
+    uint32_t n = row_cases[c].n, dim = row_cases[c].dim;
+    size_t ldx = dim + row_cases[c].pad;
+    int32_t *order = ek_calloc(dim, sizeof(*order));
+    struct both x = both_random(&pr, n * ldx, 3, &seed), out = both_new(&pr, (size_t)n * dim),
+                index;
+
+    for (uint32_t i = 0; i < dim; i++)
+        order[i] = (int32_t)pick(dim);
+    index = both_ints(&pr, order, dim);
+    need(pr.gpu->ops->permute(pr.gpu, x.gpu, ldx, index.gpu, n, dim, out.gpu));
+    need(pr.cpu->ops->permute(pr.cpu, x.cpu, ldx, index.cpu, n, dim, out.cpu));
+    need_close("permute", both_error(&pr, &out), 0);
+    both_free(&pr, &x);
+    both_free(&pr, &out);
+    both_free(&pr, &index);
+    free(order);
+}
+
 static void check_swiglu_gather(size_t c)
 {
     uint32_t n = row_cases[c].n, dim = row_cases[c].dim;
@@ -97,6 +117,7 @@ START_TEST(rows_are_normalised_activated_and_gathered_as_on_the_cpu)
     for (size_t c = 0; c < EK_ARRAY_LEN(row_cases); c++) {
         check_norms(c);
         check_swiglu_gather(c);
+        check_permute(c);
     }
     pair_close(&pr);
 }

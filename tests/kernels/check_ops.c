@@ -100,6 +100,20 @@ START_TEST(argmax_takes_the_lowest_of_equals)
 }
 END_TEST
 
+START_TEST(permute_takes_columns_in_any_order)
+{
+    struct ek_device *dev = open_cpu("c", 2);
+    const int32_t order[] = {3, 0, 4, 4, 1};
+    const float x[] = {10, 11, 12, 13, 14, -1, 20, 21, 22, 23, 24, -1};
+    const float want[] = {13, 10, 14, 14, 11, 23, 20, 24, 24, 21};
+    float y[10];
+
+    ck_assert_int_eq(dev->ops->permute(dev, x, 6, order, 2, 5, y), EK_OK);
+    ck_assert_mem_eq(y, want, sizeof(want));
+    ek_device_close(dev);
+}
+END_TEST
+
 START_TEST(gather_takes_rows_in_any_order)
 {
     struct ek_device *dev = open_cpu("c", 2);
@@ -493,6 +507,7 @@ int main(void)
     tcase_add_loop_test(tc, norms_and_swiglu_are_right, 0, N_SIMD);
     tcase_add_loop_test(tc, argmax_takes_the_lowest_of_equals, 0, N_SIMD);
     tcase_add_test(tc, gather_takes_rows_in_any_order);
+    tcase_add_test(tc, permute_takes_columns_in_any_order);
     tcase_add_loop_test(tc, conversions_round_to_even_and_keep_nan, 0, N_SIMD);
     tcase_add_loop_test(tc, attention_over_ragged_pages_is_right, 0, N_SIMD);
     tcase_add_test(tc, attention_refuses_what_it_cannot_do);

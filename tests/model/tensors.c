@@ -13,12 +13,31 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Columns of values to the places of their inputs. */
+static enum ek_status restore_order(const struct ek_tensor *t, float *values)
+{
+    uint64_t cols = t->shape[1];
+    float *row = ek_calloc(cols, sizeof(*row));
+
+    if (row == NULL)
+        return EK_ENOMEM;
+    for (uint64_t r = 0; r < t->shape[0]; r++, values += cols) {
+        memcpy(row, values, cols * sizeof(*row));
+        for (uint64_t c = 0; c < cols; c++)
+            values[t->order[c]] = row[c];
+    }
+    free(row);
+    return EK_OK;
+}
+
 static enum ek_status hash_values(const struct ek_tensor *t, const void *data, char hash[33])
 {
     size_t n = t->bytes / ek_dtype_block_bytes(t->dtype) * ek_dtype_block(t->dtype);
     float *values = ek_calloc(n, sizeof(*values));
     enum ek_status st = values ? ek_dequantize(t->dtype, data, values, n) : EK_ENOMEM;
 
+    if (st == EK_OK && t->order)
+        st = restore_order(t, values);
     if (st == EK_OK)
         ek_hash_hex(values, n * sizeof(*values), hash);
     free(values);

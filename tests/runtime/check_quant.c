@@ -66,6 +66,24 @@ static const struct layout layouts[] = {
      1,
      true,
      false,
+     {"G4_32", "G4_32"}},
+    {"{\"quant_method\":\"gptq\",\"bits\":8,\"group_size\":64,\"desc_act\":true}",
+     'g',
+     8,
+     64,
+     0,
+     1,
+     true,
+     true,
+     {"G8_64", "G8_32"}},
+    {"{\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":48,\"desc_act\":true}",
+     'g',
+     4,
+     48,
+     0,
+     1,
+     true,
+     false,
      {"F16", "F16"}},
     {"{\"quant_method\":\"gptq\",\"bits\":8,\"group_size\":24,\"desc_act\":false}",
      'g',
@@ -363,6 +381,20 @@ static void make_models(const struct layout *l, struct ek_model *m[2])
 
 /* ---- Weights ----------------------------------------------------------------------------------*/
 
+/* Columns of rows of w to the places of their inputs. */
+static void restore_order(const struct ek_tensor *t, float *w, uint64_t rows)
+{
+    uint64_t cols = t->shape[1];
+    float *row = ek_calloc(cols, sizeof(*row));
+
+    for (uint64_t r = 0; r < rows; r++, w += cols) {
+        memcpy(row, w, cols * sizeof(*row));
+        for (uint64_t c = 0; c < cols; c++)
+            w[t->order[c]] = row[c];
+    }
+    free(row);
+}
+
 static float *read_rows(const struct ek_model *m, const struct ek_tensor *t, uint64_t row,
                         uint64_t rows)
 {
@@ -373,6 +405,8 @@ static float *read_rows(const struct ek_model *m, const struct ek_tensor *t, uin
     ck_ok(ek_model_read(m, t, row * row_bytes, rows * row_bytes, raw));
     ck_ok(ek_dequantize(t->dtype, raw, w, n));
     free(raw);
+    if (t->order != NULL)
+        restore_order(t, w, rows);
     return w;
 }
 
@@ -405,6 +439,7 @@ START_TEST(packed_weights_are_bit_equal_to_their_formula)
             same_rows(m, a, b, 13, 1);
             same_rows(m, a, b, 5, 22);
             ck_assert_str_eq(ek_dtype_name(a->dtype), l->types[a->shape[1] == 96]);
+            ck_assert(!a->order == !(l->shuffled && a->dtype >= EK_G4_32));
             ck_assert_int_eq(ek_model_read(m[0], a, 1, a->bytes / a->shape[0], NULL), EK_EUSAGE);
         }
     if (strcmp(l->types[0], "F32") != 0)
