@@ -127,8 +127,9 @@ static enum ek_status deliver(const struct ek_plan_arguments *a, const struct ek
     if (a->output && !to_stdout)
         ek_note("plan written to %s", a->output);
     if (s->near)
-        ek_note("%s of weights change their device",
-                ek_format_bytes(moved, (uint64_t)s->moved_bytes));
+        ek_note("%s of weights change their device; %s within %g %% of the best moves less",
+                ek_format_bytes(moved, (uint64_t)s->moved_bytes),
+                s->proven ? "no plan" : "it is not proven that no plan", a->within * 100);
     if (!s->proven) {
         ek_note("stopped before the proof: this is the best plan so far");
         *code = ek_exit_code(EK_EUNPROVEN);

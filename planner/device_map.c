@@ -44,7 +44,7 @@ static bool covers(const char *key, const char *module)
 }
 
 static enum ek_status from_map(const struct ek_problem *p, const json_t *map, const char *where,
-                               struct ek_assignment *a)
+                               bool gone, struct ek_assignment *a)
 {
     const struct ek_cost_module *m = p->costs->modules;
     const char *key;
@@ -53,7 +53,7 @@ static enum ek_status from_map(const struct ek_problem *p, const json_t *map, co
     json_object_foreach((json_t *)map, key, v)
     {
         bool used = false;
-        if (find_device(p, v) < 0)
+        if (!gone && find_device(p, v) < 0)
             return ek_error(EK_EFORMAT, "%s: \"%.60s\" is on an unknown device", where, key);
         for (size_t i = 0; i < p->costs->n_modules; i++)
             used = used || covers(key, m[i].name) || covers(m[i].name, key);
@@ -68,7 +68,7 @@ static enum ek_status from_map(const struct ek_problem *p, const json_t *map, co
         {
             found = true;
             best = strlen(key);
-            a->device[i] = (uint32_t)find_device(p, v);
+            a->device[i] = find_device(p, v) < 0 ? EK_GONE : (uint32_t)find_device(p, v);
         }
         if (!found)
             return ek_error(EK_EFORMAT, "%s: module \"%s\" is on no device", where, m[i].name);
@@ -104,7 +104,7 @@ static enum ek_status map_of_plan(const json_t *root, const char *where, json_t 
 }
 
 enum ek_status ek_assignment_from_json(const struct ek_problem *p, const json_t *root,
-                                       const char *where, struct ek_assignment *a)
+                                       const char *where, bool gone, struct ek_assignment *a)
 {
     const json_t *inner = json_object_get(root, "device_map");
     json_t *map = NULL;
@@ -114,23 +114,23 @@ enum ek_status ek_assignment_from_json(const struct ek_problem *p, const json_t 
         return ek_error(EK_EFORMAT, "%s: not a JSON object", where);
     if (json_object_get(root, "stages")) {
         EK_TRY(map_of_plan(root, where, &map));
-        st = from_map(p, map, where, a);
+        st = from_map(p, map, where, gone, a);
         json_decref(map);
         return st;
     }
     if (inner && !json_is_object(inner))
         return ek_error(EK_EFORMAT, "%s: device_map must be an object", where);
-    return from_map(p, inner ? inner : root, where, a);
+    return from_map(p, inner ? inner : root, where, gone, a);
 }
 
-enum ek_status ek_assignment_read(const struct ek_problem *p, const char *path,
+enum ek_status ek_assignment_read(const struct ek_problem *p, const char *path, bool gone,
                                   struct ek_assignment *a)
 {
     json_t *root;
     enum ek_status st;
 
     EK_TRY(ek_json_read(path, MAX_FILE, &root));
-    st = ek_assignment_from_json(p, root, path, a);
+    st = ek_assignment_from_json(p, root, path, gone, a);
     json_decref(root);
     return st;
 }

@@ -90,11 +90,11 @@ static bool exits(const struct builder *b, const struct ek_column *c)
     return b->p->n_sides && (c->sides >> b->p->exit_side & 1);
 }
 
-/* Cost of a column with the hops that do not depend on its neighbours. */
-static double column_cost(const struct builder *b, const struct ek_column *c)
+/* The hops of a column that do not depend on its neighbours. */
+static double own_hops(const struct builder *b, const struct ek_problem *p,
+                       const struct ek_column *c)
 {
-    const struct ek_problem *p = b->p;
-    double v = c->sum;
+    double v = 0;
 
     if (p->uniform && c->first > 0 && c->first <= c->last)
         v += ek_problem_hop(p, c->first - 1, c->kind, c->kind);
@@ -124,7 +124,8 @@ static enum ek_status add_variable(struct builder *b, double cost, bool binary, 
  */
 struct rows {
     int node[EK_PLAN_MAX_MODULES + 1]; /* flow through positions (uniform), else first and last */
-    int group[EK_PLAN_MAX_DEVICES], stages, side[EK_PLAN_MAX_SIDES], pool[EK_PLAN_MAX_POOLS];
+    int group[EK_PLAN_MAX_DEVICES], stages, second, side[EK_PLAN_MAX_SIDES],
+        pool[EK_PLAN_MAX_POOLS];
 };
 
 static void make_rows(struct builder *b, struct rows *r)
@@ -143,6 +144,7 @@ static void make_rows(struct builder *b, struct rows *r)
         r->side[s] = add_row(b, GLP_FX, 1, 1);
     for (uint32_t i = 0; i < p->n_pools; i++)
         r->pool[i] = add_row(b, GLP_UP, 0, 1);
+    r->second = b->l->second.columns ? add_row(b, GLP_UP, 0, 1) : 0;
     for (uint32_t i = 0; i < p->n_kinds + p->n_items; i++)
         b->tally[i] = add_row(b, GLP_FX, 0, 0);
 }
@@ -187,6 +189,11 @@ static enum ek_status put_sides(struct builder *b, struct rows *r, const struct 
     return EK_OK;
 }
 
+static enum ek_status put_second(struct builder *b, const struct rows *r, int v, double part)
+{
+    return put(b, r->second, v, part / b->l->second.most);
+}
+
 static enum ek_status put_column(struct builder *b, struct rows *r, uint32_t i)
 {
     const struct ek_problem *p = b->p;
@@ -194,7 +201,9 @@ static enum ek_status put_column(struct builder *b, struct rows *r, uint32_t i)
     const struct ek_kind *k = &p->kinds[c->kind];
     int v, pool = p->groups[k->group].pool;
 
-    EK_TRY(add_variable(b, column_cost(b, c), true, i, &v));
+    EK_TRY(add_variable(b, c->sum + own_hops(b, p, c), true, i, &v));
+    if (r->second)
+        EK_TRY(put_second(b, r, v, b->l->second.columns[i] + own_hops(b, b->l->second.hops, c)));
     EK_TRY(put_flow(b, r, c, v));
     EK_TRY(put_sides(b, r, c, v));
     EK_TRY(put(b, r->group[k->group], v, k->tp));
@@ -209,7 +218,7 @@ static enum ek_status put_column(struct builder *b, struct rows *r, uint32_t i)
     return EK_OK;
 }
 
-static enum ek_status put_hops(struct builder *b)
+static enum ek_status put_hops(struct builder *b, const struct rows *r)
 {
     const struct ek_problem *p = b->p;
     int v;
@@ -225,11 +234,14 @@ static enum ek_status put_hops(struct builder *b)
                 EK_TRY(add_variable(b, hop, false, UINT32_MAX, &v));
                 EK_TRY(put(b, out, v, -1));
                 EK_TRY(put(b, in, v, 1));
+                if (r->second)
+                    EK_TRY(put_second(b, r, v,
+                                      ek_problem_hop(b->l->second.hops, (int32_t)i, from, to)));
             }
     return EK_OK;
 }
 
-static enum ek_status put_side_hops(struct builder *b)
+static enum ek_status put_side_hops(struct builder *b, const struct rows *r)
 {
     const struct ek_problem *p = b->p;
     int v;
@@ -242,6 +254,8 @@ static enum ek_status put_side_hops(struct builder *b)
             EK_TRY(add_variable(b, hop, false, UINT32_MAX, &v));
             EK_TRY(put(b, b->side_out[from], v, -1));
             EK_TRY(put(b, b->side_in[to], v, 1));
+            if (r->second)
+                EK_TRY(put_second(b, r, v, ek_problem_side_hop(b->l->second.hops, from, to)));
         }
     return EK_OK;
 }
@@ -285,8 +299,8 @@ static enum ek_status build(struct builder *b)
         if (allowed(b, i))
             EK_TRY(put_column(b, &r, (uint32_t)i));
     if (!p->uniform) {
-        EK_TRY(put_hops(b));
-        EK_TRY(put_side_hops(b));
+        EK_TRY(put_hops(b, &r));
+        EK_TRY(put_side_hops(b, &r));
     }
     if (glp_get_num_cols(b->lp) == 0)
         return EK_OK;

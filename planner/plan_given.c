@@ -20,7 +20,7 @@ static enum ek_status read_map(const struct ek_problem *p, const char *from,
                                struct ek_assignment *map)
 {
     if (ek_file_exists(from) || strchr(from, '/') != NULL || strstr(from, ".json") != NULL)
-        return ek_assignment_read(p, from, map);
+        return ek_assignment_read(p, from, false, map);
     return ek_recipe_named(p, from, map);
 }
 

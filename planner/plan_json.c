@@ -58,6 +58,10 @@ static json_t *optimality_json(const struct ek_request *r, const struct ek_solut
                   "values", values, "micro_batches_tried", tried);
     if (o)
         json_object_set_new(o, "solver", json_sprintf("GLPK %s", ek_ilp_version()));
+    if (o && s->near)
+        json_object_set_new(o, "near",
+                            json_pack("{s:I s:b}", "moved_bytes", (json_int_t)s->moved_bytes,
+                                      "proven", s->proven));
     return o;
 }
 

@@ -106,7 +106,7 @@ static void print_proof(const struct ek_solution *s, const struct ek_request *r,
 {
     char v[EK_UNIT_LEN], b[EK_UNIT_LEN];
 
-    for (size_t i = 0; i < (s->near ? 1 : r->n_objectives); i++)
+    for (size_t i = 0; i < r->n_objectives; i++)
         fprintf(out, "objective %zu   %s %s%s\n", i + 1, ek_objective_names[r->objectives[i]],
                 value_text(r->objectives[i], s->values[i], v),
                 s->near     ? (i ? "" : ", near the earlier plan on purpose")

@@ -273,10 +273,10 @@ struct ek_problem {
     /* a hop from kind a to kind b: alpha + bytes * inv_beta at [a * n_kinds + b]; alpha is infinite
      * where there is no link */
     double *hop_alpha, *hop_inv_beta;
-    double *boundary;             /* [n_items] bytes a token carries behind item i */
-    double side_bytes;            /* bytes that a group's images carry to the embedding's device */
-    double sum_steps, sum_tokens; /* of one group that are part of its latency */
-    double work_steps, work_tokens;       /* of one group that keep a link busy */
+    double *boundary;               /* [n_items] bytes a token carries behind item i */
+    double side_steps, side_bytes;  /* that carry a group's images to the embedding's device */
+    double sum_steps, sum_tokens;   /* of one group that are part of its latency */
+    double work_steps, work_tokens; /* of one group that keep a link busy */
     double picture_steps, picture_tokens; /* of one group, over boundaries in the tower: both */
     struct ek_modcost *cost;              /* [class][degree][module], private to problem.c */
     struct ek_pair {                      /* modules that must share a stage */
@@ -314,6 +314,11 @@ bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, 
 
 /* ---- Oracles: the cheapest plan under limits
  * ------------------------------------------------------ */
+struct ek_second_sum {             /* plans are held to another sum as well: ek_ilp_solve alone */
+    const double *columns;         /* [n_columns], NULL: there is none */
+    const struct ek_problem *hops; /* whose hops count in it: of the same devices and modules */
+    double most;                   /* over 0 */
+};
 struct ek_limits {  /* a column or hop above any of them is not allowed */
     double work;    /* of a stage */
     double hop;     /* that a hop keeps its link busy: links overlap with computing */
@@ -322,6 +327,7 @@ struct ek_limits {  /* a column or hop above any of them is not allowed */
     double sum;     /* answers above this are of no interest */
     double fill;    /* an answer whose sum + fill * longest prefill ... */
     double enough;  /* ... is at most this will do: it need not be the best */
+    struct ek_second_sum second;
 };
 #define EK_LIMITS_NONE                                                                             \
     {                                                                                              \
@@ -378,7 +384,7 @@ struct ek_solution {
     struct ek_effort dp, ilp;
     uint32_t tried[32]; /* micro-batch counts considered */
     size_t n_tried;
-    bool near; /* ek_stay_near: within a slack of the bound, on purpose */
+    bool near; /* ek_stay_near: within a slack of the bound, on purpose; proven: none moves less */
     double moved_bytes;
 };
 /* EK_NO: infeasible, with the reason. EK_EUNPROVEN is never returned: see ->proven. */
@@ -453,8 +459,9 @@ enum ek_status ek_sensitivity(const struct ek_costs *c, const struct ek_request 
                               const struct ek_solution *s, json_t **out);
 /* The front of prefill bottleneck, decode bottleneck and fullest memory. */
 enum ek_status ek_pareto(const struct ek_solution *s, const struct ek_request *r, json_t **out);
-/* Replaces a solution by one within a slack of its first objective that is close to the plan or
- * device_map in a file: few bytes of weights change their device. */
+/* Replaces a solution by one within a slack of its first objective that moves the fewest bytes of
+ * weights from where the plan or device_map in a file has them. EK_EUNSUPPORTED when its stages are
+ * tensor-parallel. */
 enum ek_status ek_stay_near(const struct ek_costs *c, const struct ek_request *r, const char *path,
                             double within, struct ek_solution *s);
 /* Why nothing fits: what to relax, by how much, one sentence an entry. */

@@ -264,8 +264,10 @@ static enum ek_status make_hops(struct ek_problem *p, const struct ek_request *r
     if (p->n_seeing) {
         p->picture_steps = (double)w->images * p->group_size;
         p->picture_tokens = p->picture_steps * w->image_tokens;
-    } else if (p->first_item)
+    } else if (p->first_item && w->images > 0) {
+        p->side_steps = 1;
         p->side_bytes = p->boundary[0] * w->images * w->image_tokens * p->group_size;
+    }
     return EK_OK;
 }
 
@@ -313,7 +315,7 @@ double ek_problem_side_hop(const struct ek_problem *p, uint32_t from, uint32_t f
 
     if (p->workload.images == 0 || p->n_seeing)
         return 0;
-    return p->hop_alpha[k] + p->side_bytes * p->hop_inv_beta[k];
+    return p->side_steps * p->hop_alpha[k] + p->side_bytes * p->hop_inv_beta[k];
 }
 
 /* ---- Columns ------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 
     if (ek_json_parse((const char *)data, n, "fuzz", &root) != EK_OK)
         return 0;
-    if (ek_assignment_from_json(problem(), root, "fuzz", &a) == EK_OK)
+    if (ek_assignment_from_json(problem(), root, "fuzz", false, &a) == EK_OK)
         ek_assess(problem(), &a, &v);
     if (ek_cards_from_json(root, "fuzz", &cards, &n_cards) == EK_OK)
         free(cards);

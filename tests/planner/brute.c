@@ -20,6 +20,8 @@ struct dev {
     const char *name;
 };
 struct brute {
+    const uint32_t *old; /* device of each module, or NULL: fewest bytes moved are sought ... */
+    double allowed, least_moved; /* ... with at most that first objective */
     const struct ek_costs *c;
     const struct ek_request *r;
     struct dev devices[16];
@@ -183,10 +185,27 @@ static bool pools_hold(const struct brute *b, const double *totals)
     return true;
 }
 
+/* Bytes of the modules that are not where they were. */
+static double moved(const struct brute *b)
+{
+    double bytes = 0;
+
+    for (uint32_t i = 0; i < b->n_stages; i++)
+        for (uint32_t m = 0; m < b->c->n_modules; m++)
+            if (holds(b, &b->stages[i], m) && b->old[m] != b->stages[i].device)
+                bytes += (double)b->c->modules[m].weights;
+    return bytes;
+}
+
 static void record(struct brute *b, const double v[4])
 {
     double *row;
 
+    if (b->old) {
+        if (v[b->r->objectives[0]] <= b->allowed * (1 + 1e-6))
+            b->least_moved = fmin(b->least_moved, moved(b));
+        return;
+    }
     if (b->n == b->cap) {
         b->cap = b->cap ? b->cap * 2 : 256;
         b->found = realloc(b->found, b->cap * sizeof(*b->found));
@@ -347,23 +366,39 @@ static void set_devices(struct brute *b)
     }
 }
 
-void brute_solve(const struct ek_costs *c, const struct ek_request *r, struct brute_values *out)
+static void enumerate(struct brute *b)
 {
-    struct brute b = {.c = c, .r = r, .n_items = (uint32_t)(c->n_modules - c->n_sides)};
-    const struct ek_workload *w = &r->workload;
+    const struct ek_workload *w = &b->r->workload;
     uint32_t chunk;
 
+    b->n_items = (uint32_t)(b->c->n_modules - b->c->n_sides);
+    b->m = w->micro_batches;
+    b->group = (w->batch + b->m - 1) / b->m;
+    b->prompt = w->prompt + w->images * w->image_tokens;
+    chunk = w->prefill_chunk < b->prompt ? w->prefill_chunk : b->prompt;
+    b->chunks = chunk ? b->group * ((b->prompt + chunk - 1) / chunk) : 1;
+    for (uint32_t i = 0; i < b->c->n_sides; i++)
+        b->side_of[i] = b->r->split_sides ? i : 0;
+    b->n_sides = b->c->n_sides == 0 ? 0 : b->r->split_sides ? (uint32_t)b->c->n_sides : 1;
+    set_devices(b);
+    place_chain(b, 0);
+}
+
+double brute_nearest(const struct ek_costs *c, const struct ek_request *r, const uint32_t *old,
+                     double allowed)
+{
+    struct brute b = {.c = c, .r = r, .old = old, .allowed = allowed, .least_moved = INFINITY};
+
+    enumerate(&b);
+    return b.least_moved;
+}
+
+void brute_solve(const struct ek_costs *c, const struct ek_request *r, struct brute_values *out)
+{
+    struct brute b = {.c = c, .r = r};
+
     memset(out, 0, sizeof(*out));
-    b.m = w->micro_batches;
-    b.group = (w->batch + b.m - 1) / b.m;
-    b.prompt = w->prompt + w->images * w->image_tokens;
-    chunk = w->prefill_chunk < b.prompt ? w->prefill_chunk : b.prompt;
-    b.chunks = chunk ? b.group * ((b.prompt + chunk - 1) / chunk) : 1;
-    for (uint32_t i = 0; i < c->n_sides; i++)
-        b.side_of[i] = r->split_sides ? i : 0;
-    b.n_sides = c->n_sides == 0 ? 0 : r->split_sides ? (uint32_t)c->n_sides : 1;
-    set_devices(&b);
-    place_chain(&b, 0);
+    enumerate(&b);
     out->plans = b.n;
     out->feasible = b.n > 0;
     for (size_t o = 0; o <= r->n_objectives && b.n; o++) {

@@ -8,6 +8,7 @@
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 static bool near(double a, double b)
 {
@@ -38,6 +39,76 @@ static void hold_against(uint64_t seed, const struct ek_costs *c, const struct e
     }
     ek_solution_free(s);
 }
+
+/* A random device_map, one device of which is not there, as a file and as numbers. */
+static void write_map(uint64_t *seed, const struct ek_costs *c, const char *path, uint32_t *old)
+{
+    json_t *map = json_object();
+
+    for (size_t i = 0; i < c->n_modules; i++) {
+        const char *names[EK_PLAN_MAX_DEVICES + 1] = {"gone"};
+        uint32_t n = 1;
+        for (size_t k = 0; k < c->n_classes; k++)
+            for (uint32_t d = 0; d < c->classes[k].count; d++)
+                names[n++] = c->classes[k].devices[d].name;
+        old[i] = (uint32_t)(ek_random_u64(seed) % n);
+        json_object_set_new(map, c->modules[i].name, json_string(names[old[i]]));
+        old[i]--;
+    }
+    ck_assert_int_eq(ek_json_write(path, map, true), EK_OK);
+    json_decref(map);
+}
+
+static void hold_near(uint64_t seed, const struct ek_costs *c, const struct ek_request *r,
+                      const char *path, uint64_t counts[2])
+{
+    struct ek_request one = *r;
+    struct ek_solution *s = NULL;
+    uint32_t old[EK_PLAN_MAX_MODULES];
+    uint64_t numbers = seed;
+    double within = (double)(seed % 4) / 10, allowed, moved;
+
+    one.tp = 1;
+    if (ek_solve(c, &one, &s) != EK_OK)
+        return;
+    write_map(&numbers, c, path, old);
+    allowed = s->values[0] * (1 + within);
+    moved = brute_nearest(c, &one, old, allowed);
+    ck_assert_msg(ek_stay_near(c, &one, path, within, s) == EK_OK, "seed %llu: %s",
+                  (unsigned long long)seed, ek_last_error());
+    ck_assert(s->proven);
+    ck_assert(s->values[0] <= allowed * (1 + 1e-6));
+    ck_assert_msg(s->moved_bytes == moved, "seed %llu: planner moves %.0f, brute %.0f",
+                  (unsigned long long)seed, s->moved_bytes, moved);
+    counts[moved > 0]++;
+    ek_solution_free(s);
+}
+
+START_TEST(the_closest_plan_moves_as_little_as_brute_force_says)
+{
+    const char *env = getenv("EK_BRUTE");
+    uint64_t n = env ? strtoull(env, NULL, 10) : 400, counts[2] = {0, 0};
+    char path[] = "near-XXXXXX";
+    int fd = mkstemp(path);
+
+    ck_assert_int_ge(fd, 0);
+    close(fd);
+    for (uint64_t seed = 0; seed < n; seed++) {
+        struct ek_costs *c;
+        struct ek_request r;
+        tiny_instance(seed, &c, &r);
+        if (c)
+            hold_near(seed, c, &r, path, counts);
+        ek_costs_free(c);
+        ek_request_free(&r);
+    }
+    remove(path);
+    if (env)
+        printf("closest plans: %llu move something, %llu nothing\n", (unsigned long long)counts[1],
+               (unsigned long long)counts[0]);
+    ck_assert_uint_gt(counts[1], n / 8);
+}
+END_TEST
 
 START_TEST(brute_force_agrees_on_random_instances)
 {
@@ -70,6 +141,7 @@ int main(void)
 
     tcase_set_timeout(t, 0);
     tcase_add_test(t, brute_force_agrees_on_random_instances);
+    tcase_add_test(t, the_closest_plan_moves_as_little_as_brute_force_says);
     suite_add_tcase(s, t);
     sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);

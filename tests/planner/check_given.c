@@ -44,7 +44,7 @@ START_TEST(a_map_becomes_stages_in_the_order_of_the_chain)
     struct ek_placement pl;
     int32_t next = 0;
 
-    ck_assert_int_eq(ek_assignment_from_json(p, v, "map", &a), EK_OK);
+    ck_assert_int_eq(ek_assignment_from_json(p, v, "map", false, &a), EK_OK);
     ck_assert(ek_place_assignment(p, &a, &pl));
     ck_assert_uint_eq(pl.n_stages, maps[_i].n);
     for (size_t i = 0; i < pl.n_stages; i++) {
@@ -96,7 +96,7 @@ START_TEST(a_given_placement_is_a_plan_that_says_so)
     ck_assert_str_eq(f->devices[f->stages[3].devices[0]].name, "fast:0");
     ck_assert_str_eq(
         json_string_value(json_object_get(json_object_get(plan, "optimality"), "status")), "given");
-    ck_assert_int_eq(ek_assignment_from_json(p, plan, "plan", &again), EK_OK);
+    ck_assert_int_eq(ek_assignment_from_json(p, plan, "plan", false, &again), EK_OK);
     ck_assert_mem_eq(a.device, again.device, 7 * sizeof(*a.device));
     json_decref(plan);
     ek_plan_file_free(f);

@@ -329,7 +329,7 @@ START_TEST(a_plan_costed_as_a_map_costs_the_same)
     struct ek_assignment a;
     struct ek_assessment v;
 
-    ck_assert_int_eq(ek_assignment_from_json(s->problem, plan, "plan", &a), EK_OK);
+    ck_assert_int_eq(ek_assignment_from_json(s->problem, plan, "plan", false, &a), EK_OK);
     ek_assess(s->problem, &a, &v);
     ck_assert(v.runnable && v.worst_ratio <= 1);
     ck_assert_double_eq_tol(v.score.throughput, s->score.throughput, 1e-9);
@@ -364,7 +364,7 @@ START_TEST(hostile_device_maps_are_refused)
     json_t *v = parse(hostile_maps[_i].map);
     struct ek_assignment a;
 
-    ck_assert_int_eq(ek_assignment_from_json(s->problem, v, "map", &a), EK_EFORMAT);
+    ck_assert_int_eq(ek_assignment_from_json(s->problem, v, "map", false, &a), EK_EFORMAT);
     ck_assert_msg(strstr(ek_last_error(), hostile_maps[_i].says) != NULL, "%s: %s",
                   hostile_maps[_i].map, ek_last_error());
     json_decref(v);
