@@ -17,6 +17,9 @@ static const struct ek_option options[] = {
     {"batch", "N", "sequences, when there is no plan (default 1)"},
     {"prompt", "N", "prompt tokens of a sequence (default: the plan's, or 512)"},
     {"generate", "N", "new tokens of a sequence (default: the plan's, or 128)"},
+    {"images", "N", "pictures of random pixels before every prompt (default: the plan's, or 0)"},
+    {"image-tokens", "N", "about so many tokens each (default: the plan's)"},
+    {"image-size", "WxH", "or pictures of exactly so many pixels"},
     {"repeats", "N", "timed runs after one that warms up (default 3)"},
     {"db", "FILE", "store predicted and measured in this profile database"},
     {NULL, NULL, NULL},
@@ -53,7 +56,8 @@ static bool foretold(const struct bench *b)
     const struct ek_plan *p = b->session.plan;
     const struct ek_bench_result *r = &b->result;
 
-    return r->batch == p->batch && r->prompt == p->prompt && r->generate == p->generate;
+    return r->batch == p->batch && r->prompt == p->prompt && r->generate == p->generate &&
+           r->images == p->images && (r->images == 0 || r->image_tokens == p->image_tokens);
 }
 
 static struct line time_line(const struct bench *b, double predicted, const struct ek_spread *s,
@@ -67,48 +71,55 @@ static struct line time_line(const struct bench *b, double predicted, const stru
                          .factor = 1};
 }
 
-static enum ek_status add_stage(struct bench *b, size_t stage, uint32_t engine_stage)
+static enum ek_status add_stage(struct bench *b, uint32_t i)
 {
     const struct ek_plan *p = b->session.plan;
-    const struct ek_plan_stage *s = &p->stages[stage];
-    struct line fill =
-                    time_line(b, s->prefill_s, &b->result.stage_prefill_s[engine_stage], "prefill"),
-                step = time_line(b, s->decode_s, &b->result.stage_decode_s[engine_stage], "decode");
+    const struct ek_bench_result *r = &b->result;
+    const struct ek_plan_stage *s = &p->stages[r->prefill[i].stage];
+    struct line fill = time_line(b, s->prefill_s, &r->stage_prefill_s[i], "prefill"),
+                see = time_line(b, s->pictures_s, &r->stage_pictures_s[i], "pictures"),
+                step = time_line(b, s->decode_s, &r->stage_decode_s[i], "decode");
 
-    fill.device = step.device = p->devices[s->device].name;
-    fill.factor = p->factors[s->device].prefill;
+    fill.device = see.device = step.device = p->devices[s->device].name;
+    fill.factor = see.factor = p->factors[s->device].prefill;
     step.factor = p->factors[s->device].decode;
-    snprintf(fill.what, sizeof(fill.what), "stage %zu (%s) prefill", stage, fill.device);
-    snprintf(step.what, sizeof(step.what), "stage %zu (%s) decode step", stage, step.device);
+    snprintf(fill.what, sizeof(fill.what), "stage %zu (%s) prefill", r->prefill[i].stage,
+             fill.device);
+    snprintf(see.what, sizeof(see.what), "stage %zu (%s) pictures", r->prefill[i].stage,
+             see.device);
+    snprintf(step.what, sizeof(step.what), "stage %zu (%s) decode step", r->prefill[i].stage,
+             step.device);
+    if (see.measured > 0)
+        EK_TRY(add(b, see));
     EK_TRY(add(b, fill));
-    return add(b, step);
+    return r->decode[i].steps > 0 ? add(b, step) : EK_OK;
 }
 
-/* Of modules that only see? The engine times stages of the language model. */
-static bool beside_the_chain(const struct bench *b, const struct ek_plan_stage *s)
+static double predicted_pictures(const struct ek_plan *p)
 {
-    const struct ek_model *m = b->session.model;
+    double s = 0;
 
-    for (size_t k = 0; k < s->n_modules; k++)
-        if (!ek_module_is_visual(&m->modules[ek_model_find(m, s->modules[k])]))
-            return false;
-    return true;
+    for (size_t i = 0; i < p->n_stages; i++)
+        s += p->stages[i].pictures_s;
+    return s;
 }
 
 static enum ek_status add_times(struct bench *b)
 {
     const struct ek_plan *p = b->session.plan;
-    struct line fill = time_line(b, p->predicted_prefill_s, &b->result.prefill_s, "prefill"),
+    struct line see = time_line(b, predicted_pictures(p), &b->result.pictures_s, "pictures"),
+                fill = time_line(b, p->predicted_prefill_s, &b->result.prefill_s, "prefill"),
                 step = time_line(b, p->predicted_decode_s, &b->result.decode_s, "decode");
-    uint32_t timed = 0;
 
+    snprintf(see.what, sizeof(see.what), "pictures");
     snprintf(fill.what, sizeof(fill.what), "prefill");
     snprintf(step.what, sizeof(step.what), "decode, a token of all");
+    if (b->result.images > 0)
+        EK_TRY(add(b, see));
     EK_TRY(add(b, fill));
     EK_TRY(add(b, step));
-    for (size_t i = 0; i < p->n_stages && timed < b->result.n_stages; i++)
-        if (!beside_the_chain(b, &p->stages[i]))
-            EK_TRY(add_stage(b, i, timed++));
+    for (uint32_t i = 0; i < b->result.n_stages; i++)
+        EK_TRY(add_stage(b, i));
     return EK_OK;
 }
 
@@ -166,21 +177,39 @@ static void print_lines(const struct bench *b)
     ek_table_free(t);
 }
 
+static uint32_t prompt_tokens(const struct ek_bench_result *r)
+{
+    return r->prompt + r->images * r->image_tokens;
+}
+
+static double prefill_rate(const struct ek_bench_result *r)
+{
+    return (double)prompt_tokens(r) * r->batch / r->prefill_s.median;
+}
+
 static void print_speeds(const struct bench *b)
 {
     const struct ek_bench_result *r = &b->result;
     const struct ek_model *m = b->session.model;
     struct ek_table *t = ek_table_new("model|>parameters|devices|test|>tokens/s");
     const char *first = b->session.plan->devices[0].name;
+    char prepared[EK_UNIT_LEN];
 
+    if (r->images > 0)
+        ek_table_row(t, "%s|%.2f M|%u (%s ..)|img%u x %u|%.1f", m->name, (double)m->n_params * 1e-6,
+                     r->n_devices, first, r->image_tokens, r->images * r->batch,
+                     (double)r->image_tokens * r->images * r->batch / r->pictures_s.median);
     ek_table_row(t, "%s|%.2f M|%u (%s ..)|pp%u x %u|%.1f", m->name, (double)m->n_params * 1e-6,
-                 r->n_devices, first, r->prompt, r->batch,
-                 (double)r->prompt * r->batch / r->prefill_s.median);
+                 r->n_devices, first, prompt_tokens(r), r->batch, prefill_rate(r));
     ek_table_row(t, "%s|%.2f M|%u (%s ..)|tg%u x %u|%.1f", m->name, (double)m->n_params * 1e-6,
                  r->n_devices, first, r->generate, r->batch,
                  r->decode_s.median > 0 ? r->batch / r->decode_s.median : 0);
     ek_table_print(t, stdout);
     ek_table_free(t);
+    if (r->images > 0)
+        printf("\n%u pictures of %u x %u a prompt (%u patches, %u tokens), each prepared in %s\n",
+               r->images, r->image_width, r->image_height, r->image_patches, r->image_tokens,
+               ek_format_seconds(prepared, r->prepare_s));
     puts("");
 }
 
@@ -198,18 +227,20 @@ static json_t *bench_json(const struct bench *b)
             json_object_set_new(v, "error", json_real(error_of(l)));
         json_array_append_new(lines, v);
     }
-    return json_pack("{ss ss si si si sf sf so}", "model", b->session.model->name, "model_hash",
-                     b->session.model->hash, "batch", (int)r->batch, "prompt", (int)r->prompt,
-                     "generate", (int)r->generate, "prefill_tokens_per_s",
-                     (double)r->prompt * r->batch / r->prefill_s.median, "decode_tokens_per_s",
+    return json_pack("{ss ss si si si si si s[ii] sf sf sf so}", "model", b->session.model->name,
+                     "model_hash", b->session.model->hash, "batch", (int)r->batch, "prompt",
+                     (int)r->prompt, "generate", (int)r->generate, "images", (int)r->images,
+                     "image_tokens", (int)r->image_tokens, "image_size", (int)r->image_width,
+                     (int)r->image_height, "prepare_s", r->prepare_s, "prefill_tokens_per_s",
+                     prefill_rate(r), "decode_tokens_per_s",
                      r->decode_s.median > 0 ? r->batch / r->decode_s.median : 0.0, "lines", lines);
 }
 
 static enum ek_status store_runs(const struct ek_args *args, const struct bench *b)
 {
     struct ek_store_run run = {.batch = b->result.batch,
-                               .tokens = b->result.prompt,
-                               .context = b->result.prompt + b->result.generate};
+                               .tokens = prompt_tokens(&b->result),
+                               .context = prompt_tokens(&b->result) + b->result.generate};
     struct ek_store *store = NULL;
     char *text = NULL;
     size_t n = 0;
@@ -239,6 +270,47 @@ static enum ek_status store_runs(const struct ek_args *args, const struct bench 
     return st;
 }
 
+/* "640x480" */
+static enum ek_status read_size(const struct ek_args *args, struct ek_bench_options *o)
+{
+    const char *text = ek_arg(args, "image-size");
+    char end;
+
+    if (text == NULL)
+        return EK_OK;
+    if (strspn(text, "0123456789x") != strlen(text) || strlen(text) > 13 ||
+        sscanf(text, "%ux%u%c", &o->image_width, &o->image_height, &end) != 2 ||
+        o->image_width == 0 || o->image_height == 0)
+        return ek_error(EK_EUSAGE, "--image-size %s: must be WIDTHxHEIGHT in pixels", text);
+    return EK_OK;
+}
+
+static enum ek_status read_pictures(const struct ek_args *args, struct ek_bench_options *o)
+{
+    EK_TRY(ek_arg_u32(args, "images", 1, 4096, &o->images));
+    EK_TRY(ek_arg_u32(args, "image-tokens", 1, 1u << 20, &o->image_tokens));
+    EK_TRY(read_size(args, o));
+    if (o->images > 0 && o->image_tokens == 0 && o->image_width == 0 && !ek_arg(args, "plan"))
+        return ek_error(EK_EUSAGE, "--images without --image-tokens or --image-size");
+    return EK_OK;
+}
+
+/* Without a plan, the context is what the workload needs. */
+static enum ek_status need_context(const struct ek_args *args, const struct ek_bench_options *o,
+                                   struct ek_session *s, struct ek_session_need *need)
+{
+    uint32_t size[2] = {o->image_width, o->image_height}, tokens = 0;
+
+    if (ek_arg(args, "plan"))
+        return EK_OK;
+    if (o->images > 0) {
+        EK_TRY(ek_session_open_model(args, args->operands[0], s));
+        EK_TRY(ek_bench_picture_size(s->model, o->images, o->image_tokens, size, &tokens));
+    }
+    need->context = o->prompt + o->images * tokens + o->generate;
+    return EK_OK;
+}
+
 static enum ek_status read_workload(const struct ek_args *args, struct ek_bench_options *o,
                                     struct ek_session_need *need)
 {
@@ -253,9 +325,7 @@ static enum ek_status read_workload(const struct ek_args *args, struct ek_bench_
     EK_TRY(ek_arg_u32(args, "generate", 1, 1u << 22, &o->generate));
     EK_TRY(ek_arg_u32(args, "repeats", 1, 1000, &o->repeats));
     need->batch = o->batch;
-    if (!planned)
-        need->context = o->prompt + o->generate;
-    return EK_OK;
+    return read_pictures(args, o);
 }
 
 static enum ek_status run(const struct ek_args *args)
@@ -266,6 +336,7 @@ static enum ek_status run(const struct ek_args *args)
     enum ek_status st;
 
     EK_TRY(read_workload(args, &opt, &need));
+    EK_GOTO(need_context(args, &opt, &b.session, &need), st, done);
     EK_GOTO(ek_session_open(args, args->operands[0], &need, &b.session), st, done);
     ek_catch_interrupts();
     EK_GOTO(ek_bench_run(b.session.engine, &opt, &b.result), st, done);
@@ -292,7 +363,8 @@ const struct ek_command ek_cmd_bench = {
     .n_operands = 1,
     .options = options,
     .description =
-        "Runs the plan's workload with synthetic token ids: prefill and decode of the whole,\n"
-        "of every stage, and the peak memory of every device, each beside its prediction.",
+        "Runs the plan's workload with synthetic token ids (and pictures of random pixels, where\n"
+        "it has any): pictures, prefill and decode of the whole, of every stage, and the peak\n"
+        "memory of every device, each beside its prediction. Prefill includes the pictures.",
     .run = run,
 };

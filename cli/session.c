@@ -23,16 +23,22 @@ static enum ek_status single_plan(const struct ek_args *args, const struct ek_mo
     return st;
 }
 
+enum ek_status ek_session_open_model(const struct ek_args *args, const char *model_path,
+                                     struct ek_session *s)
+{
+    struct ek_model_options options = EK_MODEL_OPTIONS_INIT;
+
+    EK_TRY(ek_quantize_parse(ek_arg(args, "quantize"), &options.quantize));
+    return s->model ? EK_OK : ek_model_open(model_path, &options, &s->model);
+}
+
 enum ek_status ek_session_open(const struct ek_args *args, const char *model_path,
                                const struct ek_session_need *need, struct ek_session *s)
 {
-    struct ek_model_options model_options = EK_MODEL_OPTIONS_INIT;
     struct ek_engine_options opt = {0};
     const char *path = ek_arg(args, "plan");
 
-    EK_TRY(ek_quantize_parse(ek_arg(args, "quantize"), &model_options.quantize));
-    if (s->model == NULL)
-        EK_TRY(ek_model_open(model_path, &model_options, &s->model));
+    EK_TRY(ek_session_open_model(args, model_path, s));
     if (need->tokenizer)
         EK_TRY(ek_tokenizer_fits(need->tokenizer, s->model->config.vocab));
     if (path)

@@ -19,6 +19,9 @@ struct ek_session_need {
     const struct ek_tokenizer *tokenizer; /* that must fit the model's embedding, or NULL */
 };
 
+/* The model alone, as the option --quantize says, where it is not open yet. */
+enum ek_status ek_session_open_model(const struct ek_args *args, const char *model_path,
+                                     struct ek_session *s);
 /* Opens by the options --plan and --devices; s->model may be open already. On failure *s is to be
  * closed all the same. */
 enum ek_status ek_session_open(const struct ek_args *args, const char *model_path,

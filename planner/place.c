@@ -54,28 +54,34 @@ static double most(const double v[EK_PLAN_MAX_DEVICES])
 
 /* ---- Modules of a stage -------------------------------------------------------------------------
  * The samples behind a stage's times: like modules share their samples, so spreads add up. */
-static void add_spread(const struct ek_modcost *c, uint32_t groups, struct ek_placed_stage *s)
+static void add_module(const struct ek_problem *p, uint32_t m, struct ek_placed_stage *s)
 {
-    s->prefill_mad_s += c->prefill_mad * groups;
+    const struct ek_kind *k = &p->kinds[s->kind];
+    const struct ek_modcost *c = ek_modcost_of(p, p->groups[k->group].cls, k->tp, m);
+
+    s->prefill_mad_s += c->prefill_mad * p->micro_batches;
     s->decode_mad_s += c->decode_mad;
     s->samples = c->samples < s->samples ? c->samples : s->samples;
+    if (ek_cost_module_sees(&p->costs->modules[m]))
+        s->pictures_s += c->prefill * p->micro_batches;
 }
 
-static void note_spread(const struct ek_problem *p, struct ek_placement *out, size_t stage)
+static void note_modules(const struct ek_problem *p, struct ek_placement *out, size_t stage)
 {
     struct ek_placed_stage *s = &out->stages[stage];
-    const struct ek_kind *k = &p->kinds[s->kind];
-    uint32_t cls = p->groups[k->group].cls;
 
     s->samples = UINT32_MAX;
+    s->pictures_s = 0;
     for (int32_t i = s->first; i <= s->last; i++)
-        add_spread(ek_modcost_of(p, cls, k->tp, p->first_item + (uint32_t)i), p->micro_batches, s);
+        add_module(p, p->first_item + (uint32_t)i, s);
     for (uint32_t m = 0; m < p->first_item; m++)
         if (out->side_stage[m] == stage)
-            add_spread(ek_modcost_of(p, cls, k->tp, m), p->micro_batches, s);
+            add_module(p, m, s);
+    s->pictures_s = fmin(s->pictures_s, s->prefill_s);
 }
 
-/* A device works on one of its stages at a time. */
+/* Pictures go through the tower one by one, before their prompts; then a device works on one of its
+ * stages at a time. */
 static void predict(const struct ek_problem *p, struct ek_placement *out)
 {
     const struct ek_workload *w = &p->workload;
@@ -85,15 +91,16 @@ static void predict(const struct ek_problem *p, struct ek_placement *out)
     double filling[EK_PLAN_MAX_DEVICES] = {0}, stepping[EK_PLAN_MAX_DEVICES] = {0};
 
     for (size_t i = 0; i < out->n_stages; i++) {
-        const struct ek_placed_stage *s = &out->stages[i];
-        prefill += s->prefill_s / chunks + (w->prompt ? s->handoff_s : 0);
+        struct ek_placed_stage *s = &out->stages[i];
+        note_modules(p, out, i);
+        prefill += s->pictures_s + (s->prefill_s - s->pictures_s) / chunks +
+                   (w->prompt ? s->handoff_s : 0);
         if (s->first <= s->last && i + 1 < out->n_stages)
             prefill += ek_problem_picture_hop(p, s->last, s->kind, s[1].kind);
         decode += s->decode_s + s->handoff_s;
-        filling[s->devices[0]] += s->prefill_s;
+        filling[s->devices[0]] += s->prefill_s - s->pictures_s;
         stepping[s->devices[0]] += s->decode_s;
         hop = fmax(hop, s->handoff_s);
-        note_spread(p, out, i);
     }
     out->prefill_s = prefill + most(filling) * (chunks - 1) / chunks;
     decode += returning(p, out);

@@ -124,9 +124,9 @@ static json_t *stage_json(const struct ek_problem *p, const struct ek_placement 
     json_t *modules = json_array(), *group, *o;
 
     append_modules(p, pl, stage, modules);
-    o = json_pack("{s:s s:o s:f s:f s:f}", "device", ek_pdevice_name(p, s->devices[0]), "modules",
-                  modules, "prefill_s", s->prefill_s, "decode_s", s->decode_s, "handoff_s",
-                  s->handoff_s);
+    o = json_pack("{s:s s:o s:f s:f s:f s:f}", "device", ek_pdevice_name(p, s->devices[0]),
+                  "modules", modules, "prefill_s", s->prefill_s, "pictures_s", s->pictures_s,
+                  "decode_s", s->decode_s, "handoff_s", s->handoff_s);
     if (o == NULL)
         return NULL;
     json_object_set_new(o, "modules_s", module_times(p, pl, stage));

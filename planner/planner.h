@@ -404,6 +404,7 @@ struct ek_placed_stage {
         handoff_s;                      /* all prompts of the batch; one step of a group; its hop */
     double prefill_mad_s, decode_mad_s; /* of the samples that they were predicted from */
     uint32_t samples;                   /* least behind any of its modules; 0: an estimate */
+    double pictures_s;                  /* of prefill_s: what works on pictures */
 };
 struct ek_placement { /* execution order: side modules' stages first */
     struct ek_placed_stage stages[EK_PLAN_MAX_STAGES];

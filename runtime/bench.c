@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The benchmark: a workload of synthetic token ids through the same waves as generation.
+ * The benchmark: a workload of synthetic token ids, and pictures, through the same waves as
+ * generation.
  */
+#include "runtime/bench_pictures.h"
 #include "runtime/wave.h"
 
 #include <math.h>
@@ -15,13 +17,17 @@
 struct bench {
     struct ek_engine *e;
     uint32_t batch, prompt, generate, repeats;
+    uint32_t total; /* tokens of a prompt with its pictures */
+    bool sees;
+    struct bench_pictures pictures;
     struct ek_generate_options opt;
     struct ek_prompt *prompts;
     int32_t *ids;
     struct wave_seq *seqs;
     struct ek_completion *out;
-    double *prefill, *rounds;   /* samples */
-    double *filling, *stepping; /* [n_stages][repeats] a stage's busy seconds: prefill, a step */
+    double *seeing, *prefill, *rounds; /* samples */
+    /* [n_stages][repeats] a stage's busy seconds: pictures, prefill with them, a step */
+    double *looking, *filling, *stepping;
     size_t n_rounds;
     double decode_total;
 };
@@ -63,32 +69,48 @@ static enum ek_status check(const struct bench *b)
     if (b->batch > ek_engine_max_seqs(b->e))
         return ek_error(EK_EUSAGE, "bench: batch of %u, the engine was opened for %u", b->batch,
                         ek_engine_max_seqs(b->e));
-    if ((uint64_t)b->prompt + b->generate > ek_engine_max_context(b->e) + (uint64_t)1)
-        return ek_error(EK_EUSAGE, "bench: %u + %u tokens are over the context of %u", b->prompt,
+    if ((uint64_t)b->total + b->generate > ek_engine_max_context(b->e) + (uint64_t)1)
+        return ek_error(EK_EUSAGE, "bench: %u + %u tokens are over the context of %u", b->total,
                         b->generate, ek_engine_max_context(b->e));
     if (b->repeats > MAX_REPEATS)
         return ek_error(EK_EUSAGE, "bench: %u repeats, at most %u", b->repeats, MAX_REPEATS);
     return EK_OK;
 }
 
+/* Every prompt has the same pictures and tokens of its own. */
+static void fill_prompt(struct bench *b, uint32_t i, uint64_t *seed)
+{
+    const struct ek_vl_prompt *vl = &b->pictures.vl;
+    int32_t vocab = (int32_t)ek_engine_model(b->e)->config.vocab;
+    int32_t *ids = b->ids + (size_t)i * b->total;
+
+    for (uint32_t k = 0; k < b->total; k++)
+        ids[k] = (int32_t)(ek_random_u64(seed) % (uint32_t)vocab);
+    b->prompts[i] = (struct ek_prompt){.ids = ids, .n = b->total};
+    if (!b->sees)
+        return;
+    memcpy(ids, vl->ids, (b->total - b->prompt) * sizeof(*ids));
+    b->prompts[i].positions = vl->positions;
+    b->prompts[i].delta = vl->delta;
+    b->prompts[i].embeds = &b->pictures.embeds;
+}
+
 static enum ek_status make_prompts(struct bench *b, uint64_t seed)
 {
-    uint32_t vocab = ek_engine_model(b->e)->config.vocab;
     size_t n;
 
-    if (!ek_mul_size(b->batch, b->prompt, &n))
+    if (!ek_mul_size(b->batch, b->total, &n))
         return ek_error(EK_EUSAGE, "bench: prompts overflow");
     if ((b->ids = ek_calloc(n, sizeof(*b->ids))) == NULL ||
         (b->prompts = ek_calloc(b->batch, sizeof(*b->prompts))) == NULL ||
         (b->seqs = ek_calloc(b->batch, sizeof(*b->seqs))) == NULL ||
         (b->out = ek_calloc(b->batch, sizeof(*b->out))) == NULL ||
+        (b->seeing = ek_calloc(b->repeats, sizeof(*b->seeing))) == NULL ||
         (b->prefill = ek_calloc(b->repeats, sizeof(*b->prefill))) == NULL ||
         (b->rounds = ek_calloc((size_t)b->repeats * b->generate, sizeof(*b->rounds))) == NULL)
         return EK_ENOMEM;
-    for (size_t i = 0; i < n; i++)
-        b->ids[i] = (int32_t)(ek_random_u64(&seed) % vocab);
     for (uint32_t i = 0; i < b->batch; i++)
-        b->prompts[i] = (struct ek_prompt){.ids = b->ids + (size_t)i * b->prompt, .n = b->prompt};
+        fill_prompt(b, i, &seed);
     return EK_OK;
 }
 
@@ -109,23 +131,30 @@ static void bench_free(struct bench *b)
     free(b->prompts);
     free(b->seqs);
     free(b->out);
+    free(b->seeing);
     free(b->prefill);
     free(b->rounds);
+    free(b->looking);
     free(b->filling);
     free(b->stepping);
+    bench_pictures_close(&b->pictures);
 }
 
-/* samples: [n][repeats], of all the steps or (per_step) of one. */
-static void add_timings(struct bench *b, struct ek_stage_timing *sum, size_t n, bool per_step,
-                        struct ek_stage_timing *scratch, double *samples)
+/* samples: [n][repeats], of all the steps or (pictures NULL) of one. */
+static void add_timings(struct bench *b, struct ek_stage_timing *sum, size_t n,
+                        struct ek_stage_timing *scratch, double *samples, double *pictures)
 {
     struct ek_engine *e = b->e;
 
     ek_engine_timings(e, scratch, n);
     for (size_t i = 0; i < n; i++) {
-        double steps = per_step && scratch[i].steps ? (double)scratch[i].steps : 1;
-        samples[i * b->repeats] = scratch[i].busy_s / steps;
+        double steps = pictures == NULL && scratch[i].steps ? (double)scratch[i].steps : 1;
+        samples[i * b->repeats] = (scratch[i].busy_s + scratch[i].pictures_s) / steps;
+        if (pictures != NULL)
+            pictures[i * b->repeats] = scratch[i].pictures_s;
         sum[i].device = scratch[i].device;
+        sum[i].stage = scratch[i].stage;
+        sum[i].pictures_s += scratch[i].pictures_s;
         sum[i].steps += scratch[i].steps;
         sum[i].tokens += scratch[i].tokens;
         sum[i].busy_s += scratch[i].busy_s;
@@ -140,7 +169,7 @@ static enum ek_status run_once(struct bench *b, int64_t repeat, struct ek_bench_
                                struct ek_stage_timing *scratch)
 {
     struct wave w;
-    uint64_t start, filled;
+    uint64_t start, seen, filled;
     enum ek_status st;
 
     forget(b);
@@ -149,16 +178,20 @@ static enum ek_status run_once(struct bench *b, int64_t repeat, struct ek_bench_
     w.max_rounds = b->generate;
     ek_engine_reset_timings(b->e);
     start = ek_now_ns();
+    for (uint32_t i = 0; b->sees && i < b->batch; i++)
+        EK_GOTO(bench_pictures_encode(b->e, &b->pictures), st, done);
+    seen = ek_now_ns();
     EK_GOTO(wave_prefill(&w), st, done);
     filled = ek_now_ns();
     if (repeat >= 0)
-        add_timings(b, r->prefill, r->n_stages, false, scratch, b->filling + repeat);
+        add_timings(b, r->prefill, r->n_stages, scratch, b->filling + repeat, b->looking + repeat);
     EK_GOTO(wave_decode(&w), st, done);
     if (repeat >= 0) {
+        b->seeing[repeat] = (double)(seen - start) * 1e-9;
         b->prefill[repeat] = (double)(filled - start) * 1e-9;
         b->decode_total += (double)(ek_now_ns() - filled) * 1e-9;
         b->n_rounds += w.n_rounds;
-        add_timings(b, r->decode, r->n_stages, true, scratch, b->stepping + repeat);
+        add_timings(b, r->decode, r->n_stages, scratch, b->stepping + repeat, NULL);
     }
 done:
     wave_close(&w);
@@ -173,7 +206,9 @@ static enum ek_status make_result(struct bench *b, struct ek_bench_result *r)
     if ((r->prefill = ek_calloc(r->n_stages, sizeof(*r->prefill))) == NULL ||
         (r->decode = ek_calloc(r->n_stages, sizeof(*r->decode))) == NULL ||
         (r->stage_prefill_s = ek_calloc(r->n_stages, sizeof(*r->stage_prefill_s))) == NULL ||
+        (r->stage_pictures_s = ek_calloc(r->n_stages, sizeof(*r->stage_pictures_s))) == NULL ||
         (r->stage_decode_s = ek_calloc(r->n_stages, sizeof(*r->stage_decode_s))) == NULL ||
+        (b->looking = ek_calloc((size_t)r->n_stages * b->repeats, sizeof(double))) == NULL ||
         (b->filling = ek_calloc((size_t)r->n_stages * b->repeats, sizeof(double))) == NULL ||
         (b->stepping = ek_calloc((size_t)r->n_stages * b->repeats, sizeof(double))) == NULL ||
         (r->usage = ek_calloc(r->n_devices, sizeof(*r->usage))) == NULL)
@@ -197,6 +232,40 @@ static enum ek_status run_all(struct bench *b, struct ek_bench_result *r)
     return st;
 }
 
+static enum ek_status make_pictures(struct bench *b, const struct ek_bench_options *o)
+{
+    const struct ek_plan *p = ek_engine_plan(b->e);
+    uint32_t n = o->images ? o->images : p->images;
+    uint32_t tokens = o->image_tokens ? o->image_tokens : p->image_tokens;
+
+    b->total = b->prompt;
+    b->sees = n > 0;
+    if (n == 0)
+        return EK_OK;
+    if (tokens == 0 && o->image_width == 0)
+        return ek_error(EK_EUSAGE, "bench: %u pictures of no size", n);
+    EK_TRY(bench_pictures_open(b->e, n, tokens, o->image_width, o->image_height, b->prompt, o->seed,
+                               &b->pictures));
+    b->total = (uint32_t)b->pictures.vl.n_ids; /* at most the context */
+    return EK_OK;
+}
+
+/* What the result says of pictures. */
+static void note_pictures(const struct bench *b, struct ek_bench_result *r)
+{
+    const struct ek_vl_prompt *vl = &b->pictures.vl;
+
+    if (!b->sees)
+        return;
+    r->images = (uint32_t)vl->n_visuals;
+    r->image_tokens = vl->visuals[0].n_tokens;
+    r->image_patches = (uint32_t)vl->visuals[0].n_rows;
+    r->image_width = b->pictures.image.width;
+    r->image_height = b->pictures.image.height;
+    r->prepare_s = b->pictures.prepare_s;
+    r->pictures_s = spread_of(b->seeing, b->repeats);
+}
+
 enum ek_status ek_bench_run(struct ek_engine *e, const struct ek_bench_options *opt,
                             struct ek_bench_result *out)
 {
@@ -211,14 +280,17 @@ enum ek_status ek_bench_run(struct ek_engine *e, const struct ek_bench_options *
     enum ek_status st;
 
     b.generate = b.generate ? b.generate : 1; /* the prompt's own token */
-    EK_TRY(check(&b));
+    EK_GOTO(make_pictures(&b, opt), st, done);
+    EK_GOTO(check(&b), st, done);
     EK_GOTO(make_prompts(&b, opt->seed), st, done);
     EK_GOTO(make_result(&b, &r), st, done);
     EK_GOTO(run_all(&b, &r), st, done);
+    note_pictures(&b, &r);
     r.prefill_s = spread_of(b.prefill, b.repeats);
     r.decode_s = spread_of(b.rounds, b.n_rounds);
     r.decode_total_s = b.decode_total / b.repeats;
     for (uint32_t i = 0; i < r.n_stages; i++) {
+        r.stage_pictures_s[i] = spread_of(b.looking + (size_t)i * b.repeats, b.repeats);
         r.stage_prefill_s[i] = spread_of(b.filling + (size_t)i * b.repeats, b.repeats);
         r.stage_decode_s[i] = spread_of(b.stepping + (size_t)i * b.repeats, b.repeats);
     }
@@ -237,6 +309,7 @@ void ek_bench_result_clear(struct ek_bench_result *r)
     free(r->prefill);
     free(r->decode);
     free(r->stage_prefill_s);
+    free(r->stage_pictures_s);
     free(r->stage_decode_s);
     free(r->usage);
     *r = (struct ek_bench_result){0};

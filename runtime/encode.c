@@ -45,17 +45,27 @@ enum ek_status engine_vision_open(struct ek_engine *e)
 {
     struct engine_hop *path = e->vision.path;
 
-    for (size_t i = 1; i < e->vision.n_path; i++)
-        EK_TRY(ek_link_open(e->devices[path[i - 1].stage->device].dev,
-                            e->devices[path[i].stage->device].dev,
-                            ek_picture_message(e->m, &e->opt), &path[i].in));
+    for (size_t i = 0; i < e->vision.n_path; i++) {
+        struct ek_device *dev = e->devices[path[i].stage->device].dev;
+        EK_TRY(dev->ops->event_new(dev, &path[i].began));
+        EK_TRY(dev->ops->event_new(dev, &path[i].ended));
+        if (i > 0)
+            EK_TRY(ek_link_open(e->devices[path[i - 1].stage->device].dev, dev,
+                                ek_picture_message(e->m, &e->opt), &path[i].in));
+    }
     return EK_OK;
 }
 
 void engine_vision_close(struct ek_engine *e)
 {
-    for (size_t i = 0; i < e->vision.n_path; i++)
-        ek_link_close(e->vision.path[i].in);
+    for (size_t i = 0; i < e->vision.n_path; i++) {
+        struct engine_hop *hop = &e->vision.path[i];
+        ek_link_close(hop->in);
+        if (hop->began != NULL)
+            e->devices[hop->stage->device].dev->ops->event_free(hop->began);
+        if (hop->ended != NULL)
+            e->devices[hop->stage->device].dev->ops->event_free(hop->ended);
+    }
     free(e->vision.path);
     for (int i = 0; i < N_VISION_VECTORS; i++)
         free(e->vision.vectors[i]);
@@ -158,23 +168,33 @@ enum ek_status engine_vision_run(struct ek_engine *e)
     struct engine_encode *job = e->vision.job;
     const struct engine_hop *hop = &e->vision.path[job->at];
     struct ek_stage *s = hop->stage->stage;
+    const struct ek_ops *ops = s->dev->ops;
     size_t message = (size_t)job->pack.rows * e->m->config.vision_hidden;
 
     if (hop->in != NULL) {
         EK_TRY(ek_link_wait(hop->in));
         EK_TRY(ek_link_recv(hop->in, s->arena + s->vision->at.x, message));
     }
+    EK_TRY(ops->event_record(s->dev, hop->began));
     EK_TRY(vision_run(s, &job->pack, e->trace ? trace_part : NULL, e));
     if (job->at + 1 == e->vision.n_path)
-        return finish(e, s);
-    return ek_link_send(hop[1].in, s->arena + vision_output(s), message);
+        EK_TRY(finish(e, s));
+    else
+        EK_TRY(ek_link_send(hop[1].in, s->arena + vision_output(s), message));
+    EK_TRY(ops->event_record(s->dev, hop->ended));
+    return ops->event_sync(hop->ended); /* the pack is freed when the last one is done */
 }
 
 void engine_vision_pass(struct ek_engine *e, enum ek_status st)
 {
     struct engine_encode *job = e->vision.job;
 
+    struct engine_hop *hop = &e->vision.path[job->at];
+
     job->running = false;
+    if (st == EK_OK)
+        hop->stage->timing.pictures_s +=
+            e->devices[hop->stage->device].dev->ops->event_seconds(hop->began, hop->ended);
     if (st != EK_OK)
         engine_fail(e, st);
     else if (++job->at == e->vision.n_path)
@@ -195,6 +215,7 @@ static enum ek_status run_job(struct ek_engine *e, struct engine_encode *job)
     while (e->vision.job != NULL && e->failed == EK_OK)
         pthread_cond_wait(&e->done, &e->lock);
     if (e->failed == EK_OK) {
+        e->vision.path[0].stage->timing.pictures_s += job->packing_s;
         e->vision.job = job;
         engine_wake(&e->devices[e->vision.path[0].stage->device]);
         while (job->running || (!job->done && e->failed == EK_OK))
@@ -222,8 +243,10 @@ static enum ek_status encode_visual(struct ek_engine *e, const struct ek_visual 
     for (uint32_t at = 0; at < vision_n_slices(v); at += step) {
         uint32_t left = vision_n_slices(v) - at;
         struct engine_encode job = {.out = out};
+        uint64_t begin = ek_now_ns();
         enum ek_status st;
         EK_TRY(vision_pack(c, v, g, at, left < step ? left : step, &job.pack));
+        job.packing_s = (double)(ek_now_ns() - begin) * 1e-9;
         st = run_job(e, &job);
         out += (size_t)job.pack.features * c->hidden;
         vision_pack_free(&job.pack);

@@ -49,9 +49,10 @@ static void note_module(struct ek_engine *e, struct engine_stage *s, size_t modu
  * first-th on, at most n. */
 enum pick { PICK_ANY, PICK_TEXT, PICK_VISUAL };
 
-static enum ek_status add_stage(struct ek_engine *e, const struct ek_plan_stage *p, enum pick pick,
-                                size_t first, size_t n)
+static enum ek_status add_stage(struct ek_engine *e, size_t stage, enum pick pick, size_t first,
+                                size_t n)
 {
+    const struct ek_plan_stage *p = &e->plan->stages[stage];
     struct engine_stage *s = &e->stages[e->n_all];
 
     if ((s->modules = ek_calloc(p->n_modules, sizeof(*s->modules))) == NULL ||
@@ -61,6 +62,7 @@ static enum ek_status add_stage(struct ek_engine *e, const struct ek_plan_stage 
     }
     s->device = p->device;
     s->timing.device = p->device;
+    s->timing.stage = stage;
     for (size_t k = 0; k < p->n_modules; k++) {
         size_t at = (size_t)ek_model_find(e->m, p->modules[k]);
         bool visual = ek_module_is_visual(&e->m->modules[at]);
@@ -97,15 +99,15 @@ static enum ek_status make_stages(struct ek_engine *e)
     for (size_t i = 0; i < p->n_stages; i++) {
         size_t n = count_modules(e, &p->stages[i], false);
         if (n > 0 && e->trace == NULL)
-            EK_TRY(add_stage(e, &p->stages[i], PICK_ANY, 0, SIZE_MAX));
+            EK_TRY(add_stage(e, i, PICK_ANY, 0, SIZE_MAX));
         for (size_t k = 0; e->trace && k < n; k++)
-            EK_TRY(add_stage(e, &p->stages[i], PICK_TEXT, k, 1));
+            EK_TRY(add_stage(e, i, PICK_TEXT, k, 1));
     }
     e->n_stages = e->n_all;
     for (size_t i = 0; i < p->n_stages; i++)
         if (count_modules(e, &p->stages[i], true) > 0 &&
             (e->trace || count_modules(e, &p->stages[i], false) == 0))
-            EK_TRY(add_stage(e, &p->stages[i], PICK_VISUAL, 0, SIZE_MAX));
+            EK_TRY(add_stage(e, i, PICK_VISUAL, 0, SIZE_MAX));
     if (e->n_stages == 0 || !e->stages[0].embed || !e->stages[e->n_stages - 1].head_mod)
         return ek_error(EK_EUNSUPPORTED, "%s: no chain from an embedding to a head", e->m->name);
     return engine_vision_find(e);
@@ -295,10 +297,10 @@ size_t ek_engine_timings(struct ek_engine *e, struct ek_stage_timing *out, size_
     pthread_mutex_lock(&e->lock);
     while (e->ended != NULL)
         engine_settle(e);
-    for (size_t i = 0; i < e->n_stages && i < cap; i++)
+    for (size_t i = 0; i < e->n_all && i < cap; i++)
         out[i] = e->stages[i].timing;
     pthread_mutex_unlock(&e->lock);
-    return e->n_stages;
+    return e->n_all;
 }
 
 void ek_engine_reset_timings(struct ek_engine *e)
@@ -306,8 +308,9 @@ void ek_engine_reset_timings(struct ek_engine *e)
     pthread_mutex_lock(&e->lock);
     while (e->ended != NULL)
         engine_settle(e);
-    for (size_t i = 0; i < e->n_stages; i++)
-        e->stages[i].timing = (struct ek_stage_timing){.device = e->stages[i].device};
+    for (size_t i = 0; i < e->n_all; i++)
+        e->stages[i].timing = (struct ek_stage_timing){.device = e->stages[i].device,
+                                                       .stage = e->stages[i].timing.stage};
     pthread_mutex_unlock(&e->lock);
 }
 

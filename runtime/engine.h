@@ -57,6 +57,7 @@ struct engine_encode {
     struct vision_pack pack;
     float *out; /* [features][hidden] */
     size_t at;  /* of the path: whose turn it is */
+    double packing_s;
     bool running, done;
 };
 
@@ -65,6 +66,7 @@ struct engine_vision {
     struct engine_hop {
         struct engine_stage *stage;
         struct ek_link *in; /* NULL at the beginning */
+        struct ek_event *began, *ended;
     } * path;               /* [n_path] stages that a picture visits; none: the model is blind */
     size_t n_path;
     char tower[128];      /* its name */

@@ -11,6 +11,7 @@
 #define MAX_PLAN_BYTES ((size_t)64 << 20)
 #define MAX_TOKENS     ((uint64_t)1 << 28)
 #define MAX_BATCH      ((uint64_t)1 << 16)
+#define MAX_IMAGES     ((uint64_t)4096)
 #define MAX_MODULES    ((size_t)8192)
 #define MAX_NAME       255
 #define MAX_BYTES      ((uint64_t)1 << 62)
@@ -127,7 +128,7 @@ static enum ek_status read_workload(const json_t *root, const char *where, struc
 {
     struct ek_json_at at = {where, "workload."};
     const json_t *w;
-    uint64_t images = 0;
+    uint64_t images = 0, tokens = 0;
 
     EK_TRY(ek_json_object(root, (struct ek_json_at){where, ""}, "workload", &w));
     EK_TRY(read_u32(w, at, "batch", 1, MAX_BATCH, &p->batch));
@@ -138,7 +139,10 @@ static enum ek_status read_workload(const json_t *root, const char *where, struc
     EK_TRY(read_u32(w, at, "prefill_chunk", 1, MAX_TOKENS, &p->prefill_chunk));
     EK_TRY(read_float_type(w, at, "cache", &p->cache));
     EK_TRY(read_float_type(w, at, "act", &p->act));
-    EK_TRY(ek_json_opt_u64(w, at, "images", 0, UINT32_MAX, &images));
+    EK_TRY(ek_json_opt_u64(w, at, "images", 0, MAX_IMAGES, &images));
+    EK_TRY(ek_json_opt_u64(w, at, "image_tokens", 0, MAX_TOKENS, &tokens));
+    p->images = (uint32_t)images;
+    p->image_tokens = (uint32_t)tokens;
     if ((uint64_t)p->prompt + p->generate > p->context)
         return ek_error(EK_EFORMAT,
                         "%s: workload.context is %u, less than prompt + generate = %u + %u", where,
@@ -256,6 +260,7 @@ static enum ek_status read_stage(const json_t *v, const char *where, struct ek_p
     EK_TRY(ek_json_array(v, at, "modules", &modules));
     EK_TRY(read_modules(modules, where, i, s));
     EK_TRY(ek_json_opt_real(v, at, "prefill_s", 0, MAX_SECONDS, &s->prefill_s));
+    EK_TRY(ek_json_opt_real(v, at, "pictures_s", 0, MAX_SECONDS, &s->pictures_s));
     return ek_json_opt_real(v, at, "decode_s", 0, MAX_SECONDS, &s->decode_s);
 }
 

@@ -19,12 +19,14 @@ struct ek_plan_stage {
     char **modules;  /* names, execution order */
     size_t n_modules;
     double prefill_s, decode_s; /* predicted: whole prompt of the workload, one decode step */
+    double pictures_s;          /* of prefill_s: its part of all prompts' pictures */
 };
 struct ek_plan {
     char model_hash[33], model_name[128];
     uint32_t batch, prompt, generate, context; /* workload */
     uint32_t micro_batches; /* decode groups in flight (sequences are split over them) */
     uint32_t prefill_chunk; /* tokens of one prefill micro-batch */
+    uint32_t images, image_tokens; /* pictures before each prompt, tokens of each */
     enum ek_dtype cache, act;
     struct ek_device_spec *devices;
     char (*uuids)[48];             /* one a device, "" when the plan does not say */
@@ -252,11 +254,14 @@ enum ek_status ek_engine_prefill(struct ek_engine *e, uint32_t seq, const int32_
 
 struct ek_stage_timing { /* of the steps since the last reset */
     uint32_t device;
+    size_t stage; /* of the plan */
     uint64_t steps, tokens;
-    double busy_s;    /* the device worked on the stage's modules */
+    double busy_s;     /* the device worked on the stage's modules */
+    double pictures_s; /* it worked on its part of pictures; packing them counts for the first */
     double wait_s;    /* the worker had nothing to issue before a step of this stage */
     double handoff_s; /* receiving and sending hidden states */
 };
+/* One for each stage of the plan (of the model when traced), in no order of the plan's. */
 size_t ek_engine_timings(struct ek_engine *e, struct ek_stage_timing *out, size_t cap);
 void ek_engine_reset_timings(struct ek_engine *e);
 size_t ek_engine_n_devices(const struct ek_engine *e);
@@ -347,7 +352,10 @@ void ek_completions_free(struct ek_completion *c, size_t n); /* NULL is fine */
 struct ek_bench_options {
     uint32_t batch, prompt, generate; /* 0: the plan's */
     uint32_t repeats;                 /* timed runs after one that warms up; 0: 3 */
-    uint64_t seed;                    /* of the token ids */
+    uint64_t seed;                    /* of the token ids and of pictures */
+    /* pictures of random pixels before each prompt's tokens, of about so many tokens each, or of
+     * exactly width x height pixels. 0: the plan's */
+    uint32_t images, image_tokens, image_width, image_height;
     volatile const bool *cancel;
 };
 struct ek_spread {
@@ -356,14 +364,23 @@ struct ek_spread {
 };
 struct ek_bench_result {
     uint32_t batch, prompt, generate, n_stages, n_devices;
-    struct ek_spread prefill_s;               /* all prompts, a sample a repeat */
+    uint32_t images, image_tokens, image_width, image_height; /* 0 images: none */
+    uint32_t image_patches;      /* rows that the tower works on for one */
+    double prepare_s;            /* one picture's pixels on the host: resized, cut into patches */
+    struct ek_spread pictures_s; /* tower and projector over all prompts' pictures, a repeat each */
+    struct ek_spread prefill_s;  /* all prompts with their pictures, a sample a repeat */
     struct ek_spread decode_s;                /* one token of the whole batch, a sample a round */
     double decode_total_s;                    /* mean over repeats of all generate - 1 rounds */
     struct ek_stage_timing *prefill, *decode; /* [n_stages], sums over the repeats */
-    struct ek_spread *stage_prefill_s, *stage_decode_s; /* [n_stages], a sample a repeat: busy with
-                                                           all prompts; with one decode step */
+    /* [n_stages], a sample a repeat: busy with all prompts and pictures; with pictures alone; with
+     * one decode step */
+    struct ek_spread *stage_prefill_s, *stage_pictures_s, *stage_decode_s;
     struct ek_usage (*usage)[EK_N_TAGS];                /* [n_devices] */
 };
+/* The size of pictures of about so many tokens, n of them in a prompt, unless size says one; tokens
+ * of one such picture. */
+enum ek_status ek_bench_picture_size(const struct ek_model *m, uint32_t n, uint32_t tokens,
+                                     uint32_t size[2], uint32_t *image_tokens);
 /* The way of ek_generate (same chunks, same groups), without sampling: greedy on the device. */
 enum ek_status ek_bench_run(struct ek_engine *e, const struct ek_bench_options *opt,
                             struct ek_bench_result *out);

@@ -221,7 +221,7 @@ enum ek_status vision_add_weights(struct walk *w, const struct ek_module *mod)
 enum ek_status vision_part_columns(const struct load *l, char *piece, size_t bytes)
 {
     size_t size = ek_dtype_block_bytes(l->mat->dtype), k = l->interleaved;
-    size_t row = l->mat->bytes / l->mat->rows, n = l->mat->cols / k;
+    size_t row = l->mat->cols * size, n = l->mat->cols / k;
     char *copy;
 
     if (ek_dtype_block(l->mat->dtype) != 1)

@@ -44,11 +44,12 @@ template <typename T, int D, int WARPS, int BUFFERS> struct TileShared {
 
 // ---- what a block works on: rows of one sequence or segment, one head
 struct TileSpan {
-    uint32_t seq, head, token; // its first row among all
-    uint32_t n;                // rows, at most 16 a warp
-    uint32_t past;             // tokens of the context before its first row
-    uint32_t end;              // tokens that any of its rows sees
-    uint32_t open;             // tokens that all of its rows see
+    uint32_t seq, head, kv_head;
+    uint32_t token; // its first row among all
+    uint32_t n;     // rows, at most 16 a warp
+    uint32_t past;  // tokens of the context before its first row
+    uint32_t end;   // tokens that any of its rows sees
+    uint32_t open;  // tokens that all of its rows see
 };
 
 // Keys and values of the paged cache; a row sees the context up to itself.
@@ -69,6 +70,7 @@ template <int D> struct PagedSource {
 
         if (rows * tile >= n_new)
             return false;
+        s.kv_head = s.head / (a.heads / a.kv.kv_heads);
         s.token = first + rows * tile;
         s.n = min(n_new - rows * tile, rows);
         s.past = len - n_new + rows * tile;
@@ -79,9 +81,7 @@ template <int D> struct PagedSource {
     static __device__ __forceinline__ size_t at(const ek_cu_attention &a, const TileSpan &s,
                                                 uint32_t token)
     {
-        uint32_t kv_head = s.head / (a.heads / a.kv.kv_heads);
-
-        return (slot_of(a, s.seq, token) * a.kv.kv_heads + kv_head) * D;
+        return (slot_of(a, s.seq, token) * a.kv.kv_heads + s.kv_head) * D;
     }
 };
 
@@ -123,7 +123,7 @@ __device__ __forceinline__ void copy_q(const ek_cu_attention &a, T *to, const Ti
         bool valid = row < s.n && 8 * piece < dim;
         const T *from = (const T *)a.q + (s.token + min(row, s.n - 1)) * a.ldq + s.head * dim;
 
-        copy16(shared_at(to + place<16 * WARPS>(row, piece)), valid ? from + 8 * piece : from,
+        copy16(shared_at(to + place<16 * WARPS>(row, piece)), from + min(8 * piece, dim - 8),
                valid);
     }
 }
@@ -144,7 +144,7 @@ __device__ __forceinline__ void copy_kv(const ek_cu_attention &a, T *k, T *v, co
     for (int i = 0; i < N; i++) {
         uint32_t at = threadIdx.x + i * THREADS, row = at / (D / 8), piece = at % (D / 8);
         bool valid = first + row < s.end && 8 * piece < dim;
-        size_t element = from[i] + (valid ? 8 * piece : 0);
+        size_t element = from[i] + min(8 * piece, dim - 8);
 
         if (ALL % THREADS && at >= ALL)
             break;

@@ -5,149 +5,15 @@
  * same run (a streaming kernel, an 8192^3 product). Weights rotate over several layers.
  * Usage: bench_deepseek [LAYERS]
  */
-#include "kernels/kernels.h"
+#include "tests/gpu/bench.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define NOISE ((size_t)64 << 20)
-
 enum { HIDDEN = 2048, HEADS = 16, LORA = 512, NOPE = 128, ROPE = 64, V = 128, PAGE = 32 };
 enum { EXPERTS = 64, TOP_K = 6, INNER = 1408, SHARED = 2 * INNER, KEY = LORA + ROPE };
 enum { Q = HEADS * (NOPE + ROPE), QKV = Q + KEY, MOST_LAYERS = 26 };
-
-static struct ek_device *dev;
-static const struct ek_ops *ops;
-static double read_rate, matrix_rate;
-static void *noise; /* NOISE bytes of random BF16 */
-
-static void need(enum ek_status st)
-{
-    if (st != EK_OK) {
-        fprintf(stderr, "bench_deepseek: %s\n", ek_last_error());
-        exit(1);
-    }
-}
-
-/* ---- data --------------------------------------------------------------------------------------
- */
-static void *take(size_t bytes)
-{
-    void *p;
-
-    need(ops->alloc(dev, EK_TAG_WEIGHTS, bytes, &p));
-    for (size_t at = 0; noise && at < bytes; at += NOISE)
-        need(ops->copy(dev, (char *)p + at, noise, bytes - at < NOISE ? bytes - at : NOISE));
-    return p;
-}
-
-static void *take_copy(const void *v, size_t bytes)
-{
-    void *p = take(bytes);
-
-    need(ops->upload(dev, p, v, bytes));
-    need(ops->sync(dev));
-    return p;
-}
-
-static void make_noise(void)
-{
-    uint16_t *v = malloc(NOISE);
-    uint64_t seed = 1;
-
-    if (v == NULL)
-        exit(1);
-    for (size_t i = 0; i < NOISE / 2; i++) /* +- [2^-6, 2^-5): no row's sum grows large */
-        v[i] = (uint16_t)(ek_random_u64(&seed) & 0x807f) | 0x3c80;
-    noise = take_copy(v, NOISE);
-    free(v);
-}
-
-static struct ek_mat matrix(uint32_t rows, uint32_t cols)
-{
-    struct ek_mat m = {.dtype = EK_BF16, .rows = rows, .cols = cols};
-
-    m.bytes = (uint64_t)rows * cols * 2;
-    m.data = take(m.bytes);
-    return m;
-}
-
-/* ---- time --------------------------------------------------------------------------------------
- */
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
-/* Median seconds of run(arg), as a graph when asked. */
-static double seconds(void (*run)(void *), void *arg, bool graph, int repeats)
-{
-    struct ek_event *from, *to;
-    struct ek_graph *g = NULL;
-    double t[101];
-
-    need(ops->event_new(dev, &from));
-    need(ops->event_new(dev, &to));
-    run(arg);
-    need(ops->sync(dev));
-    if (graph) {
-        need(ops->graph_begin(dev));
-        run(arg);
-        need(ops->graph_end(dev, &g));
-        need(ops->graph_launch(dev, g));
-    }
-    for (int i = -2; i < repeats; i++) {
-        need(ops->event_record(dev, from));
-        if (graph)
-            need(ops->graph_launch(dev, g));
-        else
-            run(arg);
-        need(ops->event_record(dev, to));
-        need(ops->event_sync(to));
-        t[i < 0 ? 0 : i] = ops->event_seconds(from, to);
-    }
-    qsort(t, (size_t)repeats, sizeof(*t), by_value);
-    ops->graph_free(g);
-    ops->event_free(from);
-    ops->event_free(to);
-    return t[repeats / 2];
-}
-
-/* ---- ceilings ----------------------------------------------------------------------------------
- */
-struct ceiling {
-    struct ek_mat w;
-    void *x, *out;
-};
-static void run_read(void *arg)
-{
-    struct ceiling *c = arg;
-
-    need(ops->read_bytes(dev, c->x, (size_t)4 << 30));
-}
-static void run_product(void *arg)
-{
-    struct ceiling *c = arg;
-
-    need(ops->linear(dev, c->x, 8192, 8192, &c->w, NULL, c->out, 8192, 0));
-}
-
-static void ceilings(void)
-{
-    struct ceiling c = {.w = matrix(8192, 8192), .x = take((size_t)4 << 30)};
-
-    c.out = take((size_t)8192 * 8192 * 2);
-    read_rate = (double)((size_t)4 << 30) / seconds(run_read, &c, false, 11);
-    matrix_rate = 2 * pow(8192, 3) / seconds(run_product, &c, false, 21);
-    printf("read %.0f GB/s, product %.0f TFLOP/s (8192^3, BF16)\n", read_rate / 1e9,
-           matrix_rate / 1e12);
-    ops->release(dev, c.w.data);
-    ops->release(dev, c.x);
-    ops->release(dev, c.out);
-}
 
 /* ---- a layer -----------------------------------------------------------------------------------
  */
@@ -247,14 +113,14 @@ static void make_model(struct model *m, uint32_t layers)
     for (uint32_t i = 0; i < layers; i++) {
         struct layer *l = &m->layers[i];
 
-        l->qkv = matrix(QKV, HIDDEN);
-        l->kv_b = matrix(HEADS * (NOPE + V), LORA);
-        l->o = matrix(HIDDEN, HEADS * V);
-        l->router = matrix(EXPERTS, HIDDEN);
-        l->gate_up = matrix(EXPERTS * 2 * INNER, HIDDEN);
-        l->down = matrix(EXPERTS * HIDDEN, INNER);
-        l->shared_up = matrix(2 * SHARED, HIDDEN);
-        l->shared_down = matrix(HIDDEN, SHARED);
+        l->qkv = matrix(EK_BF16, QKV, HIDDEN);
+        l->kv_b = matrix(EK_BF16, HEADS * (NOPE + V), LORA);
+        l->o = matrix(EK_BF16, HIDDEN, HEADS * V);
+        l->router = matrix(EK_BF16, EXPERTS, HIDDEN);
+        l->gate_up = matrix(EK_BF16, EXPERTS * 2 * INNER, HIDDEN);
+        l->down = matrix(EK_BF16, EXPERTS * HIDDEN, INNER);
+        l->shared_up = matrix(EK_BF16, 2 * SHARED, HIDDEN);
+        l->shared_down = matrix(EK_BF16, HIDDEN, SHARED);
     }
     for (int i = 0; i < ROPE / 2; i++)
         f[i] = powf(10000, -2.0f * (float)i / ROPE);
@@ -404,19 +270,10 @@ static void prefill(struct model *m, uint32_t n)
 int main(int argc, char **argv)
 {
     int layers = argc > 1 ? atoi(argv[1]) : 8;
-    struct ek_device_spec *specs;
     static struct model m;
-    size_t n;
 
-    need(ek_device_specs_parse("cuda:0", &specs, &n));
-    if (ek_device_open(&specs[0], EK_BF16, &dev) != EK_OK) {
-        printf("skipped: %s\n", ek_last_error());
+    if (!bench_open())
         return 77;
-    }
-    ops = dev->ops;
-    printf("%s, %s\n", dev->info.model, dev->info.driver);
-    make_noise();
-    ceilings();
     make_model(&m, layers < 1 ? 1 : layers > MOST_LAYERS ? MOST_LAYERS : (uint32_t)layers);
     decode(&m, 1, 512);
     decode(&m, 1, 8192);
@@ -425,6 +282,5 @@ int main(int argc, char **argv)
     prefill(&m, 512);
     prefill(&m, 4096);
     ek_device_close(dev);
-    free(specs);
     return 0;
 }

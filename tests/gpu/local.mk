@@ -3,9 +3,10 @@
 GPU_TEST_LIBS = libkernels.a libbase.a $(CUDA_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
 GPU_TESTS = tests/gpu/check_devices tests/gpu/check_ops tests/gpu/check_attention \
 	tests/gpu/check_deepseek tests/gpu/check_vision tests/gpu/check_runtime
+GPU_BENCHES = tests/gpu/bench_kernels tests/gpu/bench_deepseek tests/gpu/bench_vision
 EXTRA_DIST += tests/gpu/run-gpu.sh tests/gpu/main-job.sh tests/gpu/cases.sh tests/gpu/cuda-path.sh
 if HAVE_CUDA
-check_PROGRAMS += $(GPU_TESTS) tests/gpu/bench_kernels tests/gpu/bench_deepseek
+check_PROGRAMS += $(GPU_TESTS) $(GPU_BENCHES)
 TESTS += $(GPU_TESTS)
 tests_gpu_check_devices_SOURCES = tests/gpu/check_devices.c
 tests_gpu_check_devices_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
@@ -26,10 +27,12 @@ tests_gpu_check_runtime_SOURCES = tests/gpu/check_runtime.c tests/runtime/suppor
 	tests/runtime/support.h
 tests_gpu_check_runtime_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_gpu_check_runtime_LDADD = $(RUNTIME_TEST_LIBS)
-tests_gpu_bench_deepseek_SOURCES = tests/gpu/bench_deepseek.c
+tests_gpu_bench_deepseek_SOURCES = tests/gpu/bench_deepseek.c tests/gpu/bench.c tests/gpu/bench.h
 tests_gpu_bench_deepseek_LDADD = $(GPU_TEST_LIBS)
-tests_gpu_bench_kernels_SOURCES = tests/gpu/bench_kernels.c
+tests_gpu_bench_kernels_SOURCES = tests/gpu/bench_kernels.c tests/gpu/bench.c tests/gpu/bench.h
 tests_gpu_bench_kernels_LDADD = $(GPU_TEST_LIBS)
+tests_gpu_bench_vision_SOURCES = tests/gpu/bench_vision.c tests/gpu/bench.c tests/gpu/bench.h
+tests_gpu_bench_vision_LDADD = $(GPU_TEST_LIBS)
 endif
 
 # bin/ with the programs and GPU suites, lib/ with the libraries that a closed host may lack; libc,
@@ -37,7 +40,7 @@ endif
 carried_programs = $(bin_PROGRAMS)
 if HAVE_CHECK
 if HAVE_CUDA
-carried_programs += $(GPU_TESTS) tests/gpu/bench_kernels tests/gpu/bench_deepseek
+carried_programs += $(GPU_TESTS) $(GPU_BENCHES)
 endif
 endif
 host_libraries = ld-linux|linux-vdso|libc\.so|libm\.so|libdl\.so|libpthread|librt\.so|libgcc_s|libstdc|libcu|libnccl|libnvidia
