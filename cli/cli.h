@@ -14,7 +14,7 @@ struct ek_option {
     const char *help;
 };
 
-#define EK_MAX_VALUES 64
+#define EK_MAX_VALUES 1024 /* a video is many --frame */
 
 /* A parsed command line; strings are borrowed from argv. */
 struct ek_args {

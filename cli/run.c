@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/cli.h"
+#include "cli/messages.h"
 #include "cli/pictures.h"
 #include "cli/session.h"
 
@@ -16,6 +17,9 @@ static const struct ek_option options[] = {
      "int8 or int4: linear layers of the language model in groups, as they are read"},
     {"prompt", "TEXT", "what the user says (may be given several times: a batch)"},
     {"prompt-file", "FILE", "the prompt from a file (- for stdin)"},
+    {"messages", "FILE",
+     "a conversation, as JSON: [{\"role\": \"user\", \"content\": \"...\"}, ...]; its next turn is "
+     "said"},
     {"system", "TEXT", "system message of the conversation"},
     {"raw", NULL, "the prompt is continued as it is, without a chat template"},
     {"image", "FILE", "a JPEG or PNG of the prompt (several: in order; <image> says where)"},
@@ -47,7 +51,8 @@ struct job {
     int32_t *ids[MAX_PROMPTS]; /* as they were given */
     size_t n_prompts;
     struct ek_pictures pictures;
-    bool sees; /* there are some */
+    bool sees;         /* there are some */
+    bool names_images; /* there are none, but a prompt says where */
     int32_t stops[MAX_STOPS];
     struct ek_decoder *stream; /* of the first prompt, when it is printed as it comes */
     struct ek_completion *completions;
@@ -78,19 +83,26 @@ static enum ek_status parse_ids(const char *text, int32_t **ids, size_t *n)
     return *n ? EK_OK : ek_error(EK_EUSAGE, "--ids: empty");
 }
 
+static enum ek_status encode_chat(struct job *j, const struct ek_message *m, size_t n,
+                                  int32_t **ids, size_t *n_ids)
+{
+    for (size_t i = 0; i < n && !j->sees; i++)
+        if (strcmp(m[i].role, "user") == 0)
+            j->names_images |= strstr(m[i].content, "<image>") || strstr(m[i].content, "<video>");
+    if (!j->sees)
+        return ek_chat_encode(j->tokenizer, m, n, ids, n_ids);
+    return ek_vl_chat_encode(j->tokenizer, &j->pictures.rules, m, n, j->pictures.n_images,
+                             j->pictures.n_videos, ids, n_ids);
+}
+
 static enum ek_status encode(struct job *j, const char *text, size_t n, int32_t **ids,
                              size_t *n_ids)
 {
     const char *system = ek_arg(j->args, "system");
     struct ek_message messages[2] = {{"system", system}, {"user", text}};
 
-    if (j->sees && !ek_arg_flag(j->args, "raw"))
-        return ek_vl_chat_encode(j->tokenizer, &j->pictures.rules, system ? messages : messages + 1,
-                                 system ? 2 : 1, j->pictures.n_images, j->pictures.n_videos, ids,
-                                 n_ids);
-    if (!ek_arg_flag(j->args, "raw") && ek_chat_template(j->tokenizer))
-        return ek_chat_encode(j->tokenizer, system ? messages : messages + 1, system ? 2 : 1, ids,
-                              n_ids);
+    if (!ek_arg_flag(j->args, "raw") && (j->sees || ek_chat_template(j->tokenizer)))
+        return encode_chat(j, system ? messages : messages + 1, system ? 2 : 1, ids, n_ids);
     if (system)
         return ek_error(EK_EUSAGE, "--system needs a model with a known chat template");
     return ek_tokenizer_encode(j->tokenizer, text, n, EK_ENCODE_SPECIAL | EK_ENCODE_BOS, ids,
@@ -130,6 +142,21 @@ static enum ek_status add_file(struct job *j, const char *path)
     return st;
 }
 
+static enum ek_status add_conversation(struct job *j, const char *path)
+{
+    struct ek_messages m = {0};
+    int32_t *ids = NULL;
+    size_t n = 0;
+    enum ek_status st;
+
+    if (ek_arg(j->args, "system") || ek_arg_flag(j->args, "raw"))
+        return ek_error(EK_EUSAGE, "--messages: a system message is one of them; --raw has none");
+    EK_TRY(ek_messages_read(path, &m));
+    st = encode_chat(j, m.items, m.n, &ids, &n);
+    ek_messages_free(&m);
+    return st == EK_OK ? add_prompt(j, ids, n) : st;
+}
+
 static enum ek_status collect_prompts(struct job *j)
 {
     for (size_t i = 0; i < j->args->n_values; i++) {
@@ -143,10 +170,13 @@ static enum ek_status collect_prompts(struct job *j)
             EK_TRY(add_text(j, value, strlen(value)));
         } else if (strcmp(name, "prompt-file") == 0) {
             EK_TRY(add_file(j, value));
+        } else if (strcmp(name, "messages") == 0) {
+            EK_TRY(add_conversation(j, value));
         }
     }
-    return j->n_prompts ? EK_OK
-                        : ek_error(EK_EUSAGE, "run: --prompt, --prompt-file or --ids is needed");
+    if (j->n_prompts == 0)
+        return ek_error(EK_EUSAGE, "run: --prompt, --prompt-file, --messages or --ids is needed");
+    return EK_OK;
 }
 
 /* ---- Pictures -------------------------------------------------------------------------------- */
@@ -182,10 +212,27 @@ static enum ek_status need_of_pictures(const struct job *j, struct ek_session_ne
     return EK_OK;
 }
 
+/* A model that sees, and no pictures: the prompts may name none, in text or as ids. */
+static enum ek_status check_blind(const struct job *j)
+{
+    struct ek_vl_rules rules;
+    bool named = j->names_images;
+
+    if (j->session.model->config.vision == EK_VISION_NONE)
+        return EK_OK;
+    EK_TRY(ek_vl_rules_open(j->session.model, &rules));
+    for (size_t i = 0; i < j->n_prompts; i++)
+        for (size_t k = 0; k < j->prompts[i].n; k++)
+            named |= j->prompts[i].ids[k] == rules.image_id ||
+                     (rules.video_id >= 0 && j->prompts[i].ids[k] == rules.video_id);
+    return named ? ek_error(EK_EUSAGE, "the prompt names pictures, 0 are given (--image, --frame)")
+                 : EK_OK;
+}
+
 static enum ek_status look(struct job *j)
 {
     if (!j->sees)
-        return EK_OK;
+        return check_blind(j);
     EK_TRY(ek_pictures_encode(&j->pictures, j->session.engine, j->ids[0], j->prompts[0].n));
     j->prompts[0] = j->pictures.prompt.prompt;
     return EK_OK;
@@ -367,7 +414,7 @@ static enum ek_status record(const struct job *j)
 
 static bool needs_tokenizer(const struct ek_args *a)
 {
-    return ek_arg(a, "prompt") || ek_arg(a, "prompt-file");
+    return ek_arg(a, "prompt") || ek_arg(a, "prompt-file") || ek_arg(a, "messages");
 }
 
 static enum ek_status open_session(struct job *j)

@@ -26,6 +26,29 @@ expect 0 evenkeel run "$qwen" --frame "$files/rgb.png" --frame "$files/rgb.png" 
     --prompt "And then?" --max-tokens 3
 warns 'pictures: 1 in'
 
+# a conversation of several turns, a system message and pictures in two of them
+cat >"$scratch/chat.json" <<'END'
+[{"role": "system", "content": "Be brief."},
+ {"role": "user", "content": "<image>\nWhat is <|ref|>this<|/ref|>?"},
+ {"role": "assistant", "content": "A field."},
+ {"role": "user", "content": "And <image>, beside <image>?"}]
+END
+for model in "$vl2" "$qwen"; do
+    expect 0 evenkeel run "$model" --messages "$scratch/chat.json" --image "$files/rgb.png" \
+        --image "$files/420.jpg" --image "$files/palette.png" --max-tokens 2 --json
+    [ "$(grep -c '"resized"' "$scratch/out")" -eq 3 ] || says 'three pictures'
+    expect 2 evenkeel run "$model" --messages "$scratch/chat.json" --image "$files/rgb.png"
+    one_line
+    warns 'name 3 pictures, 1 are given'
+    expect 0 evenkeel run "$model" --image "$files/rgb.png" --system "Be brief." --prompt "Well?" \
+        --max-tokens 2
+done
+expect 2 evenkeel run "$vl2" --messages "$scratch/chat.json" --system "Twice."
+one_line
+echo '[{"role": "user"}]' >"$scratch/bad.json"
+expect 4 evenkeel run "$vl2" --messages "$scratch/bad.json"
+warns 'messages\[0\].content'
+
 # recorded with its pictures, and checked against the record
 for args in "$vl2 --image $files/rgb.png --image $files/420.jpg" \
     "$qwen --image $files/rgb.png --frame $files/rgb.png --frame $files/rgb.png"; do
@@ -77,6 +100,42 @@ expect 2 evenkeel run "$vl2" --image "$files/rgb.png" --prompt a --prompt b
 one_line
 expect 2 evenkeel run "$vl2" --image "$files/rgb.png" --prompt "<image><image>"
 one_line
+warns 'name 2 pictures, 1 are given'
+expect 2 evenkeel run "$vl2" --image "$files/rgb.png" --image "$files/rgb.png" --prompt "<image>"
+warns 'name 1 pictures, 2 are given'
+for prompt in "--prompt <image>" "--ids 3,262"; do # none, where the prompt names one
+    # shellcheck disable=SC2086 # words
+    expect 2 evenkeel run "$qwen" $prompt
+    one_line
+    warns 'names pictures, 0 are given'
+done
+expect 2 evenkeel run "$qwen" --ids 3,262,262,262,5 --image "$files/rgb.png"
+one_line
+warns '3 picture placeholders for 1 pictures (6 tokens in full)'
+# more tokens than the model or the plan takes
+awk 'BEGIN { for (i = 0; i < 4100; i++) printf "a" }' >"$scratch/long.txt"
+expect 2 evenkeel run "$qwen" --image "$files/rgb.png" --prompt-file "$scratch/long.txt"
+one_line
+warns 'has [0-9]* tokens, qwen2.5-vl takes 4096'
+head -c 200 "$scratch/long.txt" >"$scratch/short.txt"
+expect 1 evenkeel run "$qwen" --plan "$scratch/cut.json" --image "$files/rgb.png" \
+    --prompt-file "$scratch/short.txt"
+one_line
+warns 'planned for a context of 128 tokens, [0-9]* are needed'
+# videos: frames of one size, and of so many patches at most
+expect 2 evenkeel run "$qwen" --frame "$files/rgb.png" --frame "$files/420.jpg" --prompt a
+one_line
+warns 'frame 1 is 37 x 23, the first is 35 x 22'
+expect 4 evenkeel run "$vl2" --frame "$files/rgb.png" --prompt a
+one_line
+cp -r "$qwen" "$scratch/large"
+chmod -R u+w "$scratch/large"
+sed 's/"min_pixels": *[0-9]*/"min_pixels": 60000000/; s/"max_pixels": *[0-9]*/"max_pixels": 64000000/' \
+    "$qwen/preprocessor_config.json" >"$scratch/large/preprocessor_config.json"
+expect 4 evenkeel run "$scratch/large" --frame "$files/rgb.png" --frame "$files/rgb.png" \
+    --frame "$files/rgb.png" --prompt a
+one_line
+warns '3 frames of [0-9]* x [0-9]* pixels are [0-9]* patches, at most 524288'
 expect 3 evenkeel run "$vl2" --image "$scratch/nothing.png" --prompt a
 one_line
 expect 4 evenkeel run "$vl2" --image "$qwen/config.json" --prompt a
