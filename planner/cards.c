@@ -89,7 +89,8 @@ static const struct ek_card cards[] = {
      .peak_f16 = 312e12,
      .peak_bf16 = 312e12,
      NVLINK(240),
-     .source = "NVIDIA A100 datasheet: 80 GB SXM, 2039 GB/s, 312 TFLOPS"},
+     .source =
+         "NVIDIA A100 datasheet: 80 GB SXM, 2039 GB/s, 312 TFLOPS, NVLink 600 GB/s both ways"},
     {.name = "h100",
      .memory = 85017624576,
      .overhead = 550 * EK_MIB,
@@ -107,7 +108,7 @@ static const struct ek_card cards[] = {
      .peak_f16 = 989e12,
      .peak_bf16 = 989e12,
      NVLINK(360),
-     .source = "NVIDIA H200 datasheet: 141 GB, 4.8 TB/s, 989 TFLOPS dense"},
+     .source = "NVIDIA H200 datasheet: 141 GB, 4.8 TB/s, 989 TFLOPS dense, NVLink 900 GB/s"},
     {.name = "b200",
      .memory = 191000000000,
      .overhead = 600 * EK_MIB,
@@ -119,7 +120,7 @@ static const struct ek_card cards[] = {
      .source =
          "NVIDIA HGX B200 datasheet: 180-192 GB, 7.7 TB/s, 2.25 PFLOPS dense, NVLink 1.8 TB/s"},
     {.name = "orin",
-     .memory = 64 * GIB,
+     .memory = 61 * GIB,
      .overhead = 300 * EK_MIB,
      .bandwidth = 204.8e9,
      .peak_f32 = 5.3e12,
@@ -127,8 +128,8 @@ static const struct ek_card cards[] = {
      .peak_bf16 = 42e12,
      PCIE(6),
      .shared = true,
-     .source = "NVIDIA Jetson AGX Orin 64 GB datasheet: LPDDR5 204.8 GB/s, memory shared with the "
-               "CPU"},
+     .source = "NVIDIA Jetson AGX Orin 64 GB datasheet: LPDDR5 204.8 GB/s, GPU 5.3 TFLOPS FP32, "
+               "85 TOPS INT8 dense (half of that FP16), memory shared with the CPU"},
 };
 
 size_t ek_cards(const struct ek_card **out)

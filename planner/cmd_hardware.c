@@ -7,16 +7,24 @@
 
 #include <string.h>
 
+static const char *peak_text(char out[EK_UNIT_LEN], double flops)
+{
+    if (flops > 0)
+        snprintf(out, EK_UNIT_LEN, "%.1f TF/s", flops / 1e12);
+    return flops > 0 ? out : "-";
+}
+
 static void print_table(const struct ek_card *cards, size_t n)
 {
     struct ek_table *t = ek_table_new("card|>memory|>bandwidth|>F32|>F16|>BF16|>link|datasheet");
-    char m[EK_UNIT_LEN], b[EK_UNIT_LEN], l[EK_UNIT_LEN];
+    char m[EK_UNIT_LEN], b[EK_UNIT_LEN], l[EK_UNIT_LEN], p[3][EK_UNIT_LEN];
 
     for (size_t i = 0; i < n; i++)
-        ek_table_row(t, "%s|%s|%s|%.1f TF/s|%.0f TF/s|%.0f TF/s|%s %s|%s", cards[i].name,
+        ek_table_row(t, "%s|%s|%s|%s|%s|%s|%s %s|%s", cards[i].name,
                      ek_format_bytes(m, cards[i].memory), ek_format_rate(b, cards[i].bandwidth),
-                     cards[i].peak_f32 / 1e12, cards[i].peak_f16 / 1e12, cards[i].peak_bf16 / 1e12,
-                     cards[i].link, ek_format_rate(l, cards[i].link_beta), cards[i].source);
+                     peak_text(p[0], cards[i].peak_f32), peak_text(p[1], cards[i].peak_f16),
+                     peak_text(p[2], cards[i].peak_bf16), cards[i].link,
+                     ek_format_rate(l, cards[i].link_beta), cards[i].source);
     ek_table_print(t, stdout);
     ek_table_free(t);
 }

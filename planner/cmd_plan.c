@@ -10,9 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Cards that are not at hand: from a profile where there is one, else from FLOPs and bytes. */
 static enum ek_status estimate(const struct ek_plan_arguments *a, const struct ek_model *m,
-                               struct ek_costs **c)
+                               struct ek_store *store, struct ek_costs **c)
 {
+    const struct ek_profile_choice choice = {.devices = a->devices};
+    const char *cache = a->given.cache[0] ? a->given.cache : NULL;
+
     struct ek_card *more = NULL;
     struct ek_fleet fleet;
     size_t n = 0;
@@ -22,8 +26,10 @@ static enum ek_status estimate(const struct ek_plan_arguments *a, const struct e
     if (a->cards)
         EK_TRY(ek_cards_read(a->cards, &more, &n));
     st = ek_hardware_parse(a->hardware, more, n, &fleet);
-    if (st == EK_OK)
-        st = ek_costs_estimate(m, &fleet, a->act, a->given.cache[0] ? a->given.cache : NULL, tp, c);
+    if (st == EK_OK && store)
+        st = ek_costs_scale(m, store, &choice, &fleet, a->act, cache, tp, c);
+    else if (st == EK_OK)
+        st = ek_costs_estimate(m, &fleet, a->act, cache, tp, c);
     free(more);
     return st;
 }
@@ -42,11 +48,12 @@ static enum ek_status get_costs(struct ek_plan_arguments *a, struct ek_costs **c
     EK_TRY(ek_model_open(a->model, &o, &m));
     if (a->cut_tower)
         EK_GOTO(ek_model_cut_tower(m), st, end);
+    if (a->db)
+        EK_GOTO(ek_store_open(a->db, EK_STORE_READ, &store), st, end);
     if (a->hardware) {
-        st = estimate(a, m, c);
+        st = estimate(a, m, store, c);
         goto end;
     }
-    EK_GOTO(ek_store_open(a->db, EK_STORE_READ, &store), st, end);
     st = ek_costs_from_profile(m, store, &choice, c);
     if (st == EK_OK && a->calibrated)
         st = ek_costs_calibrate(*c, store);

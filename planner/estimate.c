@@ -9,9 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BANDWIDTH_REACHED 0.80  /* of the datasheet's, by single-token products */
-#define PEAK_REACHED      0.60  /* of the datasheet's, by large products */
-#define LAUNCH_SECONDS    12e-6 /* of one module's operations */
+#define BANDWIDTH_REACHED 0.80 /* of the datasheet's, by single-token products */
+#define PEAK_REACHED      0.60 /* of the datasheet's, by large products */
 #define LONGEST           32768
 #define COMM_RESERVE      (400 * EK_MIB) /* NCCL's buffers */
 
@@ -24,6 +23,11 @@ struct estimator {
     enum ek_dtype act, cache;
 };
 
+static size_t act_bytes(const struct estimator *es)
+{
+    return ek_dtype_block_bytes(es->act);
+}
+
 static double peak_of(const struct ek_card *card, enum ek_dtype act)
 {
     if (act == EK_BF16 && card->peak_bf16 > 0)
@@ -33,39 +37,47 @@ static double peak_of(const struct ek_card *card, enum ek_dtype act)
     return card->peak_f32;
 }
 
-static size_t act_bytes(const struct estimator *es)
+double ek_step_floor(const struct ek_model *m, const struct ek_module *mod,
+                     const struct ek_card *card, const struct ek_step_shape *s)
 {
-    return ek_dtype_block_bytes(es->act);
+    double n = (double)s->sequences * s->tokens;
+    double flops = s->sequences * ek_module_flops(m, mod, s->tokens, s->context, false);
+    double bytes =
+        ek_module_read_bytes(m, mod, (uint64_t)n) +
+        (double)s->sequences * s->context * (double)ek_module_kv_bytes(m, mod, s->cache) +
+        2 * n * (double)ek_module_boundary_bytes(m, mod, s->act);
+
+    return fmax(bytes / s->tp / card->bandwidth, flops / s->tp / peak_of(card, s->act));
 }
 
 /* Two all-reduces a layer over rings. */
-static double reduce_seconds(const struct estimator *es, const struct ek_card *card, uint32_t tp,
-                             double tokens, enum ek_module_kind kind)
+double ek_step_reduce(const struct ek_model *m, const struct ek_module *mod,
+                      const struct ek_card *card, const struct ek_step_shape *s)
 {
-    double bytes = tokens * es->m->config.hidden * (double)act_bytes(es);
+    double bytes =
+        (double)s->sequences * s->tokens * m->config.hidden * (double)ek_dtype_block_bytes(s->act);
 
-    if (tp == 1 || kind != EK_MODULE_LAYER)
+    if (s->tp == 1 || mod->kind != EK_MODULE_LAYER)
         return 0;
-    return 2 * (2 * (tp - 1) * card->link_alpha + 2.0 * (tp - 1) / tp * bytes / card->link_beta);
+    return 2 * (2 * (s->tp - 1) * card->link_alpha +
+                2.0 * (s->tp - 1) / s->tp * bytes / card->link_beta);
 }
 
 static double step_seconds(const struct estimator *es, const struct ek_card *card,
-                           const struct ek_module *mod, uint32_t tp, uint32_t sequences,
-                           uint32_t tokens, uint32_t context)
+                           const struct ek_module *mod, const struct ek_step_shape *s)
 {
-    double n = (double)sequences * tokens;
-    double flops = sequences * (ek_module_flops(es->m, mod, tokens, context, false));
-    double bytes = ek_module_read_bytes(es->m, mod, (uint64_t)n) +
-                   (double)sequences * context * (double)ek_module_kv_bytes(es->m, mod, es->cache) +
-                   2 * n * (double)ek_module_boundary_bytes(es->m, mod, es->act);
-    double memory = bytes / tp / (card->bandwidth * BANDWIDTH_REACHED);
-    double arithmetic = flops / tp / (peak_of(card, es->act) * PEAK_REACHED);
+    struct ek_card reached = *card;
 
-    return fmax(memory, arithmetic) + LAUNCH_SECONDS + reduce_seconds(es, card, tp, n, mod->kind);
+    reached.bandwidth *= BANDWIDTH_REACHED;
+    reached.peak_f32 *= PEAK_REACHED;
+    reached.peak_f16 *= PEAK_REACHED;
+    reached.peak_bf16 *= PEAK_REACHED;
+    return ek_step_floor(es->m, mod, &reached, s) + EK_LAUNCH_SECONDS +
+           ek_step_reduce(es->m, mod, card, s);
 }
 
 /* A chain's norm and head see one row a sequence in prefill. */
-static uint32_t rows_of(const struct ek_module *mod, uint32_t tokens)
+uint32_t ek_step_rows(const struct ek_module *mod, uint32_t tokens)
 {
     return mod->kind == EK_MODULE_NORM || mod->kind == EK_MODULE_HEAD ? 1 : tokens;
 }
@@ -75,6 +87,7 @@ static enum ek_status fill_curve(const struct estimator *es, const struct ek_car
                                  struct ek_cost_curve *c)
 {
     bool decode = phase == EK_PHASE_DECODE;
+    struct ek_step_shape shape;
 
     c->rows = ek_calloc(EK_ARRAY_LEN(widths) * 2, sizeof(*c->rows));
     if (c->rows == NULL)
@@ -87,8 +100,13 @@ static enum ek_status fill_curve(const struct estimator *es, const struct ek_car
             r->key.batch = decode ? widths[i] : 1;
             r->key.tokens = tokens;
             r->key.context = deep ? LONGEST + tokens : tokens;
-            r->time.median_s =
-                step_seconds(es, card, mod, tp, r->key.batch, rows_of(mod, tokens), r->key.context);
+            shape = (struct ek_step_shape){.sequences = r->key.batch,
+                                           .tokens = ek_step_rows(mod, tokens),
+                                           .context = r->key.context,
+                                           .tp = tp,
+                                           .act = es->act,
+                                           .cache = es->cache};
+            r->time.median_s = step_seconds(es, card, mod, &shape);
         }
     return EK_OK;
 }

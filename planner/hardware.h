@@ -35,5 +35,27 @@ enum ek_status ek_hardware_parse(const char *text, const struct ek_card *more, s
 enum ek_status ek_costs_estimate(const struct ek_model *m, const struct ek_fleet *f,
                                  const char *act, const char *cache, uint32_t max_tp,
                                  struct ek_costs **out);
+/* The same from measured rows of one device of a profile (the first that was chosen), scaled to
+ * each card by roofline. Measured at types of their own; act and cache are those of the plan. */
+enum ek_status ek_costs_scale(const struct ek_model *m, struct ek_store *store,
+                              const struct ek_profile_choice *choice, const struct ek_fleet *f,
+                              const char *act, const char *cache, uint32_t max_tp,
+                              struct ek_costs **out);
+
+/* ---- Roofline of one step of a module -----------------------------------------------------------
+ */
+#define EK_LAUNCH_SECONDS 12e-6 /* of one module's operations on a GPU */
+struct ek_step_shape {
+    uint32_t sequences, tokens, context, tp;
+    enum ek_dtype act, cache;
+};
+/* Rows that a module sees of a prefill step: a chain's norm and head see one a sequence. */
+uint32_t ek_step_rows(const struct ek_module *mod, uint32_t tokens);
+/* Seconds at all of the card's bandwidth or peak, whichever takes longer. */
+double ek_step_floor(const struct ek_model *m, const struct ek_module *mod,
+                     const struct ek_card *card, const struct ek_step_shape *s);
+/* ... and of its all-reduces in a tensor-parallel group. */
+double ek_step_reduce(const struct ek_model *m, const struct ek_module *mod,
+                      const struct ek_card *card, const struct ek_step_shape *s);
 
 #endif

@@ -21,8 +21,9 @@ static const char help[] =
     "Input\n"
     "  --db FILE             profile made by `evenkeel profile`\n"
     "  --costs FILE          costs file instead of a model and a profile (docs/costs.md)\n"
-    "  --hardware \"8x rtx4090\"  cards that are not at hand: estimates (`evenkeel "
-    "hardware`)\n"
+    "  --hardware \"8x rtx4090\"  cards that are not at hand (`evenkeel hardware`): estimates, "
+    "from\n"
+    "                        --db scaled by roofline where that is given\n"
     "  --cards FILE          descriptions of more cards (docs/costs.md)\n"
     "  --devices \"A B\"       plan for these devices of the profile only\n"
     "  --calibrated          times corrected by what `bench --db` stored of this model's runs\n"
@@ -464,9 +465,11 @@ enum ek_status ek_plan_arguments_read(struct ek_plan_arguments *a, int argc, cha
         return ek_error(EK_EUSAGE, "plan: give either MODEL with --db, or --costs");
     if (a->costs && a->cut_tower)
         return ek_error(EK_EUSAGE, "plan: --cut-tower is for a MODEL; costs say what they are of");
-    if (a->model && (a->db == NULL) == (a->hardware == NULL))
+    if (a->model && a->db == NULL && a->hardware == NULL)
         return ek_error(EK_EUSAGE, "plan: MODEL needs --db PROFILE or --hardware CARDS");
-    if (a->calibrated && a->db == NULL)
+    if (a->costs && (a->db || a->hardware))
+        return ek_error(EK_EUSAGE, "plan: --costs has its own devices, without --db or --hardware");
+    if (a->calibrated && (a->db == NULL || a->hardware))
         return ek_error(EK_EUSAGE, "plan: --calibrated needs --db PROFILE, whose runs it takes");
     return EK_OK;
 }

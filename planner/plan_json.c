@@ -276,7 +276,9 @@ static json_t *placement_json(const struct ek_costs *c, const struct ek_request 
     json_object_set_new(root, "memory", memory_json(p, pl));
     json_object_set_new(root, "predicted", predicted_json(c, p, pl));
     json_object_set_new(root, "links", links_json(p, pl));
-    json_object_set_new(root, "profile", json_pack("{s:s}", "identity", c->profile_identity));
+    json_object_set_new(root, "profile",
+                        json_pack("{s:s s:s}", "identity", c->profile_identity, "source",
+                                  c->source));
     return root;
 }
 

@@ -147,9 +147,10 @@ void ek_plan_print(const struct ek_costs *c, const struct ek_solution *s,
     print_stages(p, &pl, out);
     fputc('\n', out);
     print_memory(p, &pl, out);
-    fprintf(out, "\npredicted     prefill %s, decode %s a token (%.1f tokens/s)%s\n",
+    fprintf(out, "\npredicted     prefill %s, decode %s a token (%.1f tokens/s)%s%s%s\n",
             ek_format_seconds(a, pl.prefill_s), ek_format_seconds(b, pl.decode_s), pl.tokens_per_s,
-            c->estimate ? "; an ESTIMATE, not measured" : "");
+            c->estimate ? "; an ESTIMATE" : "", c->estimate && c->source[0] ? ": " : "",
+            c->estimate ? c->source : "");
     print_calibration(p, &pl, out);
     if (p->outside)
         fprintf(out, "              some times lie outside of what was measured: extrapolated\n");

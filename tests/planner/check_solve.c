@@ -138,6 +138,27 @@ static const struct {
     {"0x t4", EK_EUSAGE, 0},         {"65x t4", EK_EUSAGE, 0}, {"40x t4 40x l4", EK_EUSAGE, 0},
 };
 
+START_TEST(every_built_in_card_is_complete_and_says_from_where)
+{
+    const struct ek_card *c;
+    size_t n = ek_cards(&c);
+    static const char *const names[] = {"t4",      "rtx4090", "a10",  "a40",  "l4",   "l40s",
+                                        "a100-40", "a100-80", "h100", "h200", "b200", "orin"};
+
+    ck_assert_uint_eq(n, EK_ARRAY_LEN(names));
+    for (size_t i = 0; i < n; i++) {
+        ck_assert_str_eq(c[i].name, names[i]);
+        ck_assert_ptr_nonnull(strstr(c[i].source, "NVIDIA"));
+        ck_assert_ptr_nonnull(strstr(c[i].source, "B/s")); /* at least its bandwidth */
+        ck_assert_uint_gt(c[i].memory, c[i].overhead);
+        ck_assert_double_gt(c[i].bandwidth, 1e11);
+        ck_assert_double_ge(c[i].peak_f16, c[i].peak_f32);
+        ck_assert(c[i].peak_bf16 == c[i].peak_f16 || strcmp(c[i].name, "t4") == 0);
+        ck_assert(c[i].link_alpha > 0 && c[i].link_beta > 1e9 && c[i].link != NULL);
+    }
+}
+END_TEST
+
 START_TEST(fleets_are_read_as_people_type_them)
 {
     struct ek_fleet f;
@@ -397,6 +418,7 @@ int main(void)
     tcase_add_test(t, an_export_that_cannot_express_the_plan_names_the_module);
     tcase_add_loop_test(t, hostile_plans_are_refused, 0, EK_ARRAY_LEN(hostile_plans));
     tcase_add_test(t, the_report_is_one_page_without_network_and_escapes_names);
+    tcase_add_test(t, every_built_in_card_is_complete_and_says_from_where);
     tcase_add_loop_test(t, fleets_are_read_as_people_type_them, 0, EK_ARRAY_LEN(fleets));
     tcase_add_loop_test(t, descriptions_of_cards_are_checked, 0, EK_ARRAY_LEN(card_files));
     tcase_add_test(t, the_simulator_agrees_with_the_formulas);

@@ -23,6 +23,12 @@ tests_planner_check_given_SOURCES = tests/planner/check_given.c tests/planner/sm
 tests_planner_check_given_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_planner_check_given_LDADD = $(PLANNER_TEST_LIBS)
 
+check_PROGRAMS += tests/planner/check_scale
+TESTS += tests/planner/check_scale
+tests_planner_check_scale_SOURCES = tests/planner/check_scale.c
+tests_planner_check_scale_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_planner_check_scale_LDADD = $(PLANNER_TEST_LIBS)
+
 check_PROGRAMS += tests/planner/check_solve
 TESTS += tests/planner/check_solve
 tests_planner_check_solve_SOURCES = tests/planner/check_solve.c $(PLANNER_TEST_SUPPORT)

@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * A profile on other cards: what scaling by roofline must and must not change.
+ */
+#include "planner/hardware.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define BANDWIDTH 1e12
+#define PEAK      2e14
+
+static struct ek_model *model;
+static struct ek_store *store;
+static char path[] = "scale-XXXXXX.db";
+static double slack; /* measured: so many times the roofline, and the launches */
+
+static void put_times(int64_t device, const struct ek_module *mod, const char *act,
+                      const struct ek_card *card)
+{
+    for (int phase = EK_PHASE_PREFILL; phase <= EK_PHASE_DECODE; phase++)
+        for (uint32_t n = 1; n <= 512; n *= 8) {
+            struct ek_store_key k = {.device = device, .phase = (enum ek_phase)phase};
+            struct ek_store_time t = {.n = 9, .stop = "converged"};
+            struct ek_step_shape s = {.tp = 1};
+            ek_dtype_from_name(act, &s.act);
+            s.cache = s.act;
+            k.batch = s.sequences = phase == EK_PHASE_DECODE ? n : 1;
+            k.tokens = phase == EK_PHASE_DECODE ? 1 : n;
+            k.context = s.context = 512;
+            s.tokens = phase == EK_PHASE_DECODE ? 1 : ek_step_rows(mod, n);
+            strcpy(k.signature, mod->signature);
+            strcpy(k.act, act);
+            strcpy(k.cache, act);
+            strcpy(k.launch, "eager");
+            t.median_s = t.min_s = slack * ek_step_floor(model, mod, card, &s) + EK_LAUNCH_SECONDS;
+            ck_assert_msg(ek_store_put_time(store, &k, &t) == EK_OK, "%s", ek_last_error());
+        }
+}
+
+static void open_profile(const char *backend, const char *act)
+{
+    struct ek_store_device d = {.memory_total = 80 * EK_GIB, .memory_free = 80 * EK_GIB};
+    struct ek_card card = {
+        .bandwidth = BANDWIDTH, .peak_f32 = PEAK, .peak_f16 = PEAK, .peak_bf16 = PEAK};
+    const char *dir = getenv("srcdir");
+    struct ek_model_options o = EK_MODEL_OPTIONS_INIT;
+    char *file = ek_asprintf("%s/tests/fixtures/configs/qwen2.5-0.5b", dir ? dir : ".");
+    int fd = mkstemps(path, 3);
+
+    ck_assert_int_ge(fd, 0);
+    close(fd);
+    unlink(path);
+    ck_assert_msg(ek_model_open(file, &o, &model) == EK_OK, "%s", ek_last_error());
+    ck_assert_msg(ek_store_open(path, EK_STORE_WRITE, &store) == EK_OK, "%s", ek_last_error());
+    free(file);
+    snprintf(d.name, sizeof(d.name), "%s:0", backend);
+    snprintf(d.backend, sizeof(d.backend), "%s", backend);
+    strcpy(d.host, "h");
+    d.read_bandwidth = BANDWIDTH;
+    d.peak_f32 = d.peak_f16 = d.peak_bf16 = PEAK;
+    ck_assert_msg(ek_store_put_device(store, &d) == EK_OK, "%s", ek_last_error());
+    for (size_t i = 0; i < model->n_modules; i++)
+        put_times(d.id, &model->modules[i], act, &card);
+}
+
+static void close_profile(void)
+{
+    ek_store_close(store);
+    ek_model_close(model);
+    unlink(path);
+    strcpy(path, "scale-XXXXXX.db");
+}
+
+/* A card that would measure so many times the profile's ceilings. */
+static struct ek_costs *scaled_to(double bandwidth, double peak, const char *act)
+{
+    struct ek_card card = {.name = "other",
+                           .memory = 80 * EK_GIB,
+                           .bandwidth = bandwidth * BANDWIDTH / 0.92,
+                           .peak_f32 = peak * PEAK / 0.8,
+                           .peak_f16 = peak * PEAK / 0.8,
+                           .peak_bf16 = peak * PEAK / 0.8,
+                           .link_beta = 1e11};
+    struct ek_fleet f = {.cards = {&card}, .counts = {2}, .n = 1};
+    struct ek_profile_choice choice = {0};
+    struct ek_costs *c = NULL;
+
+    ck_assert_msg(ek_costs_scale(model, store, &choice, &f, act, NULL, 2, &c) == EK_OK, "%s",
+                  ek_last_error());
+    ck_assert(c->estimate && c->classes[0].estimate);
+    return c;
+}
+
+static const struct ek_cost_times *layer_times(const struct ek_costs *c, uint32_t tp)
+{
+    for (size_t i = 0; i < c->n_modules; i++)
+        if (c->modules[i].kind == EK_MODULE_LAYER)
+            return ek_costs_times(c, 0, c->modules[i].sig, tp);
+    ck_abort_msg("no layer");
+    return NULL;
+}
+
+/* Seconds of a layer: prefill of n tokens, or a decode step of n sequences. */
+static double layer_seconds(const struct ek_costs *c, enum ek_phase phase, uint32_t n, uint32_t tp)
+{
+    const struct ek_cost_times *t = layer_times(c, tp);
+    const struct ek_cost_curve *k = phase == EK_PHASE_DECODE ? &t->decode : &t->prefill;
+    struct ek_point at = {phase, 1, n, 512};
+
+    if (phase == EK_PHASE_DECODE)
+        at = (struct ek_point){phase, n, 1, 512};
+    return ek_interpolate(k->rows, k->n, &at, NULL);
+}
+
+static const struct {
+    const char *backend;
+    double bandwidth, peak; /* of the card, in the profile's */
+    double decode, prefill; /* of a decode step of 1 and a prefill of 512, launches aside */
+} cases[] = {
+    {"cuda", 1, 1, 1, 1},     {"cuda", 2, 2, 0.5, 0.5}, {"cuda", 4, 1, 0.25, 1},
+    {"cuda", 1, 4, 1, -1},    {"cuda", 0.5, 1, 2, -1},  {"cpu", 2, 2, 0.5, 0.5},
+    {"cpu", 10, 50, 0.1, -1},
+};
+
+START_TEST(memory_goes_by_bandwidth_and_arithmetic_by_the_peak)
+{
+    bool gpu = strcmp(cases[_i].backend, "cuda") == 0;
+    double launch = EK_LAUNCH_SECONDS, there, kept = gpu ? launch : 0;
+    struct ek_costs *here, *c;
+
+    slack = 1.3;
+    open_profile(cases[_i].backend, "BF16");
+    here = scaled_to(1, 1, "BF16");
+    c = scaled_to(cases[_i].bandwidth, cases[_i].peak, "BF16");
+    there = layer_seconds(here, EK_PHASE_DECODE, 1, 1) - launch;
+    ck_assert_double_eq_tol(layer_seconds(c, EK_PHASE_DECODE, 1, 1) - launch,
+                            there * cases[_i].decode, 1e-3 * there);
+    there = layer_seconds(here, EK_PHASE_PREFILL, 512, 1) - launch;
+    if (cases[_i].prefill > 0)
+        ck_assert_double_eq_tol(layer_seconds(c, EK_PHASE_PREFILL, 512, 1) - launch,
+                                there * cases[_i].prefill, 1e-3 * there);
+    ck_assert_double_ge(layer_seconds(c, EK_PHASE_PREFILL, 512, 1), kept);
+    ek_costs_free(here);
+    ek_costs_free(c);
+    close_profile();
+}
+END_TEST
+
+START_TEST(nothing_is_faster_than_the_cards_roofline)
+{
+    struct ek_step_shape s = {.tp = 1, .act = EK_BF16, .cache = EK_BF16, .context = 512};
+    struct ek_card card = {.bandwidth = 40 * BANDWIDTH,
+                           .peak_bf16 = 3 * PEAK,
+                           .peak_f16 = 3 * PEAK,
+                           .peak_f32 = 3 * PEAK};
+    struct ek_costs *c;
+    const struct ek_module *layer = NULL;
+
+    slack = 1;
+    open_profile("cpu", "F32");
+    c = scaled_to(40, 3, "BF16");
+    for (size_t i = 0; i < model->n_modules && layer == NULL; i++)
+        layer = model->modules[i].kind == EK_MODULE_LAYER ? &model->modules[i] : NULL;
+    for (uint32_t n = 1; n <= 512; n *= 8) {
+        s.sequences = 1;
+        s.tokens = n;
+        ck_assert_double_ge(layer_seconds(c, EK_PHASE_PREFILL, n, 1),
+                            ek_step_floor(model, layer, &card, &s));
+        s.sequences = n;
+        s.tokens = 1;
+        ck_assert_double_ge(layer_seconds(c, EK_PHASE_DECODE, n, 1),
+                            ek_step_floor(model, layer, &card, &s));
+    }
+    ek_costs_free(c);
+    close_profile();
+}
+END_TEST
+
+START_TEST(degrees_share_the_work_and_pay_for_all_reduces)
+{
+    struct ek_costs *c;
+    double one, two;
+
+    slack = 1.2;
+    open_profile("cuda", "BF16");
+    c = scaled_to(1, 1, "BF16");
+    one = layer_seconds(c, EK_PHASE_PREFILL, 512, 1);
+    two = layer_seconds(c, EK_PHASE_PREFILL, 512, 2);
+    ck_assert_double_lt(two, one);
+    ck_assert_double_gt(two, one / 2);
+    ek_costs_free(c);
+    close_profile();
+}
+END_TEST
+
+START_TEST(a_profile_without_ceilings_is_not_scaled)
+{
+    struct ek_fleet f;
+    struct ek_profile_choice choice = {0};
+    struct ek_store_device *d;
+    struct ek_costs *c = NULL;
+    size_t n;
+
+    slack = 1;
+    open_profile("cuda", "BF16");
+    ck_assert_int_eq(ek_hardware_parse("2x a100-80", NULL, 0, &f), EK_OK);
+    ck_assert_int_eq(ek_store_devices(store, &d, &n), EK_OK);
+    d->read_bandwidth = d->peak_f32 = 0;
+    strcpy(d->driver, "another");
+    ck_assert_int_eq(ek_store_put_device(store, d), EK_OK);
+    ck_assert_int_eq(ek_costs_scale(model, store, &choice, &f, NULL, NULL, 1, &c), EK_EENV);
+    for (size_t i = 0; i < model->n_modules; i++)
+        put_times(d->id, &model->modules[i], "BF16",
+                  &(struct ek_card){.bandwidth = BANDWIDTH, .peak_f32 = PEAK});
+    ck_assert_int_eq(ek_costs_scale(model, store, &choice, &f, NULL, NULL, 1, &c), EK_EENV);
+    ck_assert_ptr_nonnull(strstr(ek_last_error(), "ceilings"));
+    free(d);
+    close_profile();
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("scale");
+    TCase *t = tcase_create("scale");
+    SRunner *sr;
+    int failed;
+
+    tcase_add_loop_test(t, memory_goes_by_bandwidth_and_arithmetic_by_the_peak, 0,
+                        EK_ARRAY_LEN(cases));
+    tcase_add_test(t, nothing_is_faster_than_the_cards_roofline);
+    tcase_add_test(t, degrees_share_the_work_and_pay_for_all_reduces);
+    tcase_add_test(t, a_profile_without_ceilings_is_not_scaled);
+    suite_add_tcase(s, t);
+    sr = srunner_create(s);
+    srunner_run_all(sr, CK_ENV);
+    failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
