@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What a plan predicted beside what its run takes: every stage, the whole, and memory. */
+#include "cli/account.h"
 #include "cli/cli.h"
 #include "cli/session.h"
 #include "profiler/store.h"
@@ -22,6 +23,7 @@ static const struct ek_option options[] = {
     {"image-size", "WxH", "or pictures of exactly so many pixels"},
     {"repeats", "N", "timed runs after one that warms up (default 3)"},
     {"db", "FILE", "store predicted and measured in this profile database"},
+    {"account", NULL, "GPU memory by our tags, by the driver's allocations (CUPTI) and by NVML"},
     {NULL, NULL, NULL},
 };
 
@@ -41,6 +43,9 @@ struct bench {
     struct ek_bench_result result;
     struct line *lines;
     size_t n, cap;
+    struct ek_account *account; /* NULL: not asked for */
+    struct ek_account_row *rows;
+    size_t n_rows;
 };
 
 static enum ek_status add(struct bench *b, struct line l)
@@ -227,13 +232,14 @@ static json_t *bench_json(const struct bench *b)
             json_object_set_new(v, "error", json_real(error_of(l)));
         json_array_append_new(lines, v);
     }
-    return json_pack("{ss ss si si si si si s[ii] sf sf sf so}", "model", b->session.model->name,
+    return json_pack("{ss ss si si si si si s[ii] sf sf sf so so}", "model", b->session.model->name,
                      "model_hash", b->session.model->hash, "batch", (int)r->batch, "prompt",
                      (int)r->prompt, "generate", (int)r->generate, "images", (int)r->images,
                      "image_tokens", (int)r->image_tokens, "image_size", (int)r->image_width,
                      (int)r->image_height, "prepare_s", r->prepare_s, "prefill_tokens_per_s",
                      prefill_rate(r), "decode_tokens_per_s",
-                     r->decode_s.median > 0 ? r->batch / r->decode_s.median : 0.0, "lines", lines);
+                     r->decode_s.median > 0 ? r->batch / r->decode_s.median : 0.0, "lines", lines,
+                     "accounts", ek_account_json(b->rows, b->n_rows));
 }
 
 static enum ek_status store_runs(const struct ek_args *args, const struct bench *b)
@@ -337,9 +343,13 @@ static enum ek_status run(const struct ek_args *args)
 
     EK_TRY(read_workload(args, &opt, &need));
     EK_GOTO(need_context(args, &opt, &b.session, &need), st, done);
+    if (ek_arg_flag(args, "account"))
+        EK_TRY(ek_account_begin(&b.account));
     EK_GOTO(ek_session_open(args, args->operands[0], &need, &b.session), st, done);
     ek_catch_interrupts();
     EK_GOTO(ek_bench_run(b.session.engine, &opt, &b.result), st, done);
+    if (b.account)
+        EK_GOTO(ek_account_of(b.account, b.session.engine, &b.rows, &b.n_rows), st, done);
     EK_GOTO(add_times(&b), st, done);
     EK_GOTO(add_memory(&b), st, done);
     EK_GOTO(store_runs(args, &b), st, done);
@@ -348,8 +358,12 @@ static enum ek_status run(const struct ek_args *args)
     } else {
         print_speeds(&b);
         print_lines(&b);
+        if (b.account)
+            ek_account_print(b.rows, b.n_rows);
     }
 done:
+    ek_account_free(b.account);
+    free(b.rows);
     free(b.lines);
     ek_bench_result_clear(&b.result);
     ek_session_close(&b.session);

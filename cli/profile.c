@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/cli.h"
+#include "cli/kernels.h"
 #include "profiler/profiler.h"
 
 #include <stdlib.h>
@@ -17,6 +18,7 @@ static const struct ek_option options[] = {
     {"max-prompt", "N", "longest prompt chunk (default 512)"},
     {"max-context", "N", "longest context (default 2048)"},
     {"target-error", "F", "of interpolation between points (default 0.03)"},
+    {"kernels", NULL, "trace which kernels a few points of each module go to (GPUs)"},
     {"thorough", NULL, "more points, longer sampling"},
     {NULL, NULL, NULL},
 };
@@ -28,6 +30,7 @@ static enum ek_status read_options(const struct ek_args *a, const struct ek_devi
     o->n_devices = n;
     o->stop = &ek_interrupted;
     o->thorough = ek_arg_flag(a, "thorough");
+    o->kernels = ek_arg_flag(a, "kernels");
     o->act = devices[0].backend[1] == 'u' ? EK_BF16 : EK_F32; /* "cuda" or "cpu" */
     EK_TRY(ek_arg_dtype(a, "act", &o->act));
     o->cache = o->act;
@@ -93,9 +96,9 @@ static enum ek_status count_rows(const struct summary *s, int64_t device, size_t
 static enum ek_status summarize(const struct summary *s, const struct ek_profile_options *o,
                                 bool as_json)
 {
-    json_t *list = json_array();
+    json_t *list = json_array(), *kernels = json_array();
     struct ek_table *t = ek_table_new("device|>times|>memory rows");
-    enum ek_status st = list && t ? EK_OK : ek_error(EK_ENOMEM, "out of host memory");
+    enum ek_status st = list && kernels && t ? EK_OK : EK_ENOMEM;
     size_t times = 0, memories = 0;
 
     for (size_t i = 0; i < s->n_devices && st == EK_OK; i++) {
@@ -104,16 +107,22 @@ static enum ek_status summarize(const struct summary *s, const struct ek_profile
             continue;
         st = count_rows(s, s->devices[i].id, &times, &memories);
         ek_table_row(t, "%s|%zu|%zu", name, times, memories);
+        if (st == EK_OK && o->kernels)
+            st = ek_kernels_json(s->store, s->model, &s->devices[i], kernels);
         json_array_append_new(list, json_pack("{ss sI sI}", "name", name, "times",
                                               (json_int_t)times, "memories", (json_int_t)memories));
     }
     if (st == EK_OK && as_json)
-        st = ek_print_json(json_pack("{ss ss ss ss sO}", "db", s->path, "model", s->model->name,
+        st = ek_print_json(json_pack("{ss ss ss ss sO sO}", "db", s->path, "model", s->model->name,
                                      "model_hash", s->model->hash, "identity", s->identity,
-                                     "devices", list));
+                                     "devices", list, "kernels", kernels));
     else if (st == EK_OK)
         ek_table_print(t, stdout);
+    for (size_t i = 0; o->kernels && !as_json && i < s->n_devices && st == EK_OK; i++)
+        if (is_declared(o, s->devices[i].name))
+            st = ek_print_kernels(s->store, s->model, &s->devices[i]);
     json_decref(list);
+    json_decref(kernels);
     ek_table_free(t);
     return st;
 }

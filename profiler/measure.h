@@ -110,6 +110,12 @@ void rig_free(struct rig *r); /* NULL is fine */
  * it. overhead_s: a stage's own time, known already (groups of one only). */
 enum ek_status rig_measure(struct rig *r, const struct ek_point *at, double overhead_s,
                            struct ek_store_time *module, struct ek_store_time *stage);
+struct tracer;
+struct attribution;
+/* Runs a point under a tracer that has begun: adds where the time goes to out, *per is what its
+ * rows are to be divided by, *seconds the module's time by the device's clock meanwhile. */
+enum ek_status rig_trace(struct rig *r, const struct ek_point *at, const struct tracer *t,
+                         struct attribution *out, double *per, double *seconds);
 /* Most tokens that caches of the rig can hold within its memory (without a device: all). */
 uint32_t rig_max_cached(const struct rig_options *opt, const struct rig_group *group);
 /* Runs a point over and over until *stop: a neighbour at work. */

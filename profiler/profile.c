@@ -364,7 +364,8 @@ static enum ek_status measure_all(struct profile *p)
     EK_TRY(measure_hand_overs(p));
     for (size_t i = 0; i < o->n_devices; i++)
         EK_TRY(measure_times(p, i));
-    return profile_busy(p);
+    EK_TRY(profile_busy(p));
+    return o->kernels ? profile_kernels(p) : EK_OK;
 }
 
 /* ---- The whole --------------------------------------------------------------------------------

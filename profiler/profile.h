@@ -38,6 +38,9 @@ enum ek_status profile_open(struct profile *p, size_t i, struct profile_device *
 /* ---- busy.c: devices with the others at work ---- */
 enum ek_status profile_busy(struct profile *p);
 
+/* ---- kernels.c: where the time goes, by devices' tracers ---- */
+enum ek_status profile_kernels(struct profile *p);
+
 /* ---- devices.c ---- */
 enum ek_status devices_find(struct ek_store *store, int64_t id, struct ek_store_device *out);
 /* budget: with the memory that the spec declares, else with all there is. */

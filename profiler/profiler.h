@@ -44,7 +44,7 @@ struct ek_profile_options {
     size_t n_devices;
     enum ek_dtype act, cache;
     uint32_t max_batch, max_prompt, max_context; /* bounds of the points */
-    bool thorough;
+    bool thorough, kernels;    /* kernels: trace where the time of a few points goes */
     double target_error;       /* of interpolation between points, e.g. 0.03 */
     volatile const bool *stop; /* set by SIGINT: finish the row, commit, return EK_EINTR */
 };
@@ -60,5 +60,22 @@ enum ek_status ek_profile(const struct ek_model *m, struct ek_store *store,
                           const struct ek_profile_options *opt);
 /* Most rows of times that ek_profile will write for these options: for a dry run. */
 size_t ek_profile_most(const struct ek_model *m, const struct ek_profile_options *opt);
+
+/* ---- Memory by three accounts ---------------------------------------------------------------- */
+/* What this process holds of a GPU: by the tags of our own allocations, by the driver's allocations
+ * as the backend's tracer saw them, and by what NVML says is gone since before it began. */
+struct ek_account_row {
+    char gpu[32];                /* "cuda:0" */
+    uint64_t tags, traced, gone; /* gone has the context, code, and other processes' changes too */
+};
+struct ek_account;
+/* Before any device is opened. EK_EUNSUPPORTED: no GPU, or no tracer of its backend. */
+enum ek_status ek_account_begin(struct ek_account **out);
+/* tags: bytes that each of n devices has now; several may be on one GPU. *rows: one a GPU that has
+ * any, freed with free(). */
+enum ek_status ek_account_read(const struct ek_account *a, const struct ek_device_spec *devices,
+                               const uint64_t *tags, size_t n, struct ek_account_row **rows,
+                               size_t *n_rows);
+void ek_account_free(struct ek_account *a); /* NULL is fine */
 
 #endif

@@ -7,6 +7,7 @@
  * not in a stage of a real model.
  */
 #include "profiler/measure.h"
+#include "profiler/tracer.h"
 
 #include <fcntl.h>
 #include <math.h>
@@ -17,6 +18,7 @@
 enum {
     WARM_UP = 2, /* a graph is captured at the second run */
     ATTEMPTS = 3,
+    TRACED_STEPS = 10,
     HEAVY_TOKENS = 128, /* from so many on a GPU is warmed up for HEAVY_SECONDS */
 };
 #define HEAVY_SECONDS 0.25
@@ -553,5 +555,49 @@ enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, volatile 
     EK_TRY(prepare(r, at));
     while (!*stop)
         EK_TRY(timed_step(r, r->stages[0], &skip));
+    return EK_OK;
+}
+
+/* ---- Under a tracer ---------------------------------------------------------------------------
+ */
+
+static enum ek_status traced_step(struct rig *r, int which, const struct tracer *t,
+                                  struct attribution *out)
+{
+    const struct ek_ops *ops = r->opt.dev->ops;
+    struct trace trace = {.records = NULL};
+    enum ek_status st;
+
+    if (r->flush)
+        EK_TRY(ops->read_bytes(r->opt.dev, r->flush, r->flush_bytes));
+    EK_TRY(ops->sync(r->opt.dev));
+    EK_TRY(t->collect(NULL));
+    EK_TRY(step(r, r->stages[which]));
+    EK_TRY(ops->sync(r->opt.dev));
+    EK_GOTO(t->collect(&trace), st, done);
+    st = attribution_add(out, which, &trace);
+done:
+    trace_clear(&trace);
+    return st;
+}
+
+enum ek_status rig_trace(struct rig *r, const struct ek_point *at, const struct tracer *t,
+                         struct attribution *out, double *per, double *seconds)
+{
+    double times[TRACED_STEPS], both[TIMING_VALUES];
+
+    drop_stages(r); /* so that graphs are captured with the tracer there */
+    EK_TRY(prepare(r, at));
+    for (int i = 0; i <= WARM_UP; i++)
+        EK_TRY(sample(r, both));
+    for (int i = 0; i < TRACED_STEPS; i++) {
+        EK_TRY(sample(r, both));
+        times[i] = both[0];
+    }
+    for (int i = 0; i < TRACED_STEPS; i++)
+        for (int which = 0; which < 2 - alone(r); which++)
+            EK_TRY(traced_step(r, which, t, out));
+    *per = alone(r) ? TRACED_STEPS : (double)TRACED_STEPS * r->n;
+    *seconds = timing_median(times, TRACED_STEPS);
     return EK_OK;
 }

@@ -4,6 +4,7 @@
  * cost functions, so that the answers are exact.
  */
 #include "profiler/measure.h"
+#include "profiler/tracer.h"
 
 #include <check.h>
 #include <math.h>
@@ -151,6 +152,78 @@ START_TEST(even_routing_reaches_as_many_experts_as_independent_tokens_do)
     }
     free(ids);
     free(again);
+}
+END_TEST
+
+/* ---- Attribution ------------------------------------------------------------------------------
+ */
+
+/* Two steps of a stage of one module and of one of two: a copy a step, then kernels a and b, b
+ * beginning before a ends, and 5 ns of nothing behind b. */
+static void record_step(struct trace *t, int modules, uint64_t at)
+{
+    ck_assert_int_eq(trace_add(t, "copy", at, at + 7), EK_OK);
+    for (int i = 0; i < modules; i++) {
+        uint64_t from = at + 7 + (uint64_t)i * 105;
+        ck_assert_int_eq(trace_add(t, "b", from + 60, from + 100), EK_OK);
+        ck_assert_int_eq(trace_add(t, "a", from, from + 70), EK_OK);
+    }
+}
+
+static double seconds_of(const struct ek_store_kernel *rows, size_t n, const char *name)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(rows[i].name, name) == 0)
+            return rows[i].seconds;
+    return 0;
+}
+
+START_TEST(attribution_adds_up_to_a_module)
+{
+    struct attribution a = {.entries = NULL};
+    struct trace t = {.records = NULL};
+    struct ek_store_kernel *rows;
+    size_t n;
+
+    for (int step = 0; step < 2; step++)
+        for (int which = 0; which < 2; which++) {
+            t.n = 0;
+            record_step(&t, 1 + which, 1000);
+            ck_assert_int_eq(attribution_add(&a, which, &t), EK_OK);
+        }
+    ck_assert_int_eq(attribution_rows(&a, false, 2, &rows, &n), EK_OK);
+    ck_assert_uint_eq(n, 3); /* not the copy */
+    ck_assert_str_eq(rows[0].name, "a");
+    ck_assert_uint_eq(rows[0].calls, 1);
+    ck_assert_double_eq_tol(seconds_of(rows, n, "a"), 70e-9, 1e-15);
+    ck_assert_double_eq_tol(seconds_of(rows, n, "b"), 30e-9, 1e-15);
+    ck_assert_double_eq_tol(seconds_of(rows, n, EK_STORE_GAPS), 5e-9, 1e-15);
+    free(rows);
+    ck_assert_int_eq(attribution_rows(&a, true, 2, &rows, &n), EK_OK);
+    ck_assert_double_eq_tol(seconds_of(rows, n, "copy"), 7e-9, 1e-15);
+    free(rows);
+    attribution_clear(&a);
+    trace_clear(&t);
+}
+END_TEST
+
+static const char *const kernel_names[][2] = {
+    {"void (anonymous namespace)::one<__nv_bfloat16, (int)4, (bool)1>(float const*, int)",
+     "one<__nv_bfloat16, (int)4, (bool)1>"},
+    {"plain", "plain"},
+    {"sm90::gemm<(anonymous namespace)::Tile<64> >(int)", "sm90::gemm<Tile<64> >"},
+};
+
+START_TEST(kernels_are_named_without_their_parameters)
+{
+    char name[EK_STORE_MAX_NAME], longest[2 * EK_STORE_MAX_NAME];
+
+    attribution_name(kernel_names[_i][0], name);
+    ck_assert_str_eq(name, kernel_names[_i][1]);
+    memset(longest, 'x', sizeof(longest));
+    longest[sizeof(longest) - 1] = '\0';
+    attribution_name(longest, name);
+    ck_assert_uint_eq(strlen(name), EK_STORE_MAX_NAME - 1);
 }
 END_TEST
 
@@ -304,6 +377,9 @@ int main(void)
     tcase_add_test(tc, times_that_beat_the_ceilings_are_refused);
     tcase_add_loop_test(tc, even_routing_reaches_as_many_experts_as_independent_tokens_do, 0,
                         EK_ARRAY_LEN(routings));
+    tcase_add_test(tc, attribution_adds_up_to_a_module);
+    tcase_add_loop_test(tc, kernels_are_named_without_their_parameters, 0,
+                        EK_ARRAY_LEN(kernel_names));
     tcase_add_loop_test(tc, points_are_added_where_interpolation_misses, 0, EK_ARRAY_LEN(spaces));
     tcase_add_test(tc, a_refused_point_leaves_the_others);
     tcase_add_test(tc, the_same_measurements_lead_to_the_same_points);
