@@ -344,7 +344,7 @@ static enum ek_status run(const struct ek_args *args)
     EK_TRY(read_workload(args, &opt, &need));
     EK_GOTO(need_context(args, &opt, &b.session, &need), st, done);
     if (ek_arg_flag(args, "account"))
-        EK_TRY(ek_account_begin(&b.account));
+        EK_GOTO(ek_account_begin(&b.account), st, done);
     EK_GOTO(ek_session_open(args, args->operands[0], &need, &b.session), st, done);
     ek_catch_interrupts();
     EK_GOTO(ek_bench_run(b.session.engine, &opt, &b.result), st, done);
