@@ -206,23 +206,24 @@ static enum ek_status prepare(struct near *n, const struct ek_assignment *old)
     return EK_OK;
 }
 
-/* The closest plan with one number of micro-batches replaces *best when it moves less. */
-static enum ek_status try_count(const struct ek_costs *c, const struct ek_request *q,
-                                const char *path, uint32_t m, struct near *n,
-                                struct ek_problem **best)
+/* The closest plan of one choice replaces *best when it moves less. */
+static enum ek_status try_choice(const struct ek_costs *c, const struct ek_request *r,
+                                 const struct ek_choice *choice, const char *path, struct near *n,
+                                 struct ek_problem **best)
 {
+    struct ek_request q = ek_request_with(r, choice);
     struct near at = *n;
     struct ek_problem *p = NULL;
     struct ek_assignment old;
     enum ek_status st;
 
-    st = ek_problem_new(c, q, m, &p);
+    st = ek_problem_new(c, &q, choice->micro_batches, &p);
     if (st == EK_NO)
         return EK_OK;
     EK_TRY(st);
     at.p = p;
     at.best.n = 0;
-    EK_GOTO(ek_problem_new(c, q, m, &at.moves), st, end);
+    EK_GOTO(ek_problem_new(c, &q, choice->micro_batches, &at.moves), st, end);
     EK_GOTO(ek_assignment_read(p, path, true, &old), st, end);
     EK_GOTO(prepare(&at, &old), st, end);
     EK_GOTO(closest(&at), st, end);
@@ -276,7 +277,7 @@ enum ek_status ek_stay_near(const struct ek_costs *c, const struct ek_request *r
     if (r->time_limit > 0) /* as long again */
         s->dp.deadline_ns = s->ilp.deadline_ns = ek_now_ns() + (uint64_t)(r->time_limit * 1e9);
     for (size_t i = 0; st == EK_OK && i < s->n_tried; i++)
-        st = try_count(c, &q, path, s->tried[i], &n, &p);
+        st = try_choice(c, &q, &s->tried[i], path, &n, &p);
     if (st == EK_OK && n.best.n == 0)
         st = ek_error(EK_NO, "no plan near %s was found within %.1f %% of the best", path,
                       within * 100);

@@ -36,7 +36,7 @@ static const char help[] =
     "  --images N            images in a prompt (0)\n"
     "  --image-tokens N      tokens of one image\n"
     "  --micro-batches N     groups of sequences in flight (chosen)\n"
-    "  --prefill-chunk N     most new tokens of one prefill step (512)\n"
+    "  --prefill-chunk N     most new tokens of one prefill step (chosen)\n"
     "  --cache TYPE          type of the cache: F32, F16, BF16, ... (that of the profile)\n"
     "  --act TYPE            type of the activations (that of the profile)\n"
     "Constraints\n"

@@ -24,18 +24,23 @@ static enum ek_status read_map(const struct ek_problem *p, const char *from,
     return ek_recipe_named(p, from, map);
 }
 
-/* With m micro-batches; kept when it is the best so far. The map does not depend on m. */
+/* With one choice; kept when it is the best so far. The map does not depend on it. */
 static enum ek_status consider(const struct ek_plan_arguments *a, const struct ek_costs *c,
-                               uint32_t m, struct given *best)
+                               const struct ek_choice *choice, struct given *best)
 {
+    struct ek_request r = ek_request_with(&a->request, choice);
     struct given g = {.map = best->map};
-    enum ek_status st = ek_problem_new(c, &a->request, m, &g.p);
+    enum ek_status st = ek_problem_new(c, &r, choice->micro_batches, &g.p);
 
+    if (st == EK_NO && best->p)
+        return EK_OK;
     if (st == EK_OK && best->p == NULL)
         st = read_map(g.p, a->from, &g.map);
     if (st == EK_OK) {
         ek_assess(g.p, &g.map, &g.cost);
-        if (best->p == NULL || g.cost.score.throughput < best->cost.score.throughput) {
+        if (best->p == NULL ||
+            (g.cost.runnable &&
+             (!best->cost.runnable || g.cost.score.throughput < best->cost.score.throughput))) {
             struct given old = *best;
             *best = g;
             g = old;
@@ -45,19 +50,16 @@ static enum ek_status consider(const struct ek_plan_arguments *a, const struct e
     return st;
 }
 
-/* With the number of micro-batches that suits it best, unless one was given. */
+/* With the micro-batches and the chunk that suit it best, unless they were given. */
 static enum ek_status assess(const struct ek_plan_arguments *a, const struct ek_costs *c,
                              struct given *best)
 {
-    uint32_t given = a->request.workload.micro_batches, batch = a->request.workload.batch;
-    uint32_t m = given && given < batch ? given : given ? batch : 1;
+    struct ek_choice choices[EK_MAX_CHOICES];
+    size_t n = ek_choices(c, &a->request, choices);
     enum ek_status st = EK_OK;
 
-    for (; st == EK_OK && m <= batch && m <= 64; m *= 2) {
-        st = consider(a, c, m, best);
-        if (given)
-            break;
-    }
+    for (size_t i = 0; st == EK_OK && i < n; i++)
+        st = consider(a, c, &choices[i], best);
     return st;
 }
 

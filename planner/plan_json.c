@@ -41,7 +41,7 @@ static json_t *objectives_json(const struct ek_request *r)
 
 static json_t *optimality_json(const struct ek_request *r, const struct ek_solution *s)
 {
-    json_t *values = json_array(), *tried = json_array(), *o;
+    json_t *values = json_array(), *tried = json_array(), *chunks = json_array(), *o;
     bool optimal = s->proven && !s->near;
     double gap =
         optimal || s->values[0] == 0 ? 0 : fabs(s->values[0] - s->bounds[0]) / fabs(s->values[0]);
@@ -50,12 +50,16 @@ static json_t *optimality_json(const struct ek_request *r, const struct ek_solut
         json_array_append_new(values, json_pack("{s:s s:f}", "objective",
                                                 ek_objective_names[r->objectives[i]], "value",
                                                 s->values[i]));
-    for (size_t i = 0; i < s->n_tried; i++)
-        json_array_append_new(tried, json_integer(s->tried[i]));
-    o = json_pack("{s:s s:f s:f s:f s:s s:s s:b s:o s:o}", "status",
+    for (size_t i = 0; i < s->n_tried; i++) { /* all numbers for the first chunk, and so on */
+        if (s->tried[i].chunk == s->tried[0].chunk)
+            json_array_append_new(tried, json_integer(s->tried[i].micro_batches));
+        if (s->tried[i].micro_batches == s->tried[0].micro_batches)
+            json_array_append_new(chunks, json_integer(s->tried[i].chunk));
+    }
+    o = json_pack("{s:s s:f s:f s:f s:s s:s s:b s:o s:o s:o}", "status",
                   optimal ? "optimal" : "feasible", "value", s->values[0], "bound", s->bounds[0],
                   "gap", gap, "solver", "", "cross_check", s->cross_check, "proven", optimal,
-                  "values", values, "micro_batches_tried", tried);
+                  "values", values, "micro_batches_tried", tried, "prefill_chunks_tried", chunks);
     if (o)
         json_object_set_new(o, "solver", json_sprintf("GLPK %s", ek_ilp_version()));
     if (o && s->near)

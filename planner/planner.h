@@ -96,7 +96,7 @@ struct ek_cost_stage { /* a whole stage measured: takes the place of the sum ove
 struct ek_workload {
     uint32_t batch, prompt, generate, context;
     uint32_t micro_batches; /* 0: chosen */
-    uint32_t prefill_chunk; /* 0: the whole prompt at once */
+    uint32_t prefill_chunk; /* most new tokens of a prefill step; 0: chosen */
     uint32_t images, image_tokens;
     char cache[12], act[12];
 };
@@ -202,6 +202,7 @@ struct ek_request {
     double time_limit;      /* seconds of solving */
     bool no_certificate;    /* dynamic program alone */
     bool whole_program;     /* integer programs with every column, however large */
+    bool measured_chunk;    /* no device whose times of layers end below the prefill chunk */
     volatile const bool *stop;
 };
 #define EK_REQUEST_INIT                                                                            \
@@ -373,6 +374,17 @@ struct ek_score {      /* of one plan; seconds for the workload's batch in stead
     double throughput; /* seconds a batch: max(m * busiest stage, latency) */
     double balance, balance_time;
 };
+#define EK_MAX_CHOICES   96
+#define EK_DEFAULT_CHUNK 512 /* of the prefill, where there is nothing to choose by */
+struct ek_choice {           /* what is decided beside the stages: each has a problem of its own */
+    uint32_t micro_batches, chunk;
+    bool measured; /* ek_request.measured_chunk */
+};
+/* The choices of a request, those that win ties first; returns how many. */
+size_t ek_choices(const struct ek_costs *c, const struct ek_request *r,
+                  struct ek_choice out[EK_MAX_CHOICES]);
+/* The request with its prefill chunk decided. */
+struct ek_request ek_request_with(const struct ek_request *r, const struct ek_choice *choice);
 struct ek_solution {
     struct ek_problem *problem; /* owned */
     struct ek_answer answer;
@@ -382,7 +394,7 @@ struct ek_solution {
     bool proven, interrupted;
     const char *cross_check; /* "equal", or why it was not made; static storage */
     struct ek_effort dp, ilp;
-    uint32_t tried[32]; /* micro-batch counts considered */
+    struct ek_choice tried[EK_MAX_CHOICES]; /* considered */
     size_t n_tried;
     bool near; /* ek_stay_near: within a slack of the bound, on purpose; proven: none moves less */
     double moved_bytes;

@@ -10,8 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_COLUMNS   ((size_t)4 << 20)
-#define DEFAULT_CHUNK 512
+#define MAX_COLUMNS ((size_t)4 << 20)
 
 static uint32_t tp_index(uint32_t tp)
 {
@@ -58,7 +57,7 @@ static enum ek_status fill_workload(struct ek_problem *p, const struct ek_reques
                         "context %u is less than %llu tokens of prompt, images and answer",
                         w->context, (unsigned long long)need);
     if (w->prefill_chunk == 0)
-        w->prefill_chunk = DEFAULT_CHUNK;
+        w->prefill_chunk = EK_DEFAULT_CHUNK;
     if (w->prefill_chunk > ek_workload_prompt(w))
         w->prefill_chunk = ek_workload_prompt(w);
     w->micro_batches = p->micro_batches = m;
@@ -106,7 +105,16 @@ static void price_one(struct ek_problem *p, const struct ek_cost_times *t, bool 
         c->samples = t->decode.samples;
 }
 
-static enum ek_status price_modules(struct ek_problem *p)
+static bool reaches(const struct ek_cost_curve *c, uint32_t tokens)
+{
+    bool yes = c->constant;
+
+    for (size_t i = 0; i < c->n && !yes; i++)
+        yes = c->rows[i].key.tokens >= tokens;
+    return yes;
+}
+
+static enum ek_status price_modules(struct ek_problem *p, bool measured_chunk)
 {
     const struct ek_costs *c = p->costs;
     uint32_t n = (uint32_t)c->n_modules;
@@ -122,7 +130,9 @@ static enum ek_status price_modules(struct ek_problem *p)
         if (t->sig == 0)
             *slot(p, t->cls, t->tp, n) = chain;
         for (uint32_t m = 0; m < n; m++)
-            if (c->modules[m].sig == t->sig)
+            if (c->modules[m].sig == t->sig &&
+                (!measured_chunk || c->modules[m].kind != EK_MODULE_LAYER ||
+                 reaches(&t->prefill, p->workload.prefill_chunk)))
                 *slot(p, t->cls, t->tp, m) = ek_cost_module_sees(&c->modules[m]) ? side : chain;
     }
     price_memory(p, n);
@@ -491,7 +501,7 @@ enum ek_status ek_problem_new(const struct ek_costs *c, const struct ek_request 
     EK_GOTO(ek_problem_devices(p, r), st, fail);
     EK_GOTO(make_sides(p, r), st, fail);
     EK_GOTO(make_kinds(p, r), st, fail);
-    EK_GOTO(price_modules(p), st, fail);
+    EK_GOTO(price_modules(p, r->measured_chunk), st, fail);
     EK_GOTO(make_hops(p, r), st, fail);
     EK_GOTO(make_columns(p), st, fail);
     EK_GOTO(check_cover(p), st, fail);

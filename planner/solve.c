@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later
  *
- * Solving a request: the objectives in order for each number of micro-batches by the dynamic
- * program, the best of them held against the integer program, which must find the same values and
- * that nothing is better.
+ * Solving a request: the objectives in order for each choice (micro-batches, chunk) by the
+ * dynamic program, the best of them held against the integer program, which must find the same
+ * values and that nothing is better.
  */
 #include "planner/planner.h"
 #include "planner/levels.h"
@@ -38,7 +38,8 @@ static bool searched(enum ek_objective o)
 
 /* ---- The largest context or batch ---------------------------------------------------------------
  */
-struct attempt { /* one number of micro-batches */
+struct attempt { /* one choice */
+    struct ek_choice choice;
     struct ek_request request;
     struct ek_problem *problem;
     struct ek_search_state state;
@@ -144,11 +145,12 @@ static enum ek_status solve_levels(const struct ek_costs *c, struct attempt *a)
     return EK_OK;
 }
 
-static enum ek_status attempt_new(const struct ek_costs *c, const struct ek_request *r, uint32_t m,
-                                  ek_oracle_fn oracle, struct ek_effort *e, struct attempt *a)
+static enum ek_status attempt_new(const struct ek_costs *c, const struct ek_request *r,
+                                  const struct ek_choice *choice, ek_oracle_fn oracle,
+                                  struct ek_effort *e, struct attempt *a)
 {
-    *a = (struct attempt){.request = *r};
-    EK_TRY(ek_problem_new(c, r, m, &a->problem));
+    *a = (struct attempt){.request = ek_request_with(r, choice), .choice = *choice};
+    EK_TRY(ek_problem_new(c, &a->request, choice->micro_batches, &a->problem));
     a->state = (struct ek_search_state){.p = a->problem,
                                         .oracle = oracle,
                                         .effort = e,
@@ -169,30 +171,111 @@ static bool better(const struct attempt *a, const struct attempt *b)
     return false;
 }
 
+static bool about(const struct ek_request *r, enum ek_objective o)
+{
+    for (size_t i = 0; i < r->n_objectives; i++)
+        if (r->objectives[i] == o)
+            return true;
+    return false;
+}
+
 static size_t micro_batch_choices(const struct ek_costs *c, const struct ek_request *r,
                                   uint32_t out[32])
 {
     static const uint32_t usual[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
     uint32_t devices = 0, batch = r->workload.batch, last = 0;
-    bool free_choice = false;
     size_t n = 0;
 
     if (r->workload.micro_batches) {
         out[0] = r->workload.micro_batches < batch ? r->workload.micro_batches : batch;
         return 1;
     }
-    for (size_t i = 0; i < r->n_objectives; i++)
-        free_choice = free_choice || r->objectives[i] == EK_OBJ_THROUGHPUT;
     for (size_t k = 0; k < c->n_classes; k++)
         devices += c->classes[k].count;
     for (size_t i = 0; i < EK_ARRAY_LEN(usual); i++) {
         uint32_t m = usual[i], size = (batch + m - 1) / m;
-        if (m > 1 && (!free_choice || m > batch || m > 2 * devices || size == last))
+        if (m > 1 && (!about(r, EK_OBJ_THROUGHPUT) || m > batch || m > 2 * devices || size == last))
             continue;
         out[n++] = m;
         last = size;
     }
     return n;
+}
+
+/* The longest prefill step that a layer was measured with on any class; 0: times are constant. */
+static uint32_t longest_step(const struct ek_costs *c)
+{
+    uint32_t most = 0;
+
+    for (size_t m = 0; m < c->n_modules; m++)
+        for (size_t i = 0; c->modules[m].kind == EK_MODULE_LAYER && i < c->n_times; i++)
+            for (size_t k = 0; c->times[i].sig == c->modules[m].sig &&
+                               !c->times[i].prefill.constant && k < c->times[i].prefill.n;
+                 k++)
+                if (c->times[i].prefill.rows[k].key.tokens > most)
+                    most = c->times[i].prefill.rows[k].key.tokens;
+    return most;
+}
+
+/* Chunks of the prefill are chosen where the first objective is one of time; what is measured
+ * limits them, but for the default. */
+static size_t chunk_choices(const struct ek_costs *c, const struct ek_request *r,
+                            struct ek_choice out[8])
+{
+    static const uint32_t usual[] = {256, 1024, 2048, 4096, 8192};
+    uint32_t prompt = ek_workload_prompt(&r->workload), most = longest_step(c);
+    enum ek_objective first = r->objectives[0];
+    size_t n = 0;
+
+    out[n++] = (struct ek_choice){.chunk = r->workload.prefill_chunk};
+    if (r->workload.prefill_chunk || searched(first) || first == EK_OBJ_BALANCE)
+        return n;
+    out[0].chunk = EK_DEFAULT_CHUNK;
+    for (size_t i = 0; i < EK_ARRAY_LEN(usual); i++)
+        if (usual[i] < prompt && usual[i] <= most)
+            out[n++] = (struct ek_choice){.chunk = usual[i], .measured = usual[i] > out[0].chunk};
+    if (prompt > EK_DEFAULT_CHUNK && prompt <= most && prompt <= usual[EK_ARRAY_LEN(usual) - 1])
+        out[n++] = (struct ek_choice){.chunk = prompt, .measured = true};
+    return n;
+}
+
+size_t ek_choices(const struct ek_costs *c, const struct ek_request *r,
+                  struct ek_choice out[EK_MAX_CHOICES])
+{
+    struct ek_choice chunks[8];
+    uint32_t counts[32];
+    size_t n_counts = micro_batch_choices(c, r, counts), n_chunks = chunk_choices(c, r, chunks);
+    size_t n = 0;
+
+    for (size_t k = 0; k < n_chunks; k++)
+        for (size_t i = 0; i < n_counts; i++) {
+            out[n] = chunks[k];
+            out[n++].micro_batches = counts[i];
+        }
+    return n;
+}
+
+struct ek_request ek_request_with(const struct ek_request *r, const struct ek_choice *choice)
+{
+    struct ek_request q = *r;
+
+    q.workload.prefill_chunk = choice->chunk;
+    q.measured_chunk = choice->measured;
+    return q;
+}
+
+/* Nothing of the attempt can be as good as the best in the first objective. */
+static enum ek_status cannot_win(const struct attempt *a, const struct attempt *best, bool *sure)
+{
+    enum ek_objective o = a->request.objectives[0];
+    struct ek_found f;
+
+    *sure = false;
+    if (!best->feasible || best->unknown || searched(o) || best->values[0] <= 0)
+        return EK_OK;
+    EK_TRY(ek_level_below(&a->state, o, best->values[0] * (1 + 3e-6), &f));
+    *sure = f.kind == EK_ANSWER_INFEASIBLE;
+    return EK_OK;
 }
 
 static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_request *r,
@@ -202,15 +285,19 @@ static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_req
 
     for (size_t i = 0; i < s->n_tried; i++) {
         struct attempt a;
-        st = attempt_new(c, r, s->tried[i], ek_dp_solve, &s->dp, &a);
+        bool skip = false;
+        st = attempt_new(c, r, &s->tried[i], ek_dp_solve, &s->dp, &a);
         if (st == EK_NO) {
             first = st;
             continue;
         }
         if (st == EK_OK)
+            st = cannot_win(&a, best, &skip);
+        if (st == EK_OK && !skip)
             st = solve_levels(c, &a);
-        if (st == EK_OK && (!best->problem || (a.feasible && !best->feasible) ||
-                            (a.feasible && better(&a, best)))) {
+        if (st == EK_OK && !skip &&
+            (!best->problem || (a.feasible && !best->feasible) ||
+             (a.feasible && better(&a, best)))) {
             struct ek_problem *old = best->problem;
             *best = a;
             a.problem = old;
@@ -310,7 +397,7 @@ static enum ek_status certify_infeasible(const struct attempt *a, struct ek_effo
     return f.kind == EK_ANSWER_OPTIMAL ? disagree("whether anything fits", 1, 0) : EK_OK;
 }
 
-/* No other number of micro-batches is better in the first objective. */
+/* No other choice is better in the first objective. */
 static enum ek_status certify_others(const struct ek_costs *c, const struct ek_request *r,
                                      struct ek_solution *s, const struct attempt *best, bool *done)
 {
@@ -318,9 +405,11 @@ static enum ek_status certify_others(const struct ek_costs *c, const struct ek_r
         struct attempt a;
         struct ek_found f;
         enum ek_status st;
-        if (s->tried[i] == best->problem->micro_batches || searched(r->objectives[0]))
+        if ((s->tried[i].micro_batches == best->choice.micro_batches &&
+             s->tried[i].chunk == best->choice.chunk) ||
+            searched(r->objectives[0]))
             continue;
-        st = attempt_new(c, &best->request, s->tried[i], ek_ilp_solve, &s->ilp, &a);
+        st = attempt_new(c, r, &s->tried[i], ek_ilp_solve, &s->ilp, &a);
         if (st == EK_NO)
             continue;
         EK_TRY(st);
@@ -328,7 +417,7 @@ static enum ek_status certify_others(const struct ek_costs *c, const struct ek_r
         ek_problem_free(a.problem);
         EK_TRY(st);
         if (f.kind == EK_ANSWER_OPTIMAL)
-            return disagree("the number of micro-batches", f.value, best->values[0]);
+            return disagree("the micro-batches or the chunk", f.value, best->values[0]);
         *done = f.kind == EK_ANSWER_INFEASIBLE;
     }
     return EK_OK;
@@ -375,9 +464,8 @@ static enum ek_status solve_by_ilp(const struct ek_costs *c, const struct ek_req
                                    struct ek_solution *s, struct attempt *best)
 {
     struct attempt a;
-    uint32_t m = best->problem->micro_batches;
 
-    EK_TRY(attempt_new(c, r, m, ek_ilp_solve, &s->ilp, &a));
+    EK_TRY(attempt_new(c, r, &best->choice, ek_ilp_solve, &s->ilp, &a));
     EK_TRY(solve_levels(c, &a));
     if (a.feasible && (!a.unknown || !best->feasible)) {
         ek_problem_free(best->problem);
@@ -432,7 +520,7 @@ enum ek_status ek_solve(const struct ek_costs *c, const struct ek_request *r,
     s = ek_calloc(1, sizeof(*s));
     if (s == NULL)
         return EK_ENOMEM;
-    s->n_tried = micro_batch_choices(c, r, s->tried);
+    s->n_tried = ek_choices(c, r, s->tried);
     s->dp.stop = s->ilp.stop = r->stop;
     s->ilp.whole_program = r->whole_program;
     if (r->time_limit > 0)

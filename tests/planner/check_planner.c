@@ -399,6 +399,65 @@ START_TEST(next_best_plans_are_worse_in_order_and_unlike)
 }
 END_TEST
 
+/* Layers on the fast cards were measured with steps of 2048 tokens, on the slow one with 512. */
+static struct ek_costs *long_prompts(const char *slow)
+{
+    char *prompt =
+        with(small, "'prompt':64,'generate':16,'prefill_chunk':32", "'prompt':2048,'generate':16");
+    char *fast = with(prompt, "[[1,1,0.001],[32,32,0.01],[32,64,0.012]]",
+                      "[[1,1,0.001],[512,512,0.1],[512,2048,0.1],[2048,2048,0.2]]");
+    char *memory = with(fast, "'memory':1000,", "'memory':100000,");
+    char *times = with(memory, "'prefill':0.5,", slow), *room = with(times, "2000B", "100kB");
+    json_t *root = parse(room);
+    struct ek_costs *c = NULL;
+
+    ck_assert_msg(ek_costs_from_json(root, "long", &c) == EK_OK, "%s", ek_last_error());
+    json_decref(root);
+    free(prompt);
+    free(fast);
+    free(memory);
+    free(times);
+    free(room);
+    return c;
+}
+
+static const struct {
+    const char *slow; /* its times of a layer */
+    uint32_t given, chosen;
+    const char *device;
+} chunks[] = {
+    {"'prefill':[[1,1,0.001],[512,512,0.06],[512,2048,0.06]],", 0, 2048, "fast:0"},
+    {"'prefill':[[1,1,0.001],[512,512,0.06],[512,2048,0.06]],", 512, 512, "slow:0"},
+    {"'prefill':[[1,1,0.001],[512,512,0.001],[512,2048,0.001]],", 0, 512, "slow:0"},
+    {"'prefill':[[1,1,0.001],[512,512,0.001],[512,2048,0.001]],", 2048, 2048, "slow:0"},
+};
+
+START_TEST(the_prefill_chunk_is_chosen_among_what_was_measured)
+{
+    struct ek_costs *c = long_prompts(chunks[_i].slow);
+    struct ek_request r = request_for(c);
+    struct ek_solution *s;
+    struct ek_placement pl;
+    json_t *plan;
+
+    r.objectives[0] = EK_OBJ_LATENCY;
+    r.n_objectives = 1;
+    r.max_stages = 1;
+    r.workload.prefill_chunk = chunks[_i].given;
+    s = solve(c, &r);
+    ck_assert_uint_eq(s->problem->workload.prefill_chunk, chunks[_i].chosen);
+    ek_place(s->problem, s->answer.columns, s->answer.n, &pl);
+    ck_assert_str_eq(ek_pdevice_name(s->problem, pl.stages[0].devices[0]), chunks[_i].device);
+    plan = ek_plan_json(c, &r, s);
+    ck_assert_int_eq(json_integer_value(
+                         json_object_get(json_object_get(plan, "workload"), "prefill_chunk")),
+                     chunks[_i].chosen);
+    json_decref(plan);
+    ek_solution_free(s);
+    ek_costs_free(c);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("planner");
@@ -408,6 +467,8 @@ int main(void)
 
     tcase_set_timeout(t, 300);
     tcase_add_test(t, costs_survive_being_written_and_read);
+    tcase_add_loop_test(t, the_prefill_chunk_is_chosen_among_what_was_measured, 0,
+                        EK_ARRAY_LEN(chunks));
     tcase_add_loop_test(t, hostile_costs_are_refused_by_field, 0, EK_ARRAY_LEN(hostile_costs));
     tcase_add_test(t, the_same_input_gives_the_same_bytes);
     tcase_add_test(t, pins_bans_and_colocation_are_kept);
