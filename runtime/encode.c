@@ -100,24 +100,21 @@ void engine_vision_take(struct ek_engine *e)
     e->vision.job->running = true;
 }
 
-/* n rows of a part (cells, or patches: per_cell of them each), in windowed order on the device, to
- * host memory in the picture's order. */
-static enum ek_status fetch_rows(struct ek_stage *s, const struct vision_pack *p, size_t offset,
-                                 uint32_t n, uint32_t per_cell, size_t dim, float *out)
+/* Rows of patches on the device, in windowed order, to host memory in the picture's. */
+static enum ek_status fetch_patches(struct ek_stage *s, const struct vision_pack *p, size_t offset,
+                                    float *out)
 {
-    uint32_t first = p->first_row / (p->rows / p->features); /* cell; used with windows only */
+    size_t dim = s->m->config.vision_hidden;
     float *sorted;
     enum ek_status st;
 
     if (p->g == NULL)
-        return stage_fetch(s, s->arena + offset, n * dim, out);
-    if ((sorted = ek_calloc(n, dim * sizeof(*sorted))) == NULL)
+        return stage_fetch(s, s->arena + offset, p->rows * dim, out);
+    if ((sorted = ek_calloc(p->rows, dim * sizeof(*sorted))) == NULL)
         return EK_ENOMEM;
-    st = stage_fetch(s, s->arena + offset, n * dim, sorted);
-    for (uint32_t i = 0; st == EK_OK && i < n; i++) {
-        size_t cell = p->g->order[first + i / per_cell] - first;
-        memcpy(out + (cell * per_cell + i % per_cell) * dim, sorted + i * dim, dim * sizeof(*out));
-    }
+    st = stage_fetch(s, s->arena + offset, p->rows * dim, sorted);
+    for (uint32_t i = 0; st == EK_OK && i < p->rows; i++)
+        memcpy(out + (uint32_t)p->ints[p->order + i] * dim, sorted + i * dim, dim * sizeof(*out));
     free(sorted);
     return st;
 }
@@ -126,15 +123,14 @@ static enum ek_status trace_patches(struct ek_engine *e, struct ek_stage *s, siz
                                     const char *name)
 {
     const struct vision_pack *p = &e->vision.job->pack;
-    const struct ek_config *c = &e->m->config;
-    float *rows = ek_calloc(p->rows, c->vision_hidden * sizeof(*rows));
+    uint32_t width = e->m->config.vision_hidden;
+    float *rows = ek_calloc(p->rows, width * sizeof(*rows));
     enum ek_status st = EK_ENOMEM;
 
     if (rows != NULL)
-        st = fetch_rows(s, p, offset, p->rows, c->vision_merge * c->vision_merge, c->vision_hidden,
-                        rows);
+        st = fetch_patches(s, p, offset, rows);
     if (st == EK_OK)
-        e->trace(e->trace_user, name, rows, p->rows, c->vision_hidden);
+        e->trace(e->trace_user, name, rows, p->rows, width);
     free(rows);
     return st;
 }
@@ -157,7 +153,8 @@ static enum ek_status finish(struct ek_engine *e, struct ek_stage *s)
     struct engine_encode *job = e->vision.job;
     uint32_t hidden = e->m->config.hidden;
 
-    EK_TRY(fetch_rows(s, &job->pack, vision_output(s), job->pack.features, 1, hidden, job->out));
+    EK_TRY(
+        stage_fetch(s, s->arena + vision_output(s), (size_t)job->pack.features * hidden, job->out));
     if (e->trace != NULL)
         e->trace(e->trace_user, e->vision.features, job->out, job->pack.features, hidden);
     return EK_OK;

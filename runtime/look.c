@@ -57,32 +57,70 @@ static enum ek_status run_all(struct ek_stage *s, const struct ek_visual *v,
     return EK_OK;
 }
 
-enum ek_status ek_stage_look(struct ek_stage *s, uint32_t tokens)
+/* ---- the picture --------------------------------------------------------------------------------
+ */
+struct vision_look { /* kept from one run to the next, for a clock looks on */
+    uint32_t tokens;
+    struct ek_visual v;
+    struct ek_vl_geometry g; /* Qwen */
+};
+
+void vision_look_free(struct vision_look *l)
+{
+    if (l == NULL)
+        return;
+    ek_vl_geometry_free(&l->g);
+    free(l->v.pixels);
+    free(l);
+}
+
+/* Rows of NOISE numbers over and over: no two rows are alike where it is no multiple of theirs. */
+static enum ek_status fill(struct ek_visual *v)
+{
+    enum { NOISE = 8191 };
+    size_t n = v->n_rows * v->row_size;
+    uint64_t seed = 1;
+
+    if ((v->pixels = ek_calloc(n, sizeof(*v->pixels))) == NULL)
+        return EK_ENOMEM;
+    for (size_t i = 0; i < n; i++)
+        v->pixels[i] = i < NOISE ? ek_random_normal(&seed) : v->pixels[i - NOISE];
+    return EK_OK;
+}
+
+static enum ek_status make_look(const struct ek_stage *s, uint32_t tokens, struct vision_look *l)
 {
     const struct ek_config *c = &s->m->config;
-    struct ek_visual v = {.row_size = vision_row_size(c)};
-    struct ek_vl_geometry g = {0};
     struct ek_vl_rules rules = {.kind = c->vision,
                                 .patch = c->vision_patch,
                                 .merge = c->vision_merge,
                                 .temporal = c->vision_temporal};
-    bool qwen = vision_is_qwen(c);
-    enum ek_status st = EK_OK;
 
-    if (s->vision == NULL || tokens == 0)
-        return ek_error(EK_EUSAGE, "stage: no visual modules for a picture of %u tokens", tokens);
-    if (!vision_has_tower(s->vision) && !s->vision->projector)
-        return EK_OK;
-    (qwen ? shape_qwen : shape_vl2)(c, tokens, &v);
-    if (qwen) {
+    l->v.row_size = vision_row_size(c);
+    (vision_is_qwen(c) ? shape_qwen : shape_vl2)(c, tokens, &l->v);
+    if (vision_is_qwen(c)) {
         rules.window = c->vision_window / c->vision_patch / c->vision_merge;
-        EK_TRY(ek_vl_geometry(&rules, &v, &g));
+        EK_TRY(ek_vl_geometry(&rules, &l->v, &l->g));
     }
-    if (s->vision->patches && (v.pixels = ek_calloc(v.n_rows * v.row_size, 4)) == NULL)
-        st = EK_ENOMEM;
-    if (st == EK_OK)
-        st = run_all(s, &v, qwen ? &g : NULL);
-    ek_vl_geometry_free(&g);
-    free(v.pixels);
-    return st;
+    if (s->vision->patches)
+        EK_TRY(fill(&l->v));
+    l->tokens = tokens;
+    return EK_OK;
+}
+
+enum ek_status ek_stage_look(struct ek_stage *s, uint32_t tokens)
+{
+    struct stage_vision *v = s->vision;
+
+    if (v == NULL || tokens == 0)
+        return ek_error(EK_EUSAGE, "stage: no visual modules for a picture of %u tokens", tokens);
+    if (!vision_has_tower(v) && !v->projector)
+        return EK_OK;
+    if (v->look == NULL || v->look->tokens != tokens) {
+        vision_look_free(v->look);
+        if ((v->look = ek_calloc(1, sizeof(*v->look))) == NULL)
+            return EK_ENOMEM;
+        EK_TRY(make_look(s, tokens, v->look));
+    }
+    return run_all(s, &v->look->v, vision_is_qwen(&s->m->config) ? &v->look->g : NULL);
 }

@@ -37,8 +37,9 @@ static enum ek_status run_patches(struct ek_stage *s, const struct vision_pack *
     const struct ek_ops *ops = s->dev->ops;
     const struct stage_vision *v = s->vision;
     size_t n = (size_t)p->rows * p->v->row_size;
+    uint32_t width = s->m->config.vision_hidden;
     char *pixels = at(s, v->at.scratch);
-    void *x = at(s, v->at.x);
+    void *x = at(s, v->at.x), *xn = at(s, v->at.xn);
     int flags = 0;
 
     EK_TRY(ops->upload(s->dev, pixels, p->pixels, n * sizeof(float)));
@@ -52,8 +53,11 @@ static enum ek_status run_patches(struct ek_stage *s, const struct vision_pack *
         EK_TRY(ops->embed(s->dev, &v->pos, ints_at(s, p->positions), p->rows, x));
         flags = EK_LINEAR_ADD;
     }
-    return stage_run_linear(s, &v->patch, pixels, p->v->row_size, p->rows, x,
-                            s->m->config.vision_hidden, flags);
+    EK_TRY(stage_run_linear(s, &v->patch, pixels, p->v->row_size, p->rows, p->g ? xn : x, width,
+                            flags));
+    if (p->g == NULL)
+        return EK_OK;
+    return ops->gather(s->dev, xn, width, ints_at(s, p->order), p->rows, width, x);
 }
 
 static enum ek_status run_norm(struct ek_stage *s, const float *weight, const float *bias,
@@ -141,13 +145,16 @@ static enum ek_status run_blocks(struct ek_stage *s, const struct vision_pack *p
 static enum ek_status run_merger(struct ek_stage *s, const struct vision_pack *p,
                                  vision_after_fn after, void *user)
 {
+    const struct ek_config *c = &s->m->config;
     const struct stage_vision *v = s->vision;
     void *xn = at(s, v->at.xn);
 
     EK_TRY(run_norm(s, v->norm, v->norm_bias, p->rows, at(s, v->at.x), xn));
-    if (vision_is_qwen(&s->m->config))
-        return run_merge(s, xn, p->features, at(s, v->at.scratch));
-    return after != NULL ? after(user, s, s->m->config.vision_layers) : EK_OK;
+    if (!vision_is_qwen(c))
+        return after != NULL ? after(user, s, c->vision_layers) : EK_OK;
+    EK_TRY(run_merge(s, xn, p->features, at(s, v->at.scratch)));
+    return s->dev->ops->gather(s->dev, at(s, v->at.x), c->hidden, ints_at(s, p->back), p->features,
+                               c->hidden, at(s, v->at.scratch));
 }
 
 static enum ek_status run_projector(struct ek_stage *s, const struct vision_pack *p)
@@ -180,7 +187,8 @@ enum ek_status vision_run(struct ek_stage *s, const struct vision_pack *p, visio
 size_t vision_output(const struct ek_stage *s)
 {
     const struct stage_vision *v = s->vision;
-    bool rows = v->merger && !v->projector && !vision_is_qwen(&s->m->config);
 
-    return rows ? v->at.xn : v->at.x;
+    if (v->merger && vision_is_qwen(&s->m->config))
+        return v->at.scratch;
+    return v->merger && !v->projector ? v->at.xn : v->at.x;
 }

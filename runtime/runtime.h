@@ -94,7 +94,7 @@ struct ek_stage_options {
  * the tower's width, F its feed-forward width, M = merge^2, P values of a patch, C features of R:
  *   max(R*H, C*hidden)*a + R*H*a + a few integers a row, F' = F rounded up to 8
  *   + a * max(R*P*(1 + 4/a) with the patch embedding, R*max(4*H, 2*F + F' or F) with blocks,
- *             C*M*H + C*max(hidden, M*H) with merger or projector).
+ *             C*max(hidden, M*H) with the merger, C*M*H + C*hidden with the projector).
  */
 enum ek_status ek_stage_memory(const struct ek_device *dev, const struct ek_model *m,
                                const size_t *modules, size_t n, const struct ek_stage_options *opt,
@@ -135,7 +135,7 @@ float *ek_stage_logits(struct ek_stage *s);
  * where the backend has graphs. */
 enum ek_status ek_stage_run(struct ek_stage *s, const struct ek_batch *batch, const void *in,
                             void *out, const int32_t *logit_rows, uint32_t n_logits);
-/* Runs the stage's tower and projector, as far as it has them, over an empty picture of about so
+/* Runs the stage's tower and projector, as far as it has them, over a picture of noise of about so
  * many tokens (never fewer patches than that), for measuring; returns when it is done. */
 enum ek_status ek_stage_look(struct ek_stage *s, uint32_t tokens);
 /* Elements of a message between parts of a cut tower: max_patches rows (0: as above). */

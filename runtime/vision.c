@@ -35,8 +35,10 @@ enum ek_status vision_scan(struct ek_stage *s, const struct ek_module *mod)
 
 void vision_free(struct ek_stage *s)
 {
-    if (s->vision != NULL)
+    if (s->vision != NULL) {
         free(s->vision->blocks);
+        vision_look_free(s->vision->look);
+    }
     free(s->vision);
     s->vision = NULL;
 }
@@ -107,18 +109,18 @@ static bool scratch_bytes(const struct ek_stage *s, size_t features, size_t *out
              (!qwen || stage_take(&part[2], r, ek_round_up(ff, VISION_ALIGN), a, &skip));
     if (v->projector || (qwen && v->merger))
         ok = ok && (qwen || stage_take(&part[3], features, merged, a, &skip)) &&
-             stage_take(&part[3], features, qwen ? merged : c->hidden, a, &skip);
+             stage_take(&part[3], features, qwen ? larger(merged, c->hidden) : c->hidden, a, &skip);
     *out = larger(larger(part[0], part[1]), larger(part[2], part[3]));
     return ok;
 }
 
-/* Most I32 of a pack: positions, slices, windows (Qwen) or rows of cells (VL2). */
+/* Most I32 of a pack: positions, order, slices, windows, features (Qwen) or rows of cells (VL2). */
 static size_t most_ints(const struct ek_config *c, size_t rows)
 {
     size_t cell = (size_t)c->vision_merge * c->vision_merge, tile, tiles;
 
     if (vision_is_qwen(c))
-        return 2 * rows + 2 * (rows / cell + 1);
+        return 3 * rows + 3 * (rows / cell + 1);
     tile = (size_t)vision_grid(c) * vision_grid(c);
     tiles = rows / tile;
     return rows + tiles + 1 + tiles * vision_cells(c) * vision_cells(c) * cell;
@@ -169,17 +171,8 @@ uint32_t vision_slice_rows(const struct ek_visual *v)
 
 void vision_pack_free(struct vision_pack *p)
 {
-    free(p->pixels);
     free(p->ints);
     *p = (struct vision_pack){0};
-}
-
-static void copy_row(struct vision_pack *p, uint32_t to, uint64_t from)
-{
-    if (p->pixels == NULL)
-        return;
-    memcpy(p->pixels + (size_t)to * p->v->row_size, p->v->pixels + from * p->v->row_size,
-           p->v->row_size * sizeof(*p->pixels));
 }
 
 /* Windows lie in slices, slices in order: the slices' rows are consecutive in windowed order. */
@@ -193,7 +186,7 @@ static enum ek_status pack_qwen(struct vision_pack *p, uint32_t cell)
         uint32_t at = p->first_row + i, from = g->order[at / cell] * cell + at % cell;
         if (from < p->first_row || from >= end)
             return ek_error(EK_EUSAGE, "vision: row %u of a window is of another slice", at);
-        copy_row(p, i, from);
+        p->ints[p->order + i] = (int32_t)(from - p->first_row);
         p->ints[i] = g->positions[from];
         p->ints[p->rows + i] = g->positions[g->n_rows + from];
     }
@@ -205,7 +198,10 @@ static enum ek_status pack_qwen(struct vision_pack *p, uint32_t cell)
         p->max_window = n > p->max_window ? n : p->max_window;
     }
     p->ints[p->windows + p->n_windows] = (int32_t)p->rows;
-    p->n_ints = p->windows + p->n_windows + 1;
+    p->back = p->windows + p->n_windows + 1;
+    for (uint32_t i = 0; i < p->features; i++)
+        p->ints[p->back + (uint32_t)p->ints[p->order + i * cell] / cell] = (int32_t)i;
+    p->n_ints = p->back + p->features;
     return EK_OK;
 }
 
@@ -215,9 +211,6 @@ static void pack_vl2(const struct ek_config *c, struct vision_pack *p)
     uint32_t grid = vision_grid(c), cells = vision_cells(c), m = c->vision_merge;
     int32_t *to;
 
-    if (p->pixels != NULL)
-        memcpy(p->pixels, p->v->pixels + (size_t)p->first_row * p->v->row_size,
-               (size_t)p->rows * p->v->row_size * sizeof(*p->pixels));
     for (uint32_t i = 0; i < p->rows; i++)
         p->ints[i] = (int32_t)(i % p->slice_rows);
     p->cells = p->slices + p->n_slices + 1;
@@ -242,11 +235,12 @@ enum ek_status vision_pack(const struct ek_config *c, const struct ek_visual *v,
     p.first_row = first * p.slice_rows;
     p.rows = n * p.slice_rows;
     p.features = g ? p.rows / cell : n * vision_cells(c) * vision_cells(c);
-    p.slices = (g ? 2 : 1) * (size_t)p.rows;
+    p.order = 2 * (size_t)p.rows;
+    p.slices = (g ? 3 : 1) * (size_t)p.rows;
     if (v->pixels != NULL)
-        p.pixels = ek_calloc((size_t)p.rows * v->row_size, sizeof(*p.pixels));
+        p.pixels = v->pixels + (size_t)p.first_row * v->row_size;
     p.ints = ek_calloc(most_ints(c, p.rows), sizeof(*p.ints));
-    if ((v->pixels != NULL && p.pixels == NULL) || p.ints == NULL) {
+    if (p.ints == NULL) {
         st = EK_ENOMEM;
     } else {
         for (uint32_t i = 0; i <= n; i++)

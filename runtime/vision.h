@@ -21,12 +21,14 @@ struct vision_arena {
     size_t x;       /* [R][width]: the residual stream, input of a stage that begins behind patches;
                      * in its place at the end [F][hidden]: features */
     size_t xn;      /* [R][width]: normalised; what VL2's tower gives to the projector */
-    size_t scratch; /* pixels; qkv and attention's output; feed-forward; merged rows */
+    size_t scratch; /* pixels; qkv and attention's output; feed-forward; merged rows; in the end
+                     * Qwen's features in the picture's order */
     size_t ints;    /* I32: what vision_pack made */
     size_t bytes;
 };
 
-/* Rows of Qwen's feed-forward layer begin at multiples of so many elements, as fast products need. */
+/* Rows of Qwen's feed-forward layer begin at multiples of so many elements, as fast products need.
+ */
 #define VISION_ALIGN 8u
 
 enum { VISION_NEWLINE, VISION_SEPARATOR, N_VISION_VECTORS };
@@ -43,6 +45,7 @@ struct stage_vision {
     float *vectors[N_VISION_VECTORS]; /* device, [hidden]; NULL: elsewhere */
     struct ek_rope rope;              /* Qwen: rows of h and w */
     struct vision_arena at;
+    struct vision_look *look; /* look.c's picture; NULL: none yet */
 };
 
 /* ---- weights_vision.c */
@@ -58,17 +61,20 @@ enum ek_status vision_scan(struct ek_stage *s, const struct ek_module *mod);
 enum ek_status vision_lay_out(struct ek_stage *s);
 void vision_free(struct ek_stage *s);
 
-/* Whole slices of one picture, in the order of its windows, as the device gets them. */
+/* Whole slices of one picture as the device gets them. Qwen's rows are put in the order of their
+ * windows there, and its features back. */
 struct vision_pack {
     const struct ek_visual *v;
     const struct ek_vl_geometry *g; /* NULL: VL2 */
-    float *pixels;                  /* [rows][row_size] */
+    const float *pixels;            /* [rows][row_size], v's own; NULL: it has none */
     int32_t *ints;
     size_t n_ints;
-    size_t positions, slices, windows, cells; /* where in ints */
+    /* where in ints; order: the row at each place of the windowed order, back: the feature there
+     * that is each of the picture's (both Qwen); cells: rows of VL2's */
+    size_t positions, order, slices, windows, back, cells;
     uint32_t first_row, rows, slice_rows, n_slices, n_windows, max_window, features;
 };
-/* Slices [first, first + n) of v. Borrows v and g. No pixels in v: none in the pack. */
+/* Slices [first, first + n) of v. Borrows v and g. */
 enum ek_status vision_pack(const struct ek_config *c, const struct ek_visual *v,
                            const struct ek_vl_geometry *g, uint32_t first, uint32_t n,
                            struct vision_pack *out);
@@ -77,6 +83,9 @@ void vision_pack_free(struct vision_pack *p);
 uint32_t vision_max_rows(const struct ek_config *c, const struct ek_stage_options *o);
 uint32_t vision_slice_rows(const struct ek_visual *v);
 uint32_t vision_n_slices(const struct ek_visual *v);
+
+/* ---- look.c */
+void vision_look_free(struct vision_look *l); /* NULL is fine */
 
 /* ---- modules_vision.c */
 typedef enum ek_status (*vision_after_fn)(void *user, struct ek_stage *s, uint32_t block);
