@@ -3,6 +3,7 @@
 GPU_TEST_LIBS = libkernels.a libbase.a $(CUDA_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
 GPU_TESTS = tests/gpu/check_devices tests/gpu/check_ops tests/gpu/check_attention \
 	tests/gpu/check_deepseek tests/gpu/check_vision tests/gpu/check_runtime
+EXTRA_DIST += tests/gpu/full_size.py tests/gpu/beside_transformers.py
 GPU_BENCHES = tests/gpu/bench_kernels tests/gpu/bench_deepseek tests/gpu/bench_vision
 EXTRA_DIST += tests/gpu/run-gpu.sh tests/gpu/main-job.sh tests/gpu/cases.sh tests/gpu/cuda-path.sh
 if HAVE_CUDA

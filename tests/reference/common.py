@@ -28,12 +28,13 @@ class Weights:
     """Random tensors by name. Linear weights have gain / sqrt(inputs), so that every layer's
     output is as large as its input: attention, rope, norms and routing then change the logits."""
 
-    def __init__(self, seed):
-        self.generator = torch.Generator().manual_seed(seed)
+    def __init__(self, seed, device="cpu", dtype=torch.float32):
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.options = {"device": device, "dtype": dtype}
         self.tensors = {}
 
     def normal(self, name, *shape, std=1.0, mean=0.0):
-        value = torch.randn(*shape, generator=self.generator) * std + mean
+        value = torch.randn(*shape, generator=self.generator, **self.options) * std + mean
         self.tensors[name] = value
         return value
 
@@ -65,6 +66,36 @@ def swiglu(w, name, hidden, inter, bias=None):
     w.linear(name + ".gate_proj", inter, hidden, 1.5, bias)
     w.linear(name + ".up_proj", inter, hidden, 1.5, bias)
     w.linear(name + ".down_proj", hidden, inter, 1.5, bias)
+
+
+def qwen_text(w, c, dim):
+    """The language model of a Qwen2.5-VL; dim: of a head."""
+    hidden, kv = c["hidden_size"], c["num_key_value_heads"] * dim
+    decoder_ends(w, "model.", c["vocab_size"], hidden, c["tie_word_embeddings"])
+    for i in range(c["num_hidden_layers"]):
+        p = f"model.layers.{i}."
+        w.norm(p + "input_layernorm", hidden)
+        w.linear(p + "self_attn.q_proj", hidden, hidden, 1.4, bias=0.5)
+        w.linear(p + "self_attn.k_proj", kv, hidden, 1.4, bias=0.5)
+        w.linear(p + "self_attn.v_proj", kv, hidden, 1.2, bias=0.5)
+        w.linear(p + "self_attn.o_proj", hidden, hidden, 1.2)
+        w.norm(p + "post_attention_layernorm", hidden)
+        swiglu(w, p + "mlp", hidden, c["intermediate_size"])
+
+
+def qwen_vision(w, v, p="visual."):
+    width = v["hidden_size"]
+    w.normal(p + "patch_embed.proj.weight", width, 3, 2, 14, 14, std=2 / (3 * 2 * 196) ** 0.5)
+    for i in range(v["depth"]):
+        b = f"{p}blocks.{i}."
+        w.norm(b + "norm1", width)
+        w.linear(b + "attn.qkv", 3 * width, width, 1.5, bias=0.3)
+        w.linear(b + "attn.proj", width, width, 1.3, bias=0.2)
+        w.norm(b + "norm2", width)
+        swiglu(w, b + "mlp", width, v["intermediate_size"], bias=0.2)
+    w.norm(p + "merger.ln_q", width)
+    w.linear(p + "merger.mlp.0", 4 * width, 4 * width, 1.4, bias=0.2)
+    w.linear(p + "merger.mlp.2", v["out_hidden_size"], 4 * width, 0.7, bias=0.1)
 
 
 def write_json(path, value):

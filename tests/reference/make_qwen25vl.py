@@ -12,10 +12,10 @@ from common import (
     FIXTURES,
     Weights,
     byte_tokenizer,
-    decoder_ends,
     picture,
+    qwen_text,
+    qwen_vision,
     say,
-    swiglu,
     tool,
     write_checkpoint,
     write_json,
@@ -96,35 +96,10 @@ TEXT = f"<|im_start|>user\n{IMAGE}or{IMAGE}?<|im_end|>\n<|im_start|>assistant\n"
 SIZES = [(200, 160), (250, 90)]  # width, height: one above max_pixels, one only rounded
 
 
-def vision(w, v, p="visual."):
-    width = v["hidden_size"]
-    w.normal(p + "patch_embed.proj.weight", width, 3, 2, 14, 14, std=2 / (3 * 2 * 196) ** 0.5)
-    for i in range(v["depth"]):
-        b = f"{p}blocks.{i}."
-        w.norm(b + "norm1", width)
-        w.linear(b + "attn.qkv", 3 * width, width, 1.5, bias=0.3)
-        w.linear(b + "attn.proj", width, width, 1.3, bias=0.2)
-        w.norm(b + "norm2", width)
-        swiglu(w, b + "mlp", width, v["intermediate_size"], bias=0.2)
-    w.norm(p + "merger.ln_q", width)
-    w.linear(p + "merger.mlp.0", 4 * width, 4 * width, 1.4, bias=0.2)
-    w.linear(p + "merger.mlp.2", v["out_hidden_size"], 4 * width, 0.7, bias=0.1)
-
-
 def weights(seed):
-    c, w = CONFIG, Weights(seed)
-    hidden, kv = c["hidden_size"], c["num_key_value_heads"] * 16
-    decoder_ends(w, "model.", c["vocab_size"], hidden, c["tie_word_embeddings"])
-    for i in range(c["num_hidden_layers"]):
-        p = f"model.layers.{i}."
-        w.norm(p + "input_layernorm", hidden)
-        w.linear(p + "self_attn.q_proj", hidden, hidden, 1.4, bias=0.5)
-        w.linear(p + "self_attn.k_proj", kv, hidden, 1.4, bias=0.5)
-        w.linear(p + "self_attn.v_proj", kv, hidden, 1.2, bias=0.5)
-        w.linear(p + "self_attn.o_proj", hidden, hidden, 1.2)
-        w.norm(p + "post_attention_layernorm", hidden)
-        swiglu(w, p + "mlp", hidden, c["intermediate_size"])
-    vision(w, c["vision_config"])
+    w = Weights(seed)
+    qwen_text(w, CONFIG, 16)
+    qwen_vision(w, CONFIG["vision_config"])
     return w.tensors
 
 
