@@ -69,7 +69,8 @@ static enum ek_status run_trace(const struct ek_args *args, struct ek_session *s
     if (t->tolerance == 0)
         t->tolerance = ROUGH_TRACE;
     EK_TRY(ek_arg_double(args, "tolerance", 0, 1, &t->tolerance));
-    ek_engine_close(s->engine);
+    if (!ek_engine_close(s->engine))
+        return ek_error(EK_EDEVICE, "a device did not end its work");
     s->engine = NULL;
     return ek_trace(s->model, s->plan, path, r, t->tolerance, &t->modules, &t->n, &c);
 }

@@ -59,7 +59,8 @@ enum ek_status ek_session_open(const struct ek_args *args, const char *model_pat
 
 void ek_session_close(struct ek_session *s)
 {
-    ek_engine_close(s->engine);
+    if (!ek_engine_close(s->engine))
+        return; /* a thread that does not come back may still read the rest */
     ek_plan_free(s->plan);
     ek_model_close(s->model);
 }

@@ -197,13 +197,14 @@ struct ek_ops {
     /* hand-overs that no host thread takes part in. reaches: dev's store can write to's memory, and
      * to's queue can wait for a flag there. store is queued: n bytes to dst, then *flag = value, so
      * that who sees the flag sees the bytes (flag NULL: only the bytes). flag_wait: the queue of
-     * the flag's own device waits until the flag has come to value or beyond, modulo 2^32. flag_set
-     * is not queued: it ends such waits when the sender is no more. All NULL: not possible. */
+     * the flag's own device waits until the flag has come to value or beyond, modulo 2^32, or until
+     * *stop (of host_alloc, NULL: none) is not 0: so the host ends such waits when the sender is no
+     * more. All NULL: not possible. */
     bool (*reaches)(const struct ek_device *dev, const struct ek_device *to);
     enum ek_status (*store)(struct ek_device *dev, void *dst, const void *src, size_t n,
                             uint32_t *flag, uint32_t value);
-    enum ek_status (*flag_wait)(struct ek_device *dev, const uint32_t *flag, uint32_t value);
-    enum ek_status (*flag_set)(struct ek_device *dev, uint32_t *flag, uint32_t value);
+    enum ek_status (*flag_wait)(struct ek_device *dev, const uint32_t *flag, uint32_t value,
+                                const uint32_t *stop);
 
     /* order */
     enum ek_status (*event_new)(struct ek_device *dev, struct ek_event **out);
@@ -211,8 +212,11 @@ struct ek_ops {
     enum ek_status (*event_record)(struct ek_device *dev, struct ek_event *e);
     enum ek_status (*event_wait)(struct ek_device *dev, struct ek_event *e); /* the queue waits */
     enum ek_status (*event_sync)(struct ek_event *e);                        /* the host waits */
+    /* The host looks, and never waits: EK_OK, EK_NO (the queue has not come there), or why not. */
+    enum ek_status (*event_passed)(struct ek_event *e);
     double (*event_seconds)(struct ek_event *from, struct ek_event *to); /* after a sync of to */
     enum ek_status (*sync)(struct ek_device *dev);
+    enum ek_status (*idle)(struct ek_device *dev); /* as event_passed, for all that was queued */
     /* graphs; NULL where the backend has none */
     enum ek_status (*graph_begin)(struct ek_device *dev);
     enum ek_status (*graph_end)(struct ek_device *dev, struct ek_graph **out);

@@ -203,27 +203,35 @@ void engine_vision_pass(struct ek_engine *e, enum ek_status st)
 
 /* ---- the caller's side */
 /* Waits for its turn, then for the job; a worker that has begun it ends its part even when the
- * engine fails. */
+ * engine fails. job->running afterwards: it never did, and the job stays its. */
 static enum ek_status run_job(struct ek_engine *e, struct engine_encode *job)
 {
     enum ek_status st = EK_OK;
 
     pthread_mutex_lock(&e->lock);
     while (e->vision.job != NULL && e->failed == EK_OK)
-        pthread_cond_wait(&e->done, &e->lock);
+        engine_sleep(e);
     if (e->failed == EK_OK) {
         e->vision.path[0].stage->timing.pictures_s += job->packing_s;
         e->vision.job = job;
         engine_wake(&e->devices[e->vision.path[0].stage->device]);
-        while (job->running || (!job->done && e->failed == EK_OK))
-            pthread_cond_wait(&e->done, &e->lock);
-        e->vision.job = NULL;
+        engine_moved(e);
+        while (!job->done && e->failed == EK_OK)
+            engine_sleep(e);
+        if (engine_returns(e, &job->running, false))
+            e->vision.job = NULL;
         pthread_cond_broadcast(&e->done);
     }
     if (e->failed != EK_OK)
         st = engine_failed(e);
     pthread_mutex_unlock(&e->lock);
     return st;
+}
+
+static void job_free(struct engine_encode *job)
+{
+    vision_pack_free(&job->pack);
+    free(job);
 }
 
 /* All slices of a picture, as many at once as fit. */
@@ -239,14 +247,19 @@ static enum ek_status encode_visual(struct ek_engine *e, const struct ek_visual 
                         v->height, slice, most);
     for (uint32_t at = 0; at < vision_n_slices(v); at += step) {
         uint32_t left = vision_n_slices(v) - at;
-        struct engine_encode job = {.out = out};
+        struct engine_encode *job = ek_calloc(1, sizeof(*job));
         uint64_t begin = ek_now_ns();
-        enum ek_status st;
-        EK_TRY(vision_pack(c, v, g, at, left < step ? left : step, &job.pack));
-        job.packing_s = (double)(ek_now_ns() - begin) * 1e-9;
-        st = run_job(e, &job);
-        out += (size_t)job.pack.features * c->hidden;
-        vision_pack_free(&job.pack);
+        enum ek_status st = EK_ENOMEM;
+        if (job == NULL)
+            return st;
+        job->out = out;
+        EK_GOTO(vision_pack(c, v, g, at, left < step ? left : step, &job->pack), st, next);
+        job->packing_s = (double)(ek_now_ns() - begin) * 1e-9;
+        st = run_job(e, job);
+        out += (size_t)job->pack.features * c->hidden;
+    next:
+        if (!job->running)
+            job_free(job);
         EK_TRY(st);
     }
     return EK_OK;

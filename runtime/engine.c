@@ -139,10 +139,24 @@ static enum ek_status open_devices(struct ek_engine *e)
     return EK_OK;
 }
 
+/* Waits for `done` end by themselves now and then, by a clock that nobody sets. */
+static bool make_done(struct ek_engine *e)
+{
+    pthread_condattr_t attr;
+    bool made;
+
+    if (pthread_condattr_init(&attr) != 0)
+        return false;
+    made = pthread_condattr_setclock(&attr, CLOCK_MONOTONIC) == 0 &&
+           pthread_cond_init(&e->done, &attr) == 0;
+    pthread_condattr_destroy(&attr);
+    return made;
+}
+
 static enum ek_status make_locks(struct ek_engine *e)
 {
     e->mutex_made = pthread_mutex_init(&e->lock, NULL) == 0;
-    e->done_made = pthread_cond_init(&e->done, NULL) == 0;
+    e->done_made = make_done(e);
     if (!e->mutex_made || !e->done_made)
         return ek_error(EK_EENV, "no locks for the engine");
     e->devices = ek_calloc(e->plan->n_devices, sizeof(*e->devices));
@@ -199,6 +213,7 @@ static enum ek_status open_all(struct ek_engine *e, const struct ek_engine_optio
     EK_TRY(ek_plan_check(e->plan, e->m));
     e->opt = ek_plan_stage_options(e->plan, opt);
     e->max_seqs = e->opt.max_seqs;
+    EK_TRY(engine_watch_open(e, opt ? opt->deadline_s : 0));
     EK_TRY(make_locks(e));
     EK_TRY(make_stages(e));
     EK_TRY(open_devices(e));
@@ -231,34 +246,45 @@ fail:
     return st;
 }
 
-static void stop_workers(struct ek_engine *e)
+/* False when a worker does not come back after a failure. */
+static bool stop_workers(struct ek_engine *e)
 {
+    bool all = true;
+
     if (e->devices == NULL)
-        return;
+        return true;
     pthread_mutex_lock(&e->lock);
     e->closing = true;
     for (size_t i = 0; i < e->plan->n_devices; i++)
         engine_wake(&e->devices[i]);
+    for (size_t i = 0; i < e->plan->n_devices && e->failed != EK_OK; i++)
+        all &= !e->devices[i].running || engine_returns(e, &e->devices[i].ended, true);
     pthread_mutex_unlock(&e->lock);
     for (size_t i = 0; i < e->plan->n_devices; i++)
-        if (e->devices[i].running)
+        if (e->devices[i].running && (all || e->devices[i].ended))
             pthread_join(e->devices[i].thread, NULL);
+    return all;
 }
 
-/* A sender that failed leaves its receiver waiting for ever. */
-static void abandon_links(struct ek_engine *e)
+/* False when a device does not end what is queued there after a failure. A sender that failed
+ * leaves its receiver waiting for ever, if it is not told. */
+static bool stop_devices(struct ek_engine *e)
 {
-    for (size_t i = 0; e->failed != EK_OK && i < e->n_stages; i++)
-        ek_link_abandon(e->stages[i].out);
+    bool all = true;
+
+    for (size_t i = 0; e->devices && i < e->plan->n_devices; i++) {
+        struct ek_device *dev = e->devices[i].dev;
+        if (dev != NULL && e->failed != EK_OK)
+            all &= engine_settles(dev, engine_grace(e));
+        else if (dev != NULL)
+            (void)dev->ops->sync(dev);
+    }
+    return all;
 }
 
 /* From the last stage, for a head may borrow an earlier one's embedding. */
 static void free_stages(struct ek_engine *e)
 {
-    abandon_links(e);
-    for (size_t i = 0; e->devices && i < e->plan->n_devices; i++)
-        if (e->devices[i].dev != NULL)
-            (void)e->devices[i].dev->ops->sync(e->devices[i].dev);
     if (e->stages != NULL && e->devices != NULL)
         engine_steps_free(e);
     engine_vision_close(e);
@@ -271,11 +297,12 @@ static void free_stages(struct ek_engine *e)
     free(e->stages);
 }
 
-void ek_engine_close(struct ek_engine *e)
+bool ek_engine_close(struct ek_engine *e)
 {
     if (e == NULL)
-        return;
-    stop_workers(e);
+        return true;
+    if (!stop_workers(e) || !stop_devices(e))
+        return false;
     free_stages(e);
     for (size_t i = 0; e->devices && i < e->plan->n_devices; i++) {
         ek_device_close(e->devices[i].dev);
@@ -289,13 +316,14 @@ void ek_engine_close(struct ek_engine *e)
     if (e->mutex_made)
         pthread_mutex_destroy(&e->lock);
     free(e);
+    return true;
 }
 
 /* ---- what it is and has */
 size_t ek_engine_timings(struct ek_engine *e, struct ek_stage_timing *out, size_t cap)
 {
     pthread_mutex_lock(&e->lock);
-    while (e->ended != NULL)
+    while (e->ended != NULL && e->failed == EK_OK)
         engine_settle(e);
     for (size_t i = 0; i < e->n_all && i < cap; i++)
         out[i] = e->stages[i].timing;
@@ -306,7 +334,7 @@ size_t ek_engine_timings(struct ek_engine *e, struct ek_stage_timing *out, size_
 void ek_engine_reset_timings(struct ek_engine *e)
 {
     pthread_mutex_lock(&e->lock);
-    while (e->ended != NULL)
+    while (e->ended != NULL && e->failed == EK_OK)
         engine_settle(e);
     for (size_t i = 0; i < e->n_all; i++)
         e->stages[i].timing = (struct ek_stage_timing){.device = e->stages[i].device,

@@ -18,6 +18,13 @@
 
 enum { MARK_BEGIN, MARK_RECEIVED, MARK_RAN, MARK_SENT, N_MARKS };
 
+/* A step at a stage. */
+struct engine_pass {
+    struct ek_event *mark[N_MARKS];
+    atomic_uint recorded; /* marks that are queued */
+    uint64_t order;       /* when its worker took it, among all of the engine; 0: not yet */
+};
+
 struct engine_step {
     struct engine_step *next; /* in the list of active or of idle steps */
     uint64_t ticket;
@@ -31,12 +38,12 @@ struct engine_step {
     size_t embeds_cap;
     int32_t *places; /* [max_tokens] */
     uint32_t n_embeds;
-    uint32_t last_stage;                /* where it ends: without logits, before the head */
-    uint32_t rows;                      /* of logits */
-    float *logits;                      /* host memory of the head's device, [rows][vocab]; */
-    size_t logits_cap;                  /* floats */
-    int32_t *argmax;                    /* so is this, [max_tokens] */
-    struct ek_event *(*marks)[N_MARKS]; /* [n_stages] */
+    uint32_t last_stage;      /* where it ends: without logits, before the head */
+    uint32_t rows;            /* of logits */
+    float *logits;            /* host memory of the head's device, [rows][vocab]; */
+    size_t logits_cap;        /* floats */
+    int32_t *argmax;          /* so is this, [max_tokens] */
+    struct engine_pass *pass; /* [n_stages] */
 };
 
 struct engine_stage {
@@ -81,6 +88,7 @@ struct engine_device {
     struct ek_device *dev; /* NULL: no stage is on it */
     pthread_t thread;
     bool running; /* the thread was started */
+    bool ended;   /* and has come to its end */
     bool loaded;  /* its stages are there, or the engine has failed */
     bool spins;   /* its worker looks for work a while before it sleeps */
     pthread_cond_t wake;
@@ -109,8 +117,15 @@ struct ek_engine {
     uint32_t n_ended;
     uint64_t next_ticket;
     uint32_t in_flight;
+    uint64_t order; /* passes begun */
     bool closing;
-    enum ek_status failed; /* EK_OK: running */
+    /* watch.c */
+    double deadline_s;
+    uint64_t moved_ns, looked_ns; /* when something moved, when somebody looked last */
+    uint64_t progress;            /* as seen then */
+    bool silent;                  /* the engine failed because nothing did */
+    size_t hang_stage;            /* for tests: does not answer; SIZE_MAX: none */
+    enum ek_status failed;        /* EK_OK: running */
     char message[1024];
 };
 
@@ -132,6 +147,24 @@ void engine_finish(struct ek_engine *e, struct engine_step *step);
 /* Adds the times of one released step to its stages; the lock is held. */
 void engine_settle(struct ek_engine *e);
 void engine_wake(struct engine_device *d);
+
+/* ---- watch.c: the lock is held in all of these, but not while they wait */
+/* asked: seconds, 0: EVENKEEL_DEADLINE, or by the plan's prediction. */
+enum ek_status engine_watch_open(struct ek_engine *e, double asked);
+void engine_moved(struct ek_engine *e);
+/* Waits for e->done, or a while, and looks whether anything moves: if not, the engine fails. */
+void engine_sleep(struct ek_engine *e);
+/* Waits for an event; EK_NO when the engine has failed meanwhile. */
+enum ek_status engine_await(struct ek_engine *e, const struct ek_device *dev,
+                            struct ek_event *event);
+/* Seconds that a failed engine waits for its threads and devices: few when one does not answer. */
+double engine_grace(const struct ek_engine *e);
+/* Waits so long for *flag to become what is wanted; false when it did not. */
+bool engine_returns(struct ek_engine *e, const bool *flag, bool wanted);
+/* Waits for all that is queued, so long at most; without the lock. */
+bool engine_settles(struct ek_device *dev, double seconds);
+/* Hangs where a test asks for it; without the lock. */
+enum ek_status engine_hang(struct ek_engine *e, size_t stage);
 
 /* ---- encode.c */
 /* Finds the path of pictures through the stages; opens its links. */

@@ -22,7 +22,9 @@ struct ek_link {
     atomic_uint_fast64_t sent, taken; /* messages */
     char *slots; /* of all messages: on from, on to (peer stores), or host memory when staged */
     size_t slot_bytes;
-    void *raw;                             /* on to: a message before its conversion, or NULL */
+    _Atomic uint32_t
+        *stop; /* host memory of to: not 0 ends its queue's waits; NULL: none can hang */
+    void *raw; /* on to: a message before its conversion, or NULL */
     struct ek_device *slots_of;            /* who allocated slots, host memory when staged */
     struct ek_event *full[EK_LINK_SLOTS];  /* from's queue passed the copy into the slot */
     struct ek_event *empty[EK_LINK_SLOTS]; /* to's queue passed the copy out of it */
@@ -37,6 +39,7 @@ struct mechanism {
     enum ek_status (*send)(struct ek_link *l, unsigned slot, const void *src, size_t n);
     enum ek_status (*wait)(struct ek_link *l, unsigned slot);
     enum ek_status (*recv)(struct ek_link *l, unsigned slot, void *dst, size_t n);
+    enum ek_status (*check)(const struct ek_link *l); /* NULL: nothing to tell */
     bool queued; /* send and recv return before the bytes have moved */
 };
 
@@ -130,6 +133,8 @@ static enum ek_status store_open(struct ek_link *l)
     store_bytes(l->from, l->to, l->max, &at_from, &at_to);
     EK_TRY(open_events(l));
     l->slots_of = l->to;
+    EK_TRY(l->to->ops->host_alloc(l->to, sizeof(*l->stop), (void **)&l->stop));
+    atomic_store(l->stop, 0);
     EK_TRY(l->to->ops->alloc(l->to, EK_TAG_COMM, at_to, (void **)&l->slots));
     EK_TRY(l->to->ops->zero(l->to, flag_at(l, 0), EK_LINK_SLOTS * FLAG_BYTES));
     return l->to->ops->sync(l->to);
@@ -147,7 +152,8 @@ static enum ek_status store_send(struct ek_link *l, unsigned slot, const void *s
 
 static enum ek_status store_wait(struct ek_link *l, unsigned slot)
 {
-    return l->to->ops->flag_wait(l->to, flag_at(l, slot), (uint32_t)(atomic_load(&l->taken) + 1));
+    return l->to->ops->flag_wait(l->to, flag_at(l, slot), (uint32_t)(atomic_load(&l->taken) + 1),
+                                 (const uint32_t *)l->stop);
 }
 
 static enum ek_status store_recv(struct ek_link *l, unsigned slot, void *dst, size_t n)
@@ -237,11 +243,13 @@ static enum ek_status staged_recv(struct ek_link *l, unsigned slot, void *dst, s
 
 /* ---- the registry, fastest first */
 static const struct mechanism mechanisms[] = {
-    {"same-device", same_works, slots_at_from, same_open, same_send, same_wait, same_recv, true},
-    {"peer-store", store_works, store_bytes, store_open, store_send, store_wait, store_recv, true},
-    {"copy", copy_works, slots_at_from, copy_open, copy_send, copy_wait, copy_recv, true},
+    {"same-device", same_works, slots_at_from, same_open, same_send, same_wait, same_recv, NULL,
+     true},
+    {"peer-store", store_works, store_bytes, store_open, store_send, store_wait, store_recv, NULL,
+     true},
+    {"copy", copy_works, slots_at_from, copy_open, copy_send, copy_wait, copy_recv, NULL, true},
     {"host-staged", staged_works, staged_bytes, staged_open, staged_send, same_wait, staged_recv,
-     false},
+     NULL, false},
 };
 
 size_t ek_link_mechanisms(const struct ek_device *from, const struct ek_device *to,
@@ -322,8 +330,13 @@ enum ek_status ek_link_open(struct ek_device *from, struct ek_device *to, size_t
 
 void ek_link_abandon(struct ek_link *l)
 {
-    for (unsigned i = 0; l != NULL && l->how->wait == store_wait && i < EK_LINK_SLOTS; i++)
-        (void)!l->to->ops->flag_set(l->to, flag_at(l, i), (uint32_t)atomic_load(&l->sent));
+    if (l != NULL && l->stop != NULL)
+        atomic_store(l->stop, 1);
+}
+
+enum ek_status ek_link_check(const struct ek_link *l)
+{
+    return l->how->check ? l->how->check(l) : EK_OK;
 }
 
 void ek_link_close(struct ek_link *l)
@@ -342,6 +355,8 @@ void ek_link_close(struct ek_link *l)
         l->slots_of->ops->release(l->slots_of, l->slots);
     if (l->raw != NULL)
         l->to->ops->release(l->to, l->raw);
+    if (l->stop != NULL)
+        l->to->ops->host_free(l->to, (void *)(uintptr_t)l->stop);
     free(l);
 }
 

@@ -6,6 +6,6 @@ libruntime_a_SOURCES = runtime/runtime.h runtime/stage.h runtime/cache.h runtime
 	runtime/vision.c runtime/vision.h runtime/weights.h runtime/weights_vision.c \
 	runtime/encode.c runtime/look.c runtime/prompt.h runtime/prompt.c runtime/reference_images.c \
 	runtime/graph.c runtime/cache.c runtime/link.c \
-	runtime/preflight.c runtime/worker.c runtime/steps.c runtime/engine.c runtime/sampling.c \
+	runtime/preflight.c runtime/worker.c runtime/steps.c runtime/engine.c runtime/sampling.c runtime/watch.c \
 	runtime/reference.c runtime/record.c runtime/compare.c runtime/trace.c runtime/wave.c runtime/generate.c runtime/bench.c \
 	runtime/bench_pictures.c runtime/bench_pictures.h

@@ -162,6 +162,8 @@ enum ek_status ek_link_open_as(struct ek_device *from, struct ek_device *to, siz
                                const char *mechanism, struct ek_link **out);
 /* Ends every wait of the receiver's queue, after the sender failed. NULL is fine. */
 void ek_link_abandon(struct ek_link *l);
+/* Why the link has failed, where its mechanism can tell; EK_OK: it has not. */
+enum ek_status ek_link_check(const struct ek_link *l);
 void ek_link_close(struct ek_link *l); /* NULL is fine; both devices must be idle */
 const char *ek_link_mechanism(const struct ek_link *l);
 /* True when send and recv only queue: no host thread has to wake between the two devices. */
@@ -180,6 +182,9 @@ enum ek_status ek_link_send(struct ek_link *l, const void *src, size_t n);
 enum ek_status ek_link_wait(struct ek_link *l);
 enum ek_status ek_link_recv(struct ek_link *l, void *dst, size_t n);
 
+/* Waits for an event of a device, so long at most: EK_NO when it has not passed then. */
+enum ek_status ek_event_poll(const struct ek_device *dev, struct ek_event *event, double seconds);
+
 /* ---- Engine ---------------------------------------------------------------------------------- */
 struct ek_engine;
 struct ek_engine_options {
@@ -188,6 +193,10 @@ struct ek_engine_options {
     uint32_t max_logits;   /* rows of logits a step may ask for; 0: max_seqs */
     uint64_t cache_tokens; /* of all sequences together; 0: max_seqs * max_context */
     uint32_t max_patches;  /* as in ek_stage_options */
+    /* Seconds without any progress after which the engine fails, naming the stage or link that does
+     * not answer. 0: the environment variable EVENKEEL_DEADLINE; else 20 times the longest
+     * predicted time of a stage, at least 30 s, and 600 s for a plan without predictions. */
+    double deadline_s;
     /* Every module a stage of its own, whose output goes here: rows of dim values, called by the
      * worker of its device. Blocks of a tower as MODULE.blocks.N, in the order of the processor's
      * patches. The head's are the logits anyway. NULL: none. */
@@ -202,7 +211,9 @@ struct ek_stage_options ek_plan_stage_options(const struct ek_plan *p,
  * model and plan. */
 enum ek_status ek_engine_open(const struct ek_model *m, const struct ek_plan *p,
                               const struct ek_engine_options *opt, struct ek_engine **out);
-void ek_engine_close(struct ek_engine *e);
+/* NULL is fine. False when a device or a thread does not come back within seconds after a failure:
+ * then nothing of the engine is freed, and what it borrowed must stay until the process ends. */
+bool ek_engine_close(struct ek_engine *e);
 
 /* A sequence slot; EK_ENOMEM when all are in use. */
 enum ek_status ek_engine_seq_open(struct ek_engine *e, uint32_t *seq);

@@ -11,15 +11,15 @@ static void step_free(struct ek_engine *e, struct engine_step *s)
 {
     struct ek_device *head = e->devices[e->stages[e->n_stages - 1].device].dev;
 
-    for (size_t i = 0; s->marks && i < e->n_stages; i++)
+    for (size_t i = 0; s->pass && i < e->n_stages; i++)
         for (int k = 0; k < N_MARKS; k++)
-            if (s->marks[i][k] != NULL)
-                e->devices[e->stages[i].device].dev->ops->event_free(s->marks[i][k]);
+            if (s->pass[i].mark[k] != NULL)
+                e->devices[e->stages[i].device].dev->ops->event_free(s->pass[i].mark[k]);
     if (s->logits != NULL)
         head->ops->host_free(head, s->logits);
     if (s->argmax != NULL)
         head->ops->host_free(head, s->argmax);
-    free(s->marks);
+    free(s->pass);
     free(s->image);
     free(s->embeds);
     free(s->places);
@@ -48,7 +48,7 @@ static enum ek_status step_new(struct ek_engine *e, struct engine_step **out)
         return st;
     if ((s->image = ek_calloc(batch_words(&e->shape), sizeof(*s->image))) == NULL ||
         (s->places = ek_calloc(e->opt.max_tokens, sizeof(*s->places))) == NULL ||
-        (s->marks = ek_calloc(e->n_stages, sizeof(*s->marks))) == NULL)
+        (s->pass = ek_calloc(e->n_stages, sizeof(*s->pass))) == NULL)
         goto fail;
     EK_GOTO(head->ops->host_alloc(head, e->opt.max_tokens * sizeof(*s->argmax),
                                   (void **)&s->argmax),
@@ -56,7 +56,7 @@ static enum ek_status step_new(struct ek_engine *e, struct engine_step **out)
     for (size_t i = 0; i < e->n_stages; i++) {
         struct ek_device *dev = e->devices[e->stages[i].device].dev;
         for (int k = 0; k < N_MARKS; k++)
-            EK_GOTO(dev->ops->event_new(dev, &s->marks[i][k]), st, fail);
+            EK_GOTO(dev->ops->event_new(dev, &s->pass[i].mark[k]), st, fail);
     }
     *out = s;
     return EK_OK;
@@ -229,7 +229,7 @@ static void advance(struct ek_engine *e, struct engine_step *s)
     if (s != NULL && s->issued && !s->finishing)
         engine_finish(e, s);
     else
-        pthread_cond_wait(&e->done, &e->lock);
+        engine_sleep(e);
 }
 
 /* The oldest step that is issued and that nobody waits for; the lock is held. */
@@ -267,6 +267,11 @@ static enum ek_status enqueue(struct ek_engine *e, const struct ek_step *step, s
     s->rows = d->h.n_logits;
     s->last_stage = last_stage(e, s->rows);
     s->issued = s->finishing = s->done = false;
+    for (size_t i = 0; i < e->n_stages; i++) {
+        s->pass[i].order = 0;
+        atomic_store(&s->pass[i].recorded, 0);
+    }
+    engine_moved(e);
     s->ticket = *ticket = e->next_ticket++;
     s->next = e->active;
     e->active = s;

@@ -9,9 +9,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#define SPIN_NS ((uint64_t)50000000) /* a worker of a device with a queue looks so long for work   \
-                                      */
-#define SPIN_CORES 4 /* ... where there are so many cores a device, before it sleeps */
+#define SPIN_NS                                                                                    \
+    ((uint64_t)50000000) /* a worker of a device with a queue looks so long for work               \
+                          */
+#define SPIN_CORES 4     /* ... where there are so many cores a device, before it sleeps */
 
 void engine_wake(struct engine_device *d)
 {
@@ -19,13 +20,21 @@ void engine_wake(struct engine_device *d)
     pthread_cond_signal(&d->wake);
 }
 
+/* A receiver may wait for what never comes. */
+static void abandon_links(struct ek_engine *e)
+{
+    for (size_t i = 0; i < e->n_stages; i++)
+        ek_link_abandon(e->stages[i].out);
+    for (size_t i = 0; i < e->vision.n_path; i++)
+        ek_link_abandon(e->vision.path[i].in);
+}
+
 void engine_fail(struct ek_engine *e, enum ek_status st)
 {
     if (e->failed == EK_OK) {
         e->failed = st;
         snprintf(e->message, sizeof(e->message), "%s", ek_last_error());
-        for (size_t i = 0; i < e->n_stages; i++) /* a receiver may wait for what never comes */
-            ek_link_abandon(e->stages[i].out);
+        abandon_links(e);
     }
     pthread_cond_broadcast(&e->done);
     for (size_t i = 0; i < e->plan->n_devices; i++)
@@ -67,6 +76,7 @@ static struct engine_step *pick(struct ek_engine *e, uint32_t device, size_t *st
         struct engine_stage *s = &e->stages[*stage];
         s->head = (s->head + 1) % e->max_in_flight;
         s->n--;
+        best->pass[*stage].order = ++e->order;
     }
     return best;
 }
@@ -78,21 +88,29 @@ static size_t boundary(const struct ek_engine *e, const struct engine_stage *to,
     return (size_t)(to->normed_in ? step->rows : step->counts.n_tokens) * e->m->config.hidden;
 }
 
-static enum ek_status receive(struct ek_engine *e, size_t i, const struct engine_step *step)
+static enum ek_status mark(struct ek_engine *e, size_t i, struct engine_step *step, unsigned which)
+{
+    struct ek_device *dev = e->devices[e->stages[i].device].dev;
+
+    EK_TRY(dev->ops->event_record(dev, step->pass[i].mark[which]));
+    atomic_store(&step->pass[i].recorded, which + 1);
+    return EK_OK;
+}
+
+static enum ek_status receive(struct ek_engine *e, size_t i, struct engine_step *step)
 {
     struct engine_stage *s = &e->stages[i];
-    struct ek_device *dev = e->devices[s->device].dev;
 
     if (s->in != NULL)
         EK_TRY(ek_link_wait(s->in));
-    EK_TRY(dev->ops->event_record(dev, step->marks[i][MARK_BEGIN]));
+    EK_TRY(mark(e, i, step, MARK_BEGIN));
     if (s->in != NULL) {
         EK_TRY(ek_link_recv(s->in, ek_stage_hidden(s->stage), boundary(e, s, step)));
         pthread_mutex_lock(&e->lock); /* a slot is free: the sender may go on */
         engine_wake(&e->devices[e->stages[i - 1].device]);
         pthread_mutex_unlock(&e->lock);
     }
-    return dev->ops->event_record(dev, step->marks[i][MARK_RECEIVED]);
+    return mark(e, i, step, MARK_RECEIVED);
 }
 
 /* Host room for the rows of a step, of the head's device. */
@@ -173,7 +191,6 @@ static enum ek_status trace(struct ek_engine *e, struct engine_stage *s, struct 
 static enum ek_status run_step(struct ek_engine *e, size_t i, struct engine_step *step)
 {
     struct engine_stage *s = &e->stages[i];
-    struct ek_device *dev = e->devices[s->device].dev;
     void *x = ek_stage_hidden(s->stage);
     struct ek_batch batch;
     const int32_t *rows;
@@ -184,16 +201,17 @@ static enum ek_status run_step(struct ek_engine *e, size_t i, struct engine_step
     if (s->embed)
         EK_TRY(stage_replace(s->stage, step->embeds, step->places, step->n_embeds));
     EK_TRY(receive(e, i, step));
+    EK_TRY(engine_hang(e, i));
     if (s->head_mod)
         EK_TRY(run_with_head(e, s->stage, step, &batch, rows, n_rows));
     else
         EK_TRY(ek_stage_run(s->stage, &batch, x, x, rows, n_rows));
     if (e->trace != NULL && !s->head_mod)
         EK_TRY(trace(e, s, step));
-    EK_TRY(dev->ops->event_record(dev, step->marks[i][MARK_RAN]));
+    EK_TRY(mark(e, i, step, MARK_RAN));
     if (step->last_stage != i)
         EK_TRY(ek_link_send(s->out, x, boundary(e, s + 1, step)));
-    return dev->ops->event_record(dev, step->marks[i][MARK_SENT]);
+    return mark(e, i, step, MARK_SENT);
 }
 
 void engine_settle(struct ek_engine *e)
@@ -207,7 +225,7 @@ void engine_settle(struct ek_engine *e)
     for (size_t i = 0; i <= step->last_stage; i++) {
         struct ek_stage_timing *t = &e->stages[i].timing;
         const struct ek_ops *ops = e->devices[e->stages[i].device].dev->ops;
-        struct ek_event **mark = step->marks[i];
+        struct ek_event **mark = step->pass[i].mark;
         /* the end of the last stage is after all sends, but not after their marks */
         if (ops->event_sync(mark[MARK_SENT]) != EK_OK)
             break;
@@ -223,19 +241,18 @@ void engine_settle(struct ek_engine *e)
 
 void engine_finish(struct ek_engine *e, struct engine_step *step)
 {
-    const struct ek_ops *ops = e->devices[e->stages[step->last_stage].device].dev->ops;
+    struct ek_device *dev = e->devices[e->stages[step->last_stage].device].dev;
     enum ek_status st;
 
     step->finishing = true;
-    pthread_mutex_unlock(&e->lock);
-    st = ops->event_sync(step->marks[step->last_stage][MARK_SENT]);
-    pthread_mutex_lock(&e->lock);
-    if (st != EK_OK) {
+    st = engine_await(e, dev, step->pass[step->last_stage].mark[MARK_SENT]);
+    if (st != EK_OK && e->failed == EK_OK)
         engine_fail(e, st);
+    if (e->failed != EK_OK) /* what is there may come from a link that was cut */
         return;
-    }
     step->done = true;
     e->in_flight--;
+    engine_moved(e);
     pthread_cond_broadcast(&e->done);
 }
 
@@ -280,7 +297,8 @@ static bool next_work(struct engine_device *d, size_t *stage, struct engine_step
     while (!e->closing && (e->failed != EK_OK || (!engine_vision_ready(e, d->index) &&
                                                   (step = pick(e, d->index, stage)) == NULL))) {
         unsigned seen = atomic_load(&d->signals);
-        engine_settle(e); /* there is time for it now */
+        if (e->failed == EK_OK)
+            engine_settle(e); /* there is time for it now */
         spin(d, seen);
         if (atomic_load(&d->signals) == seen) /* only who holds the lock signals */
             pthread_cond_wait(&d->wake, &e->lock);
@@ -334,6 +352,7 @@ void *engine_worker(void *device)
         pthread_mutex_unlock(&e->lock);
         st = run_step(e, stage, step);
         pthread_mutex_lock(&e->lock);
+        engine_moved(e);
         if (st != EK_OK)
             engine_fail(e, st);
         else if (step->last_stage == stage)
@@ -341,6 +360,8 @@ void *engine_worker(void *device)
         else
             engine_push(e, stage + 1, step);
     }
+    d->ended = true;
+    pthread_cond_broadcast(&e->done);
     pthread_mutex_unlock(&e->lock);
     return NULL;
 }

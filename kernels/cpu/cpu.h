@@ -168,6 +168,7 @@ void cpu_event_free(struct ek_event *e);
 enum ek_status cpu_event_record(struct ek_device *dev, struct ek_event *e);
 enum ek_status cpu_event_wait(struct ek_device *dev, struct ek_event *e);
 enum ek_status cpu_event_sync(struct ek_event *e);
+enum ek_status cpu_event_passed(struct ek_event *e);
 double cpu_event_seconds(struct ek_event *from, struct ek_event *to);
 enum ek_status cpu_sync(struct ek_device *dev);
 

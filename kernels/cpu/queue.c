@@ -134,6 +134,11 @@ enum ek_status cpu_event_sync(struct ek_event *e)
     return EK_OK;
 }
 
+enum ek_status cpu_event_passed(struct ek_event *e)
+{
+    return cpu_event_sync(e);
+}
+
 double cpu_event_seconds(struct ek_event *from, struct ek_event *to)
 {
     return (double)(int64_t)(atomic_load(&to->ns) - atomic_load(&from->ns)) * 1e-9;

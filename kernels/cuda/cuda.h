@@ -131,6 +131,8 @@ void ek_cuda_event_free(struct ek_event *e);
 enum ek_status ek_cuda_event_record(struct ek_device *dev, struct ek_event *e);
 enum ek_status ek_cuda_event_wait(struct ek_device *dev, struct ek_event *e);
 enum ek_status ek_cuda_event_sync(struct ek_event *e);
+enum ek_status ek_cuda_event_passed(struct ek_event *e);
+enum ek_status ek_cuda_idle(struct ek_device *dev);
 double ek_cuda_event_seconds(struct ek_event *from, struct ek_event *to);
 enum ek_status ek_cuda_sync(struct ek_device *dev);
 enum ek_status ek_cuda_graph_begin(struct ek_device *dev);
@@ -142,8 +144,8 @@ void ek_cuda_graph_free(struct ek_graph *g);
 bool ek_cuda_reaches(const struct ek_device *dev, const struct ek_device *to);
 enum ek_status ek_cuda_store(struct ek_device *dev, void *dst, const void *src, size_t n,
                              uint32_t *flag, uint32_t value);
-enum ek_status ek_cuda_flag_wait(struct ek_device *dev, const uint32_t *flag, uint32_t value);
-enum ek_status ek_cuda_flag_set(struct ek_device *dev, uint32_t *flag, uint32_t value);
+enum ek_status ek_cuda_flag_wait(struct ek_device *dev, const uint32_t *flag, uint32_t value,
+                                 const uint32_t *stop);
 
 /* matrix.c: weights and products */
 enum ek_status ek_cuda_mat_new(struct ek_device *dev, enum ek_dtype dtype, uint32_t rows,

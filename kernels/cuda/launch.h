@@ -150,8 +150,10 @@ cudaError_t ek_cu_attention_dense(const struct ek_cu_queue *q, enum ek_dtype act
  * is NULL; arrived: a zero in this device's memory, left so */
 cudaError_t ek_cu_store(const struct ek_cu_queue *q, void *dst, const void *src, size_t n,
                         uint32_t *flag, uint32_t value, uint32_t *arrived);
-/* The queue goes on when *flag, of this device's memory, has come to value or beyond. */
-cudaError_t ek_cu_await(const struct ek_cu_queue *q, const uint32_t *flag, uint32_t value);
+/* The queue goes on when *flag, of this device's memory, has come to value or beyond, or *stop, of
+ * the host's (NULL: none), is not 0. */
+cudaError_t ek_cu_await(const struct ek_cu_queue *q, const uint32_t *flag, uint32_t value,
+                        const uint32_t *stop);
 
 #ifdef __cplusplus
 }

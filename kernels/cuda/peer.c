@@ -25,24 +25,10 @@ enum ek_status ek_cuda_store(struct ek_device *dev, void *dst, const void *src, 
     return ek_cuda_issued(d, ek_cu_store(&d->queue, dst, src, n, flag, value, arrived), "store");
 }
 
-enum ek_status ek_cuda_flag_wait(struct ek_device *dev, const uint32_t *flag, uint32_t value)
+enum ek_status ek_cuda_flag_wait(struct ek_device *dev, const uint32_t *flag, uint32_t value,
+                                 const uint32_t *stop)
 {
     ek_cuda_use(ek_cuda(dev));
-    return ek_cuda_issued(ek_cuda(dev), ek_cu_await(&ek_cuda(dev)->queue, flag, value),
+    return ek_cuda_issued(ek_cuda(dev), ek_cu_await(&ek_cuda(dev)->queue, flag, value, stop),
                           "flag_wait");
-}
-
-enum ek_status ek_cuda_flag_set(struct ek_device *dev, uint32_t *flag, uint32_t value)
-{
-    struct ek_cuda *d = ek_cuda(dev);
-    cudaStream_t aside;
-    cudaError_t e;
-
-    ek_cuda_use(d);
-    EK_CU_TRY(d, cudaStreamCreateWithFlags(&aside, cudaStreamNonBlocking));
-    e = cudaMemcpyAsync(flag, &value, sizeof(value), cudaMemcpyHostToDevice, aside);
-    if (e == cudaSuccess)
-        e = cudaStreamSynchronize(aside);
-    cudaStreamDestroy(aside);
-    return ek_cuda_issued(d, e, "flag_set");
 }

@@ -161,6 +161,15 @@ enum ek_status ek_cuda_event_sync(struct ek_event *e)
     return EK_OK;
 }
 
+enum ek_status ek_cuda_event_passed(struct ek_event *e)
+{
+    cudaError_t state = cudaEventQuery(e->event);
+
+    if (state == cudaErrorNotReady)
+        return EK_NO;
+    return state == cudaSuccess ? EK_OK : ek_cuda_failed(e->dev, state, "cudaEventQuery");
+}
+
 double ek_cuda_event_seconds(struct ek_event *from, struct ek_event *to)
 {
     float ms = 0;
@@ -173,6 +182,15 @@ enum ek_status ek_cuda_sync(struct ek_device *dev)
     ek_cuda_use(ek_cuda(dev));
     EK_CU_TRY(ek_cuda(dev), cudaStreamSynchronize(ek_cuda(dev)->queue.stream));
     return EK_OK;
+}
+
+enum ek_status ek_cuda_idle(struct ek_device *dev)
+{
+    cudaError_t state = cudaStreamQuery(ek_cuda(dev)->queue.stream);
+
+    if (state == cudaErrorNotReady)
+        return EK_NO;
+    return state == cudaSuccess ? EK_OK : ek_cuda_failed(ek_cuda(dev), state, "cudaStreamQuery");
 }
 
 /* ---- graphs ------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 
 #define THREADS     512
 #define BLOCK_BYTES ((size_t)32 << 10) // of a message, one block's
+#define STOP_EVERY 4096u          // looks at the flag, a few milliseconds
 #define MAX_BLOCKS  64u                // enough for the link; the queue's own work waits anyway
 
 __device__ __forceinline__ void raise_flag(uint32_t *flag, uint32_t value)
@@ -11,13 +12,21 @@ __device__ __forceinline__ void raise_flag(uint32_t *flag, uint32_t value)
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 
-__device__ __forceinline__ void await_flag(const uint32_t *flag, uint32_t least)
+__device__ __forceinline__ uint32_t look(const uint32_t *flag)
 {
     uint32_t now;
 
-    do
-        asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(now) : "l"(flag) : "memory");
-    while ((int32_t)(now - least) < 0);
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(now) : "l"(flag) : "memory");
+    return now;
+}
+
+// stop is in the host's memory, far away: it is looked at now and then.
+__device__ __forceinline__ void await_flag(const uint32_t *flag, uint32_t least,
+                                           const uint32_t *stop)
+{
+    for (uint32_t n = 1; (int32_t)(look(flag) - least) < 0; n++)
+        if (stop != nullptr && n % STOP_EVERY == 0 && look(stop) != 0)
+            return;
 }
 
 __device__ __forceinline__ void copy_part(uint8_t *dst, const uint8_t *src, size_t n)
@@ -57,9 +66,9 @@ __global__ void __launch_bounds__(THREADS)
 
 // One thread waits: it sees the flag sooner than the queue's own way of waiting, and there is never
 // more than one such thread a queue, so that the senders find room beside it.
-__global__ void await_k(const uint32_t *flag, uint32_t value)
+__global__ void await_k(const uint32_t *flag, uint32_t value, const uint32_t *stop)
 {
-    await_flag(flag, value);
+    await_flag(flag, value, stop);
 }
 
 extern "C" cudaError_t ek_cu_store(const struct ek_cu_queue *q, void *dst, const void *src,
@@ -74,8 +83,8 @@ extern "C" cudaError_t ek_cu_store(const struct ek_cu_queue *q, void *dst, const
 }
 
 extern "C" cudaError_t ek_cu_await(const struct ek_cu_queue *q, const uint32_t *flag,
-                                   uint32_t value)
+                                   uint32_t value, const uint32_t *stop)
 {
-    await_k<<<1, 1, 0, q->stream>>>(flag, value);
+    await_k<<<1, 1, 0, q->stream>>>(flag, value, stop);
     return cudaGetLastError();
 }
