@@ -54,8 +54,7 @@ static const struct ek_ops *ops_of(const struct ek_engine *e, size_t stage)
 }
 
 /* ---- what has moved */
-/* Marks of a step at a stage that its device has passed. An event that failed counts as passed:
- * who waits for the step's end hears of it. */
+/* Marks of a step at a stage that its device has passed. */
 static unsigned passed(const struct ek_engine *e, const struct engine_step *step, size_t stage)
 {
     const struct engine_pass *p = &step->pass[stage];
@@ -79,12 +78,13 @@ static uint64_t progress(const struct ek_engine *e)
 /* A device that has failed, or a link that says so, ends the engine before any deadline does. */
 static enum ek_status check_all(const struct ek_engine *e)
 {
-    for (size_t i = 0; i < e->plan->n_devices; i++) {
-        struct ek_device *dev = e->devices[i].dev;
-        enum ek_status st = dev && e->devices[i].running ? dev->ops->idle(dev) : EK_OK;
-        if (st != EK_OK && st != EK_NO)
-            return st;
-    }
+    for (const struct engine_step *s = e->active; s != NULL; s = s->next)
+        for (size_t i = 0; !s->done && i <= s->last_stage; i++) {
+            unsigned n = atomic_load(&s->pass[i].recorded);
+            enum ek_status st = n ? ops_of(e, i)->event_passed(s->pass[i].mark[n - 1]) : EK_NO;
+            if (st != EK_OK && st != EK_NO)
+                return st;
+        }
     for (size_t i = 0; i < e->n_stages; i++)
         if (e->stages[i].out != NULL)
             EK_TRY(ek_link_check(e->stages[i].out));

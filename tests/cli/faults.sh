@@ -32,4 +32,14 @@ faulty evenkeel model "$model" --json
 faulty evenkeel run "$model" --ids 1,2,3 --max-tokens 3
 faulty evenkeel check "$model" --reference "$reference"
 faulty evenkeel devices --devices "cpu:0/threads=0,mem=64MiB"
+
+# a stage that never answers: exit code 6 and one line, in time
+EK_HANG_STAGE=0 EVENKEEL_DEADLINE=0.3 evenkeel run "$model" --ids 1,2,3 --max-tokens 3 \
+    >"$scratch/out" 2>"$scratch/err"
+got=$?
+if [ $got -ne 6 ] || ! grep -q '^evenkeel: stage 0 (cpu:0, .*no answer for 0.3 s$' "$scratch/err"; then
+    echo "FAILED: exit $got of a stage that hangs"
+    cat "$scratch/err"
+    failures=$((failures + 1))
+fi
 finish

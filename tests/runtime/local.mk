@@ -57,3 +57,9 @@ TESTS += tests/runtime/check_quant
 tests_runtime_check_quant_SOURCES = tests/runtime/check_quant.c tests/runtime/support.c
 tests_runtime_check_quant_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_runtime_check_quant_LDADD = $(RUNTIME_TEST_LIBS)
+
+check_PROGRAMS += tests/runtime/check_watch
+TESTS += tests/runtime/check_watch
+tests_runtime_check_watch_SOURCES = tests/runtime/check_watch.c tests/runtime/support.c
+tests_runtime_check_watch_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_runtime_check_watch_LDADD = $(RUNTIME_TEST_LIBS)
