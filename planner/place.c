@@ -103,7 +103,8 @@ static void predict(const struct ek_problem *p, struct ek_placement *out)
         hop = fmax(hop, s->handoff_s);
     }
     out->prefill_s = prefill + most(filling) * (chunks - 1) / chunks;
-    decode += returning(p, out);
+    out->return_s = returning(p, out);
+    decode += out->return_s;
     out->decode_s = w->generate ? fmax(fmax(most(stepping), hop) * p->micro_batches, decode) : 0;
     out->tokens_per_s = out->decode_s > 0 ? w->batch / out->decode_s : 0;
 }

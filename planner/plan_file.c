@@ -197,6 +197,17 @@ static enum ek_status check_unique(const struct ek_plan_file *f, const char *whe
     return st;
 }
 
+static enum ek_status read_return(struct ek_plan_file *f, const char *where)
+{
+    const json_t *v = json_object_get(f->root, "predicted");
+
+    if (v == NULL || json_is_null(v))
+        return EK_OK;
+    EK_TRY(ek_json_object(f->root, (struct ek_json_at){where, ""}, "predicted", &v));
+    return ek_json_opt_real(v, (struct ek_json_at){where, "predicted."}, "return_s", 0, 1,
+                            &f->return_s);
+}
+
 static enum ek_status read_head(struct ek_plan_file *f, const char *where)
 {
     struct ek_json_at at = {where, ""}, in_model = {where, "model."},
@@ -222,7 +233,8 @@ static enum ek_status read_head(struct ek_plan_file *f, const char *where)
     EK_TRY(ek_json_u64(load, in_load, "micro_batches", 1, 65536, &v));
     f->micro_batches = (uint32_t)v;
     f->cache = "F16";
-    return ek_json_opt_string(load, in_load, "cache", &f->cache);
+    EK_TRY(ek_json_opt_string(load, in_load, "cache", &f->cache));
+    return read_return(f, where);
 }
 
 enum ek_status ek_plan_file_from_json(json_t *root, const char *where, struct ek_plan_file **out)

@@ -35,6 +35,7 @@ struct ek_plan_file {
     size_t n_stages;
     uint32_t n_layers, context, batch, micro_batches;
     const char *model, *cache;
+    double return_s; /* between two decode steps of a group; 0 when the plan does not say */
 };
 enum ek_status ek_plan_file_read(const char *path, struct ek_plan_file **out);
 enum ek_status ek_plan_file_from_json(json_t *root, const char *where, struct ek_plan_file **out);

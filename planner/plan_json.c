@@ -235,9 +235,9 @@ static json_t *predicted_json(const struct ek_costs *c, const struct ek_problem 
 
     for (uint32_t d = 0; d < p->n_devices; d++)
         estimate = estimate || (pl->used[d] && cost_class(p, d)->estimate);
-    return json_pack("{s:f s:f s:f s:b s:b}", "prefill_s", pl->prefill_s, "decode_s", pl->decode_s,
-                     "tokens_per_s", pl->tokens_per_s, "estimate", estimate, "extrapolated",
-                     p->outside);
+    return json_pack("{s:f s:f s:f s:f s:b s:b}", "prefill_s", pl->prefill_s, "decode_s",
+                     pl->decode_s, "tokens_per_s", pl->tokens_per_s, "return_s", pl->return_s,
+                     "estimate", estimate, "extrapolated", p->outside);
 }
 
 /* Between the devices that the plan uses. */

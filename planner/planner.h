@@ -425,6 +425,7 @@ struct ek_placement { /* execution order: side modules' stages first */
     struct ek_memory_use memory[EK_PLAN_MAX_DEVICES]; /* by device */
     bool used[EK_PLAN_MAX_DEVICES];
     double prefill_s, decode_s, tokens_per_s;
+    double return_s; /* between two decode steps of a group: its ids to the host */
 };
 void ek_place(const struct ek_problem *p, const uint32_t *columns, uint32_t n,
               struct ek_placement *out);

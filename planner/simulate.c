@@ -126,7 +126,7 @@ static enum ek_status step_group(struct sim *s, double now, uint32_t group)
     if (!any || s->stepping[group])
         return EK_OK;
     s->stepping[group] = true;
-    return arrive(s, now, (struct job){group, true, false}, 0);
+    return arrive(s, now + s->f->return_s, (struct job){group, true, false}, 0);
 }
 
 static void finish(struct sim *s, struct request *r, double now)

@@ -4,7 +4,6 @@
 #include "planner/device_map.h"
 #include "planner/hardware.h"
 #include "planner/plan_file.h"
-#include "planner/simulate.h"
 #include "tests/planner/instances.h"
 #include "tests/planner/small.h"
 
@@ -208,56 +207,8 @@ START_TEST(descriptions_of_cards_are_checked)
 }
 END_TEST
 
-/* ---- Under load ---------------------------------------------------------------------------------
+/* ---- Clusters -----------------------------------------------------------------------------------
  */
-/* Two stages of 20 and 30 ms for two prompts of two chunks; 2 and 3 ms a decode step. */
-static const char pipe_text[] =
-    "{'format':'evenkeel-plan','version':1,'model':{'name':'pipe','hash':''},"
-    "'workload':{'batch':2,'prompt':64,'prefill_chunk':32,'generate':9,'context':128,"
-    "'micro_batches':2},"
-    "'devices':[{'name':'cuda:0','backend':'cuda'},{'name':'cuda:1','backend':'cuda'}],"
-    "'stages':[{'device':'cuda:0','modules':['model.embed_tokens','model.layers.0'],"
-    "           'prefill_s':0.08,'decode_s':0.002},"
-    "          {'device':'cuda:1','modules':['model.layers.1','lm_head'],'prefill_s':0.12,"
-    "           'decode_s':0.003}]}";
-
-START_TEST(the_simulator_agrees_with_the_formulas)
-{
-    struct ek_plan_file *f = plan_file(pipe_text);
-    struct ek_load load = {.requests = 2, .prompt = 64, .generate = 1, .seed = 1};
-    struct ek_simulated s;
-
-    ck_assert_int_eq(ek_simulate(f, &load, &s), EK_OK);
-    /* sum P / K + (K - 1) / K * max P, K = 4 chunks */
-    ck_assert_double_eq_tol(s.last_first_token, 0.2 / 4 + 0.75 * 0.12, 1e-12);
-    load.generate = 2001; /* decode alone rules: the slowest stage once a group */
-    ck_assert_int_eq(ek_simulate(f, &load, &s), EK_OK);
-    ck_assert_double_eq_tol(s.per_token[0], 2 * 0.003, 2e-5);
-    load.requests = 1; /* one group in flight: the sum of the stages */
-    ck_assert_int_eq(ek_simulate(f, &load, &s), EK_OK);
-    ck_assert_double_eq_tol(s.per_token[0], 0.005, 1e-9);
-    ek_plan_file_free(f);
-}
-END_TEST
-
-START_TEST(a_light_load_waits_for_nothing_and_a_heavy_one_fills_the_slowest_stage)
-{
-    struct ek_plan_file *f = plan_file(pipe_text);
-    struct ek_load load = {.requests = 500, .prompt = 64, .generate = 9, .seed = 3, .rate = 0.05};
-    struct ek_simulated light, heavy, again;
-
-    ck_assert_int_eq(ek_simulate(f, &load, &light), EK_OK);
-    ck_assert_double_lt(light.queued, 1e-3);
-    load.rate = 1000;
-    ck_assert_int_eq(ek_simulate(f, &load, &heavy), EK_OK);
-    ck_assert_double_gt(heavy.stage_busy[1], 0.85);
-    ck_assert_double_gt(heavy.stage_busy[1], heavy.stage_busy[0]);
-    ck_assert_int_eq(ek_simulate(f, &load, &again), EK_OK);
-    ck_assert_double_eq(again.seconds, heavy.seconds);
-    ek_plan_file_free(f);
-}
-END_TEST
-
 START_TEST(a_cluster_takes_the_cheapest_nodes_for_a_load)
 {
     const char *dir = getenv("srcdir");
@@ -421,8 +372,6 @@ int main(void)
     tcase_add_test(t, every_built_in_card_is_complete_and_says_from_where);
     tcase_add_loop_test(t, fleets_are_read_as_people_type_them, 0, EK_ARRAY_LEN(fleets));
     tcase_add_loop_test(t, descriptions_of_cards_are_checked, 0, EK_ARRAY_LEN(card_files));
-    tcase_add_test(t, the_simulator_agrees_with_the_formulas);
-    tcase_add_test(t, a_light_load_waits_for_nothing_and_a_heavy_one_fills_the_slowest_stage);
     tcase_add_test(t, a_cluster_takes_the_cheapest_nodes_for_a_load);
     tcase_add_loop_test(t, recorded_machines_are_planned_and_proven, 0, EK_ARRAY_LEN(machines));
     tcase_add_test(t, a_large_program_is_the_same_with_every_column);

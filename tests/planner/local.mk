@@ -29,6 +29,12 @@ tests_planner_check_scale_SOURCES = tests/planner/check_scale.c
 tests_planner_check_scale_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_planner_check_scale_LDADD = $(PLANNER_TEST_LIBS)
 
+check_PROGRAMS += tests/planner/check_simulate
+TESTS += tests/planner/check_simulate
+tests_planner_check_simulate_SOURCES = tests/planner/check_simulate.c tests/planner/small.h tests/planner/small.c
+tests_planner_check_simulate_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_planner_check_simulate_LDADD = $(PLANNER_TEST_LIBS)
+
 check_PROGRAMS += tests/planner/check_solve
 TESTS += tests/planner/check_solve
 tests_planner_check_solve_SOURCES = tests/planner/check_solve.c $(PLANNER_TEST_SUPPORT)
