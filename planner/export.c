@@ -191,10 +191,57 @@ static enum ek_status to_llama(const struct ek_plan_file *f, struct text *t)
     return EK_OK;
 }
 
+/* Newer transformers call the modules of some checkpoints otherwise; a map may name both, for keys
+ * that a model has not are ignored with a warning. */
+static const struct {
+    const char *architecture, *from, *to;
+} renamed[] = {
+    {"Qwen2_5_VLForConditionalGeneration", "visual", "model.visual"},
+    {"Qwen2_5_VLForConditionalGeneration", "model", "model.language_model"},
+};
+
+static enum ek_status add_newer_names(const struct ek_plan_file *f, const json_t *map, json_t *out)
+{
+    const char *architecture =
+        json_string_value(json_object_get(json_object_get(f->root, "model"), "architecture"));
+    const char *key;
+    json_t *v;
+
+    json_object_foreach((json_t *)map, key, v) for (size_t i = 0; i < EK_ARRAY_LEN(renamed); i++)
+    {
+        size_t n = strlen(renamed[i].from);
+        char *name;
+        if (architecture == NULL || strcmp(renamed[i].architecture, architecture) != 0 ||
+            strncmp(key, renamed[i].from, n) != 0 || (key[n] != '\0' && key[n] != '.'))
+            continue;
+        name = ek_asprintf("%s%s", renamed[i].to, key + n);
+        if (name == NULL || json_object_set(out, name, v) != 0) {
+            free(name);
+            return ek_error(EK_ENOMEM, "out of host memory");
+        }
+        free(name);
+    }
+    return EK_OK;
+}
+
+static enum ek_status write_map(const struct ek_plan_file *f, const json_t *map, struct text *t)
+{
+    json_t *all = json_copy((json_t *)map);
+    char *body = NULL;
+    enum ek_status st = all ? add_newer_names(f, map, all) : EK_ENOMEM;
+
+    if (st == EK_OK && (body = ek_json_text(all)) == NULL)
+        st = ek_error(EK_ENOMEM, "out of host memory");
+    if (st == EK_OK)
+        add(t, "%s", body);
+    free(body);
+    json_decref(all);
+    return st;
+}
+
 static enum ek_status to_accelerate(const struct ek_plan_file *f, struct text *t)
 {
     const json_t *map = json_object_get(f->root, "device_map");
-    char *body;
 
     for (size_t i = 0; i < f->n_stages; i++)
         if (f->stages[i].n_devices > 1)
@@ -206,12 +253,7 @@ static enum ek_status to_accelerate(const struct ek_plan_file *f, struct text *t
             "accelerate cannot express this plan: several CPU devices, or a head "
             "tied to an embedding on another device (\"%s\")",
             f->stages[f->n_stages - 1].modules[f->stages[f->n_stages - 1].n_modules - 1]);
-    body = ek_json_text(map);
-    if (body == NULL)
-        return ek_error(EK_ENOMEM, "out of host memory");
-    add(t, "%s", body);
-    free(body);
-    return EK_OK;
+    return write_map(f, map, t);
 }
 
 static const struct {

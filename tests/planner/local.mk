@@ -29,6 +29,12 @@ tests_planner_check_scale_SOURCES = tests/planner/check_scale.c
 tests_planner_check_scale_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_planner_check_scale_LDADD = $(PLANNER_TEST_LIBS)
 
+check_PROGRAMS += tests/planner/check_export
+TESTS += tests/planner/check_export
+tests_planner_check_export_SOURCES = tests/planner/check_export.c
+tests_planner_check_export_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_planner_check_export_LDADD = $(PLANNER_TEST_LIBS)
+
 check_PROGRAMS += tests/planner/check_simulate
 TESTS += tests/planner/check_simulate
 tests_planner_check_simulate_SOURCES = tests/planner/check_simulate.c tests/planner/small.h tests/planner/small.c
