@@ -76,8 +76,8 @@ static enum ek_status from_map(const struct ek_problem *p, const json_t *map, co
     return EK_OK;
 }
 
-/* A plan's stages, as such a map. */
-static enum ek_status map_of_plan(const json_t *root, const char *where, json_t **out)
+/* A plan's stages, as such a map; gone: of an earlier plan, whose groups count as their first. */
+static enum ek_status map_of_plan(const json_t *root, const char *where, bool gone, json_t **out)
 {
     const json_t *stages = json_object_get(root, "stages");
     json_t *map = json_object(), *stage, *name;
@@ -86,6 +86,13 @@ static enum ek_status map_of_plan(const json_t *root, const char *where, json_t 
     json_array_foreach((json_t *)stages, i, stage)
     {
         const json_t *device = json_object_get(stage, "device");
+        if (!gone && json_array_size(json_object_get(stage, "tensor_parallel")) > 1) {
+            json_decref(map);
+            return ek_error(EK_EUNSUPPORTED,
+                            "%s: stages[%zu] is tensor-parallel: a placement has one device a "
+                            "module",
+                            where, i);
+        }
         json_array_foreach(json_object_get(stage, "modules"), k, name)
         {
             const char *s = json_string_value(name);
@@ -113,7 +120,7 @@ enum ek_status ek_assignment_from_json(const struct ek_problem *p, const json_t 
     if (!json_is_object(root))
         return ek_error(EK_EFORMAT, "%s: not a JSON object", where);
     if (json_object_get(root, "stages")) {
-        EK_TRY(map_of_plan(root, where, &map));
+        EK_TRY(map_of_plan(root, where, gone, &map));
         st = from_map(p, map, where, gone, a);
         json_decref(map);
         return st;

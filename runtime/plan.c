@@ -162,13 +162,16 @@ static enum ek_status read_factors(const json_t *device, struct ek_json_at at,
                                    struct ek_plan_factors *f)
 {
     const json_t *v = json_object_get(device, "calibration");
+    char prefix[64];
+    struct ek_json_at inside = {at.file, prefix};
 
     f->prefill = f->decode = 1;
     if (v == NULL || json_is_null(v))
         return EK_OK;
     EK_TRY(ek_json_object(device, at, "calibration", &v));
-    EK_TRY(ek_json_opt_real(v, at, "prefill", 1e-3, 1e3, &f->prefill));
-    return ek_json_opt_real(v, at, "decode", 1e-3, 1e3, &f->decode);
+    snprintf(prefix, sizeof(prefix), "%scalibration.", at.prefix);
+    EK_TRY(ek_json_opt_real(v, inside, "prefill", 1e-3, 1e3, &f->prefill));
+    return ek_json_opt_real(v, inside, "decode", 1e-3, 1e3, &f->decode);
 }
 
 static enum ek_status read_device(const json_t *d, const char *where, struct ek_plan *p, size_t i)
@@ -257,6 +260,11 @@ static enum ek_status read_stage(const json_t *v, const char *where, struct ek_p
         return ek_error(EK_EFORMAT, "%s: stages[%zu].device '%.64s' is not among devices", where, i,
                         name);
     s->device = (uint32_t)device;
+    if (json_array_size(json_object_get(v, "tensor_parallel")) > 1)
+        return ek_error(EK_EUNSUPPORTED,
+                        "%s: stages[%zu] is tensor-parallel over %zu devices, which is planned and "
+                        "exported but not run here; plan with --tp 1",
+                        where, i, json_array_size(json_object_get(v, "tensor_parallel")));
     EK_TRY(ek_json_array(v, at, "modules", &modules));
     EK_TRY(read_modules(modules, where, i, s));
     EK_TRY(ek_json_opt_real(v, at, "prefill_s", 0, MAX_SECONDS, &s->prefill_s));
@@ -399,6 +407,8 @@ static enum ek_status read_predicted(const json_t *root, const char *where, stru
     if (v == NULL || json_is_null(v))
         return EK_OK;
     EK_TRY(ek_json_object(root, (struct ek_json_at){where, ""}, "profile", &v));
+    if (json_string_length(json_object_get(v, "identity")) == 0) /* made without a profile */
+        return EK_OK;
     return read_hash(v, at_profile, "identity", p->profile);
 }
 
