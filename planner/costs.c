@@ -42,9 +42,20 @@ enum ek_status ek_costs_signature(struct ek_costs *c, const char *name, uint32_t
             return EK_OK;
         }
     EK_TRY(ek_grow((void **)&c->signatures, &cap, c->n_signatures + 1, sizeof(*c->signatures),
-                   EK_PLAN_MAX_MODULES + 1));
+                   EK_PLAN_MAX_MODULES + EK_N_STAGE_SIGS));
     strcpy(c->signatures[c->n_signatures], name);
     *out = (uint32_t)c->n_signatures++;
+    return EK_OK;
+}
+
+enum ek_status ek_costs_stage_signatures(struct ek_costs *c)
+{
+    static const char *const names[EK_N_STAGE_SIGS] = {EK_STORE_STAGE, EK_STORE_INCOMING,
+                                                       EK_STORE_OUTGOING};
+    uint32_t sig;
+
+    for (size_t i = 0; i < EK_N_STAGE_SIGS; i++)
+        EK_TRY(ek_costs_signature(c, names[i], &sig));
     return EK_OK;
 }
 

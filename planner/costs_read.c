@@ -548,14 +548,13 @@ enum ek_status ek_costs_from_json(const json_t *root, const char *where, struct 
 {
     struct ek_costs *c = ek_calloc(1, sizeof(*c));
     struct reader r = {.c = c};
-    uint32_t stage;
     enum ek_status st;
 
     if (c == NULL)
         return EK_ENOMEM;
     snprintf(c->file, sizeof(c->file), "%s", where);
     c->workload = (struct ek_workload)EK_WORKLOAD_INIT;
-    EK_GOTO(ek_costs_signature(c, "stage", &stage), st, fail);
+    EK_GOTO(ek_costs_stage_signatures(c), st, fail);
     EK_GOTO(read_head(&r, root), st, fail);
     EK_GOTO(read_workload(&r, root), st, fail);
     for (size_t i = 0; i < EK_ARRAY_LEN(sections); i++)

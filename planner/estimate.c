@@ -229,9 +229,9 @@ static enum ek_status add_links(struct estimator *es)
 static enum ek_status build(struct estimator *es, uint32_t max_tp)
 {
     struct ek_costs *c = es->c;
-    uint32_t stage, first = 0;
+    uint32_t first = 0;
 
-    EK_TRY(ek_costs_signature(c, EK_STORE_STAGE, &stage));
+    EK_TRY(ek_costs_stage_signatures(c));
     EK_TRY(ek_costs_add_modules(c, es->m, es->act, es->cache));
     c->classes = ek_calloc(es->f->n, sizeof(*c->classes));
     if (c->classes == NULL)

@@ -166,12 +166,17 @@ void ek_use_add(const struct ek_problem *p, uint32_t kind, uint32_t module, bool
         u->comm = c->space.comm;
 }
 
-void ek_use_cross(const struct ek_problem *p, int32_t first, int32_t last, struct ek_memory_use *u)
+void ek_use_cross(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
+                  struct ek_memory_use *u)
 {
     int32_t end = (int32_t)p->n_seeing - 1; /* its features go by the host */
+    uint32_t cls = p->groups[p->kinds[kind].group].cls, tp = p->kinds[kind].tp;
 
     if (first > last)
         return;
+    u->comm += first > 0 ? ek_stage_space(p, cls, tp, EK_SIG_INCOMING)->comm : 0;
+    u->comm +=
+        last + 1 < (int32_t)p->n_items ? ek_stage_space(p, cls, tp, EK_SIG_OUTGOING)->comm : 0;
     u->comm += first > 0 && first <= end ? u->crossing : 0;
     u->comm += last < end ? u->crossing : 0;
 }
@@ -188,7 +193,7 @@ void ek_use_begin(const struct ek_problem *p, uint32_t kind, struct ek_memory_us
 void ek_use_end(const struct ek_problem *p, uint32_t kind, struct ek_memory_use *u)
 {
     const struct ek_kind *k = &p->kinds[kind];
-    const struct ek_cost_space *s = ek_stage_space(p, p->groups[k->group].cls, k->tp);
+    const struct ek_cost_space *s = ek_stage_space(p, p->groups[k->group].cls, k->tp, EK_SIG_STAGE);
 
     u->activations += s->activations;
     u->workspace += s->workspace;
@@ -216,7 +221,7 @@ struct ek_memory_use ek_problem_memory(const struct ek_problem *p, uint32_t kind
     for (uint32_t s = 0; s < p->n_sides; s++)
         for (uint32_t j = 0; (sides >> s & 1) && j < p->sides[s].n; j++)
             ek_use_add(p, kind, p->sides[s].modules[j], false, &u);
-    ek_use_cross(p, first, last, &u);
+    ek_use_cross(p, kind, first, last, &u);
     ek_use_end(p, kind, &u);
     return u;
 }
@@ -232,8 +237,21 @@ uint32_t ek_workload_prompt(const struct ek_workload *w)
     return n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
 }
 
-/* One prompt through prefill chunks. */
-static double prompt_seconds(const struct ek_cost_curve *c, const struct ek_workload *w,
+static double chunk_seconds(const struct ek_cost_curve *c, const struct ek_workload *w, uint32_t j,
+                            bool *outside)
+{
+    uint32_t prompt = ek_workload_prompt(w), chunk = w->prefill_chunk;
+    uint32_t end = (j + 1) * (uint64_t)chunk < prompt ? (j + 1) * chunk : prompt;
+    struct ek_point at = {EK_PHASE_PREFILL, 1, end - j * chunk, end};
+    bool out = false;
+    double s = ek_interpolate(c->rows, c->n, &at, &out);
+
+    *outside = *outside || out;
+    return s;
+}
+
+/* One prompt through prefill chunks, or its last one alone. */
+static double prompt_seconds(const struct ek_cost_curve *c, const struct ek_workload *w, bool last,
                              bool *outside)
 {
     uint32_t prompt = ek_workload_prompt(w), chunk = w->prefill_chunk;
@@ -241,35 +259,32 @@ static double prompt_seconds(const struct ek_cost_curve *c, const struct ek_work
     uint32_t shown = n < MAX_CHUNKS ? n : MAX_CHUNKS;
     double s = 0;
 
-    for (uint32_t i = 0; i < shown; i++) {
-        uint32_t j = n <= MAX_CHUNKS ? i : (uint32_t)((uint64_t)i * n / shown);
-        uint32_t end = (j + 1) * (uint64_t)chunk < prompt ? (j + 1) * chunk : prompt;
-        struct ek_point at = {EK_PHASE_PREFILL, 1, end - j * chunk, end};
-        bool out = false;
-        s += ek_interpolate(c->rows, c->n, &at, &out);
-        *outside = *outside || out;
-    }
+    if (last && n > 0)
+        return chunk_seconds(c, w, n - 1, outside);
+    for (uint32_t i = 0; i < shown; i++)
+        s +=
+            chunk_seconds(c, w, n <= MAX_CHUNKS ? i : (uint32_t)((uint64_t)i * n / shown), outside);
     return shown ? s * n / shown : 0;
 }
 
-double ek_prefill_seconds(const struct ek_problem *p, const struct ek_cost_curve *c, bool side,
-                          bool *outside)
+double ek_prefill_seconds(const struct ek_problem *p, const struct ek_cost_curve *c,
+                          enum ek_prefill_pass pass, bool *outside)
 {
     const struct ek_workload *w = &p->workload;
     double sequences = (double)w->batch / p->micro_batches;
     bool out = false;
 
-    if (side ? w->images == 0 : ek_workload_prompt(w) == 0)
+    if (pass == EK_PICTURES ? w->images == 0 : ek_workload_prompt(w) == 0)
         return 0;
     if (c->constant) /* of the whole batch, whatever its shape */
         return c->rows[0].time.median_s / p->micro_batches;
-    if (side) {
+    if (pass == EK_PICTURES) {
         struct ek_point at = {EK_PHASE_PREFILL, 1, w->image_tokens, w->image_tokens};
         double s = ek_interpolate(c->rows, c->n, &at, &out);
         *outside = *outside || out;
         return sequences * w->images * s;
     }
-    return sequences * prompt_seconds(c, w, outside);
+    return sequences * prompt_seconds(c, w, pass == EK_LAST_CHUNK, outside);
 }
 
 double ek_decode_seconds(const struct ek_problem *p, const struct ek_cost_curve *c, bool *outside)

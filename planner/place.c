@@ -285,7 +285,7 @@ static void add_memory(struct mapper *m, size_t i)
     for (uint32_t k = 0; k < p->first_item; k++)
         if (m->out->side_stage[k] == i)
             ek_use_add(p, s->kind, k, tied_here(m, k), &u);
-    ek_use_cross(p, s->first, s->last, &u);
+    ek_use_cross(p, s->kind, s->first, s->last, &u);
     ek_use_end(p, s->kind, &u);
     add_use(&m->out->memory[s->devices[0]], &u);
 }

@@ -135,6 +135,9 @@ json_t *ek_calibration_json(const struct ek_calibration *f);
 void ek_costs_free(struct ek_costs *c);
 /* Makes the index of a signature's name, adding it when new. */
 enum ek_status ek_costs_signature(struct ek_costs *c, const char *name, uint32_t *out);
+/* Signatures of no module come first: what a stage takes, where it has one before it, behind it. */
+enum { EK_SIG_STAGE, EK_SIG_INCOMING, EK_SIG_OUTGOING, EK_N_STAGE_SIGS };
+enum ek_status ek_costs_stage_signatures(struct ek_costs *c);
 const struct ek_cost_times *ek_costs_times(const struct ek_costs *c, uint32_t cls, uint32_t sig,
                                            uint32_t tp);
 const struct ek_cost_link *ek_costs_link(const struct ek_costs *c, uint32_t from, uint32_t to);

@@ -19,7 +19,9 @@ static uint32_t tp_index(uint32_t tp)
 
 static struct ek_modcost *slot(const struct ek_problem *p, uint32_t cls, uint32_t tp, uint32_t m)
 {
-    return &p->cost[((size_t)cls * EK_N_TP + tp_index(tp)) * (p->costs->n_modules + 1) + m];
+    return &p->cost[((size_t)cls * EK_N_TP + tp_index(tp)) *
+                        (p->costs->n_modules + EK_N_STAGE_SIGS) +
+                    m];
 }
 
 const struct ek_modcost *ek_modcost_of(const struct ek_problem *p, uint32_t cls, uint32_t tp,
@@ -33,9 +35,10 @@ const struct ek_modcost *ek_stage_cost(const struct ek_problem *p, uint32_t cls,
     return slot(p, cls, tp, (uint32_t)p->costs->n_modules);
 }
 
-const struct ek_cost_space *ek_stage_space(const struct ek_problem *p, uint32_t cls, uint32_t tp)
+const struct ek_cost_space *ek_stage_space(const struct ek_problem *p, uint32_t cls, uint32_t tp,
+                                           uint32_t sig)
 {
-    return &ek_stage_cost(p, cls, tp)->space;
+    return &slot(p, cls, tp, (uint32_t)p->costs->n_modules + sig)->space;
 }
 
 /* ---- Workload -----------------------------------------------------------------------------------
@@ -81,9 +84,9 @@ static void price_memory(struct ek_problem *p, uint32_t n)
         struct ek_cost_space text = ek_space_at(m, tokens, w->batch, w->context);
         struct ek_cost_space seen =
             ek_picture_space_at(m, w->images ? w->image_tokens : tokens, w->context);
-        for (uint32_t k = 0; k <= n; k++) {
+        for (uint32_t k = 0; k < n + EK_N_STAGE_SIGS; k++) {
             struct ek_modcost *c = slot(p, m->cls, m->tp, k);
-            if (k < n ? p->costs->modules[k].sig != m->sig : m->sig != 0)
+            if ((k < n ? p->costs->modules[k].sig : k - n) != m->sig)
                 continue;
             c->space = k < n && ek_cost_module_sees(&p->costs->modules[k]) ? seen : text;
             c->weights = m->weights;
@@ -92,11 +95,13 @@ static void price_memory(struct ek_problem *p, uint32_t n)
     }
 }
 
-static void price_one(struct ek_problem *p, const struct ek_cost_times *t, bool side,
-                      struct ek_modcost *c)
+static void price_one(struct ek_problem *p, const struct ek_cost_times *t,
+                      enum ek_prefill_pass pass, struct ek_modcost *c)
 {
-    c->known = true;
-    c->prefill = ek_prefill_seconds(p, &t->prefill, side, &c->outside);
+    bool side = pass == EK_PICTURES;
+
+    *c = (struct ek_modcost){.known = true};
+    c->prefill = ek_prefill_seconds(p, &t->prefill, pass, &c->outside);
     c->decode = side ? 0 : ek_decode_seconds(p, &t->decode, &c->outside);
     c->prefill_mad = c->prefill * t->prefill.spread;
     c->decode_mad = c->decode * t->decode.spread;
@@ -114,26 +119,34 @@ static bool reaches(const struct ek_cost_curve *c, uint32_t tokens)
     return yes;
 }
 
+/* Rows of the final norm and the head are made for the last token of a prompt alone. */
+static enum ek_prefill_pass pass_of(const struct ek_cost_module *m)
+{
+    if (ek_cost_module_sees(m))
+        return EK_PICTURES;
+    return m->kind == EK_MODULE_NORM || m->kind == EK_MODULE_HEAD ? EK_LAST_CHUNK : EK_EVERY_CHUNK;
+}
+
 static enum ek_status price_modules(struct ek_problem *p, bool measured_chunk)
 {
     const struct ek_costs *c = p->costs;
     uint32_t n = (uint32_t)c->n_modules;
 
-    p->cost = ek_calloc(c->n_classes * EK_N_TP * (n + 1), sizeof(*p->cost));
+    p->cost = ek_calloc(c->n_classes * EK_N_TP * (n + EK_N_STAGE_SIGS), sizeof(*p->cost));
     if (p->cost == NULL)
         return EK_ENOMEM;
     for (size_t i = 0; i < c->n_times; i++) {
         const struct ek_cost_times *t = &c->times[i];
-        struct ek_modcost chain = {0}, side = {0};
-        price_one(p, t, false, &chain);
-        price_one(p, t, true, &side);
-        if (t->sig == 0)
-            *slot(p, t->cls, t->tp, n) = chain;
+        struct ek_modcost cost[EK_PICTURES + 1];
+        for (int pass = EK_EVERY_CHUNK; pass <= EK_PICTURES; pass++)
+            price_one(p, t, (enum ek_prefill_pass)pass, &cost[pass]);
+        if (t->sig == EK_SIG_STAGE)
+            *slot(p, t->cls, t->tp, n) = cost[EK_EVERY_CHUNK];
         for (uint32_t m = 0; m < n; m++)
             if (c->modules[m].sig == t->sig &&
                 (!measured_chunk || c->modules[m].kind != EK_MODULE_LAYER ||
                  reaches(&t->prefill, p->workload.prefill_chunk)))
-                *slot(p, t->cls, t->tp, m) = ek_cost_module_sees(&c->modules[m]) ? side : chain;
+                *slot(p, t->cls, t->tp, m) = cost[pass_of(&c->modules[m])];
     }
     price_memory(p, n);
     return EK_OK;
@@ -374,15 +387,13 @@ static enum ek_status columns_from(struct ek_problem *p, size_t *cap, uint32_t k
         uint32_t m = p->first_item + (uint32_t)c.last;
         ek_use_add(p, kind, m, ek_tied_within(p, m, first, c.last), &u);
         whole = u;
-        ek_use_cross(p, first, (int32_t)p->n_items, &whole);
+        ek_use_cross(p, kind, first, (int32_t)p->n_items, &whole);
         ek_use_end(p, kind, &whole);
-        if (whole.total > limit) /* even with the tower whole to its end */
+        if (whole.total > limit) /* even with nothing behind it */
             break;
-        if (u.crossing) {
-            whole = u;
-            ek_use_cross(p, first, c.last, &whole);
-            ek_use_end(p, kind, &whole);
-        }
+        whole = u;
+        ek_use_cross(p, kind, first, c.last, &whole);
+        ek_use_end(p, kind, &whole);
         if (whole.total > limit)
             continue;
         if (!ek_rules_allow(p, kind, first, c.last, sides))

@@ -21,7 +21,9 @@ struct ek_modcost {
 const struct ek_modcost *ek_modcost_of(const struct ek_problem *p, uint32_t cls, uint32_t tp,
                                        uint32_t module);
 const struct ek_modcost *ek_stage_cost(const struct ek_problem *p, uint32_t cls, uint32_t tp);
-const struct ek_cost_space *ek_stage_space(const struct ek_problem *p, uint32_t cls, uint32_t tp);
+/* Of EK_SIG_STAGE, EK_SIG_INCOMING or EK_SIG_OUTGOING. */
+const struct ek_cost_space *ek_stage_space(const struct ek_problem *p, uint32_t cls, uint32_t tp,
+                                           uint32_t sig);
 
 struct ek_cost_space ek_space_at(const struct ek_cost_memory *m, uint32_t tokens, uint32_t batch,
                                  uint32_t context);
@@ -29,8 +31,9 @@ struct ek_cost_space ek_space_at(const struct ek_cost_memory *m, uint32_t tokens
  * pictures may fill. */
 struct ek_cost_space ek_picture_space_at(const struct ek_cost_memory *m, uint32_t tokens,
                                          uint32_t context);
-double ek_prefill_seconds(const struct ek_problem *p, const struct ek_cost_curve *c, bool side,
-                          bool *outside);
+enum ek_prefill_pass { EK_EVERY_CHUNK, EK_LAST_CHUNK /* of a prompt */, EK_PICTURES };
+double ek_prefill_seconds(const struct ek_problem *p, const struct ek_cost_curve *c,
+                          enum ek_prefill_pass pass, bool *outside);
 double ek_decode_seconds(const struct ek_problem *p, const struct ek_cost_curve *c, bool *outside);
 
 /* Memory of a stage, module by module. */
@@ -38,9 +41,10 @@ void ek_use_begin(const struct ek_problem *p, uint32_t kind, struct ek_memory_us
 void ek_use_add(const struct ek_problem *p, uint32_t kind, uint32_t module, bool tied_here,
                 struct ek_memory_use *u);
 void ek_use_end(const struct ek_problem *p, uint32_t kind, struct ek_memory_use *u);
-/* Buffers at cuts of the tower for a stage of the chain's items first .. last: before ek_use_end.
- */
-void ek_use_cross(const struct ek_problem *p, int32_t first, int32_t last, struct ek_memory_use *u);
+/* Buffers of hand-overs before and behind the chain's items first .. last, cuts of the tower
+ * included: before ek_use_end. */
+void ek_use_cross(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
+                  struct ek_memory_use *u);
 /* Whether the module shares the weights of one of the chain's items first .. last. */
 bool ek_tied_within(const struct ek_problem *p, uint32_t module, int32_t first, int32_t last);
 

@@ -388,11 +388,10 @@ end:
 static enum ek_status import(struct importer *im)
 {
     struct ek_costs *c = im->c;
-    uint32_t stage;
 
     EK_TRY(choose_devices(im));
     EK_TRY(choose_types(im));
-    EK_TRY(ek_costs_signature(c, EK_STORE_STAGE, &stage));
+    EK_TRY(ek_costs_stage_signatures(c));
     EK_TRY(ek_costs_add_modules(c, im->m, im->act, im->cache));
     c->classes = ek_calloc(im->n_devices, sizeof(*c->classes));
     if (c->classes == NULL)

@@ -333,9 +333,12 @@ enum ek_status memory_of_links(const struct rig_options *opt, struct ek_device *
 
     for (size_t t = 0; t < tokens.n; t++) {
         struct ek_store_memory row =
-            row_at(opt, device, EK_STORE_STAGE, opt->max_batch, tokens.at[t]);
+            row_at(opt, device, EK_STORE_INCOMING, opt->max_batch, tokens.at[t]);
         link_bytes(devices, n, i, (size_t)tokens.at[t] * opt->m->config.hidden, &out, &in);
-        row.comm = out + in;
+        row.comm = in;
+        EK_TRY(ek_store_put_memory(store, &row));
+        strcpy(row.signature, EK_STORE_OUTGOING);
+        row.comm = out;
         EK_TRY(ek_store_put_memory(store, &row));
     }
     return EK_OK;

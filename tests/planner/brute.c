@@ -104,6 +104,22 @@ static uint64_t crossings(const struct brute *b, const struct stage *s, uint64_t
                       (is_part(b, s->last) && is_part(b, s->last + 1)));
 }
 
+/* What a stage takes whatever its modules, and for hand-overs before it and behind it. */
+static uint64_t of_no_module(const struct brute *b, const struct stage *s)
+{
+    const char *const names[] = {"stage", s->first > 0 && s->first <= s->last ? "incoming" : "",
+                                 s->first <= s->last && s->last + 1 < (int)b->n_items ? "outgoing"
+                                                                                      : ""};
+    uint64_t sum = 0;
+
+    for (size_t p = 0; p < b->c->n_memory; p++)
+        for (size_t k = 0; k < 3; k++)
+            if (b->c->memory[p].cls == s->cls && b->c->memory[p].tp == s->tp &&
+                strcmp(b->c->signatures[b->c->memory[p].sig], names[k]) == 0)
+                sum += b->c->memory[p].points[0].comm;
+    return sum;
+}
+
 /* Memory, prefill of a group and decode step of one stage; false where it cannot be. */
 static bool price(const struct brute *b, const struct stage *s, double *prefill, double *decode,
                   double *total)
@@ -149,7 +165,7 @@ static bool price(const struct brute *b, const struct stage *s, double *prefill,
     }
     *prefill *= !alone && b->chunks > 1 ? k->slow_prefill : 1;
     *decode *= !alone && b->m > 1 ? k->slow_decode : 1;
-    *total = (double)(sum + act + work + crossings(b, s, message));
+    *total = (double)(sum + act + work + crossings(b, s, message) + of_no_module(b, s));
     return *total <= (double)b->devices[s->device].memory;
 }
 

@@ -77,6 +77,7 @@ static json_int_t tiny_message(uint64_t *s, const json_t *module)
 
 static void tiny_class(uint64_t *s, json_t *root, int k, const json_t *modules, bool tp)
 {
+    static const char *const own[] = {"stage", "incoming", "outgoing"};
     char name[16];
     const char *group = below(s, 5) == 0 ? "host" : "";
     json_t *times = json_object_get(root, "times"), *memory = json_object_get(root, "memory");
@@ -94,6 +95,12 @@ static void tiny_class(uint64_t *s, json_t *root, int k, const json_t *modules, 
     for (int g = 1; g <= (tp ? 2 : 1); g++) {
         if (below(s, 2))
             add_times(times, name, "stage", g, some(s, 0, 0.3), some(s, 0, 0.02));
+        for (size_t o = 0; o < EK_ARRAY_LEN(own); o++)
+            if (below(s, 3) == 0)
+                json_array_append_new(memory,
+                                      json_pack("{s:s s:s s:i s:[[i i i i i I]]}", "class", name,
+                                                "signature", own[o], "tp", g, "points", 1000000,
+                                                1000000, 1000000, 0, 0, (json_int_t)below(s, 20)));
         json_array_foreach((json_t *)modules, i, m)
         {
             const char *sig = json_string_value(json_object_get(m, "name"));
