@@ -32,6 +32,9 @@ enum ek_status ek_level_below(const struct ek_search_state *before, enum ek_obje
                               double value, struct ek_found *out);
 /* Tightens the limits to a value of the objective. */
 void ek_level_settle(struct ek_search_state *s, enum ek_objective o, double value);
+/* What no plan can be under in an objective that is minimised: every stage that holds an item pays
+ * its share of the cheapest stage that could, and devices share the sum evenly. Weak, and sure. */
+double ek_level_floor(const struct ek_problem *p, enum ek_objective o);
 double ek_widen(double v); /* room for rounding above a limit */
 
 #endif

@@ -291,6 +291,8 @@ static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_req
             first = st;
             continue;
         }
+        if (st == EK_OK && !searched(r->objectives[0]))
+            s->bounds[0] = fmin(s->bounds[0], ek_level_floor(a.problem, r->objectives[0]));
         if (st == EK_OK)
             st = cannot_win(&a, best, &skip);
         if (st == EK_OK && !skip)
@@ -446,7 +448,8 @@ static void fill_solution(struct ek_solution *s, struct attempt *best)
     s->answer = best->found.answer;
     s->score = ek_score_of(s->problem, s->answer.columns, s->answer.n);
     memcpy(s->values, best->values, sizeof(s->values));
-    memcpy(s->bounds, best->values, sizeof(s->bounds));
+    if (s->proven || (!s->dp.expired && !best->unknown)) /* settled by one method at least */
+        memcpy(s->bounds, best->values, sizeof(s->bounds));
     s->context = s->problem->workload.context;
     s->batch = s->problem->workload.batch;
 }
@@ -521,6 +524,9 @@ enum ek_status ek_solve(const struct ek_costs *c, const struct ek_request *r,
     if (s == NULL)
         return EK_ENOMEM;
     s->n_tried = ek_choices(c, r, s->tried);
+    s->bounds[0] = r->objectives[0] == EK_OBJ_CONTEXT ? MAX_CONTEXT
+                   : r->objectives[0] == EK_OBJ_BATCH ? MAX_BATCH
+                                                      : INFINITY;
     s->dp.stop = s->ilp.stop = r->stop;
     s->ilp.whole_program = r->whole_program;
     if (r->time_limit > 0)

@@ -36,6 +36,23 @@ if [ -x "$bin/evenkeel-plan" ]; then
     machine=$top/tests/planner/machines/16-of-4-kinds-qwen-72b.json
     expect 5 evenkeel plan --costs "$machine" --time-limit 0.001
     one_line
+    # Ctrl-C: the best so far with a bound that holds, unless it was solved by then
+    timeout --preserve-status -s INT 0.4 evenkeel plan --costs "$machine" -o "$scratch/far.json" \
+        >"$scratch/out" 2>"$scratch/err"
+    got=$?
+    case $got in
+    0) says 'cross-check: equal' ;;
+    5) grep -q 'stopped before' "$scratch/err" || failures=$((failures + 1)) ;;
+    *)
+        echo "FAILED: an interrupted plan exits with $got"
+        failures=$((failures + 1))
+        ;;
+    esac
+    if [ $got -eq 5 ] && [ -e "$scratch/far.json" ]; then
+        says 'NOT proven optimal'
+        says '^bound '
+        grep -q '"proven": false' "$scratch/far.json" || failures=$((failures + 1))
+    fi
 fi
 expect 0 evenkeel run "$model" --ids 1,2,3 --max-tokens 2
 finish

@@ -2,6 +2,7 @@
  *
  * Brute force against the planner on random tiny instances. EK_BRUTE=N runs N of them.
  */
+#include "planner/levels.h"
 #include "tests/planner/brute.h"
 #include "tests/planner/instances.h"
 
@@ -30,6 +31,11 @@ static void hold_against(uint64_t seed, const struct ek_costs *c, const struct e
                   ek_last_error());
     if (s) {
         ck_assert_msg(s->proven, "seed %llu: not proven", (unsigned long long)seed);
+        ck_assert(s->values[0] == s->bounds[0]);
+        ck_assert_msg(r->objectives[0] >= EK_OBJ_CONTEXT ||
+                          ek_level_floor(s->problem, r->objectives[0]) <=
+                              s->values[0] * (1 + 1e-12),
+                      "seed %llu: the floor is above the best", (unsigned long long)seed);
         for (size_t i = 0; i < r->n_objectives; i++)
             ck_assert_msg(near(s->values[i], b.values[i]),
                           "seed %llu, %s: planner %.12g, brute %.12g", (unsigned long long)seed,

@@ -298,8 +298,10 @@ START_TEST(a_time_limit_gives_the_best_so_far_unproven)
     r.time_limit = 0.2;
     st = ek_solve(c, &r, &s);
     ck_assert(st == EK_OK || st == EK_EUNPROVEN);
-    if (s)
+    if (s) {
         ck_assert(!s->proven && s->interrupted);
+        ck_assert(s->bounds[0] > 0 && s->bounds[0] <= s->values[0]);
+    }
     ek_solution_free(s);
     ek_costs_free(c);
 }
