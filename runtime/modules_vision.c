@@ -99,8 +99,7 @@ static enum ek_status run_feed_forward(struct ek_stage *s, const struct vision_b
 {
     const struct ek_config *c = &s->m->config;
     const struct stage_vision *v = s->vision;
-    uint32_t width = c->vision_hidden, ff = c->vision_intermediate;
-    size_t ld = vision_is_qwen(c) ? ek_round_up(ff, VISION_ALIGN) : ff;
+    uint32_t width = c->vision_hidden, ff = vision_inner(c);
     char *up = at(s, v->at.scratch), *h = up;
     void *x = at(s, v->at.x), *xn = at(s, v->at.xn);
     bool qwen = vision_is_qwen(c);
@@ -110,9 +109,9 @@ static enum ek_status run_feed_forward(struct ek_stage *s, const struct vision_b
         stage_run_linear(s, &b->up, xn, width, n, up, b->up.rows, qwen ? 0 : EK_LINEAR_GELU_TANH));
     if (qwen) {
         h += ek_round_up((size_t)v->max_rows * 2 * ff * stage_act_bytes(s), STAGE_ALIGN);
-        EK_TRY(s->dev->ops->swiglu(s->dev, up, b->up.rows, n, ff, h, ld));
+        EK_TRY(s->dev->ops->swiglu(s->dev, up, b->up.rows, n, ff, h, ff));
     }
-    return stage_run_linear(s, &b->down, h, ld, n, x, width, EK_LINEAR_ADD);
+    return stage_run_linear(s, &b->down, h, ff, n, x, width, EK_LINEAR_ADD);
 }
 
 /* Two products with an exact GELU between them, to features in the place of x. */

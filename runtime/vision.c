@@ -96,7 +96,7 @@ static bool scratch_bytes(const struct ek_stage *s, size_t features, size_t *out
     const struct ek_config *c = &s->m->config;
     const struct stage_vision *v = s->vision;
     size_t r = v->max_rows, a = stage_act_bytes(s), h = c->vision_hidden, skip, part[4] = {0};
-    size_t ff = c->vision_intermediate, merged = h * c->vision_merge * c->vision_merge;
+    size_t ff = vision_inner(c), merged = h * c->vision_merge * c->vision_merge;
     bool qwen = vision_is_qwen(c), ok = true;
 
     if (v->patches)
@@ -106,7 +106,7 @@ static bool scratch_bytes(const struct ek_stage *s, size_t features, size_t *out
         ok = ok && stage_take(&part[1], r, 3 * h, a, &skip) &&
              stage_take(&part[1], r, h, a, &skip) &&
              stage_take(&part[2], r, (qwen ? 2 : 1) * ff, a, &skip) &&
-             (!qwen || stage_take(&part[2], r, ek_round_up(ff, VISION_ALIGN), a, &skip));
+             (!qwen || stage_take(&part[2], r, ff, a, &skip));
     if (v->projector || (qwen && v->merger))
         ok = ok && (qwen || stage_take(&part[3], features, merged, a, &skip)) &&
              stage_take(&part[3], features, qwen ? larger(merged, c->hidden) : c->hidden, a, &skip);

@@ -27,8 +27,8 @@ struct vision_arena {
     size_t bytes;
 };
 
-/* Rows of Qwen's feed-forward layer begin at multiples of so many elements, as fast products need.
- */
+/* Qwen's feed-forward layer (3420 wide) is made so wide that this divides it, by zeros in its
+ * weights: fast products read rows in pieces of 16 bytes. */
 #define VISION_ALIGN 8u
 
 enum { VISION_NEWLINE, VISION_SEPARATOR, N_VISION_VECTORS };
@@ -103,6 +103,12 @@ static inline bool vision_has_tower(const struct stage_vision *v)
 static inline bool vision_is_qwen(const struct ek_config *c)
 {
     return c->vision == EK_VISION_QWEN25;
+}
+/* Width of a block's feed-forward layer as the device has it. */
+static inline uint32_t vision_inner(const struct ek_config *c)
+{
+    return vision_is_qwen(c) ? (uint32_t)ek_round_up(c->vision_intermediate, VISION_ALIGN)
+                             : c->vision_intermediate;
 }
 /* Patches a side and cells a side of VL2's tiles. */
 static inline uint32_t vision_grid(const struct ek_config *c)

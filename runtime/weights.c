@@ -447,7 +447,7 @@ static enum ek_status load_matrix(const struct ek_model *m, const struct load *l
     size_t step = pitch > g->bytes ? 1 : g->bytes / pitch;
     char *buffer;
 
-    EK_TRY(ek_dtype_bytes(l->mat->dtype, l->mat->cols, &row));
+    EK_TRY(ek_dtype_bytes(l->mat->dtype, l->cols ? l->cols : l->mat->cols, &row));
     rows = l->t->bytes / row;
     for (size_t at = 0; at < rows; at += step) {
         size_t n = rows - at < step ? rows - at : step;

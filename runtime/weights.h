@@ -14,6 +14,7 @@ struct load {
     const struct ek_tensor *t;
     struct ek_mat *mat;
     uint32_t row0;
+    uint32_t cols; /* of the checkpoint where the matrix has more, which are zeros; 0: as many */
     float *vec;
     bool order;
     uint32_t interleaved; /* k > 1: column c*k + i of the checkpoint becomes i*(cols/k) + c */

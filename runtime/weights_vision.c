@@ -58,33 +58,75 @@ static enum ek_status add_vector(struct walk *w, const struct ek_module *mod, co
     return walk_load(w, t, NULL, 0, vec);
 }
 
-/* n matrices of rows x cols over one input, each with its bias where there is one: one matrix when
- * the types agree. */
+/* A matrix of rows x cols, and what the device makes of it by zeros below and to the right. */
+struct shape {
+    uint32_t rows, cols, to_rows, to_cols;
+};
+
+/* Part i of a matrix, and the zeros below it. */
+static enum ek_status add_part(struct walk *w, const struct ek_tensor *t, const struct shape *s,
+                               uint32_t i, struct ek_mat *mat)
+{
+    struct ek_device *dev = w->s->dev;
+    size_t row = mat->rows ? mat->bytes / mat->rows : 0;
+
+    if (s->to_cols != s->cols && ek_dtype_block(t->dtype) != 1)
+        return ek_error(EK_EUNSUPPORTED, "%s: rows of %u of %s cannot be made longer", t->name,
+                        s->cols, ek_dtype_name(t->dtype));
+    EK_TRY(walk_load(w, t, mat, i * s->to_rows, NULL));
+    if (w->dry)
+        return EK_OK;
+    w->loads[w->n_loads - 1].cols = s->cols;
+    if (s->to_rows == s->rows)
+        return EK_OK;
+    return dev->ops->zero(dev, (char *)mat->data + ((size_t)i * s->to_rows + s->rows) * row,
+                          (s->to_rows - s->rows) * row);
+}
+
+/* The biases of n matrices; NULL in *out: there are none. */
+static enum ek_status add_biases(struct walk *w, const struct ek_module *mod,
+                                 const char *const *names, uint32_t n, const struct shape *s,
+                                 float **out)
+{
+    float *vec = walk_vector(w, (size_t)n * s->to_rows);
+    const struct ek_tensor *t;
+
+    if (!w->dry && s->to_rows > s->rows)
+        EK_TRY(w->s->dev->ops->zero(w->s->dev, vec, (size_t)n * s->to_rows * sizeof(*vec)));
+    for (uint32_t i = 0; i < n; i++) {
+        EK_TRY(need(mod, names[i], ".bias", s->rows, 1, &t));
+        EK_TRY(walk_load(w, t, NULL, 0, vec ? vec + (size_t)i * s->to_rows : NULL));
+    }
+    *out = vec;
+    return EK_OK;
+}
+
+/* n matrices over one input, each with its bias where there is one: one matrix when the types
+ * agree. */
 static enum ek_status add_linear(struct walk *w, const struct ek_module *mod,
-                                 const char *const *names, uint32_t n, uint32_t rows, uint32_t cols,
+                                 const char *const *names, uint32_t n, const struct shape *s,
                                  struct stage_linear *out)
 {
-    const struct ek_tensor *t[STAGE_MAX_PARTS], *bias;
-    bool one = true, has = find(mod, names[0], ".bias") != NULL;
-    float *vec = has ? walk_vector(w, (size_t)n * rows) : NULL;
+    const struct ek_tensor *t[STAGE_MAX_PARTS];
+    bool one = true;
+    float *vec = NULL;
 
     for (uint32_t i = 0; i < n; i++) {
-        EK_TRY(need(mod, names[i], ".weight", rows, cols, &t[i]));
+        EK_TRY(need(mod, names[i], ".weight", s->rows, s->cols, &t[i]));
         one = one && t[i]->dtype == t[0]->dtype;
     }
     out->n = one ? 1 : n;
-    out->rows = n * rows;
-    out->has_bias = has;
+    out->rows = n * s->to_rows;
+    out->has_bias = find(mod, names[0], ".bias") != NULL;
+    if (out->has_bias)
+        EK_TRY(add_biases(w, mod, names, n, s, &vec));
     for (uint32_t i = 0; i < n; i++) {
         if (i < out->n)
-            EK_TRY(walk_mat(w, t[i]->dtype, one ? n * rows : rows, cols, &out->mats[i]));
-        EK_TRY(walk_load(w, t[i], &out->mats[one ? 0 : i], one ? i * rows : 0, NULL));
-        if (!has)
-            continue;
-        EK_TRY(need(mod, names[i], ".bias", rows, 1, &bias));
-        EK_TRY(walk_load(w, bias, NULL, 0, vec ? vec + (size_t)i * rows : NULL));
-        if (!w->dry && i < out->n)
-            out->biases[i] = vec + (size_t)i * rows;
+            EK_TRY(walk_mat(w, t[i]->dtype, one ? n * s->to_rows : s->to_rows, s->to_cols,
+                            &out->mats[i]));
+        EK_TRY(add_part(w, t[i], s, one ? i : 0, &out->mats[one ? 0 : i]));
+        if (vec != NULL && i < out->n)
+            out->biases[i] = vec + (size_t)i * s->to_rows;
     }
     return EK_OK;
 }
@@ -92,7 +134,9 @@ static enum ek_status add_linear(struct walk *w, const struct ek_module *mod,
 static enum ek_status add_one(struct walk *w, const struct ek_module *mod, const char *name,
                               uint32_t rows, uint32_t cols, struct stage_linear *out)
 {
-    return add_linear(w, mod, &name, 1, rows, cols, out);
+    const struct shape s = {rows, cols, rows, cols};
+
+    return add_linear(w, mod, &name, 1, &s, out);
 }
 
 static enum ek_status add_norm(struct walk *w, const struct ek_module *mod, const char *name,
@@ -107,14 +151,16 @@ static enum ek_status add_feed_forward(struct walk *w, const struct ek_module *m
 {
     const struct ek_config *c = &w->s->m->config;
     bool qwen = vision_is_qwen(c);
-    char first[NAME_LEN], second[NAME_LEN], down[NAME_LEN];
-    const char *const up[] = {first, second};
+    char first[NAME_LEN], second[NAME_LEN], third[NAME_LEN];
+    const char *const names[] = {first, second}, *const down = third;
+    uint32_t ff = c->vision_intermediate, inner = vision_inner(c), width = c->vision_hidden;
+    const struct shape up = {ff, width, inner, width}, back = {width, ff, width, inner};
 
     snprintf(first, sizeof(first), "blocks.%u.mlp.%s", block, qwen ? "gate_proj" : "fc1");
     snprintf(second, sizeof(second), "blocks.%u.mlp.up_proj", block);
-    snprintf(down, sizeof(down), "blocks.%u.mlp.%s", block, qwen ? "down_proj" : "fc2");
-    EK_TRY(add_linear(w, mod, up, qwen ? 2 : 1, c->vision_intermediate, c->vision_hidden, &b->up));
-    return add_one(w, mod, down, c->vision_hidden, c->vision_intermediate, &b->down);
+    snprintf(third, sizeof(third), "blocks.%u.mlp.%s", block, qwen ? "down_proj" : "fc2");
+    EK_TRY(add_linear(w, mod, names, qwen ? 2 : 1, &up, &b->up));
+    return add_linear(w, mod, &down, 1, &back, &b->down);
 }
 
 static enum ek_status add_block(struct walk *w, const struct ek_module *mod, uint32_t block,

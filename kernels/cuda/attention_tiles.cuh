@@ -335,14 +335,15 @@ __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) tiles_k(const ek_cu_at
         uint32_t next = buffer ^ (BUFFERS - 1);
         float p[TILE_KV / 8][4];
 
-        if (BUFFERS > 1 && first + TILE_KV < s.end)
-            copy_kv<T, D, WARPS, Source>(a, m.k[next], m.v[next], s, dim, first + TILE_KV);
-        copy_commit();
-        copy_wait<1>();
+        copy_wait<0>();
 #ifdef EK_WGMMA
         publish_shared();
 #endif
-        __syncthreads();
+        __syncthreads(); // this step's tokens are there, and all warps are done with the last one's
+        if (BUFFERS > 1 && first + TILE_KV < s.end) {
+            copy_kv<T, D, WARPS, Source>(a, m.k[next], m.v[next], s, dim, first + TILE_KV);
+            copy_commit();
+        }
         // a row of the warpgroup sees it
         if (!Source::causal || first < s.past + 64 * (warp / 4) + 64) {
             state.scores(m.q, m.k[buffer], warp, lane, p);
@@ -351,7 +352,6 @@ __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) tiles_k(const ek_cu_at
             state.softmax(p, a.scale * LOG2E);
             state.values(m.v[buffer], lane, p);
         }
-        __syncthreads();
     }
     state.finish(a, s, dim, row, lane % 4);
 }

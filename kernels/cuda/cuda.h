@@ -49,7 +49,7 @@ enum ek_cu_scratch {
 struct ek_cu_key { /* everything that chooses an algorithm */
     enum ek_dtype in, out;
     uint32_t rows, cols, n, align;
-    size_t ldw, ldx, ldo, steps[3];
+    size_t ldx, ldo, steps[3];
     uint32_t batch;
     bool add, bias, turned, gelu;
 };
@@ -174,8 +174,8 @@ struct ek_cu_gemm {
     const void *w, *x;
     enum ek_dtype in, out_type;
     uint32_t rows, cols, n;
-    size_t ldw, ldx, ldo; /* ldw 0: rows of w follow one another */
-    const void *bias;     /* of out_type, or NULL */
+    size_t ldx, ldo;
+    const void *bias; /* of out_type, or NULL */
     void *out;
     bool add, turned;
     bool gelu;      /* the tanh form, of the result with its bias */

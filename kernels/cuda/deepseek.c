@@ -49,19 +49,16 @@ static enum ek_status check_shapes(const struct ek_latent *l, const struct ek_ma
     return EK_OK;
 }
 
-/* kv_b in a type that kernels and cuBLASLt read, without gaps between rows: itself, or converted to
- * the activations'. */
+/* kv_b in a type that kernels and cuBLASLt read: itself, or converted to the activations'. */
 static enum ek_status readable_kv_b(struct ek_cuda *d, const struct ek_mat *kv_b, bool few,
                                     const void **data, enum ek_dtype *type)
 {
     enum ek_dtype act = d->base.act;
-    bool dense = plain(kv_b->dtype) &&
-                 kv_b->bytes == (uint64_t)kv_b->rows * kv_b->cols * element(kv_b->dtype);
     void *p;
 
     *data = kv_b->data;
     *type = kv_b->dtype;
-    if (dense && (kv_b->dtype == act || few))
+    if (kv_b->dtype == act || (few && plain(kv_b->dtype)))
         return EK_OK;
     EK_TRY(ek_cuda_scratch(d, EK_CU_OP, (size_t)kv_b->rows * kv_b->cols * element(act), &p));
     *data = p;

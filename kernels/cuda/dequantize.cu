@@ -28,7 +28,7 @@ __global__ void rows_k(const uint8_t *src, size_t row_bytes, uint32_t rows, uint
 
 // Rows that cannot be read 8 elements at a time (plain types alone).
 template <typename W, typename T>
-__global__ void rows_odd(const W *src, size_t ld, uint32_t rows, uint32_t cols, const int32_t *ids,
+__global__ void rows_odd(const W *src, uint32_t rows, uint32_t cols, const int32_t *ids,
                          uint32_t limit, T *out)
 {
     pdl_next();
@@ -38,7 +38,8 @@ __global__ void rows_odd(const W *src, size_t ld, uint32_t rows, uint32_t cols, 
 
         for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < cols;
              i += gridDim.x * blockDim.x)
-            out[(size_t)y * cols + i] = from_f<T>(row < limit ? to_f(src[row * ld + i]) : 0.0f);
+            out[(size_t)y * cols + i] =
+                from_f<T>(row < limit ? to_f(src[(size_t)row * cols + i]) : 0.0f);
     }
 }
 
@@ -67,7 +68,7 @@ static cudaError_t plain_rows(const struct ek_cu_queue *q, enum ek_dtype act, co
         return block_rows<W>(q, act, src, row_bytes, rows, cols, ids, limit, out);
     EK_DISPATCH_ACT(act, T,
                     return launch(q, rows_odd<S, T>, grid_of(cols, rows), 128, 0, (const S *)src,
-                                  row_bytes / sizeof(S), rows, cols, ids, limit, (T *)out));
+                                  rows, cols, ids, limit, (T *)out));
 }
 
 static cudaError_t any_rows(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,

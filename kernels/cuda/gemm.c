@@ -92,8 +92,7 @@ static enum ek_status describe(struct ek_cuda *d, const struct ek_cu_gemm *g, st
     if (g->bias)
         LT_TRY(d, cublasLtMatmulDescSetAttribute(m->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias,
                                                  sizeof(g->bias)));
-    LT_TRY(d, cublasLtMatrixLayoutCreate(&m->w, cuda_type(g->in), wide, tall,
-                                         (int64_t)(g->ldw ? g->ldw : wide)));
+    LT_TRY(d, cublasLtMatrixLayoutCreate(&m->w, cuda_type(g->in), wide, tall, (int64_t)wide));
     LT_TRY(d, cublasLtMatrixLayoutCreate(&m->x, cuda_type(g->in), g->cols, g->n, (int64_t)g->ldx));
     LT_TRY(d, cublasLtMatrixLayoutCreate(&m->out, cuda_type(g->out_type), g->rows, g->n,
                                          (int64_t)g->ldo));
@@ -196,7 +195,6 @@ static void key_of(const struct ek_cu_gemm *g, struct ek_cu_key *key)
     key->cols = g->cols;
     key->n = g->n;
     key->align = least_alignment(g);
-    key->ldw = g->ldw;
     key->ldx = g->ldx;
     key->ldo = g->ldo;
     key->steps[0] = g->w_step;

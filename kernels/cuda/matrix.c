@@ -21,16 +21,6 @@ static size_t row_bytes(const struct ek_mat *m)
     return m->rows ? (size_t)(m->bytes / m->rows) : 0;
 }
 
-/* Bytes from one row to the next. Long rows begin at multiples of 16 bytes, which cuBLASLt's fast
- * products and our wide loads need. */
-static enum ek_status pitch(enum ek_dtype dtype, uint32_t cols, size_t *out)
-{
-    EK_TRY(ek_dtype_bytes(dtype, cols, out));
-    if (dtype < EK_Q4_0 && *out >= 1024)
-        *out = ek_round_up(*out, 16);
-    return EK_OK;
-}
-
 /* ---- life --------------------------------------------------------------------------------------
  */
 uint64_t ek_cuda_mat_bytes(const struct ek_device *dev, enum ek_dtype dtype, uint32_t rows,
@@ -38,7 +28,7 @@ uint64_t ek_cuda_mat_bytes(const struct ek_device *dev, enum ek_dtype dtype, uin
 {
     size_t bytes;
 
-    if (pitch(dtype, cols, &bytes) != EK_OK || !ek_mul_size(bytes, rows, &bytes))
+    if (ek_dtype_bytes(dtype, cols, &bytes) != EK_OK || !ek_mul_size(bytes, rows, &bytes))
         return UINT64_MAX;
     return ek_cuda_alloc_bytes(dev, bytes);
 }
@@ -52,7 +42,7 @@ enum ek_status ek_cuda_mat_new(struct ek_device *dev, enum ek_dtype dtype, uint3
     if (!weight_type(dtype))
         return ek_error(EK_EUNSUPPORTED, "%s: no products with weights of type %s", dev->spec.name,
                         ek_dtype_name(dtype));
-    EK_TRY(pitch(dtype, cols, &bytes));
+    EK_TRY(ek_dtype_bytes(dtype, cols, &bytes));
     if (!ek_mul_size(bytes, rows, &bytes))
         return ek_error(EK_EFORMAT, "a matrix of %u x %u overflows", rows, cols);
     m.bytes = bytes;
@@ -166,7 +156,6 @@ static enum ek_status many(struct ek_cuda *d, const void *x, size_t ldx, uint32_
                            .rows = w->rows,
                            .cols = w->cols,
                            .n = n,
-                           .ldw = w->dtype == act ? row_bytes(w) / (act == EK_F32 ? 4 : 2) : 0,
                            .ldx = ldx,
                            .ldo = ldo,
                            .out = out};

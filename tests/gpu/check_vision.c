@@ -187,8 +187,7 @@ END_TEST
 
 /* ---- products of towers -------------------------------------------------------------------------
  */
-/* Rows that 16-byte pieces do not divide (Qwen2.5-VL's feed-forward layer has 3420), of which the
- * device makes longer ones; GELU with the product's bias. */
+/* Rows that 16-byte pieces do not divide; GELU with the product's bias. */
 static void check_product(enum ek_dtype t, uint32_t rows, uint32_t cols, uint32_t n, int flags,
                           bool bias)
 {

@@ -184,14 +184,8 @@ static void random_blocks(enum ek_dtype t, uint8_t *out, size_t bytes, float sca
 static void mat_fill(struct ek_device *dev, enum ek_dtype t, uint32_t rows, uint32_t cols,
                      const void *src, struct ek_mat *m)
 {
-    size_t row;
-
-    ck_assert_int_eq(ek_dtype_bytes(t, cols, &row), EK_OK);
     ck_assert_msg(dev->ops->mat_new(dev, t, rows, cols, m) == EK_OK, "%s", ek_last_error());
-    if (m->bytes == rows * row)
-        put(dev, m->data, src, m->bytes);
-    for (uint32_t i = 0; m->bytes > rows * row && i < rows; i++) /* the device has longer ones */
-        put(dev, (char *)m->data + i * (m->bytes / rows), (const char *)src + i * row, row);
+    put(dev, m->data, src, m->bytes);
     ck_assert_msg(dev->ops->mat_ready(dev, m) == EK_OK, "%s", ek_last_error());
 }
 

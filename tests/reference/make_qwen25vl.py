@@ -180,6 +180,7 @@ def make_video(folder, model, seed):
         "float32",
         seed,
         prompt=VIDEO_TEXT,
+        **tool.noise(folder, ids, logits, **inputs),
         seconds_per_grid=str(2 / FPS),
         video_grid_thw=json.dumps(grids.tolist()),
     )
