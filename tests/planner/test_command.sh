@@ -59,5 +59,31 @@ expect 0 "explaining" "$plan" plan --costs "$costs" --explain --pareto --json
 expect 0 "simulating" "$plan" simulate "$dir/a.json" --rate 1
 expect 0 "cluster" "$plan" cluster "$machines/cluster.json" --load 50000
 expect 0 "hardware" "$plan" hardware --json
+expect 2 "simulating twice" "$plan" simulate "$dir/a.json" "$dir/b.json"
+expect 4 "simulating costs" "$plan" simulate "$costs"
+expect 4 "report of costs" "$plan" report "$costs" -o "$dir/no.html"
+expect 2 "costs and cards" "$plan" plan --costs "$costs" --hardware "2x t4"
+bad() { # TEXT: a file that must be refused
+    echo "$1" >"$dir/bad.json"
+}
+nodes='{"format": "evenkeel-cluster", "version": 1, "nodes": ['
+for node in '' '{"name": "a", "count": 1, "costs": "/etc/passwd"}' '{"name": "a", "count": 1, "costs": "../a.json"}' \
+    '{"name": "a", "count": -1, "costs": "a.json"}' '{"name": "", "count": 1, "costs": "a.json"}' \
+    '{"name": "a", "count": 1, "costs": "a.json"}'; do # a plan is no costs file
+    bad "$nodes$node]}"
+    expect 4 "cluster of $node" "$plan" cluster "$dir/bad.json"
+done
+model=${srcdir:-.}/tests/fixtures/configs/smollm2-135m
+for card in '' '{"name": "x", "memory": 0, "bandwidth": 1e9, "peak_f32": 1e12}' \
+    '{"name": "x", "memory": 1, "bandwidth": -1, "peak_f32": 1e12}' \
+    '{"name": "x y", "memory": 1, "bandwidth": 1e9, "peak_f32": 1e12}'; do
+    bad "{\"format\": \"evenkeel-hardware\", \"version\": 1, \"cards\": [$card]}"
+    expect 4 "card $card" "$plan" plan "$model" --hardware "2x x" --cards "$dir/bad.json"
+done
+for map in '[]' '{"": "tpu:0"}' '{"model.layers.0": 0}' '{"": 0, "no.such.module": 0}' '{"": 1e999}' '{"": NaN}' \
+    '{"": 0, "": 1}'; do
+    bad "$map"
+    expect 4 "map $map" "$plan" plan --costs "$costs" --from "$dir/bad.json"
+done
 [ "$failed" -eq 0 ] && echo "evenkeel-plan behaves as documented"
 exit "$failed"
