@@ -61,6 +61,7 @@ struct ek_device_state { /* of this moment; 0: not known */
 /* "power cap, thermal" of the bits of throttle; "" for none. */
 const char *ek_throttle_text(uint32_t throttle, char out[64]);
 
+struct ek_channel; /* to another device */
 struct ek_event; /* a point in a device's queue */
 struct ek_graph; /* a captured sequence of operations */
 struct ek_ops;
@@ -205,6 +206,20 @@ struct ek_ops {
                             uint32_t *flag, uint32_t value);
     enum ek_status (*flag_wait)(struct ek_device *dev, const uint32_t *flag, uint32_t value,
                                 const uint32_t *stop);
+
+    /* messages by a library (NCCL). works: between these two devices, here and now. open may take
+     * seconds. send is queued by the thread of dev: n bytes from src, when dev's queue comes there,
+     * to dst of `to`, when `before` has passed; `after` is recorded behind their arrival (events of
+     * `to`, or NULL). check: why it has failed, from any thread. abort ends what is under way and
+     * returns at once. All NULL: not possible. */
+    bool (*channel_works)(const struct ek_device *dev, const struct ek_device *to);
+    enum ek_status (*channel_open)(struct ek_device *dev, struct ek_device *to,
+                                   struct ek_channel **out);
+    enum ek_status (*channel_send)(struct ek_channel *c, const void *src, void *dst, size_t n,
+                                   struct ek_event *before, struct ek_event *after);
+    enum ek_status (*channel_check)(const struct ek_channel *c);
+    void (*channel_abort)(struct ek_channel *c);
+    void (*channel_close)(struct ek_channel *c); /* both devices are idle */
 
     /* order */
     enum ek_status (*event_new)(struct ek_device *dev, struct ek_event **out);

@@ -26,7 +26,7 @@ CLEANFILES += kernels/cpu/hash.h
 if HAVE_CUDA
 CUDA_KERNEL_SOURCES = kernels/cuda/cuda.h kernels/cuda/launch.h kernels/cuda/device.c \
 	kernels/cuda/gemm.c kernels/cuda/matrix.c kernels/cuda/memory.c kernels/cuda/nvml.h kernels/cuda/nvml.c \
-	kernels/cuda/ops.c kernels/cuda/peer.c kernels/cuda/store.cu kernels/cuda/queue.c kernels/cuda/attention.cuh \
+	kernels/cuda/ops.c kernels/cuda/peer.c kernels/cuda/nccl.c kernels/cuda/store.cu kernels/cuda/queue.c kernels/cuda/attention.cuh \
 	kernels/cuda/attention_any.cu kernels/cuda/attention_decode.cu \
 	kernels/cuda/attention_dense.cu kernels/cuda/attention_prefill.cu kernels/cuda/attention_tiles.cuh kernels/cuda/common.cuh kernels/cuda/dequantize.cu \
 	kernels/cuda/few.cu kernels/cuda/one.cuh kernels/cuda/one_plain.cu kernels/cuda/one_q32.cu \

@@ -317,9 +317,9 @@ static void link_bytes(struct ek_device *const *devices, size_t n, size_t i, siz
     for (size_t j = 0; j < n; j++) {
         if (j == i)
             continue;
-        ek_link_memory(devices[i], devices[j], elements, &here, &there);
+        ek_link_memory(devices[i], devices[j], NULL, elements, &here, &there);
         *out = here > *out ? here : *out;
-        ek_link_memory(devices[j], devices[i], elements, &there, &here);
+        ek_link_memory(devices[j], devices[i], NULL, elements, &there, &here);
         *in = here > *in ? here : *in;
     }
 }

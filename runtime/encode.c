@@ -50,8 +50,8 @@ enum ek_status engine_vision_open(struct ek_engine *e)
         EK_TRY(dev->ops->event_new(dev, &path[i].began));
         EK_TRY(dev->ops->event_new(dev, &path[i].ended));
         if (i > 0)
-            EK_TRY(ek_link_open(e->devices[path[i - 1].stage->device].dev, dev,
-                                ek_picture_message(e->m, &e->opt), &path[i].in));
+            EK_TRY(engine_link_open(e, path[i - 1].stage->device, path[i].stage->device,
+                                    ek_picture_message(e->m, &e->opt), &path[i].in));
     }
     return EK_OK;
 }

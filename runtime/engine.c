@@ -195,14 +195,26 @@ static enum ek_status start_workers(struct ek_engine *e)
     return st;
 }
 
+const char *engine_mechanism(const struct ek_engine *e, uint32_t from, uint32_t to)
+{
+    return ek_link_pick(e->devices[from].dev, e->devices[to].dev,
+                        ek_plan_mechanism(e->plan, from, to));
+}
+
+enum ek_status engine_link_open(struct ek_engine *e, uint32_t from, uint32_t to,
+                                size_t max_elements, struct ek_link **out)
+{
+    return ek_link_open_as(e->devices[from].dev, e->devices[to].dev, max_elements,
+                           engine_mechanism(e, from, to), out);
+}
+
 static enum ek_status open_links(struct ek_engine *e)
 {
     size_t most = (size_t)e->opt.max_tokens * e->m->config.hidden;
 
     for (size_t i = 1; i < e->n_stages; i++) {
-        struct ek_device *from = e->devices[e->stages[i - 1].device].dev;
-        struct ek_device *to = e->devices[e->stages[i].device].dev;
-        EK_TRY(ek_link_open(from, to, most, &e->stages[i - 1].out));
+        EK_TRY(engine_link_open(e, e->stages[i - 1].device, e->stages[i].device, most,
+                                &e->stages[i - 1].out));
         e->stages[i].in = e->stages[i - 1].out;
     }
     return engine_vision_open(e);

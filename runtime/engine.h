@@ -129,6 +129,12 @@ struct ek_engine {
     char message[1024];
 };
 
+/* ---- engine.c */
+/* How messages go between two of the plan's devices. */
+const char *engine_mechanism(const struct ek_engine *e, uint32_t from, uint32_t to);
+enum ek_status engine_link_open(struct ek_engine *e, uint32_t from, uint32_t to,
+                                size_t max_elements, struct ek_link **out);
+
 /* ---- preflight.c: EK_EENV with a table on stderr when the plan does not fit */
 enum ek_status engine_preflight(const struct ek_engine *e);
 /* Options of stage i with what it shares with other stages of its device. */

@@ -24,7 +24,8 @@ struct ek_link {
     size_t slot_bytes;
     _Atomic uint32_t
         *stop; /* host memory of to: not 0 ends its queue's waits; NULL: none can hang */
-    void *raw; /* on to: a message before its conversion, or NULL */
+    struct ek_channel *channel;            /* of a library, or NULL */
+    void *raw;                             /* on to: a message before its conversion, or NULL */
     struct ek_device *slots_of;            /* who allocated slots, host memory when staged */
     struct ek_event *full[EK_LINK_SLOTS];  /* from's queue passed the copy into the slot */
     struct ek_event *empty[EK_LINK_SLOTS]; /* to's queue passed the copy out of it */
@@ -40,7 +41,8 @@ struct mechanism {
     enum ek_status (*wait)(struct ek_link *l, unsigned slot);
     enum ek_status (*recv)(struct ek_link *l, unsigned slot, void *dst, size_t n);
     enum ek_status (*check)(const struct ek_link *l); /* NULL: nothing to tell */
-    bool queued; /* send and recv return before the bytes have moved */
+    bool queued;   /* send and recv return before the bytes have moved */
+    bool in_place; /* a message lies in to's memory, and may be worked on there */
 };
 
 static size_t act_bytes(const struct ek_device *d, size_t n)
@@ -102,6 +104,8 @@ static enum ek_status same_wait(struct ek_link *l, unsigned slot)
 
 static enum ek_status same_recv(struct ek_link *l, unsigned slot, void *dst, size_t n)
 {
+    if (dst == slot_at(l, slot))
+        return EK_OK;
     return l->to->ops->copy(l->to, dst, slot_at(l, slot), act_bytes(l->to, n));
 }
 
@@ -158,7 +162,8 @@ static enum ek_status store_wait(struct ek_link *l, unsigned slot)
 
 static enum ek_status store_recv(struct ek_link *l, unsigned slot, void *dst, size_t n)
 {
-    EK_TRY(l->to->ops->store(l->to, dst, slot_at(l, slot), act_bytes(l->to, n), NULL, 0));
+    if (dst != slot_at(l, slot))
+        EK_TRY(l->to->ops->copy(l->to, dst, slot_at(l, slot), act_bytes(l->to, n)));
     return l->to->ops->event_record(l->to, l->empty[slot]);
 }
 
@@ -192,6 +197,44 @@ static enum ek_status copy_recv(struct ek_link *l, unsigned slot, void *dst, siz
 {
     EK_TRY(l->to->ops->copy_from(l->to, dst, l->from, slot_at(l, slot), act_bytes(l->from, n)));
     return l->to->ops->event_record(l->to, l->empty[slot]);
+}
+
+/* ---- a library sends into a slot on the receiver */
+static bool channel_works(const struct ek_device *from, const struct ek_device *to)
+{
+    return from->ops->channel_works != NULL && from->act == to->act &&
+           from->ops->channel_works(from, to);
+}
+
+static void channel_bytes(const struct ek_device *from, const struct ek_device *to, size_t max,
+                          uint64_t *at_from, uint64_t *at_to)
+{
+    slots_at_from(from, to, max, at_to, at_from);
+}
+
+static enum ek_status channel_open(struct ek_link *l)
+{
+    for (int i = 0; i < EK_LINK_SLOTS; i++) { /* both of the receiver */
+        EK_TRY(l->to->ops->event_new(l->to, &l->full[i]));
+        EK_TRY(l->to->ops->event_new(l->to, &l->empty[i]));
+    }
+    l->slots_of = l->to;
+    EK_TRY(
+        l->to->ops->alloc(l->to, EK_TAG_COMM, EK_LINK_SLOTS * l->slot_bytes, (void **)&l->slots));
+    return l->from->ops->channel_open(l->from, l->to, &l->channel);
+}
+
+static enum ek_status channel_send(struct ek_link *l, unsigned slot, const void *src, size_t n)
+{
+    bool first = atomic_load(&l->sent) < EK_LINK_SLOTS;
+
+    return l->from->ops->channel_send(l->channel, src, slot_at(l, slot), act_bytes(l->from, n),
+                                      first ? NULL : l->empty[slot], l->full[slot]);
+}
+
+static enum ek_status channel_check(const struct ek_link *l)
+{
+    return l->from->ops->channel_check(l->channel);
 }
 
 /* ---- any two devices, through host memory */
@@ -244,12 +287,16 @@ static enum ek_status staged_recv(struct ek_link *l, unsigned slot, void *dst, s
 /* ---- the registry, fastest first */
 static const struct mechanism mechanisms[] = {
     {"same-device", same_works, slots_at_from, same_open, same_send, same_wait, same_recv, NULL,
-     true},
+     true, true},
     {"peer-store", store_works, store_bytes, store_open, store_send, store_wait, store_recv, NULL,
-     true},
-    {"copy", copy_works, slots_at_from, copy_open, copy_send, copy_wait, copy_recv, NULL, true},
+     true, true},
+    {"copy", copy_works, slots_at_from, copy_open, copy_send, copy_wait, copy_recv, NULL, true,
+     false},
     {"host-staged", staged_works, staged_bytes, staged_open, staged_send, same_wait, staged_recv,
-     NULL, false},
+     NULL, false, false},
+    /* slower to open, and with memory of its own that no plan counts: only when asked for */
+    {"nccl", channel_works, channel_bytes, channel_open, channel_send, copy_wait, store_recv,
+     channel_check, true, true},
 };
 
 size_t ek_link_mechanisms(const struct ek_device *from, const struct ek_device *to,
@@ -263,22 +310,31 @@ size_t ek_link_mechanisms(const struct ek_device *from, const struct ek_device *
     return n;
 }
 
-/* The one that is named, or asked for by EVENKEEL_LINK, where it works; else the first that does.
- */
+/* The one that is named, where it works, else the first that does. */
 static const struct mechanism *choose(const struct ek_device *from, const struct ek_device *to,
                                       const char *name)
 {
     const struct mechanism *first = NULL;
 
-    name = name ? name : getenv("EVENKEEL_LINK");
     for (size_t i = EK_ARRAY_LEN(mechanisms); i-- > 0;) {
+        bool named = name != NULL && strcmp(name, mechanisms[i].name) == 0;
+        if (!named && mechanisms[i].works == channel_works)
+            continue; /* not even loaded */
         if (!mechanisms[i].works(from, to))
             continue;
         first = &mechanisms[i];
-        if (name != NULL && strcmp(name, first->name) == 0)
+        if (named)
             return first;
     }
     return first;
+}
+
+const char *ek_link_pick(const struct ek_device *from, const struct ek_device *to,
+                         const char *wanted)
+{
+    const char *forced = getenv("EVENKEEL_LINK");
+
+    return choose(from, to, forced ? forced : wanted)->name;
 }
 
 static uint64_t padded(const struct ek_device *dev, uint64_t bytes)
@@ -286,10 +342,10 @@ static uint64_t padded(const struct ek_device *dev, uint64_t bytes)
     return bytes && dev->ops->alloc_bytes ? dev->ops->alloc_bytes(dev, bytes) : bytes;
 }
 
-void ek_link_memory(const struct ek_device *from, const struct ek_device *to, size_t max_elements,
-                    uint64_t *at_from, uint64_t *at_to)
+void ek_link_memory(const struct ek_device *from, const struct ek_device *to, const char *mechanism,
+                    size_t max_elements, uint64_t *at_from, uint64_t *at_to)
 {
-    choose(from, to, NULL)->bytes(from, to, max_elements, at_from, at_to);
+    choose(from, to, mechanism)->bytes(from, to, max_elements, at_from, at_to);
     *at_from = padded(from, *at_from);
     *at_to = padded(to, *at_to);
 }
@@ -325,13 +381,15 @@ fail:
 enum ek_status ek_link_open(struct ek_device *from, struct ek_device *to, size_t max_elements,
                             struct ek_link **out)
 {
-    return ek_link_open_as(from, to, max_elements, NULL, out);
+    return ek_link_open_as(from, to, max_elements, ek_link_pick(from, to, NULL), out);
 }
 
 void ek_link_abandon(struct ek_link *l)
 {
     if (l != NULL && l->stop != NULL)
         atomic_store(l->stop, 1);
+    if (l != NULL && l->channel != NULL)
+        l->from->ops->channel_abort(l->channel);
 }
 
 enum ek_status ek_link_check(const struct ek_link *l)
@@ -343,6 +401,8 @@ void ek_link_close(struct ek_link *l)
 {
     if (l == NULL)
         return;
+    if (l->channel != NULL)
+        l->from->ops->channel_close(l->channel);
     for (int i = 0; i < EK_LINK_SLOTS; i++) {
         if (l->full[i] != NULL)
             l->from->ops->event_free(l->full[i]);
@@ -373,6 +433,13 @@ bool ek_link_queued(const struct ek_link *l)
 bool ek_link_ready(const struct ek_link *l)
 {
     return atomic_load(&l->sent) - atomic_load(&l->taken) < EK_LINK_SLOTS;
+}
+
+void *ek_link_slot(const struct ek_link *l)
+{
+    unsigned slot = atomic_load(&l->taken) % EK_LINK_SLOTS;
+
+    return l->how->in_place ? slot_at(l, slot) : NULL;
 }
 
 static enum ek_status check_size(const struct ek_link *l, size_t n)

@@ -129,7 +129,7 @@ enum ek_status stage_run_layers(struct ek_stage *s, const struct ek_batch *batch
     const struct ek_ops *ops = s->dev->ops;
     bool latent = s->m->config.attention == EK_ATTENTION_MLA;
     uint32_t n = batch->n_tokens;
-    void *x = stage_at(s, s->at.x);
+    void *x = s->x;
 
     if (s->has_embed) {
         EK_TRY(ops->embed(s->dev, &s->embed, batch->tokens, n, x));
@@ -176,7 +176,7 @@ enum ek_status stage_run_head(struct ek_stage *s, const void *from, const int32_
 enum ek_status stage_run_eager(struct ek_stage *s, const struct ek_batch *batch, const void *in,
                                void *out, const int32_t *rows, uint32_t n_rows)
 {
-    void *x = stage_at(s, s->at.x);
+    void *x = s->x;
     size_t row = s->m->config.hidden * stage_act_bytes(s);
     const void *hidden = s->has_embed || s->n_layers > 0 || s->has_norm ? x : in;
 

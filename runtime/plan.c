@@ -36,6 +36,7 @@ void ek_plan_free(struct ek_plan *p)
     free(p->uuids);
     free(p->memory);
     free(p->factors);
+    free(p->links);
     free(p);
 }
 
@@ -393,6 +394,56 @@ static enum ek_status read_memory(const json_t *root, const char *where, struct 
     return EK_OK;
 }
 
+static enum ek_status read_link(const json_t *v, const char *where, struct ek_plan *p, size_t i)
+{
+    struct ek_plan_link *l = &p->links[i];
+    char prefix[48];
+    struct ek_json_at at = {where, prefix};
+    const char *from, *to;
+    ptrdiff_t a, b;
+
+    snprintf(prefix, sizeof(prefix), "links[%zu].", i);
+    if (!json_is_object(v))
+        return ek_error(EK_EFORMAT, "%s: links[%zu] must be an object", where, i);
+    EK_TRY(ek_json_string(v, at, "from", &from));
+    EK_TRY(ek_json_string(v, at, "to", &to));
+    EK_TRY(read_opt_text(v, at, "mechanism", l->mechanism, sizeof(l->mechanism)));
+    a = device_by_name(p, p->n_devices, from);
+    b = device_by_name(p, p->n_devices, to);
+    if (a < 0 || b < 0)
+        return ek_error(EK_EFORMAT, "%s: links[%zu]: '%.64s' is not among devices", where, i,
+                        a < 0 ? from : to);
+    l->from = (uint32_t)a;
+    l->to = (uint32_t)b;
+    return EK_OK;
+}
+
+static enum ek_status read_links(const json_t *root, const char *where, struct ek_plan *p)
+{
+    const json_t *list = json_object_get(root, "links");
+    size_t n;
+
+    if (list == NULL || json_is_null(list))
+        return EK_OK;
+    EK_TRY(ek_json_array(root, (struct ek_json_at){where, ""}, "links", &list));
+    n = json_array_size(list);
+    if (n > p->n_devices * p->n_devices)
+        return ek_error(EK_EFORMAT, "%s: %zu links between %zu devices", where, n, p->n_devices);
+    if (n > 0 && (p->links = ek_calloc(n, sizeof(*p->links))) == NULL)
+        return EK_ENOMEM;
+    for (; p->n_links < n; p->n_links++)
+        EK_TRY(read_link(json_array_get(list, p->n_links), where, p, p->n_links));
+    return EK_OK;
+}
+
+const char *ek_plan_mechanism(const struct ek_plan *p, uint32_t from, uint32_t to)
+{
+    for (size_t i = 0; i < p->n_links; i++)
+        if (p->links[i].from == from && p->links[i].to == to && p->links[i].mechanism[0] != '\0')
+            return p->links[i].mechanism;
+    return NULL;
+}
+
 static enum ek_status read_predicted(const json_t *root, const char *where, struct ek_plan *p)
 {
     struct ek_json_at at = {where, "predicted."}, at_profile = {where, "profile."};
@@ -421,6 +472,7 @@ static enum ek_status read_all(const json_t *root, const char *where, struct ek_
     EK_TRY(read_devices(root, where, p));
     EK_TRY(read_stages(root, where, p));
     EK_TRY(read_memory(root, where, p));
+    EK_TRY(read_links(root, where, p));
     return read_predicted(root, where, p);
 }
 

@@ -49,7 +49,8 @@ static void add_link(const struct ek_engine *e, const struct engine_stage *a,
 {
     uint64_t at_from, at_to;
 
-    ek_link_memory(e->devices[a->device].dev, e->devices[b->device].dev, n, &at_from, &at_to);
+    ek_link_memory(e->devices[a->device].dev, e->devices[b->device].dev,
+                   engine_mechanism(e, a->device, b->device), n, &at_from, &at_to);
     needs[a->device].tag[EK_TAG_COMM] += at_from;
     needs[b->device].tag[EK_TAG_COMM] += at_to;
 }

@@ -21,6 +21,10 @@ struct ek_plan_stage {
     double prefill_s, decode_s; /* predicted: whole prompt of the workload, one decode step */
     double pictures_s;          /* of prefill_s: its part of all prompts' pictures */
 };
+struct ek_plan_link {
+    uint32_t from, to; /* indices into devices */
+    char mechanism[24];
+};
 struct ek_plan {
     char model_hash[33], model_name[128];
     uint32_t batch, prompt, generate, context; /* workload */
@@ -37,6 +41,8 @@ struct ek_plan {
     size_t n_devices;
     struct ek_plan_stage *stages;
     size_t n_stages;
+    struct ek_plan_link *links; /* the mechanisms that it was planned with */
+    size_t n_links;
     double predicted_prefill_s, predicted_decode_s; /* workload's prompt; one token of all batch */
     char profile[33];                               /* identity of the profile, "" when not said */
 };
@@ -44,6 +50,8 @@ enum ek_status ek_plan_read(const char *path, struct ek_plan **out);
 /* The same from n bytes of text; where names it in messages. */
 enum ek_status ek_plan_parse(const char *text, size_t n, const char *where, struct ek_plan **out);
 void ek_plan_free(struct ek_plan *p); /* NULL is fine */
+/* The mechanism of the link between two devices; NULL: the plan does not say. */
+const char *ek_plan_mechanism(const struct ek_plan *p, uint32_t from, uint32_t to);
 /* The plan of `run` without --plan: everything on one device, for the given workload. */
 enum ek_status ek_plan_single(const struct ek_model *m, const struct ek_device_spec *device,
                               uint32_t batch, uint32_t context, struct ek_plan **out);
@@ -147,17 +155,20 @@ bool ek_stage_has_embed(const struct ek_stage *s);
 #define EK_LINK_SLOTS 2 /* messages under way; a message is at most max_elements activations */
 struct ek_link;
 #define EK_LINK_MECHANISMS 8
-/* Names of those that work for the pair, fastest first: "same-device", "peer-store" (the sender's
- * kernel writes into the receiver's memory and raises a flag there), "copy" (the receiver's copy
- * engine reads the sender's memory), "host-staged". */
+/* Names of those that work for the pair: "same-device"; "peer-store" (the sender's kernel writes
+ * into the receiver's memory and raises a flag there); "copy" (the receiver's copy engine reads the
+ * sender's memory); "host-staged"; "nccl" (send and receive of that library). The first is the
+ * usual one. */
 size_t ek_link_mechanisms(const struct ek_device *from, const struct ek_device *to,
                           const char *names[EK_LINK_MECHANISMS]);
-/* Opens the fastest mechanism that works for the pair, or the one that the environment variable
- * EVENKEEL_LINK names where it works. The types of activations may differ. from == to is allowed.
- */
+/* The mechanism to open: the one that the environment variable EVENKEEL_LINK names, else `wanted`
+ * (NULL: none), where it works; else the usual one. */
+const char *ek_link_pick(const struct ek_device *from, const struct ek_device *to,
+                         const char *wanted);
+/* Opens ek_link_pick(from, to, NULL). The types of activations may differ. from == to is allowed. */
 enum ek_status ek_link_open(struct ek_device *from, struct ek_device *to, size_t max_elements,
                             struct ek_link **out);
-/* The same by one mechanism (NULL: as ek_link_open). EK_EUNSUPPORTED where it does not work. */
+/* The same by one mechanism (NULL: the usual one). EK_EUNSUPPORTED where it does not work. */
 enum ek_status ek_link_open_as(struct ek_device *from, struct ek_device *to, size_t max_elements,
                                const char *mechanism, struct ek_link **out);
 /* Ends every wait of the receiver's queue, after the sender failed. NULL is fine. */
@@ -168,9 +179,10 @@ void ek_link_close(struct ek_link *l); /* NULL is fine; both devices must be idl
 const char *ek_link_mechanism(const struct ek_link *l);
 /* True when send and recv only queue: no host thread has to wake between the two devices. */
 bool ek_link_queued(const struct ek_link *l);
-/* Bytes that ek_link_open allocates under EK_TAG_COMM on either device. */
-void ek_link_memory(const struct ek_device *from, const struct ek_device *to, size_t max_elements,
-                    uint64_t *at_from, uint64_t *at_to);
+/* Bytes that ek_link_open_as allocates under EK_TAG_COMM on either device. */
+void ek_link_memory(const struct ek_device *from, const struct ek_device *to,
+                    const char *mechanism, size_t max_elements, uint64_t *at_from,
+                    uint64_t *at_to);
 /* True when a slot is free: send may be called. */
 bool ek_link_ready(const struct ek_link *l);
 /* Called by the thread of `from`: queues n activations at src; src may change once its queue
@@ -180,6 +192,9 @@ enum ek_status ek_link_send(struct ek_link *l, const void *src, size_t n);
 /* Called by the thread of `to`, once a send: first wait (its queue waits for the message), then
  * recv (queues the copy to dst). */
 enum ek_status ek_link_wait(struct ek_link *l);
+/* After wait: the message where it lies in to's memory, which may be worked in until recv is called
+ * with it as dst, which then copies nothing; NULL where it lies elsewhere. */
+void *ek_link_slot(const struct ek_link *l);
 enum ek_status ek_link_recv(struct ek_link *l, void *dst, size_t n);
 
 /* Waits for an event of a device, so long at most: EK_NO when it has not passed then. */

@@ -311,6 +311,7 @@ static enum ek_status make(struct ek_stage *s, const size_t *modules, size_t n)
     if (s->at.bytes > 0) {
         EK_TRY(ops->alloc(s->dev, EK_TAG_ACTIVATIONS, s->at.bytes, (void **)&s->arena));
         EK_TRY(ops->zero(s->dev, s->arena, s->at.bytes));
+        stage_work_at(s, NULL);
     }
     if (w.vector_bytes > 0) {
         EK_TRY(ops->alloc(s->dev, EK_TAG_WEIGHTS, w.vector_bytes, (void **)&s->vectors));
@@ -354,9 +355,14 @@ void ek_stage_free(struct ek_stage *s)
     free(s);
 }
 
+void stage_work_at(struct ek_stage *s, void *x)
+{
+    s->x = x ? x : stage_at(s, s->at.x);
+}
+
 void *ek_stage_hidden(struct ek_stage *s)
 {
-    return stage_at(s, s->at.x);
+    return s->x;
 }
 
 float *ek_stage_logits(struct ek_stage *s)

@@ -74,6 +74,7 @@ struct ek_stage {
     struct ek_rope rope;
     float softmax_scale;
     struct stage_arena at;
+    void *x;                    /* [T][hidden]: the residual stream, in the arena or a link's slot */
     char *vectors, *kv, *arena; /* device allocations: F32 vectors, cache, activations */
     struct stage_graphs *graphs;
     struct stage_vision *vision; /* visual modules; NULL: none */
@@ -122,6 +123,9 @@ enum ek_status stage_upload_image(struct ek_stage *s, const int32_t *image,
 /* ---- stage.c */
 /* Appends a part of rows x cols x size bytes, aligned, to *at; false on overflow. */
 bool stage_take(size_t *at, size_t rows, size_t cols, size_t size, size_t *offset);
+
+/* The residual stream is at x, NULL: at its own place. */
+void stage_work_at(struct ek_stage *s, void *x);
 
 /* ---- modules.c: issues operations, no graphs */
 /* One product a matrix, side by side in out. */

@@ -97,7 +97,34 @@ static enum ek_status mark(struct ek_engine *e, size_t i, struct engine_step *st
     return EK_OK;
 }
 
-static enum ek_status receive(struct ek_engine *e, size_t i, struct engine_step *step)
+/* The message is taken, or the slot that the stage worked in is free: the sender may go on. */
+static enum ek_status take(struct ek_engine *e, size_t i, const struct engine_step *step)
+{
+    struct engine_stage *s = &e->stages[i];
+
+    EK_TRY(ek_link_recv(s->in, ek_stage_hidden(s->stage), boundary(e, s, step)));
+    pthread_mutex_lock(&e->lock);
+    engine_wake(&e->devices[e->stages[i - 1].device]);
+    pthread_mutex_unlock(&e->lock);
+    return EK_OK;
+}
+
+/* Rows of a padded batch that no message brings are those of its first sequence. */
+static enum ek_status pad(struct ek_engine *e, const struct engine_stage *s,
+                          const struct engine_step *step, const struct ek_batch *batch)
+{
+    struct ek_device *dev = e->devices[s->device].dev;
+    char *x = ek_stage_hidden(s->stage);
+    size_t row = e->m->config.hidden * stage_act_bytes(s->stage);
+
+    for (uint32_t k = step->counts.n_tokens; k < batch->n_tokens && !s->normed_in; k++)
+        EK_TRY(dev->ops->copy(dev, x + k * row, x, row));
+    return EK_OK;
+}
+
+/* Where a message lies in this device's memory the stage works in its slot; else it is copied. */
+static enum ek_status receive(struct ek_engine *e, size_t i, struct engine_step *step,
+                              const struct ek_batch *batch)
 {
     struct engine_stage *s = &e->stages[i];
 
@@ -105,10 +132,11 @@ static enum ek_status receive(struct ek_engine *e, size_t i, struct engine_step 
         EK_TRY(ek_link_wait(s->in));
     EK_TRY(mark(e, i, step, MARK_BEGIN));
     if (s->in != NULL) {
-        EK_TRY(ek_link_recv(s->in, ek_stage_hidden(s->stage), boundary(e, s, step)));
-        pthread_mutex_lock(&e->lock); /* a slot is free: the sender may go on */
-        engine_wake(&e->devices[e->stages[i - 1].device]);
-        pthread_mutex_unlock(&e->lock);
+        void *slot = ek_link_slot(s->in);
+        stage_work_at(s->stage, slot);
+        if (slot == NULL)
+            EK_TRY(take(e, i, step));
+        EK_TRY(pad(e, s, step, batch));
     }
     return mark(e, i, step, MARK_RECEIVED);
 }
@@ -191,17 +219,18 @@ static enum ek_status trace(struct ek_engine *e, struct engine_stage *s, struct 
 static enum ek_status run_step(struct ek_engine *e, size_t i, struct engine_step *step)
 {
     struct engine_stage *s = &e->stages[i];
-    void *x = ek_stage_hidden(s->stage);
     struct ek_batch batch;
     const int32_t *rows;
     uint32_t n_rows;
+    void *x;
 
     /* the batch's description is there before the hidden states are */
     EK_TRY(stage_upload_image(s->stage, step->image, &step->counts, &batch, &rows, &n_rows));
     if (s->embed)
         EK_TRY(stage_replace(s->stage, step->embeds, step->places, step->n_embeds));
-    EK_TRY(receive(e, i, step));
+    EK_TRY(receive(e, i, step, &batch));
     EK_TRY(engine_hang(e, i));
+    x = ek_stage_hidden(s->stage);
     if (s->head_mod)
         EK_TRY(run_with_head(e, s->stage, step, &batch, rows, n_rows));
     else
@@ -211,7 +240,8 @@ static enum ek_status run_step(struct ek_engine *e, size_t i, struct engine_step
     EK_TRY(mark(e, i, step, MARK_RAN));
     if (step->last_stage != i)
         EK_TRY(ek_link_send(s->out, x, boundary(e, s + 1, step)));
-    return mark(e, i, step, MARK_SENT);
+    EK_TRY(mark(e, i, step, MARK_SENT));
+    return s->in && ek_link_slot(s->in) == x ? take(e, i, step) : EK_OK;
 }
 
 void engine_settle(struct ek_engine *e)

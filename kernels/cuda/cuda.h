@@ -132,6 +132,7 @@ enum ek_status ek_cuda_event_record(struct ek_device *dev, struct ek_event *e);
 enum ek_status ek_cuda_event_wait(struct ek_device *dev, struct ek_event *e);
 enum ek_status ek_cuda_event_sync(struct ek_event *e);
 enum ek_status ek_cuda_event_passed(struct ek_event *e);
+cudaEvent_t ek_cuda_event_of(const struct ek_event *e);
 enum ek_status ek_cuda_idle(struct ek_device *dev);
 double ek_cuda_event_seconds(struct ek_event *from, struct ek_event *to);
 enum ek_status ek_cuda_sync(struct ek_device *dev);
@@ -146,6 +147,16 @@ enum ek_status ek_cuda_store(struct ek_device *dev, void *dst, const void *src, 
                              uint32_t *flag, uint32_t value);
 enum ek_status ek_cuda_flag_wait(struct ek_device *dev, const uint32_t *flag, uint32_t value,
                                  const uint32_t *stop);
+
+/* nccl.c */
+bool ek_cuda_channel_works(const struct ek_device *dev, const struct ek_device *to);
+enum ek_status ek_cuda_channel_open(struct ek_device *dev, struct ek_device *to,
+                                    struct ek_channel **out);
+enum ek_status ek_cuda_channel_send(struct ek_channel *c, const void *src, void *dst, size_t n,
+                                    struct ek_event *before, struct ek_event *after);
+enum ek_status ek_cuda_channel_check(const struct ek_channel *c);
+void ek_cuda_channel_abort(struct ek_channel *c);
+void ek_cuda_channel_close(struct ek_channel *c);
 
 /* matrix.c: weights and products */
 enum ek_status ek_cuda_mat_new(struct ek_device *dev, enum ek_dtype dtype, uint32_t rows,

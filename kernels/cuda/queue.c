@@ -133,6 +133,11 @@ enum ek_status ek_cuda_event_new(struct ek_device *dev, struct ek_event **out)
     return EK_OK;
 }
 
+cudaEvent_t ek_cuda_event_of(const struct ek_event *e)
+{
+    return e->event;
+}
+
 void ek_cuda_event_free(struct ek_event *e)
 {
     if (e == NULL)

@@ -4,7 +4,8 @@
 
 #define THREADS     512
 #define BLOCK_BYTES ((size_t)32 << 10) // of a message, one block's
-#define STOP_EVERY 4096u          // looks at the flag, a few milliseconds
+#define IN_FLIGHT   4                  // loads of a thread
+#define STOP_EVERY  4096u              // looks at the flag, a few milliseconds
 #define MAX_BLOCKS  64u                // enough for the link; the queue's own work waits anyway
 
 __device__ __forceinline__ void raise_flag(uint32_t *flag, uint32_t value)
@@ -37,8 +38,17 @@ __device__ __forceinline__ void copy_part(uint8_t *dst, const uint8_t *src, size
 
     if (((uintptr_t)dst | (uintptr_t)src) % sizeof(uint4) != 0)
         wide = 0;
-    for (size_t i = at; i < wide; i += step)
-        ((uint4 *)dst)[i] = ((const uint4 *)src)[i];
+    for (size_t i = at; i < wide; i += IN_FLIGHT * step) {
+        uint4 v[IN_FLIGHT];
+#pragma unroll
+        for (size_t k = 0; k < IN_FLIGHT; k++)
+            if (i + k * step < wide)
+                v[k] = ((const uint4 *)src)[i + k * step];
+#pragma unroll
+        for (size_t k = 0; k < IN_FLIGHT; k++)
+            if (i + k * step < wide)
+                ((uint4 *)dst)[i + k * step] = v[k];
+    }
     for (size_t i = wide * sizeof(uint4) + at; i < n; i += step)
         dst[i] = src[i];
 }

@@ -230,7 +230,7 @@ START_TEST(predicted_memory_is_what_is_allocated)
             want[p->stages[i].device][t] += by_tag[t];
         if (i + 1 == p->n_stages)
             break;
-        ek_link_memory(dev, ek_engine_device(e, p->stages[i + 1].device),
+        ek_link_memory(dev, ek_engine_device(e, p->stages[i + 1].device), NULL,
                        (size_t)o.max_tokens * m->config.hidden, &at_from, &at_to);
         want[p->stages[i].device][EK_TAG_COMM] += at_from;
         want[p->stages[i + 1].device][EK_TAG_COMM] += at_to;

@@ -299,7 +299,7 @@ START_TEST(links_allocate_what_they_say)
     struct ek_link *l = NULL;
     uint64_t from, to;
 
-    ek_link_memory(device, other, MESSAGE, &from, &to);
+    ek_link_memory(device, other, NULL, MESSAGE, &from, &to);
     ck_ok(ek_link_open(device, other, MESSAGE, &l));
     device->ops->usage(device, at_from);
     other->ops->usage(other, at_to);
