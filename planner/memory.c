@@ -201,6 +201,27 @@ void ek_use_end(const struct ek_problem *p, uint32_t kind, struct ek_memory_use 
     u->total = u->weights + u->kv + u->activations + u->workspace + u->comm + u->overhead;
 }
 
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+void ek_use_join(struct ek_memory_use *u, const struct ek_memory_use *other)
+{
+    u->weights += other->weights;
+    u->kv += other->kv;
+    u->activations += other->activations;
+    u->comm += other->comm;
+    u->workspace = larger(u->workspace, other->workspace);
+    u->overhead = larger(u->overhead, other->overhead);
+    u->total = u->weights + u->kv + u->activations + u->workspace + u->comm + u->overhead;
+}
+
+bool ek_sides_apart(int32_t first, int32_t last, uint32_t sides)
+{
+    return sides && first > 0 && first <= last;
+}
+
 bool ek_tied_within(const struct ek_problem *p, uint32_t module, int32_t first, int32_t last)
 {
     int32_t t = p->costs->modules[module].tied_to - (int32_t)p->first_item;
@@ -211,8 +232,15 @@ bool ek_tied_within(const struct ek_problem *p, uint32_t module, int32_t first, 
 struct ek_memory_use ek_problem_memory(const struct ek_problem *p, uint32_t kind, int32_t first,
                                        int32_t last, uint32_t sides)
 {
-    struct ek_memory_use u;
+    int32_t n = (int32_t)p->n_items;
+    struct ek_memory_use u, beside;
 
+    if (ek_sides_apart(first, last, sides)) {
+        u = ek_problem_memory(p, kind, first, last, 0);
+        beside = ek_problem_memory(p, kind, n, n - 1, sides);
+        ek_use_join(&u, &beside);
+        return u;
+    }
     ek_use_begin(p, kind, &u);
     for (int32_t i = first; i <= last; i++) {
         uint32_t m = p->first_item + (uint32_t)i;
@@ -375,6 +403,8 @@ bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, 
         *prefill = stage->prefill_s / p->micro_batches;
         *decode = stage->decode_s;
     }
+    if (ek_sides_apart(first, last, sides))
+        *prefill += overhead->prefill;
     for (int32_t i = first; !stage && i <= last; i++)
         if (!add_module(p, cls, k->tp, p->first_item + (uint32_t)i, prefill, decode, outside))
             return false;

@@ -14,18 +14,6 @@ const char *ek_pdevice_name(const struct ek_problem *p, uint32_t d)
     return p->costs->classes[p->devices[d].cls].devices[p->devices[d].member].name;
 }
 
-/* Stages of one device: its overhead counts once, the buffers of each stage are its own. */
-static void add_use(struct ek_memory_use *a, const struct ek_memory_use *b)
-{
-    a->weights += b->weights;
-    a->kv += b->kv;
-    a->activations += b->activations;
-    a->workspace += b->workspace;
-    a->comm += b->comm;
-    a->overhead = a->overhead > b->overhead ? a->overhead : b->overhead;
-    a->total = a->weights + a->kv + a->activations + a->workspace + a->comm + a->overhead;
-}
-
 static double step_hop(const struct ek_problem *p, int32_t boundary, uint32_t from, uint32_t to)
 {
     size_t k = (size_t)from * p->n_kinds + to;
@@ -172,7 +160,7 @@ void ek_place(const struct ek_problem *p, const uint32_t *columns, uint32_t n,
         stage_times(p, s, c->first == 0 ? c->sides : 0);
         for (uint32_t d = 0; d < s->n_devices; d++) {
             out->used[s->devices[d]] = true;
-            add_use(&out->memory[s->devices[d]], &u);
+            ek_use_join(&out->memory[s->devices[d]], &u);
         }
     }
     place_sides(p, columns, n, chain, out);
@@ -287,7 +275,7 @@ static void add_memory(struct mapper *m, size_t i)
             ek_use_add(p, s->kind, k, tied_here(m, k), &u);
     ek_use_cross(p, s->kind, s->first, s->last, &u);
     ek_use_end(p, s->kind, &u);
-    add_use(&m->out->memory[s->devices[0]], &u);
+    ek_use_join(&m->out->memory[s->devices[0]], &u);
 }
 
 /* A link's time for one step to the next stage; a fixed order binds our plans, not others'. */

@@ -377,23 +377,29 @@ static enum ek_status columns_from(struct ek_problem *p, size_t *cap, uint32_t k
                                    uint32_t sides)
 {
     uint64_t limit = p->groups[p->kinds[kind].group].cap;
-    struct ek_memory_use u, whole;
+    bool apart = ek_sides_apart(first, (int32_t)p->n_items, sides);
+    struct ek_memory_use u, whole, beside = {0};
     struct ek_column c = {.kind = kind, .first = first, .sides = sides};
     bool known = true;
 
     ek_use_begin(p, kind, &u);
-    use_sides(p, kind, sides, &u);
+    if (apart)
+        beside = ek_problem_memory(p, kind, (int32_t)p->n_items, (int32_t)p->n_items - 1, sides);
+    else
+        use_sides(p, kind, sides, &u);
     for (c.last = first; c.last < (int32_t)p->n_items; c.last++) {
         uint32_t m = p->first_item + (uint32_t)c.last;
         ek_use_add(p, kind, m, ek_tied_within(p, m, first, c.last), &u);
         whole = u;
         ek_use_cross(p, kind, first, (int32_t)p->n_items, &whole);
         ek_use_end(p, kind, &whole);
+        ek_use_join(&whole, &beside);
         if (whole.total > limit) /* even with nothing behind it */
             break;
         whole = u;
         ek_use_cross(p, kind, first, c.last, &whole);
         ek_use_end(p, kind, &whole);
+        ek_use_join(&whole, &beside);
         if (whole.total > limit)
             continue;
         if (!ek_rules_allow(p, kind, first, c.last, sides))

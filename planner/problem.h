@@ -41,6 +41,12 @@ void ek_use_begin(const struct ek_problem *p, uint32_t kind, struct ek_memory_us
 void ek_use_add(const struct ek_problem *p, uint32_t kind, uint32_t module, bool tied_here,
                 struct ek_memory_use *u);
 void ek_use_end(const struct ek_problem *p, uint32_t kind, struct ek_memory_use *u);
+/* Another stage on the same device: its overhead counts once, an operation's workspace is the
+ * device's, all else is its own. */
+void ek_use_join(struct ek_memory_use *u, const struct ek_memory_use *other);
+/* Side modules are one stage with the chain's first items, and one of their own before any other.
+ */
+bool ek_sides_apart(int32_t first, int32_t last, uint32_t sides);
 /* Buffers of hand-overs before and behind the chain's items first .. last, cuts of the tower
  * included: before ek_use_end. */
 void ek_use_cross(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,

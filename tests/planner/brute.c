@@ -128,11 +128,14 @@ static bool price(const struct brute *b, const struct stage *s, double *prefill,
     const struct ek_workload *w = &b->r->workload;
     const struct ek_cost_times *own = times(b, s, 0);
     uint64_t act = 0, work = 0, message = 0, sum = k->overhead + (s->tp > 1 ? k->tp_reserve : 0);
+    uint64_t side_act = 0, own_comm = of_no_module(b, s);
+    bool apart = s->sides && s->first > 0 && s->first <= s->last; /* a stage before its own */
     bool alone = s->first == 0 && s->last == (int)b->n_items - 1;
 
     *prefill = own && b->prompt ? own->prefill.rows[0].time.median_s / b->m : 0;
     *decode =
         own && s->first <= s->last && !is_part(b, s->last) ? own->decode.rows[0].time.median_s : 0;
+    *prefill *= apart ? 2 : 1;
     if (w->generate == 0)
         *decode = 0;
     for (uint32_t i = 0; i < b->c->n_modules; i++) {
@@ -153,9 +156,10 @@ static bool price(const struct brute *b, const struct stage *s, double *prefill,
         for (size_t p = 0; p < b->c->n_memory; p++)
             if (b->c->memory[p].cls == s->cls && b->c->memory[p].tp == s->tp &&
                 b->c->memory[p].sig == m->sig) {
-                act = act > b->c->memory[p].points[0].activations
-                          ? act
-                          : b->c->memory[p].points[0].activations;
+                uint64_t *most = apart && m->side ? &side_act : &act;
+                *most = *most > b->c->memory[p].points[0].activations
+                            ? *most
+                            : b->c->memory[p].points[0].activations;
                 work = work > b->c->memory[p].points[0].workspace
                            ? work
                            : b->c->memory[p].points[0].workspace;
@@ -165,7 +169,13 @@ static bool price(const struct brute *b, const struct stage *s, double *prefill,
     }
     *prefill *= !alone && b->chunks > 1 ? k->slow_prefill : 1;
     *decode *= !alone && b->m > 1 ? k->slow_decode : 1;
-    *total = (double)(sum + act + work + crossings(b, s, message) + of_no_module(b, s));
+    if (apart) { /* what a stage takes whatever its modules, once more */
+        struct stage beside = *s;
+        beside.first = 0;
+        beside.last = -1;
+        own_comm += of_no_module(b, &beside);
+    }
+    *total = (double)(sum + act + side_act + work + crossings(b, s, message) + own_comm);
     return *total <= (double)b->devices[s->device].memory;
 }
 
