@@ -19,18 +19,6 @@ template <int ROWS> __device__ __forceinline__ uint32_t place(uint32_t row, uint
 {
     return (piece / 8 * ROWS + row) * 64 + ((piece ^ row) & 7) * 8;
 }
-__device__ __forceinline__ void load_tiles(uint32_t r[4], uint32_t at)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at));
-}
-__device__ __forceinline__ void load_tiles_turned(uint32_t r[4], uint32_t at)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at));
-}
 
 // Rows of D elements in tiles of 64 columns.
 template <int D> constexpr int tile_columns()

@@ -232,6 +232,21 @@ __device__ __forceinline__ float silu(float x)
     return x / (1.0f + __expf(-x));
 }
 
+// ---- four 8x8 tiles of 16-bit elements from shared memory: lane 8 i + r gives the address of row
+// r of tile i, and gets of each the elements 2t, 2t+1 of row g; turned: of column g.
+__device__ __forceinline__ void load_tiles(uint32_t r[4], uint32_t at)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at));
+}
+__device__ __forceinline__ void load_tiles_turned(uint32_t r[4], uint32_t at)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at));
+}
+
 // ---- tensor cores: c += a b, 16x8x16. Lane (g = lane / 4, t = lane % 4) holds of a the rows g and
 // g + 8, of b column g, of both the k 2t, 2t+1, 2t+8, 2t+9; of c rows g, g + 8, columns 2t, 2t+1.
 template <typename T>

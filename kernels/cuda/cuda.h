@@ -64,6 +64,7 @@ struct ek_cuda {
     struct ek_device base;
     int gpu;
     struct ek_cu_queue queue;
+    bool streams; /* products with a few tokens stream their weights: stream.cu */
     struct ek_cu_memory memory;
     struct {
         void *p;

@@ -209,6 +209,7 @@ static enum ek_status device_open(const struct ek_device_spec *spec, enum ek_dty
     d->memory.budget = budget_of(spec, &d->base.info);
     d->queue.n_sm = d->base.info.n_units;
     d->queue.pdl = d->base.info.compute_major >= 9;
+    d->streams = d->queue.pdl && ek_cu_stream_fits(d->gpu);
     ek_cuda_use(d);
     EK_GOTO(ek_cuda_queue_open(d), st, fail);
     EK_GOTO(ek_cuda_gemm_open(d), st, fail);

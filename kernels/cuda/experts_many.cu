@@ -126,12 +126,6 @@ __device__ __forceinline__ void multiply(float (&c)[16][4], const T *x, const T 
     wgmma_wait(c);
 }
 #else
-__device__ __forceinline__ void load_tiles(uint32_t r[4], uint32_t at)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at));
-}
 
 template <typename T>
 __device__ __forceinline__ void multiply(float (&c)[16][4], const T *x, const T *w)

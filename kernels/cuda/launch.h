@@ -56,6 +56,13 @@ cudaError_t ek_cu_one_q32(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_
                           enum ek_cu_mode mode, const struct ek_cu_product *p);
 cudaError_t ek_cu_one_qk(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
                          enum ek_cu_mode mode, const struct ek_cu_product *p);
+/* 2 to 16 tokens of BF16 or F16 with weights of the same type, on tensor cores, any mode, where it
+ * fits: Hopper's shared memory and clusters. cols is a multiple of 8, rows of weights and of x
+ * 16-byte aligned. */
+#define EK_CU_STREAM_TOKENS 16
+bool ek_cu_stream_fits(int gpu);
+cudaError_t ek_cu_product_stream(const struct ek_cu_queue *q, enum ek_dtype act,
+                                 enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
 /* 2 to 16 tokens of BF16 or F16 on tensor cores; EK_CU_LINEAR with one matrix. cols is a multiple
  * of 32. */
 cudaError_t ek_cu_product_few(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,

@@ -2,8 +2,8 @@
  *
  * Weight matrices and products with them. One token: our kernels, which read the weights once at
  * memory speed and take the norm, the bias, the residual, the activation along. A few tokens: our
- * tensor-core kernel. Many: cuBLASLt, from the matrix itself or from a tile of it converted to the
- * type of the activations.
+ * tensor-core kernels, which take along all but the norm. Many: cuBLASLt, from the matrix itself or
+ * from a tile of it converted to the type of the activations.
  */
 #include "kernels/cuda/cuda.h"
 
@@ -172,8 +172,18 @@ static enum ek_status many(struct ek_cuda *d, const void *x, size_t ldx, uint32_
     return EK_OK;
 }
 
-/* ---- entries of the table ----------------------------------------------------------------------
+/* ---- a few tokens ------------------------------------------------------------------------------
  */
+/* Weights of the activations' type stream to the tensor cores. */
+static bool streams(const struct ek_cuda *d, const struct ek_mat *mats, size_t n_mats,
+                    const void *x, size_t ldx, uint32_t n)
+{
+    return n > 1 && n <= EK_CU_STREAM_TOKENS && d->streams && d->base.act != EK_F32 &&
+           mats[0].dtype == d->base.act && alike(d, mats, n_mats) && ldx % 8 == 0 &&
+           (uintptr_t)x % 16 == 0;
+}
+
+/* Other types are decoded on their way from memory. */
 static bool few_can(const struct ek_cuda *d, const struct ek_mat *w, const void *x, size_t ldx,
                     uint32_t n)
 {
@@ -183,6 +193,14 @@ static bool few_can(const struct ek_cuda *d, const struct ek_mat *w, const void 
            (uintptr_t)x % 16 == 0;
 }
 
+static enum ek_status stream(struct ek_cuda *d, enum ek_cu_mode mode, uint32_t n,
+                             struct ek_cu_product *p, const char *op)
+{
+    return ek_cuda_issued(d, ek_cu_product_stream(&d->queue, d->base.act, mode, n, p), op);
+}
+
+/* ---- entries of the table ----------------------------------------------------------------------
+ */
 enum ek_status ek_cuda_linear(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                               const struct ek_mat *w, const float *bias, void *out, size_t ldo,
                               int flags)
@@ -197,6 +215,8 @@ enum ek_status ek_cuda_linear(struct ek_device *dev, const void *x, size_t ldx, 
     if (n == 1 && readable(d, w) && (uintptr_t)x % 16 == 0)
         return ek_cuda_issued(d, ek_cu_product_one(&d->queue, w->dtype, dev->act, EK_CU_LINEAR, &p),
                               "linear");
+    if (streams(d, w, 1, x, ldx, n))
+        return stream(d, EK_CU_LINEAR, n, &p, "linear");
     if (readable(d, w) && few_can(d, w, x, ldx, n))
         return ek_cuda_issued(d, ek_cu_product_few(&d->queue, w->dtype, dev->act, n, &p), "linear");
     return n ? many(d, x, ldx, n, w, bias, out, ldo, flags) : EK_OK;
@@ -258,6 +278,17 @@ static enum ek_status side_by_side(struct ek_device *dev, const void *x, uint32_
     return EK_OK;
 }
 
+/* The product goes on with normalised rows. */
+static void take_normed(struct ek_cu_product *p, const void *xn, const struct ek_mat *mats,
+                        size_t n_mats, const float *const *biases)
+{
+    for (size_t i = 0; i < n_mats; i++)
+        add_matrix(p, &mats[i], biases ? biases[i] : NULL);
+    p->x = xn;
+    p->ldx = p->cols;
+    p->norm = NULL;
+}
+
 enum ek_status ek_cuda_norm_linear(struct ek_device *dev, const void *x, const float *norm_weight,
                                    float eps, uint32_t n, const struct ek_mat *mats, size_t n_mats,
                                    const float *const *biases, void *out, size_t ldo)
@@ -275,6 +306,10 @@ enum ek_status ek_cuda_norm_linear(struct ek_device *dev, const void *x, const f
             "norm_linear");
     }
     EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, 0, &xn));
+    if (streams(d, mats, n_mats, xn, mats[0].cols, n)) {
+        take_normed(&p, xn, mats, n_mats, biases);
+        return stream(d, EK_CU_LINEAR, n, &p, "norm_linear");
+    }
     return side_by_side(dev, xn, n, mats, n_mats, biases, out, ldo);
 }
 
@@ -296,6 +331,11 @@ enum ek_status ek_cuda_norm_gate_up(struct ek_device *dev, const void *x, const 
             d, ek_cu_product_one(&d->queue, mats[0].dtype, dev->act, EK_CU_GATE_UP, &p),
             "norm_gate_up");
     }
+    if (streams(d, mats, 2, x, mats[0].cols, n)) {
+        EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, 0, &xn));
+        take_normed(&p, xn, mats, 2, NULL);
+        return stream(d, EK_CU_GATE_UP, n, &p, "norm_gate_up");
+    }
     EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, (size_t)n * 2 * dim * element, &xn));
     both = (char *)xn + normed_bytes(d, n, mats[0].cols);
     EK_TRY(side_by_side(dev, xn, n, mats, 2, NULL, both, (size_t)2 * dim));
@@ -313,22 +353,27 @@ enum ek_status ek_cuda_norm_qkv_rope(struct ek_device *dev, const void *x, const
     struct ek_cuda *d = ek_cuda(dev);
     struct ek_cu_product p = {
         .x = x, .norm = norm_weight, .eps = eps, .out = out, .ldo = ldo, .rope = *rope, .kv = *kv};
-    uint32_t heads = mats[0].rows / kv->head_dim;
+    uint32_t heads = mats[0].rows / kv->head_dim, n = batch->n_tokens;
+    bool pairs = kv->dtype == dev->act && kv->v_dim == kv->head_dim && kv->head_dim % 2 == 0;
+    void *xn;
 
     ek_cuda_use(d);
-    if (batch->n_tokens == 1 && alike(d, mats, 3) && (uintptr_t)x % 16 == 0 &&
-        kv->dtype == dev->act && kv->v_dim == kv->head_dim && kv->head_dim % 2 == 0) {
+    p.positions = batch->positions;
+    p.slots = batch->slots;
+    p.position_row = batch->position_row ? batch->position_row : n;
+    if (pairs && streams(d, mats, 3, x, mats[0].cols, n)) {
+        EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, 0, &xn));
+        take_normed(&p, xn, mats, 3, biases);
+        return stream(d, EK_CU_QKV, n, &p, "norm_qkv_rope");
+    }
+    if (n == 1 && pairs && alike(d, mats, 3) && (uintptr_t)x % 16 == 0) {
         for (size_t i = 0; i < 3; i++)
             add_matrix(&p, &mats[i], biases ? biases[i] : NULL);
-        p.positions = batch->positions;
-        p.slots = batch->slots;
-        p.position_row = batch->position_row ? batch->position_row : batch->n_tokens;
         return ek_cuda_issued(d,
                               ek_cu_product_one(&d->queue, mats[0].dtype, dev->act, EK_CU_QKV, &p),
                               "norm_qkv_rope");
     }
-    EK_TRY(
-        ek_cuda_norm_linear(dev, x, norm_weight, eps, batch->n_tokens, mats, 3, biases, out, ldo));
+    EK_TRY(ek_cuda_norm_linear(dev, x, norm_weight, eps, n, mats, 3, biases, out, ldo));
     return ek_cuda_issued(
         d, ek_cu_rope_append(&d->queue, dev->act, out, ldo, rope, batch, heads, kv), "rope_append");
 }
