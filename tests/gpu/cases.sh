@@ -3,15 +3,13 @@
 # Several GPUs against one, and our plan against others on the same profile: throughput of prefill with
 # one micro-batch a prompt, decode with few and many sequences, predicted beside measured for every plan.
 # Usage: cases.sh MODEL   (a folder with a config.json whose language model has LAYERS layers)
-# Environment: OUT, LAYERS (default 36), PREFIX of the layers' names, LIMIT (seconds a command may take).
+# Environment: OUT, LAYERS (default 36), LIMIT (seconds a command may take).
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 OUT=${OUT:-.}
 . "$here/cuda-path.sh"
 model=$1
 layers=${LAYERS:-36}
-prefix=${PREFIX:-model.}
-head=${HEAD:-lm_head}
 name=$(basename "$model")
 db=$OUT/$name.cases.db
 gpus=$(nvidia-smi -L | wc -l)
@@ -23,13 +21,6 @@ say() {
     rc=$?
     [ $rc -eq 0 ] || { echo "exit $rc"; failed=1; }
     return $rc
-}
-# pins N0 N1 ...: options that put so many layers on GPU 0, 1, ...; the embedding first, the head last
-pins() {
-    echo "$*" | awk -v p="$prefix" -v head="$head" '{
-        printf "--pin %sembed_tokens=cuda:0", p
-        for (d = 1; d <= NF; d++) for (k = 0; k < $d; k++) printf " --pin %slayers.%d=cuda:%d", p, n++, d - 1
-        printf " --pin %snorm=cuda:%d --pin %s=cuda:%d", p, NF - 1, head, NF - 1 }'
 }
 try() { # LABEL plan-options...: plan and bench
     label=$1
@@ -48,14 +39,17 @@ load="--batch 64 --prompt 512 --generate 16 --context 640 --prefill-chunk 512"
     for batch in 1 16; do
         try decode-$batch --batch $batch --prompt 512 --generate 64 --context 640
     done
-    rest=$((layers - gpus + 1))
+    # deliberately worse ones: as many layers each, all else on GPU 0; one layer each and the rest last
     even=
     skewed=
     for i in $(seq "$gpus"); do
-        even="$even $(((layers * i) / gpus - (layers * (i - 1)) / gpus))"
-        [ "$i" -lt "$gpus" ] && skewed="$skewed 1" || skewed="$skewed $rest"
+        even="$even$(((layers * i) / gpus - (layers * (i - 1)) / gpus)),"
+        [ "$i" -lt "$gpus" ] && skewed="${skewed}1," || skewed="$skewed$((layers - gpus + 1))"
     done
-    try even $load $(pins $even)
-    try skewed $load $(pins $skewed)
+    try even $load --from "equal split"
+    try guide $load --from "[$even]"
+    try skewed $load --from "[$skewed]"
+    # what those runs took corrects a workload that was not among them
+    try calibrated --batch 32 --prompt 256 --generate 32 --context 640 --calibrated
 }
 exit $failed
