@@ -2,7 +2,7 @@
  *
  * Pictures through the tower and what projects its output, stage by stage, to rows of embeddings on
  * the host. A picture goes in parts of whole slices; the workers of the devices run them between
- * steps, one part at a time.
+ * steps, as many parts at once as there are stages, in the order in which they came.
  */
 #include "runtime/engine.h"
 
@@ -87,17 +87,23 @@ enum ek_status engine_vision_fetch(struct ek_engine *e, struct ek_stage *s)
 }
 
 /* ---- the workers' side */
-bool engine_vision_ready(const struct ek_engine *e, uint32_t device)
+static bool can_run(const struct ek_engine *e, const struct engine_encode *job, uint32_t device)
 {
-    const struct engine_encode *job = e->vision.job;
+    const struct engine_hop *hop = &e->vision.path[job->at];
+    bool last = job->at + 1 == e->vision.n_path;
 
-    return job != NULL && !job->running && !job->done &&
-           e->vision.path[job->at].stage->device == device;
+    return hop->stage->device == device && (last || ek_link_ready(hop[1].in));
 }
 
-void engine_vision_take(struct ek_engine *e)
+/* A job passes the stages in order, and none overtakes another: an older one at the same stage is
+ * found first. */
+struct engine_encode *engine_vision_ready(const struct ek_engine *e, uint32_t device)
 {
-    e->vision.job->running = true;
+    struct engine_encode *job = e->vision.jobs;
+
+    while (job != NULL && (job->running || job->done || !can_run(e, job, device)))
+        job = job->next;
+    return job;
 }
 
 /* Rows of patches on the device, in windowed order, to host memory in the picture's. */
@@ -119,18 +125,23 @@ static enum ek_status fetch_patches(struct ek_stage *s, const struct vision_pack
     return st;
 }
 
-static enum ek_status trace_patches(struct ek_engine *e, struct ek_stage *s, size_t offset,
+struct tracing {
+    struct ek_engine *e;
+    struct engine_encode *job;
+};
+
+static enum ek_status trace_patches(const struct tracing *t, struct ek_stage *s, size_t offset,
                                     const char *name)
 {
-    const struct vision_pack *p = &e->vision.job->pack;
-    uint32_t width = e->m->config.vision_hidden;
+    const struct vision_pack *p = &t->job->pack;
+    uint32_t width = t->e->m->config.vision_hidden;
     float *rows = ek_calloc(p->rows, width * sizeof(*rows));
     enum ek_status st = EK_ENOMEM;
 
     if (rows != NULL)
         st = fetch_patches(s, p, offset, rows);
     if (st == EK_OK)
-        e->trace(e->trace_user, name, rows, p->rows, width);
+        t->e->trace(t->e->trace_user, name, rows, p->rows, width);
     free(rows);
     return st;
 }
@@ -138,19 +149,19 @@ static enum ek_status trace_patches(struct ek_engine *e, struct ek_stage *s, siz
 /* Behind a block, or behind VL2's tower. */
 static enum ek_status trace_part(void *user, struct ek_stage *s, uint32_t block)
 {
-    struct ek_engine *e = user;
+    const struct tracing *t = user;
+    const char *tower = t->e->vision.tower;
     char name[160];
 
-    if (block == e->m->config.vision_layers)
-        return trace_patches(e, s, s->vision->at.xn, e->vision.tower);
-    snprintf(name, sizeof(name), "%s.blocks.%u", e->vision.tower, block);
-    return trace_patches(e, s, s->vision->at.x, name);
+    if (block == t->e->m->config.vision_layers)
+        return trace_patches(t, s, s->vision->at.xn, tower);
+    snprintf(name, sizeof(name), "%s.blocks.%u", tower, block);
+    return trace_patches(t, s, s->vision->at.x, name);
 }
 
 /* Features to the host: the end of a part. */
-static enum ek_status finish(struct ek_engine *e, struct ek_stage *s)
+static enum ek_status finish(struct ek_engine *e, struct engine_encode *job, struct ek_stage *s)
 {
-    struct engine_encode *job = e->vision.job;
     uint32_t hidden = e->m->config.hidden;
 
     EK_TRY(
@@ -160,32 +171,41 @@ static enum ek_status finish(struct ek_engine *e, struct ek_stage *s)
     return EK_OK;
 }
 
-enum ek_status engine_vision_run(struct ek_engine *e)
+static enum ek_status receive(struct ek_engine *e, size_t at, struct ek_stage *s, size_t message)
 {
-    struct engine_encode *job = e->vision.job;
+    const struct engine_hop *hop = &e->vision.path[at];
+
+    if (hop->in == NULL)
+        return EK_OK;
+    EK_TRY(ek_link_wait(hop->in));
+    EK_TRY(ek_link_recv(hop->in, s->arena + s->vision->at.x, message));
+    pthread_mutex_lock(&e->lock); /* a slot is free: the sender may go on */
+    engine_wake(&e->devices[hop[-1].stage->device]);
+    pthread_mutex_unlock(&e->lock);
+    return EK_OK;
+}
+
+enum ek_status engine_vision_run(struct ek_engine *e, struct engine_encode *job)
+{
     const struct engine_hop *hop = &e->vision.path[job->at];
     struct ek_stage *s = hop->stage->stage;
     const struct ek_ops *ops = s->dev->ops;
     size_t message = (size_t)job->pack.rows * e->m->config.vision_hidden;
+    struct tracing t = {e, job};
 
-    if (hop->in != NULL) {
-        EK_TRY(ek_link_wait(hop->in));
-        EK_TRY(ek_link_recv(hop->in, s->arena + s->vision->at.x, message));
-    }
+    EK_TRY(receive(e, job->at, s, message));
     EK_TRY(ops->event_record(s->dev, hop->began));
-    EK_TRY(vision_run(s, &job->pack, e->trace ? trace_part : NULL, e));
+    EK_TRY(vision_run(s, &job->pack, e->trace ? trace_part : NULL, &t));
     if (job->at + 1 == e->vision.n_path)
-        EK_TRY(finish(e, s));
+        EK_TRY(finish(e, job, s));
     else
         EK_TRY(ek_link_send(hop[1].in, s->arena + vision_output(s), message));
     EK_TRY(ops->event_record(s->dev, hop->ended));
     return ops->event_sync(hop->ended); /* the pack is freed when the last one is done */
 }
 
-void engine_vision_pass(struct ek_engine *e, enum ek_status st)
+void engine_vision_pass(struct ek_engine *e, struct engine_encode *job, enum ek_status st)
 {
-    struct engine_encode *job = e->vision.job;
-
     struct engine_hop *hop = &e->vision.path[job->at];
 
     job->running = false;
@@ -202,31 +222,14 @@ void engine_vision_pass(struct ek_engine *e, enum ek_status st)
 }
 
 /* ---- the caller's side */
-/* Waits for its turn, then for the job; a worker that has begun it ends its part even when the
- * engine fails. job->running afterwards: it never did, and the job stays its. */
-static enum ek_status run_job(struct ek_engine *e, struct engine_encode *job)
-{
-    enum ek_status st = EK_OK;
-
-    pthread_mutex_lock(&e->lock);
-    while (e->vision.job != NULL && e->failed == EK_OK)
-        engine_sleep(e);
-    if (e->failed == EK_OK) {
-        e->vision.path[0].stage->timing.pictures_s += job->packing_s;
-        e->vision.job = job;
-        engine_wake(&e->devices[e->vision.path[0].stage->device]);
-        engine_moved(e);
-        while (!job->done && e->failed == EK_OK)
-            engine_sleep(e);
-        if (engine_returns(e, &job->running, false))
-            e->vision.job = NULL;
-        pthread_cond_broadcast(&e->done);
-    }
-    if (e->failed != EK_OK)
-        st = engine_failed(e);
-    pthread_mutex_unlock(&e->lock);
-    return st;
-}
+/* Parts under way: as many as there are stages, so that all of them work. */
+struct encoder {
+    struct ek_engine *e;
+    struct ek_vl_geometry *geometries; /* of every picture of the prompt (Qwen) */
+    struct engine_encode **ring;       /* [n_path] */
+    size_t put, got;
+    float *out; /* where the next part's features go */
+};
 
 static void job_free(struct engine_encode *job)
 {
@@ -234,34 +237,101 @@ static void job_free(struct engine_encode *job)
     free(job);
 }
 
-/* All slices of a picture, as many at once as fit. */
-static enum ek_status encode_visual(struct ek_engine *e, const struct ek_visual *v,
-                                    const struct ek_vl_geometry *g, float *out)
+static enum ek_status submit(struct ek_engine *e, struct engine_encode *job)
 {
-    const struct ek_config *c = &e->m->config;
-    uint32_t most = vision_max_rows(c, &e->opt), slice = vision_slice_rows(v);
-    uint32_t step = slice ? most / slice : 0;
+    struct engine_hop *first = &e->vision.path[0];
+    struct engine_encode **end = &e->vision.jobs;
+    enum ek_status st = EK_OK;
+
+    pthread_mutex_lock(&e->lock);
+    if (e->failed != EK_OK) {
+        st = engine_failed(e);
+    } else {
+        while (*end != NULL)
+            end = &(*end)->next;
+        *end = job;
+        first->stage->timing.pictures_s += job->packing_s;
+        engine_wake(&e->devices[first->stage->device]);
+        engine_moved(e);
+    }
+    pthread_mutex_unlock(&e->lock);
+    return st;
+}
+
+/* Waits for the oldest part; a worker that has begun it ends its stage even when the engine fails.
+ * A job that does not come back stays the worker's. */
+static enum ek_status collect(struct encoder *c)
+{
+    struct ek_engine *e = c->e;
+    struct engine_encode *job = c->ring[c->got++ % e->vision.n_path], **at = &e->vision.jobs;
+    enum ek_status st = EK_OK;
+    bool returned;
+
+    pthread_mutex_lock(&e->lock);
+    while (!job->done && e->failed == EK_OK)
+        engine_sleep(e);
+    if (!job->done)
+        st = engine_failed(e);
+    returned = engine_returns(e, &job->running, false);
+    while (returned && *at != job)
+        at = &(*at)->next;
+    if (returned)
+        *at = job->next;
+    pthread_mutex_unlock(&e->lock);
+    if (returned)
+        job_free(job);
+    return st;
+}
+
+static enum ek_status collect_all(struct encoder *c)
+{
+    enum ek_status st = EK_OK;
+
+    while (c->got < c->put) {
+        enum ek_status one = collect(c);
+        st = st == EK_OK ? one : st;
+    }
+    return st;
+}
+
+/* Slices [at, at + n) of a picture on their way. */
+static enum ek_status encode_slices(struct encoder *c, const struct ek_visual *v,
+                                    const struct ek_vl_geometry *g, uint32_t at, uint32_t n)
+{
+    const struct ek_config *config = &c->e->m->config;
+    struct engine_encode *job;
+    uint64_t begin;
+    enum ek_status st;
+
+    if (c->put - c->got == c->e->vision.n_path)
+        EK_TRY(collect(c));
+    if ((job = ek_calloc(1, sizeof(*job))) == NULL)
+        return EK_ENOMEM;
+    job->out = c->out;
+    begin = ek_now_ns();
+    EK_GOTO(vision_pack(config, v, g, at, n, &job->pack), st, fail);
+    job->packing_s = (double)(ek_now_ns() - begin) * 1e-9;
+    c->out += (size_t)job->pack.features * config->hidden;
+    EK_GOTO(submit(c->e, job), st, fail);
+    c->ring[c->put++ % c->e->vision.n_path] = job;
+    return EK_OK;
+fail:
+    job_free(job);
+    return st;
+}
+
+/* All slices of a picture, as many at once as fit. */
+static enum ek_status encode_visual(struct encoder *c, const struct ek_visual *v,
+                                    const struct ek_vl_geometry *g)
+{
+    uint32_t most = vision_max_rows(&c->e->m->config, &c->e->opt), slice = vision_slice_rows(v);
+    uint32_t step = slice ? most / slice : 0, n = vision_n_slices(v);
 
     if (step == 0)
         return ek_error(EK_EUSAGE, "picture of %u x %u: %u patches at once, at most %u", v->width,
                         v->height, slice, most);
-    for (uint32_t at = 0; at < vision_n_slices(v); at += step) {
-        uint32_t left = vision_n_slices(v) - at;
-        struct engine_encode *job = ek_calloc(1, sizeof(*job));
-        uint64_t begin = ek_now_ns();
-        enum ek_status st = EK_ENOMEM;
-        if (job == NULL)
-            return st;
-        job->out = out;
-        EK_GOTO(vision_pack(c, v, g, at, left < step ? left : step, &job->pack), st, next);
-        job->packing_s = (double)(ek_now_ns() - begin) * 1e-9;
-        st = run_job(e, job);
-        out += (size_t)job->pack.features * c->hidden;
-    next:
-        if (!job->running)
-            job_free(job);
-        EK_TRY(st);
-    }
+    for (uint32_t at = 0; at < n; at += step)
+        EK_TRY(encode_slices(c, v, g, at, n - at < step ? n - at : step));
     return EK_OK;
 }
 
@@ -281,23 +351,38 @@ static enum ek_status check_visual(const struct ek_engine *e, const struct ek_vi
     return EK_OK;
 }
 
+static enum ek_status encode_visuals(struct encoder *c, const struct ek_vl_rules *rules,
+                                     const struct ek_vl_prompt *p)
+{
+    bool qwen = vision_is_qwen(&c->e->m->config);
+
+    for (size_t i = 0; i < p->n_visuals; i++) {
+        struct ek_vl_geometry *g = &c->geometries[i];
+        EK_TRY(check_visual(c->e, &p->visuals[i]));
+        if (qwen)
+            EK_TRY(ek_vl_geometry(rules, &p->visuals[i], g));
+        EK_TRY(encode_visual(c, &p->visuals[i], qwen ? g : NULL));
+    }
+    return EK_OK;
+}
+
 static enum ek_status encode_all(struct ek_engine *e, const struct ek_vl_rules *rules,
                                  const struct ek_vl_prompt *p, float *features)
 {
-    for (size_t i = 0; i < p->n_visuals; i++) {
-        const struct ek_visual *v = &p->visuals[i];
-        struct ek_vl_geometry g = {0};
-        bool qwen = vision_is_qwen(&e->m->config);
-        enum ek_status st;
-        EK_TRY(check_visual(e, v));
-        if (qwen)
-            EK_TRY(ek_vl_geometry(rules, v, &g));
-        st = encode_visual(e, v, qwen ? &g : NULL, features);
-        ek_vl_geometry_free(&g);
-        EK_TRY(st);
-        features += (size_t)v->n_features * e->m->config.hidden;
-    }
-    return EK_OK;
+    struct encoder c = {.e = e, .out = features};
+    enum ek_status st = EK_ENOMEM, ended;
+
+    c.geometries = ek_calloc(p->n_visuals + 1, sizeof(*c.geometries));
+    c.ring = ek_calloc(e->vision.n_path, sizeof(*c.ring));
+    if (c.geometries != NULL && c.ring != NULL)
+        st = encode_visuals(&c, rules, p);
+    ended = collect_all(&c);
+    st = st == EK_OK ? ended : st;
+    for (size_t i = 0; c.geometries && i < p->n_visuals; i++)
+        ek_vl_geometry_free(&c.geometries[i]);
+    free(c.geometries);
+    free(c.ring);
+    return st;
 }
 
 /* Every row of the prompt from its source. */

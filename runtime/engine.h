@@ -61,6 +61,7 @@ struct engine_stage {
 
 /* Part of a picture on its way through tower and projector. */
 struct engine_encode {
+    struct engine_encode *next;
     struct vision_pack pack;
     float *out; /* [features][hidden] */
     size_t at;  /* of the path: whose turn it is */
@@ -74,12 +75,12 @@ struct engine_vision {
         struct engine_stage *stage;
         struct ek_link *in; /* NULL at the beginning */
         struct ek_event *began, *ended;
-    } * path;               /* [n_path] stages that a picture visits; none: the model is blind */
+    } * path; /* [n_path] stages that a picture visits; none: the model is blind */
     size_t n_path;
     char tower[128];      /* its name */
     const char *features; /* the module that makes features: the tower or the projector */
     float *vectors[N_VISION_VECTORS]; /* [hidden], host; NULL: the model has none */
-    struct engine_encode *job;        /* under way; the engine's lock covers it */
+    struct engine_encode *jobs;       /* under way, oldest first; the engine's lock covers them */
 };
 
 struct engine_device {
@@ -179,12 +180,11 @@ enum ek_status engine_vision_open(struct ek_engine *e);
 void engine_vision_close(struct ek_engine *e);
 /* By the worker that loaded it: the stage's vectors to the host. */
 enum ek_status engine_vision_fetch(struct ek_engine *e, struct ek_stage *s);
-/* True when the job is the device's to go on with; the lock is held. */
-bool engine_vision_ready(const struct ek_engine *e, uint32_t device);
-/* Takes (lock held), runs (without it) and passes on (lock held) the job. */
-void engine_vision_take(struct ek_engine *e);
-enum ek_status engine_vision_run(struct ek_engine *e);
-void engine_vision_pass(struct ek_engine *e, enum ek_status st);
+/* The oldest job that the device can go on with, or NULL; the lock is held. */
+struct engine_encode *engine_vision_ready(const struct ek_engine *e, uint32_t device);
+/* Runs (without the lock) and passes on (lock held) a job that is marked as running. */
+enum ek_status engine_vision_run(struct ek_engine *e, struct engine_encode *job);
+void engine_vision_pass(struct ek_engine *e, struct engine_encode *job, enum ek_status st);
 
 /* ---- steps.c */
 void engine_steps_free(struct ek_engine *e);

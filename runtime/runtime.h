@@ -242,7 +242,7 @@ struct ek_embeds {
     size_t n;
 };
 /* Runs the tower and what projects its output, on their devices, over the pictures of p, and lays
- * their rows out. Others' steps go on meanwhile; pictures of several callers take turns. rules:
+ * their rows out. Others' steps go on meanwhile; those of several callers take turns. rules:
  * those that p was made with. Freed with ek_embeds_free. EK_EUSAGE when a picture is larger than
  * max_patches. */
 enum ek_status ek_engine_encode(struct ek_engine *e, const struct ek_vl_rules *rules,

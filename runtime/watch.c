@@ -173,7 +173,7 @@ static enum ek_status silent_stage(const struct ek_engine *e, const struct suspe
 
 static enum ek_status silent_picture(const struct ek_engine *e)
 {
-    const struct engine_encode *job = e->vision.job;
+    const struct engine_encode *job = e->vision.jobs;
     const struct engine_stage *s = job ? e->vision.path[job->at].stage : &e->stages[0];
 
     return ek_error(EK_EDEVICE, "picture: %s on %s does not end: no answer for %.3g s",

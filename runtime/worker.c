@@ -316,16 +316,18 @@ static void spin(struct engine_device *d, unsigned seen)
     pthread_mutex_lock(&d->e->lock);
 }
 
-/* Waits for a step to run, or for a picture (*step NULL); false when the engine closes. The lock is
- * held. */
-static bool next_work(struct engine_device *d, size_t *stage, struct engine_step **out)
+/* Waits for a step to run, or for a part of a picture (*out NULL); false when the engine closes. The
+ * lock is held. */
+static bool next_work(struct engine_device *d, size_t *stage, struct engine_step **out,
+                      struct engine_encode **job)
 {
     struct ek_engine *e = d->e;
     uint64_t from = ek_now_ns();
     struct engine_step *step = NULL;
 
-    while (!e->closing && (e->failed != EK_OK || (!engine_vision_ready(e, d->index) &&
-                                                  (step = pick(e, d->index, stage)) == NULL))) {
+    while (!e->closing &&
+           (e->failed != EK_OK || ((*job = engine_vision_ready(e, d->index)) == NULL &&
+                                   (step = pick(e, d->index, stage)) == NULL))) {
         unsigned seen = atomic_load(&d->signals);
         if (e->failed == EK_OK)
             engine_settle(e); /* there is time for it now */
@@ -341,15 +343,16 @@ static bool next_work(struct engine_device *d, size_t *stage, struct engine_step
 }
 
 /* The device's part of a picture; the lock is held. */
-static void encode(struct ek_engine *e)
+static void encode(struct ek_engine *e, struct engine_encode *job)
 {
     enum ek_status st;
 
-    engine_vision_take(e);
+    job->running = true;
     pthread_mutex_unlock(&e->lock);
-    st = engine_vision_run(e);
+    st = engine_vision_run(e, job);
     pthread_mutex_lock(&e->lock);
-    engine_vision_pass(e, st);
+    engine_moved(e);
+    engine_vision_pass(e, job, st);
 }
 
 /* The lock is held. */
@@ -364,6 +367,7 @@ void *engine_worker(void *device)
     struct engine_device *d = device;
     struct ek_engine *e = d->e;
     struct engine_step *step;
+    struct engine_encode *job = NULL;
     size_t stage = 0;
     enum ek_status st = load(d);
 
@@ -374,9 +378,9 @@ void *engine_worker(void *device)
         engine_fail(e, st);
     d->loaded = true;
     pthread_cond_broadcast(&e->done);
-    while (next_work(d, &stage, &step)) {
+    while (next_work(d, &stage, &step, &job)) {
         if (step == NULL) {
-            encode(e);
+            encode(e, job);
             continue;
         }
         pthread_mutex_unlock(&e->lock);
