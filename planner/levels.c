@@ -54,6 +54,22 @@ struct ek_score ek_score_of(const struct ek_problem *p, const uint32_t *columns,
     return s;
 }
 
+double ek_score_value(enum ek_objective o, const struct ek_score *s)
+{
+    switch (o) {
+    case EK_OBJ_LATENCY:
+        return s->latency;
+    case EK_OBJ_THROUGHPUT:
+        return s->throughput;
+    case EK_OBJ_BALANCE:
+        return s->balance;
+    case EK_OBJ_BALANCE_TIME:
+        return s->balance_time;
+    default:
+        return 0;
+    }
+}
+
 /* ---- Latency ------------------------------------------------------------------------------------
  * sum + w * (longest prefill): each answer bounds the sum from below for every tighter prefill
  * limit, so the limit drops to what could still win until nothing can. */
@@ -64,7 +80,7 @@ enum ek_status ek_least_latency(const struct ek_search_state *s, double cutoff, 
     double w = fill_weight(s->p), best = INFINITY;
     struct ek_answer a;
 
-    *out = (struct ek_found){.kind = EK_ANSWER_INFEASIBLE, .value = INFINITY};
+    *out = (struct ek_found){.kind = EK_ANSWER_INFEASIBLE, .value = INFINITY, .bound = -INFINITY};
     l.fill = w;
     l.enough = enough;
     for (;;) {
@@ -73,6 +89,8 @@ enum ek_status ek_least_latency(const struct ek_search_state *s, double cutoff, 
         EK_TRY(s->oracle(s->p, &l, s->deny, &a, s->effort));
         if (a.kind == EK_ANSWER_UNKNOWN)
             out->kind = EK_ANSWER_UNKNOWN;
+        if (isinf(l.prefill)) /* tighter limits only cost more */
+            out->bound = a.kind == EK_ANSWER_UNKNOWN ? a.bound : a.sum;
         if (a.kind == EK_ANSWER_INFEASIBLE || a.n == 0)
             return EK_OK;
         longest = max_prefill(s->p, &a);
@@ -192,9 +210,19 @@ static double metric(const struct ek_problem *p, enum ek_objective o, const stru
 {
     struct ek_score sc = ek_score_of(p, a->columns, a->n);
 
-    if (o == EK_OBJ_BALANCE)
-        return sc.balance;
-    return (o == EK_OBJ_THROUGHPUT ? sc.throughput : sc.balance_time) / p->micro_batches;
+    return ek_score_value(o, &sc) / (o == EK_OBJ_BALANCE ? 1 : p->micro_batches);
+}
+
+/* What is proven when no plan exists under thresholds before low. Under a threshold throughput also
+ * wants the latency that goes with it: its plans may lie above the one just below. */
+static double bound_at(const struct ek_search_state *s, enum ek_objective o,
+                       const struct thresholds *t, size_t low, double latency)
+{
+    double m = o == EK_OBJ_BALANCE ? 1 : s->p->micro_batches;
+
+    if (o == EK_OBJ_THROUGHPUT && low <= t->n)
+        return low > 0 ? fmax(latency, t->v[low - 1] * m) : latency;
+    return low < t->n ? t->v[low] * m : INFINITY;
 }
 
 /* The least feasible threshold: index in *k (t->n: latency is above them all), plan in *out.
@@ -204,23 +232,27 @@ static enum ek_status bisect(const struct ek_search_state *s, enum ek_objective 
 {
     struct ek_found f;
     size_t low = 0, high = t->n;
+    double latency = -INFINITY;
 
-    out->kind = EK_ANSWER_INFEASIBLE;
-    if (o == EK_OBJ_THROUGHPUT) { /* the least latency of all bounds the value from below */
-        EK_TRY(ek_least_latency(s, s->latency, -INFINITY, &f));
-        if (f.kind != EK_ANSWER_OPTIMAL) {
-            *out = f;
-            return EK_OK;
-        }
-        *out = f;
-        low = at_least(t, f.value / s->p->micro_batches * (1 - 1e-12));
-        high = at_least(t, metric(s->p, o, &f.answer) * (1 - 1e-12));
+    /* any plan begins; of throughput the least latency of all, which bounds it from below */
+    EK_TRY(ek_least_latency(s, s->latency,
+                            o == EK_OBJ_THROUGHPUT ? -INFINITY : ek_widen(s->latency), out));
+    if (out->kind != EK_ANSWER_OPTIMAL) {
+        if (o != EK_OBJ_THROUGHPUT)
+            out->bound = bound_at(s, o, t, 0, latency);
+        return EK_OK;
+    }
+    high = at_least(t, metric(s->p, o, &out->answer) * (1 - 1e-12));
+    if (o == EK_OBJ_THROUGHPUT) {
+        latency = out->bound;
+        low = at_least(t, out->value / s->p->micro_batches * (1 - 1e-12));
     }
     while (low < high) {
         size_t mid = low + (high - low) / 2;
         EK_TRY(try_threshold(s, o, t->v[mid], &f));
         if (f.kind == EK_ANSWER_UNKNOWN) {
             out->kind = EK_ANSWER_UNKNOWN;
+            out->bound = bound_at(s, o, t, low, latency);
             return EK_OK;
         }
         if (f.kind == EK_ANSWER_OPTIMAL) {
@@ -253,6 +285,8 @@ static enum ek_status throughput_below(const struct ek_search_state *s, const st
     EK_TRY(ek_least_latency(&at, cutoff, -INFINITY, &f));
     if (f.kind == EK_ANSWER_UNKNOWN) {
         out->kind = EK_ANSWER_UNKNOWN;
+        out->bound = fmin(f.bound, bound_at(s, EK_OBJ_THROUGHPUT, t, k + 1, -INFINITY));
+        out->bound = fmax(out->bound, bound_at(s, EK_OBJ_THROUGHPUT, t, k, -INFINITY));
     } else if (f.kind == EK_ANSWER_OPTIMAL) {
         double v = ek_score_of(s->p, f.answer.columns, f.answer.n).throughput;
         if (v < out->value) {
@@ -270,20 +304,19 @@ static enum ek_status bottleneck(const struct ek_search_state *s, enum ek_object
     size_t k = 0;
     enum ek_status st;
 
+    *out = (struct ek_found){.kind = EK_ANSWER_INFEASIBLE, .bound = -INFINITY};
     EK_GOTO(collect(s, o, &t), st, end);
-    if (t.n == 0) {
-        out->kind = EK_ANSWER_INFEASIBLE;
+    if (t.n == 0)
         goto end;
-    }
     EK_GOTO(bisect(s, o, &t, &k, out), st, end);
     if (out->kind != EK_ANSWER_OPTIMAL)
         goto end;
-    if (o == EK_OBJ_THROUGHPUT)
+    if (o == EK_OBJ_THROUGHPUT) {
         st = throughput_below(s, &t, k, out);
-    else if (o == EK_OBJ_BALANCE)
-        out->value = ek_score_of(s->p, out->answer.columns, out->answer.n).balance;
-    else
-        out->value = ek_score_of(s->p, out->answer.columns, out->answer.n).balance_time;
+    } else {
+        struct ek_score sc = ek_score_of(s->p, out->answer.columns, out->answer.n);
+        out->value = ek_score_value(o, &sc);
+    }
 end:
     free(t.v);
     return st;
@@ -295,8 +328,10 @@ enum ek_status ek_level_solve(struct ek_search_state *s, enum ek_objective o, st
         EK_TRY(ek_least_latency(s, s->latency, -INFINITY, out));
     else
         EK_TRY(bottleneck(s, o, out));
-    if (out->kind == EK_ANSWER_OPTIMAL)
+    if (out->kind == EK_ANSWER_OPTIMAL) {
+        out->bound = out->value;
         ek_level_settle(s, o, out->value);
+    }
     return EK_OK;
 }
 

@@ -19,6 +19,7 @@ struct ek_found {
     enum ek_answer_kind kind; /* OPTIMAL: found; INFEASIBLE; UNKNOWN: the oracle gave up */
     struct ek_answer answer;
     double value;
+    double bound; /* proven: no plan's value is less; -INFINITY: nothing is known */
 };
 /* Least latency (sum + fill of the prefill pipeline) within the limits and at most cutoff; stops
  * early when it is at most enough. */
@@ -35,6 +36,7 @@ void ek_level_settle(struct ek_search_state *s, enum ek_objective o, double valu
 /* What no plan can be under in an objective that is minimised: every stage that holds an item pays
  * its share of the cheapest stage that could, and devices share the sum evenly. Weak, and sure. */
 double ek_level_floor(const struct ek_problem *p, enum ek_objective o);
+double ek_score_value(enum ek_objective o, const struct ek_score *s); /* 0: not of a plan alone */
 double ek_widen(double v); /* room for rounding above a limit */
 
 #endif

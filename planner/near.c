@@ -47,22 +47,6 @@ static double moved_bytes(const struct ek_problem *p, const struct ek_column *c,
     return bytes;
 }
 
-static double value_of(enum ek_objective o, const struct ek_score *sc)
-{
-    switch (o) {
-    case EK_OBJ_LATENCY:
-        return sc->latency;
-    case EK_OBJ_THROUGHPUT:
-        return sc->throughput;
-    case EK_OBJ_BALANCE:
-        return sc->balance;
-    case EK_OBJ_BALANCE_TIME:
-        return sc->balance_time;
-    default: /* context and batch: whatever fits at that size */
-        return 0;
-    }
-}
-
 static struct ek_limits limits_of(const struct near *n)
 {
     struct ek_limits l = EK_LIMITS_NONE;
@@ -90,7 +74,7 @@ static bool take(struct near *n, const struct ek_answer *a)
 {
     struct ek_score sc = ek_score_of(n->p, a->columns, a->n);
 
-    if (a->n == 0 || value_of(n->request->objectives[0], &sc) > n->allowed * (1 + CLOSE))
+    if (a->n == 0 || ek_score_value(n->request->objectives[0], &sc) > n->allowed * (1 + CLOSE))
         return false;
     if (n->best.n == 0 || moved_by(n, a) < n->moved) {
         n->best = *a;
@@ -291,7 +275,7 @@ enum ek_status ek_stay_near(const struct ek_costs *c, const struct ek_request *r
     s->score = ek_score_of(p, n.best.columns, n.best.n);
     for (size_t i = 0; i < r->n_objectives; i++)
         if (r->objectives[i] < EK_OBJ_CONTEXT)
-            s->values[i] = value_of(r->objectives[i], &s->score);
+            s->values[i] = ek_score_value(r->objectives[i], &s->score);
     s->near = true;
     s->proven = n.proven;
     s->moved_bytes = n.moved;

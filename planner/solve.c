@@ -45,7 +45,7 @@ struct attempt { /* one choice */
     struct ek_search_state state;
     struct ek_search_state before[EK_N_OBJECTIVES]; /* limits before each objective was settled */
     struct ek_found found;
-    double values[EK_N_OBJECTIVES];
+    double values[EK_N_OBJECTIVES], bound; /* of the first objective */
     bool feasible, unknown;
 };
 
@@ -76,7 +76,7 @@ static enum ek_status try_size(const struct ek_costs *c, const struct attempt *a
     s.p = *made;
     s.oracle = oracle;
     st = ek_least_latency(&s, s.latency, INFINITY, f);
-    if (st != EK_OK || f->kind == EK_ANSWER_INFEASIBLE) {
+    if (st != EK_OK || f->answer.n == 0) {
         ek_problem_free(*made);
         *made = NULL;
     }
@@ -102,6 +102,10 @@ static enum ek_status grow_size(const struct ek_costs *c, struct attempt *a, enu
             low < high / 2)
             mid = low * 2 < high ? low * 2 : high;
         EK_TRY(try_size(c, a, o, mid, a->state.oracle, &p, &f));
+        if (p == NULL && f.kind == EK_ANSWER_UNKNOWN) {
+            out->kind = EK_ANSWER_UNKNOWN;
+            break;
+        }
         if (p == NULL) {
             high = mid - 1;
             continue;
@@ -112,6 +116,7 @@ static enum ek_status grow_size(const struct ek_costs *c, struct attempt *a, enu
         *out = f;
         out->value = low;
     }
+    out->bound = high;
     ek_problem_free(a->problem);
     a->problem = best;
     a->state.p = best;
@@ -121,6 +126,16 @@ static enum ek_status grow_size(const struct ek_costs *c, struct attempt *a, enu
 
 /* ---- One number of micro-batches ----------------------------------------------------------------
  */
+/* A stopped attempt's plan is worth what it is, whichever objective was being settled. */
+static void fill_values(struct attempt *a)
+{
+    struct ek_score sc = ek_score_of(a->problem, a->found.answer.columns, a->found.answer.n);
+
+    for (size_t i = 0; i < a->request.n_objectives; i++)
+        if (!searched(a->request.objectives[i]))
+            a->values[i] = ek_score_value(a->request.objectives[i], &sc);
+}
+
 static enum ek_status solve_levels(const struct ek_costs *c, struct attempt *a)
 {
     const struct ek_request *r = &a->request;
@@ -132,9 +147,12 @@ static enum ek_status solve_levels(const struct ek_costs *c, struct attempt *a)
         else
             EK_TRY(ek_level_solve(&a->state, r->objectives[i], &a->found));
         a->values[i] = a->found.value;
+        if (i == 0)
+            a->bound = a->found.bound;
         a->feasible = a->found.answer.n > 0 && a->found.kind != EK_ANSWER_INFEASIBLE;
         if (a->found.kind != EK_ANSWER_OPTIMAL) {
             a->unknown = a->found.kind == EK_ANSWER_UNKNOWN;
+            fill_values(a);
             return EK_OK;
         }
     }
@@ -278,25 +296,58 @@ static enum ek_status cannot_win(const struct attempt *a, const struct attempt *
     return EK_OK;
 }
 
+/* What is proven of the first objective over all choices: the worst of each one's. */
+static void combine_bounds(struct ek_solution *s, const struct attempt *a)
+{
+    enum ek_objective o = a->request.objectives[0];
+
+    if (!a->feasible && !a->unknown)
+        return;
+    if (searched(o))
+        s->bounds[0] = fmax(s->bounds[0], a->bound);
+    else
+        s->bounds[0] = fmin(s->bounds[0],
+                            a->unknown ? fmax(a->bound, ek_level_floor(a->problem, o)) : a->bound);
+}
+
+#define GRACE_NS 1000000000u /* for bounds of the choices that are left when the time is over */
+
+static bool out_of_time(const struct ek_solution *s, uint64_t *end)
+{
+    if (!s->dp.expired)
+        return false;
+    if (*end == 0)
+        *end = ek_now_ns() + GRACE_NS;
+    return ek_now_ns() > *end;
+}
+
 static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_request *r,
                                    struct ek_solution *s, struct attempt *best)
 {
     enum ek_status st = EK_OK, first = EK_OK;
+    uint64_t end = 0;
 
+    s->bounds[0] = searched(r->objectives[0]) ? 0 : INFINITY;
     for (size_t i = 0; i < s->n_tried; i++) {
         struct attempt a;
         bool skip = false;
+        if (out_of_time(s, &end)) {
+            s->bounds[0] = r->objectives[0] == EK_OBJ_CONTEXT ? MAX_CONTEXT
+                           : r->objectives[0] == EK_OBJ_BATCH ? MAX_BATCH
+                                                              : 0;
+            break;
+        }
         st = attempt_new(c, r, &s->tried[i], ek_dp_solve, &s->dp, &a);
         if (st == EK_NO) {
             first = st;
             continue;
         }
-        if (st == EK_OK && !searched(r->objectives[0]))
-            s->bounds[0] = fmin(s->bounds[0], ek_level_floor(a.problem, r->objectives[0]));
         if (st == EK_OK)
             st = cannot_win(&a, best, &skip);
         if (st == EK_OK && !skip)
             st = solve_levels(c, &a);
+        if (st == EK_OK && !skip)
+            combine_bounds(s, &a);
         if (st == EK_OK && !skip &&
             (!best->problem || (a.feasible && !best->feasible) ||
              (a.feasible && better(&a, best)))) {
@@ -448,7 +499,7 @@ static void fill_solution(struct ek_solution *s, struct attempt *best)
     s->answer = best->found.answer;
     s->score = ek_score_of(s->problem, s->answer.columns, s->answer.n);
     memcpy(s->values, best->values, sizeof(s->values));
-    if (s->proven || (!s->dp.expired && !best->unknown)) /* settled by one method at least */
+    if (s->proven)
         memcpy(s->bounds, best->values, sizeof(s->bounds));
     s->context = s->problem->workload.context;
     s->batch = s->problem->workload.batch;
@@ -524,9 +575,6 @@ enum ek_status ek_solve(const struct ek_costs *c, const struct ek_request *r,
     if (s == NULL)
         return EK_ENOMEM;
     s->n_tried = ek_choices(c, r, s->tried);
-    s->bounds[0] = r->objectives[0] == EK_OBJ_CONTEXT ? MAX_CONTEXT
-                   : r->objectives[0] == EK_OBJ_BATCH ? MAX_BATCH
-                                                      : INFINITY;
     s->dp.stop = s->ilp.stop = r->stop;
     s->ilp.whole_program = r->whole_program;
     if (r->time_limit > 0)

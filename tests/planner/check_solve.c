@@ -307,6 +307,37 @@ START_TEST(a_time_limit_gives_the_best_so_far_unproven)
 }
 END_TEST
 
+/* Stopped after more and more states: plan, values and bound always belong together. */
+START_TEST(a_stopped_solve_bounds_what_it_could_not_settle)
+{
+    static const enum ek_objective firsts[] = {EK_OBJ_THROUGHPUT, EK_OBJ_LATENCY, EK_OBJ_BALANCE,
+                                               EK_OBJ_BALANCE_TIME};
+    json_t *root = large_instance(40, 8, 4, true, true, 3);
+    struct ek_costs *c = NULL;
+    struct ek_request r;
+    struct ek_solution *best, *s;
+
+    ck_assert_int_eq(ek_costs_from_json(root, "large", &c), EK_OK);
+    json_decref(root);
+    r = request_for(c);
+    r.workload.micro_batches = 4;
+    r.objectives[0] = firsts[_i];
+    r.objectives[1] = _i == 2 ? EK_OBJ_THROUGHPUT : EK_OBJ_BALANCE;
+    best = solve(c, &r);
+    for (r.time_limit = 0.002; r.time_limit < 0.3; r.time_limit *= 1.5) {
+        if (ek_solve(c, &r, &s) != EK_OK)
+            continue;
+        ck_assert_double_le(s->bounds[0], best->values[0] * (1 + 1e-9));
+        ck_assert_double_ge(s->values[0], best->values[0] * (1 - 1e-9));
+        ck_assert_double_eq_tol(s->values[1], _i == 2 ? s->score.throughput : s->score.balance,
+                                1e-9);
+        ek_solution_free(s);
+    }
+    ek_solution_free(best);
+    ek_costs_free(c);
+}
+END_TEST
+
 START_TEST(an_interrupt_stops_the_solve)
 {
     struct ek_costs *c = small_costs();
@@ -378,6 +409,7 @@ int main(void)
     tcase_add_loop_test(t, recorded_machines_are_planned_and_proven, 0, EK_ARRAY_LEN(machines));
     tcase_add_test(t, a_large_program_is_the_same_with_every_column);
     tcase_add_test(t, a_time_limit_gives_the_best_so_far_unproven);
+    tcase_add_loop_test(t, a_stopped_solve_bounds_what_it_could_not_settle, 0, 4);
     tcase_add_test(t, an_interrupt_stops_the_solve);
     tcase_add_test(t, an_error_inside_glpk_becomes_a_status);
     tcase_add_test(t, a_thousand_plans_in_one_process);
