@@ -68,28 +68,32 @@ static void note_modules(const struct ek_problem *p, struct ek_placement *out, s
     s->pictures_s = fmin(s->pictures_s, s->prefill_s);
 }
 
-/* Pictures go through the tower one by one, before their prompts; then a device works on one of its
- * stages at a time. */
+/* The pictures of a prompt follow one another through the stages of the tower, before their prompt;
+ * a device works on one of its stages at a time. */
 static void predict(const struct ek_problem *p, struct ek_placement *out)
 {
     const struct ek_workload *w = &p->workload;
     uint32_t chunk = w->prefill_chunk;
     double chunks = chunk ? (double)w->batch * ((ek_workload_prompt(w) + chunk - 1) / chunk) : 1;
     double prefill = 0, decode = 0, hop = 0;
-    double filling[EK_PLAN_MAX_DEVICES] = {0}, stepping[EK_PLAN_MAX_DEVICES] = {0};
+    double pictures = 0, n = w->images ? w->images : 1;
+    double seeing[EK_PLAN_MAX_DEVICES] = {0}, filling[EK_PLAN_MAX_DEVICES] = {0},
+           stepping[EK_PLAN_MAX_DEVICES] = {0};
 
     for (size_t i = 0; i < out->n_stages; i++) {
         struct ek_placed_stage *s = &out->stages[i];
         note_modules(p, out, i);
-        prefill += s->pictures_s + (s->prefill_s - s->pictures_s) / chunks +
-                   (w->prompt ? s->handoff_s : 0);
+        prefill += (s->prefill_s - s->pictures_s) / chunks + (w->prompt ? s->handoff_s : 0);
         if (s->first <= s->last && i + 1 < out->n_stages)
             prefill += ek_problem_picture_hop(p, s->last, s->kind, s[1].kind);
         decode += s->decode_s + s->handoff_s;
+        pictures += s->pictures_s;
+        seeing[s->devices[0]] += s->pictures_s;
         filling[s->devices[0]] += s->prefill_s - s->pictures_s;
         stepping[s->devices[0]] += s->decode_s;
         hop = fmax(hop, s->handoff_s);
     }
+    prefill += most(seeing) + (pictures - most(seeing)) / n;
     out->prefill_s = prefill + most(filling) * (chunks - 1) / chunks;
     out->return_s = returning(p, out);
     decode += out->return_s;
