@@ -38,6 +38,8 @@ struct engine_step {
     size_t embeds_cap;
     int32_t *places; /* [max_tokens] */
     uint32_t n_embeds;
+    enum ek_status status;    /* EK_ENOMEM: ended where there was no memory for it */
+    char message[256];        /* ... */
     uint32_t last_stage;      /* where it ends: without logits, before the head */
     uint32_t rows;            /* of logits */
     float *logits;            /* host memory of the head's device, [rows][vocab]; */

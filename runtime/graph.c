@@ -126,8 +126,12 @@ enum ek_status stage_graphs_run(struct ek_stage *s, const struct ek_batch *batch
     refresh(s);
     e = find(s, &key, &fresh);
     e->used = ++s->graphs->clock;
-    if (fresh)
-        return stage_run_eager(s, batch, in, out, rows, n_rows);
+    if (fresh) {
+        st = stage_run_eager(s, batch, in, out, rows, n_rows);
+        if (st != EK_OK)
+            e->key.tokens = NULL; /* its scratch has not grown: not seen */
+        return st;
+    }
     if (e->graph == NULL) {
         st = capture(s, batch, in, out, rows, n_rows, &e->graph);
         if (st == EK_EUNSUPPORTED) {

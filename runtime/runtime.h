@@ -269,7 +269,9 @@ struct ek_step {
  * be in several steps in flight (prefill chunks); they keep their order. */
 enum ek_status ek_engine_submit(struct ek_engine *e, const struct ek_step *step, uint64_t *ticket);
 /* Waits for a step. *logits: F32 [rows][vocab], borrowed until ek_engine_release(ticket); argmax:
- * [rows]. Either may be NULL. EK_EDEVICE when a device failed: the engine is then unusable. */
+ * [rows]. Either may be NULL. EK_EDEVICE when a device failed: the engine is then unusable.
+ * EK_ENOMEM when a device had no memory for this step: its sequences are to be closed, the engine
+ * and other sequences go on. */
 enum ek_status ek_engine_wait(struct ek_engine *e, uint64_t ticket, const float **logits,
                               const int32_t **argmax, uint32_t *rows);
 void ek_engine_release(struct ek_engine *e, uint64_t ticket);

@@ -267,6 +267,7 @@ static enum ek_status enqueue(struct ek_engine *e, const struct ek_step *step, s
     s->rows = d->h.n_logits;
     s->last_stage = last_stage(e, s->rows);
     s->issued = s->finishing = s->done = false;
+    s->status = EK_OK;
     for (size_t i = 0; i < e->n_stages; i++) {
         s->pass[i].order = 0;
         atomic_store(&s->pass[i].recorded, 0);
@@ -321,6 +322,8 @@ enum ek_status ek_engine_wait(struct ek_engine *e, uint64_t ticket, const float 
         st = ek_error(EK_EUSAGE, "no step has ticket %llu", (unsigned long long)ticket);
     else if (!s->done)
         st = engine_failed(e);
+    else if (s->status != EK_OK)
+        st = ek_error(s->status, "%s", s->message);
     else if (logits != NULL && s->argmax_only)
         st = ek_error(EK_EUSAGE, "step %llu was submitted for its argmax only",
                       (unsigned long long)ticket);

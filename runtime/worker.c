@@ -216,32 +216,55 @@ static enum ek_status trace(struct ek_engine *e, struct engine_stage *s, struct 
     return st;
 }
 
+/* From the arrival of the message to the next one's departure. */
+static enum ek_status work(struct ek_engine *e, size_t i, struct engine_step *step,
+                           const struct ek_batch *batch, const int32_t *rows, uint32_t n_rows)
+{
+    struct engine_stage *s = &e->stages[i];
+    void *x = ek_stage_hidden(s->stage);
+
+    EK_TRY(engine_hang(e, i));
+    if (s->head_mod)
+        EK_TRY(run_with_head(e, s->stage, step, batch, rows, n_rows));
+    else
+        EK_TRY(ek_stage_run(s->stage, batch, x, x, rows, n_rows));
+    if (e->trace != NULL && !s->head_mod)
+        EK_TRY(trace(e, s, step));
+    EK_TRY(mark(e, i, step, MARK_RAN));
+    return step->last_stage == i ? EK_OK : ek_link_send(s->out, x, boundary(e, s + 1, step));
+}
+
+/* A stage that finds no memory ends its step there, and nothing else: what came is taken, what was
+ * to go on does not. */
+static enum ek_status end_step(struct ek_engine *e, size_t i, struct engine_step *step)
+{
+    step->status = EK_ENOMEM;
+    snprintf(step->message, sizeof(step->message), "%s", ek_last_error());
+    pthread_mutex_lock(&e->lock);
+    step->last_stage = (uint32_t)i;
+    pthread_mutex_unlock(&e->lock);
+    return mark(e, i, step, MARK_RAN);
+}
+
 static enum ek_status run_step(struct ek_engine *e, size_t i, struct engine_step *step)
 {
     struct engine_stage *s = &e->stages[i];
     struct ek_batch batch;
     const int32_t *rows;
     uint32_t n_rows;
-    void *x;
+    enum ek_status st;
 
     /* the batch's description is there before the hidden states are */
     EK_TRY(stage_upload_image(s->stage, step->image, &step->counts, &batch, &rows, &n_rows));
     if (s->embed)
         EK_TRY(stage_replace(s->stage, step->embeds, step->places, step->n_embeds));
     EK_TRY(receive(e, i, step, &batch));
-    EK_TRY(engine_hang(e, i));
-    x = ek_stage_hidden(s->stage);
-    if (s->head_mod)
-        EK_TRY(run_with_head(e, s->stage, step, &batch, rows, n_rows));
-    else
-        EK_TRY(ek_stage_run(s->stage, &batch, x, x, rows, n_rows));
-    if (e->trace != NULL && !s->head_mod)
-        EK_TRY(trace(e, s, step));
-    EK_TRY(mark(e, i, step, MARK_RAN));
-    if (step->last_stage != i)
-        EK_TRY(ek_link_send(s->out, x, boundary(e, s + 1, step)));
+    st = work(e, i, step, &batch, rows, n_rows);
+    if (st == EK_ENOMEM)
+        st = end_step(e, i, step);
+    EK_TRY(st);
     EK_TRY(mark(e, i, step, MARK_SENT));
-    return s->in && ek_link_slot(s->in) == x ? take(e, i, step) : EK_OK;
+    return s->in && ek_link_slot(s->in) == ek_stage_hidden(s->stage) ? take(e, i, step) : EK_OK;
 }
 
 void engine_settle(struct ek_engine *e)

@@ -2,9 +2,10 @@
 # Suites that need a GPU: they skip without one. `make relocatable` carries them to a closed host.
 GPU_TEST_LIBS = libkernels.a libbase.a $(CUDA_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
 GPU_TESTS = tests/gpu/check_devices tests/gpu/check_ops tests/gpu/check_attention \
-	tests/gpu/check_deepseek tests/gpu/check_vision tests/gpu/check_runtime
+	tests/gpu/check_links tests/gpu/check_deepseek tests/gpu/check_vision tests/gpu/check_runtime
 EXTRA_DIST += tests/gpu/full_size.py tests/gpu/beside_transformers.py
-GPU_BENCHES = tests/gpu/bench_kernels tests/gpu/bench_deepseek tests/gpu/bench_vision
+GPU_BENCHES = tests/gpu/bench_kernels tests/gpu/bench_deepseek tests/gpu/bench_vision \
+	tests/gpu/bench_handoff
 EXTRA_DIST += tests/gpu/run-gpu.sh tests/gpu/main-job.sh tests/gpu/cases.sh tests/gpu/cuda-path.sh
 if HAVE_CUDA
 check_PROGRAMS += $(GPU_TESTS) $(GPU_BENCHES)
@@ -28,6 +29,12 @@ tests_gpu_check_runtime_SOURCES = tests/gpu/check_runtime.c tests/runtime/suppor
 	tests/runtime/support.h
 tests_gpu_check_runtime_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_gpu_check_runtime_LDADD = $(RUNTIME_TEST_LIBS)
+tests_gpu_check_links_SOURCES = tests/gpu/check_links.c tests/runtime/support.c \
+	tests/runtime/support.h
+tests_gpu_check_links_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_gpu_check_links_LDADD = $(RUNTIME_TEST_LIBS)
+tests_gpu_bench_handoff_SOURCES = tests/gpu/bench_handoff.cu
+tests_gpu_bench_handoff_LDADD = $(CUDA_LIBS)
 tests_gpu_bench_deepseek_SOURCES = tests/gpu/bench_deepseek.c tests/gpu/bench.c tests/gpu/bench.h
 tests_gpu_bench_deepseek_LDADD = $(GPU_TEST_LIBS)
 tests_gpu_bench_kernels_SOURCES = tests/gpu/bench_kernels.c tests/gpu/bench.c tests/gpu/bench.h

@@ -146,6 +146,37 @@ START_TEST(a_message_that_does_not_come_is_told_with_its_link)
 }
 END_TEST
 
+/* ---- memory that is not there */
+static enum ek_status poor_attention(struct ek_device *dev, const void *q, size_t ldq,
+                                     const struct ek_batch *batch, const struct ek_kv *kv,
+                                     uint32_t heads, float scale, void *out, size_t ldo)
+{
+    if (dev == victim && naps-- > 0)
+        return ek_error(EK_ENOMEM, "%s: out of memory, for a test", dev->spec.name);
+    return whole.attention(dev, q, ldq, batch, kv, heads, scale, out, ldo);
+}
+
+START_TEST(a_step_without_memory_ends_alone_and_others_go_on)
+{
+    struct ek_model *m;
+    struct ek_plan *p;
+    struct ek_engine *e = open_three(&m, &p, 10);
+    int32_t *ids = random_ids(m, 40, 1);
+    float *want = all_logits(e, ids, 40), *got;
+
+    make_slow(e, (size_t)_i, 0, 1);
+    bad.attention = poor_attention;
+    ck_assert_int_eq(prefill(e), EK_ENOMEM);
+    assert_says("out of memory, for a test");
+    got = all_logits(e, ids, 40);
+    ck_assert_mem_eq(got, want, 40 * m->config.vocab * sizeof(*got));
+    free(got);
+    free(want);
+    free(ids);
+    close_three(e, m, p);
+}
+END_TEST
+
 START_TEST(the_deadline_of_the_environment_is_a_number)
 {
     struct ek_model *m = small_model(2);
@@ -241,6 +272,7 @@ int main(void)
     tcase_add_test(tc, a_stage_that_answers_too_late_is_told_and_the_engine_closes);
     tcase_add_test(tc, slow_work_that_goes_on_meets_no_deadline);
     tcase_add_test(tc, a_message_that_does_not_come_is_told_with_its_link);
+    tcase_add_loop_test(tc, a_step_without_memory_ends_alone_and_others_go_on, 0, 3);
     tcase_add_loop_test(tc, the_deadline_of_the_environment_is_a_number, 0, 2);
     tcase_add_test(tc, a_wait_for_a_flag_that_is_never_raised_ends_when_the_link_is_abandoned);
     suite_add_tcase(s, tc);

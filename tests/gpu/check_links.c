@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Links between devices on GPUs by every mechanism, stages that hang, and memory that runs out.
+ * With one GPU its links join two devices declared on it. A case that hangs a GPU is a process of
+ * its own: this program again, with the case's number.
+ */
+#include "tests/runtime/support.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { MESSAGE = 20000, MESSAGES = 40, DEADLINE_S = 2, PATIENCE_S = 25 };
+
+extern char **environ;
+static const char *self;
+static size_t n_gpus;
+
+static struct ek_device *open_device(const char *text, enum ek_dtype act)
+{
+    struct ek_device_spec *specs;
+    struct ek_device *dev;
+    size_t n;
+
+    ck_ok(ek_device_specs_parse(text, &specs, &n));
+    ck_ok(ek_device_open(&specs[0], act, &dev));
+    free(specs);
+    return dev;
+}
+
+static const char *second(void)
+{
+    return n_gpus > 1 ? "cuda:1" : "cuda:0.1";
+}
+
+/* ---- mechanisms */
+static void fill(uint16_t *x, int message)
+{
+    for (int i = 0; i < MESSAGE; i++)
+        x[i] = (uint16_t)(i * 7 + message * 31 + i / 251);
+}
+
+/* Messages of all sizes; every other one is taken in place where that is possible. */
+static void exercise(struct ek_device *from, struct ek_device *to, const char *mechanism)
+{
+    uint16_t *src = malloc(MESSAGE * 2), *back = malloc(MESSAGE * 2);
+    struct ek_link *l = NULL;
+    void *x, *y;
+
+    printf("%s -> %s: %s\n", from->spec.name, to->spec.name, mechanism);
+    fflush(stdout);
+    ck_ok(ek_link_open_as(from, to, MESSAGE, mechanism, &l));
+    ck_ok(from->ops->alloc(from, EK_TAG_ACTIVATIONS, MESSAGE * 2, &x));
+    ck_ok(to->ops->alloc(to, EK_TAG_ACTIVATIONS, MESSAGE * 2, &y));
+    for (int i = 0; i < MESSAGES; i++) {
+        size_t n = i % 3 ? (size_t)MESSAGE : (size_t)(1 + i * 101);
+        void *at;
+        fill(src, i);
+        ck_ok(from->ops->upload(from, x, src, MESSAGE * 2));
+        ck_ok(ek_link_send(l, x, n));
+        ck_ok(ek_link_wait(l));
+        at = i % 2 ? ek_link_slot(l) : NULL;
+        if (at == NULL)
+            ck_ok(ek_link_recv(l, at = y, n));
+        ck_ok(to->ops->download(to, back, at, n * 2));
+        ck_assert_mem_eq(back, src, n * 2);
+        if (at != y)
+            ck_ok(ek_link_recv(l, at, n));
+    }
+    ck_ok(ek_link_check(l));
+    ek_link_close(l);
+    from->ops->release(from, x);
+    to->ops->release(to, y);
+    free(src);
+    free(back);
+}
+
+START_TEST(every_mechanism_hands_over_what_was_sent)
+{
+    struct ek_device *a = open_device("cuda:0", EK_BF16), *b = open_device(second(), EK_BF16);
+    const char *names[EK_LINK_MECHANISMS];
+    size_t n = ek_link_mechanisms(a, b, names);
+
+    for (size_t i = 0; i < n; i++) {
+        exercise(a, b, names[i]);
+        exercise(b, a, names[i]);
+    }
+    ck_assert(n_gpus < 2 || strcmp(names[n - 1], "nccl") == 0 || getenv("NO_NCCL"));
+    ek_device_close(a);
+    ek_device_close(b);
+}
+END_TEST
+
+/* ---- stages that hang */
+static const struct {
+    size_t gpus;
+    const char *mechanism;
+    const char *stage;
+} hangs[] = {
+    {1, "peer-store", "0"}, {1, "copy", "1"},        {2, "peer-store", "0"},
+    {2, "peer-store", "1"}, {2, "host-staged", "0"}, {2, "nccl", "0"},
+};
+
+static struct ek_plan *two_stages(const struct ek_model *m, const char *first, const char *other)
+{
+    static const uint32_t cuts[] = {3, 7};
+    struct plan_shape shape = {.n_devices = 2, .n_stages = 2, .cuts = cuts, .context = 256};
+    struct ek_plan *p = make_plan(m, &shape);
+
+    for (int i = 0; i < 2; i++) {
+        struct ek_device_spec *specs;
+        size_t n;
+        ck_ok(ek_device_specs_parse(i ? other : first, &specs, &n));
+        p->devices[i] = specs[0];
+        free(specs);
+    }
+    p->act = p->cache = EK_BF16;
+    return p;
+}
+
+static enum ek_status prefill(struct ek_engine *e, size_t n)
+{
+    int32_t *ids = random_ids(ek_engine_model(e), n, 1);
+    uint32_t seq;
+    enum ek_status st = ek_engine_seq_open(e, &seq);
+
+    if (st == EK_OK)
+        st = ek_engine_prefill(e, seq, ids, n, EK_LOGITS_LAST, NULL, NULL);
+    free(ids);
+    ek_engine_seq_close(e, seq);
+    return st;
+}
+
+/* The other process. Its exit code is what a command's would be. */
+static int hang(size_t which)
+{
+    struct ek_engine_options options = {.deadline_s = DEADLINE_S};
+    struct ek_model *m = small_model(4);
+    struct ek_plan *p = two_stages(m, "cuda:0", hangs[which].gpus > 1 ? "cuda:1" : "cuda:0.1");
+    struct ek_engine *e = NULL;
+    uint64_t begin;
+    enum ek_status st;
+
+    setenv("EVENKEEL_LINK", hangs[which].mechanism, 1);
+    setenv("EK_HANG_STAGE", hangs[which].stage, 1);
+    ck_ok(ek_engine_open(m, p, &options, &e));
+    begin = ek_now_ns();
+    st = prefill(e, 40);
+    printf("  %.2f s, status %d: %s\n", (double)(ek_now_ns() - begin) * 1e-9, st, ek_last_error());
+    begin = ek_now_ns();
+    printf("  closed: %s,", ek_engine_close(e) ? "wholly" : "left alone");
+    printf(" %.2f s\n", (double)(ek_now_ns() - begin) * 1e-9);
+    return st == EK_EDEVICE && strstr(ek_last_error(), "no answer for 2 s") ? 6 : 1;
+}
+
+static int wait_for(pid_t child, uint64_t begin)
+{
+    int status = -1;
+
+    while (waitpid(child, &status, WNOHANG) == 0) {
+        if (ek_now_ns() - begin > PATIENCE_S * 1000000000ull) {
+            kill(child, SIGKILL);
+            waitpid(child, &status, 0);
+            ck_abort_msg("still there after %d s", PATIENCE_S);
+        }
+        usleep(10000);
+    }
+    return status;
+}
+
+START_TEST(a_stage_that_hangs_ends_in_its_name_and_so_does_the_process)
+{
+    char number[8];
+    char *args[] = {(char *)(uintptr_t)self, number, NULL};
+    uint64_t begin = ek_now_ns();
+    pid_t child;
+    int status;
+
+    if (hangs[_i].gpus > n_gpus)
+        return;
+    printf("stage %s hangs, %zu GPUs, %s\n", hangs[_i].stage, hangs[_i].gpus, hangs[_i].mechanism);
+    fflush(stdout);
+    snprintf(number, sizeof(number), "%d", _i);
+    ck_assert_int_eq(posix_spawn(&child, self, NULL, NULL, args, environ), 0);
+    status = wait_for(child, begin);
+    printf("  process: %.2f s\n", (double)(ek_now_ns() - begin) * 1e-9);
+    ck_assert(WIFEXITED(status));
+    ck_assert_int_eq(WEXITSTATUS(status), 6);
+}
+END_TEST
+
+/* ---- memory that runs out */
+/* Takes what is free on a GPU but so much. */
+static void *occupy(struct ek_device *dev, uint64_t leave)
+{
+    uint64_t free_bytes = dev->ops->memory_free(dev);
+    void *p;
+
+    ck_assert_uint_gt(free_bytes, leave);
+    ck_ok(dev->ops->alloc(dev, EK_TAG_KV, free_bytes - leave, &p));
+    return p;
+}
+
+START_TEST(a_plan_that_does_not_fit_is_refused_before_it_is_loaded)
+{
+    struct ek_device *other = open_device("cuda:0.9", EK_BF16);
+    struct ek_model *m = small_model(4);
+    struct ek_plan *p = two_stages(m, "cuda:0", "cuda:0.1");
+    struct ek_engine *e = NULL;
+    void *taken = occupy(other, 64 * EK_MIB);
+
+    p->batch = 4096; /* a cache of gigabytes */
+    ck_assert_int_eq(ek_engine_open(m, p, NULL, &e), EK_EENV);
+    ck_assert_ptr_null(e);
+    printf("refused: %s\n", ek_last_error());
+    other->ops->release(other, taken);
+    p->batch = 4;
+    e = open_engine(m, p); /* the context is whole */
+    ck_ok(prefill(e, 40));
+    ek_engine_close(e);
+    ek_plan_free(p);
+    ek_model_close(m);
+    ek_device_close(other);
+}
+END_TEST
+
+/* Scratch memory of a larger step is not there: that step ends, others go on. */
+START_TEST(a_step_that_finds_no_memory_is_told_and_survived)
+{
+    struct ek_device *other = open_device("cuda:0.9", EK_BF16);
+    struct ek_model *m = small_model(4);
+    struct ek_plan *p = two_stages(m, "cuda:0", "cuda:0.1");
+    struct ek_engine *e = open_engine(m, p);
+    void *taken, *rest[64];
+    int n = 0;
+    enum ek_status st;
+
+    taken = occupy(other, 32 * EK_MIB);
+    while (n < 64 && other->ops->alloc(other, EK_TAG_KV, 2 * EK_MIB, &rest[n]) == EK_OK)
+        n++;
+    st = prefill(e, 40);
+    printf("without memory: status %d: %s\n", st, st ? ek_last_error() : "");
+    ck_assert(st == EK_ENOMEM || st == EK_OK); /* OK where nothing had to grow */
+    while (n-- > 0)
+        other->ops->release(other, rest[n]);
+    other->ops->release(other, taken);
+    ck_ok(prefill(e, 40));
+    ck_ok(prefill(e, 1));
+    ck_assert(ek_engine_close(e));
+    ek_plan_free(p);
+    ek_model_close(m);
+    ek_device_close(other);
+}
+END_TEST
+
+static size_t count_gpus(void)
+{
+    struct ek_device_spec *specs = NULL;
+    struct ek_device_info *infos = NULL;
+    size_t n = 0, gpus = 0;
+
+    if (ek_devices_list(&specs, &infos, &n) != EK_OK)
+        return 0;
+    while (gpus < n && strcmp(specs[gpus].backend, "cuda") == 0)
+        gpus++;
+    free(specs);
+    free(infos);
+    return gpus;
+}
+
+int main(int argc, char **argv)
+{
+    Suite *s = suite_create("links on GPUs");
+    TCase *tc = tcase_create("links");
+    SRunner *sr = srunner_create(s);
+    int failed;
+
+    if ((n_gpus = count_gpus()) == 0) {
+        puts("skipped: no GPU");
+        srunner_free(sr);
+        return 77;
+    }
+    if (argc > 1)
+        return hang(strtoul(argv[1], NULL, 10) % EK_ARRAY_LEN(hangs));
+    self = argv[0];
+    tcase_set_timeout(tc, 0);
+    tcase_add_test(tc, every_mechanism_hands_over_what_was_sent);
+    tcase_add_test(tc, a_plan_that_does_not_fit_is_refused_before_it_is_loaded);
+    tcase_add_test(tc, a_step_that_finds_no_memory_is_told_and_survived);
+    tcase_add_loop_test(tc, a_stage_that_hangs_ends_in_its_name_and_so_does_the_process, 0,
+                        (int)EK_ARRAY_LEN(hangs));
+    suite_add_tcase(s, tc);
+    srunner_set_fork_status(sr, CK_NOFORK); /* a CUDA context does not survive a fork */
+    srunner_run_all(sr, CK_ENV);
+    failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
