@@ -369,22 +369,74 @@ static enum ek_status advise_devices(const struct ek_costs *c, const struct ek_r
     return EK_OK;
 }
 
+/* Adds a sentence when the request fits. */
+static enum ek_status advise_if(const struct ek_costs *c, const struct ek_request *q, json_t *list,
+                                json_t *sentence)
+{
+    double v;
+    enum ek_status st = quick(c, q, 1, &v, NULL, NULL);
+
+    if (st == EK_OK)
+        json_array_append(list, sentence);
+    json_decref(sentence);
+    return carries_on(st) ? EK_OK : st;
+}
+
+static enum ek_status advise_one_rule(const struct ek_costs *c, const struct ek_request *r,
+                                      json_t *list)
+{
+    static const char *const options[] = {"pin", "ban", "together"};
+    struct ek_request q = *r;
+    enum ek_status st = EK_OK;
+
+    q.rules = ek_calloc(r->n_rules + 1, sizeof(*q.rules));
+    if (q.rules == NULL)
+        return EK_ENOMEM;
+    q.n_rules = r->n_rules - 1;
+    for (size_t i = 0; st == EK_OK && i < r->n_rules; i++) {
+        memcpy(q.rules, r->rules, i * sizeof(*q.rules));
+        memcpy(q.rules + i, r->rules + i + 1, (q.n_rules - i) * sizeof(*q.rules));
+        st = advise_if(c, &q, list,
+                       json_sprintf("without --%s %s=%s it fits", options[r->rules[i].kind],
+                                    r->rules[i].module, r->rules[i].other));
+    }
+    free(q.rules);
+    return st;
+}
+
+static enum ek_status advise_stages(const struct ek_costs *c, const struct ek_request *r,
+                                    json_t *list)
+{
+    struct ek_request q = *r;
+    size_t had = json_array_size(list), devices = count_devices(c);
+
+    if (r->max_stages == 0)
+        return EK_OK;
+    for (q.max_stages++; q.max_stages <= devices && json_array_size(list) == had; q.max_stages++)
+        EK_TRY(advise_if(c, &q, list, json_sprintf("with --max-stages %u it fits", q.max_stages)));
+    return EK_OK;
+}
+
+/* Each rule alone, by as little as would do; or all of them. */
 static enum ek_status advise_rules(const struct ek_costs *c, const struct ek_request *r,
                                    json_t *list)
 {
     struct ek_request q = *r;
-    double v;
-    enum ek_status st;
 
-    if (r->n_rules == 0 && !r->fixed_order && !r->max_stages && !r->use_all)
+    EK_TRY(advise_stages(c, r, list));
+    EK_TRY(advise_one_rule(c, r, list));
+    q.fixed_order = false;
+    if (r->fixed_order)
+        EK_TRY(advise_if(c, &q, list, json_string("without --fixed-order it fits")));
+    q = *r;
+    q.use_all = false;
+    if (r->use_all)
+        EK_TRY(advise_if(c, &q, list, json_string("without --use-all it fits")));
+    if (json_array_size(list) || (r->n_rules == 0 && !r->fixed_order && !r->max_stages))
         return EK_OK;
-    q.n_rules = 0;
-    q.fixed_order = q.use_all = false;
-    q.max_stages = 0;
-    st = quick(c, &q, 1, &v, NULL, NULL);
-    if (st == EK_OK)
-        json_array_append_new(list, json_string("without the pins, bans and other rules it fits"));
-    return carries_on(st) ? EK_OK : st;
+    q.n_rules = q.max_stages = 0;
+    q.fixed_order = false;
+    return advise_if(c, &q, list, json_string("without the pins, bans and other rules it fits"));
 }
 
 enum ek_status ek_advice(const struct ek_costs *c, const struct ek_request *r, json_t **out)

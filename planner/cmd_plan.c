@@ -9,6 +9,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 /* Cards that are not at hand: from a profile where there is one, else from FLOPs and bytes. */
 static enum ek_status estimate(const struct ek_plan_arguments *a, const struct ek_model *m,
@@ -34,6 +35,18 @@ static enum ek_status estimate(const struct ek_plan_arguments *a, const struct e
     return st;
 }
 
+/* Costs are of one type of cache and activations: others would take other times. */
+static enum ek_status same_types(const struct ek_plan_arguments *a, const struct ek_costs *c)
+{
+    if (a->given.cache[0] && strcmp(a->given.cache, c->workload.cache) != 0)
+        return ek_error(EK_EUSAGE, "--cache %s: the costs are of a cache of %s", a->given.cache,
+                        c->workload.cache);
+    if (a->act && strcasecmp(a->act, c->workload.act) != 0)
+        return ek_error(EK_EUSAGE, "--act %s: the costs are of activations of %s", a->act,
+                        c->workload.act);
+    return EK_OK;
+}
+
 static enum ek_status get_costs(struct ek_plan_arguments *a, struct ek_costs **c)
 {
     const struct ek_model_options o = {.seed = 1, .quantize = a->quantize};
@@ -43,8 +56,10 @@ static enum ek_status get_costs(struct ek_plan_arguments *a, struct ek_costs **c
     struct ek_store *store = NULL;
     enum ek_status st;
 
-    if (a->costs)
-        return ek_costs_read(a->costs, c);
+    if (a->costs) {
+        EK_TRY(ek_costs_read(a->costs, c));
+        return same_types(a, *c);
+    }
     EK_TRY(ek_model_open(a->model, &o, &m));
     if (a->cut_tower)
         EK_GOTO(ek_model_cut_tower(m), st, end);

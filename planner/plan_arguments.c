@@ -275,7 +275,8 @@ static enum ek_status read_cache(struct ek_plan_arguments *a, const char *text)
     enum ek_dtype t;
 
     if (!ek_dtype_from_name(text, &t) || ek_dtype_block(t) != 1)
-        return ek_error(EK_EUSAGE, "cache type \"%s\" is unknown", text);
+        return ek_error(EK_EUSAGE, "cache type \"%s\" is unknown: F32, F16, BF16, F8_E4M3, I8, ...",
+                        text);
     snprintf(a->given.cache, sizeof(a->given.cache), "%s", ek_dtype_name(t));
     return EK_OK;
 }
@@ -348,17 +349,23 @@ static enum ek_status request_option(struct ek_plan_arguments *a, int o, int arg
 }
 
 /* What these engines can say: one pipeline of whole layers, side modules and embedding with its
- * first stage. Norm and head on the last, and one tensor-parallel degree, hold by the chain's order
- * and --tp. */
+ * first stage. Norm and head on the last hold by the chain's order. */
 static enum ek_status read_engine(struct ek_request *r, const char *text)
 {
-    static const char *const engines[] = {"vllm", "sglang", "tensorrt-llm", "llama.cpp",
-                                          "deepspeed"};
+    static const struct {
+        const char *name;
+        bool tp; /* tensor parallelism beside the pipeline, of one degree */
+    } engines[] = {{"vllm", true},
+                   {"sglang", true},
+                   {"tensorrt-llm", true},
+                   {"llama.cpp", false},
+                   {"deepspeed", false}};
 
     for (size_t i = 0; i < EK_ARRAY_LEN(engines); i++)
-        if (strcmp(engines[i], text) == 0) {
+        if (strcmp(engines[i].name, text) == 0) {
             r->sides_first = r->whole_layers = true;
-            r->tp = r->tp ? r->tp : 1;
+            r->one_degree = engines[i].tp;
+            r->tp = r->tp || engines[i].tp ? r->tp : 1;
             return EK_OK;
         }
     return ek_error(EK_EUSAGE,
@@ -463,8 +470,9 @@ enum ek_status ek_plan_arguments_read(struct ek_plan_arguments *a, int argc, cha
         return ek_error(EK_EUSAGE, "plan: unexpected argument \"%s\"", argv[optind]);
     if ((a->costs != NULL) == (a->model != NULL))
         return ek_error(EK_EUSAGE, "plan: give either MODEL with --db, or --costs");
-    if (a->costs && a->cut_tower)
-        return ek_error(EK_EUSAGE, "plan: --cut-tower is for a MODEL; costs say what they are of");
+    if (a->costs && (a->cut_tower || a->devices))
+        return ek_error(EK_EUSAGE, "plan: %s is for a MODEL; costs say what they are of",
+                        a->cut_tower ? "--cut-tower" : "--devices");
     if (a->model && a->db == NULL && a->hardware == NULL)
         return ek_error(EK_EUSAGE, "plan: MODEL needs --db PROFILE or --hardware CARDS");
     if (a->costs && (a->db || a->hardware))

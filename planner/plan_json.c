@@ -50,7 +50,9 @@ static json_t *optimality_json(const struct ek_request *r, const struct ek_solut
         json_array_append_new(values, json_pack("{s:s s:f}", "objective",
                                                 ek_objective_names[r->objectives[i]], "value",
                                                 s->values[i]));
-    for (size_t i = 0; i < s->n_tried; i++) { /* all numbers for the first chunk, and so on */
+    for (size_t i = 0; i < s->n_tried; i++) { /* for the first chunk all numbers, ... */
+        if (s->tried[i].tp != s->tried[0].tp)
+            break;
         if (s->tried[i].chunk == s->tried[0].chunk)
             json_array_append_new(tried, json_integer(s->tried[i].micro_batches));
         if (s->tried[i].micro_batches == s->tried[0].micro_batches)

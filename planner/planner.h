@@ -198,6 +198,7 @@ struct ek_request {
     bool use_all;           /* no device unused */
     uint32_t max_stages;    /* 0: as many as devices */
     uint32_t tp;            /* 0: free; else every stage has this degree */
+    bool one_degree;        /* where tp is free: the same for all stages */
     bool split_sides;       /* side modules are placed one by one */
     bool whole_layers;      /* every stage holds a layer (engines that split between layers) */
     bool distinct_devices;  /* tell devices apart even where they are alike */
@@ -377,11 +378,12 @@ struct ek_score {      /* of one plan; seconds for the workload's batch in stead
     double throughput; /* seconds a batch: max(m * busiest stage, latency) */
     double balance, balance_time;
 };
-#define EK_MAX_CHOICES   96
+#define EK_MAX_CHOICES   384
 #define EK_DEFAULT_CHUNK 512 /* of the prefill, where there is nothing to choose by */
 struct ek_choice {           /* what is decided beside the stages: each has a problem of its own */
     uint32_t micro_batches, chunk;
     bool measured; /* ek_request.measured_chunk */
+    uint32_t tp;   /* ek_request.tp */
 };
 /* The choices of a request, those that win ties first; returns how many. */
 size_t ek_choices(const struct ek_costs *c, const struct ek_request *r,

@@ -257,19 +257,40 @@ static size_t chunk_choices(const struct ek_costs *c, const struct ek_request *r
     return n;
 }
 
+static size_t degree_choices(const struct ek_costs *c, const struct ek_request *r,
+                             uint32_t out[EK_PLAN_MAX_TP])
+{
+    size_t n = 0;
+
+    if (r->tp || !r->one_degree) {
+        out[0] = r->tp;
+        return 1;
+    }
+    for (uint32_t tp = 1; tp <= EK_PLAN_MAX_TP; tp *= 2) {
+        bool there = tp == 1;
+        for (size_t i = 0; i < c->n_times && !there; i++)
+            there = c->times[i].tp == tp;
+        if (there)
+            out[n++] = tp;
+    }
+    return n;
+}
+
 size_t ek_choices(const struct ek_costs *c, const struct ek_request *r,
                   struct ek_choice out[EK_MAX_CHOICES])
 {
     struct ek_choice chunks[8];
-    uint32_t counts[32];
+    uint32_t counts[32], degrees[EK_PLAN_MAX_TP];
     size_t n_counts = micro_batch_choices(c, r, counts), n_chunks = chunk_choices(c, r, chunks);
-    size_t n = 0;
+    size_t n_degrees = degree_choices(c, r, degrees), n = 0;
 
-    for (size_t k = 0; k < n_chunks; k++)
-        for (size_t i = 0; i < n_counts; i++) {
-            out[n] = chunks[k];
-            out[n++].micro_batches = counts[i];
-        }
+    for (size_t d = 0; d < n_degrees; d++)
+        for (size_t k = 0; k < n_chunks; k++)
+            for (size_t i = 0; i < n_counts; i++) {
+                out[n] = chunks[k];
+                out[n].tp = degrees[d];
+                out[n++].micro_batches = counts[i];
+            }
     return n;
 }
 
@@ -279,6 +300,7 @@ struct ek_request ek_request_with(const struct ek_request *r, const struct ek_ch
 
     q.workload.prefill_chunk = choice->chunk;
     q.measured_chunk = choice->measured;
+    q.tp = choice->tp;
     return q;
 }
 
@@ -459,7 +481,7 @@ static enum ek_status certify_others(const struct ek_costs *c, const struct ek_r
         struct ek_found f;
         enum ek_status st;
         if ((s->tried[i].micro_batches == best->choice.micro_batches &&
-             s->tried[i].chunk == best->choice.chunk) ||
+             s->tried[i].chunk == best->choice.chunk && s->tried[i].tp == best->choice.tp) ||
             searched(r->objectives[0]))
             continue;
         st = attempt_new(c, r, &s->tried[i], ek_ilp_solve, &s->ilp, &a);

@@ -19,6 +19,13 @@ expect() { # CODE WHAT COMMAND...
     failed=1
 }
 
+says() { # out|err TEXT
+    grep -q -e "$2" "$dir/$1" && return
+    echo "FAIL: no \"$2\" in"
+    cat "$dir/$1"
+    failed=1
+}
+
 costs=$machines/8x-rtx4090-vl2-base.json
 expect 0 "help" "$plan" --help
 expect 0 "version" "$plan" --version
@@ -49,6 +56,17 @@ expect 0 "for vllm" "$plan" plan --costs "$costs" --for vllm -o "$dir/v.json"
 for target in accelerate vllm sglang tensorrt-llm llama.cpp deepspeed; do
     expect 0 "export to $target" "$plan" export "$dir/v.json" --to $target
 done
+tp=$machines/8x-h100-llama-70b-tp.json
+expect 0 "one degree for vllm" "$plan" plan --costs "$tp" --for vllm -o "$dir/tp.json"
+expect 0 "export of that degree" "$plan" export "$dir/tp.json" --to vllm
+says "out" "--tensor-parallel-size 4"
+expect 2 "another type of cache" "$plan" plan --costs "$tp" --cache F16
+expect 1 "too few stages" "$plan" plan --costs "$costs" --max-stages 2
+says "err" "with --max-stages 3 it fits"
+expect 1 "two rules that contradict" "$plan" plan --costs "$costs" --fixed-order \
+    --pin language.model.embed_tokens=cuda:7 --pin language.model.layers.0=cuda:2
+says "err" "without --pin language.model.embed_tokens=cuda:7 it fits"
+says "err" "without --fixed-order it fits"
 expect 2 "export to nothing" "$plan" export "$dir/a.json" --to nothing
 expect 4 "export of costs" "$plan" export "$costs" --to vllm
 expect 0 "report" "$plan" report "$dir/a.json" -o "$dir/report.html"
