@@ -3,6 +3,7 @@
  * What a plan predicted beside what its run takes: every stage, the whole, and memory. */
 #include "cli/account.h"
 #include "cli/cli.h"
+#include "cli/load.h"
 #include "cli/session.h"
 #include "profiler/store.h"
 
@@ -24,6 +25,7 @@ static const struct ek_option options[] = {
     {"repeats", "N", "timed runs after one that warms up (default 3)"},
     {"db", "FILE", "store predicted and measured in this profile database"},
     {"account", NULL, "GPU memory by our tags, by the driver's allocations (CUPTI) and by NVML"},
+    {"load", NULL, "only how fast the weights get to one device, from storage and from memory"},
     {NULL, NULL, NULL},
 };
 
@@ -346,6 +348,8 @@ static enum ek_status run(const struct ek_args *args)
     struct bench b = {0};
     enum ek_status st;
 
+    if (ek_arg_flag(args, "load"))
+        return ek_bench_load(args);
     EK_TRY(read_workload(args, &opt, &need));
     EK_GOTO(need_context(args, &opt, &b.session, &need), st, done);
     if (ek_arg_flag(args, "account"))

@@ -7,6 +7,8 @@ static const struct ek_option options[] = {
     {"cut-tower", NULL, "the parts of a vision tower as modules of their own"},
     {"quantize", "TYPE",
      "int8 or int4: linear layers of the language model in groups, as they are read"},
+    {"write", "FILE", "all weights into a safetensors file; synthetic ones of a config.json alone"},
+    {"force", NULL, "replace that file"},
     {NULL, NULL, NULL},
 };
 
@@ -54,6 +56,8 @@ static enum ek_status run(const struct ek_args *args)
     EK_TRY(ek_model_open(args->operands[0], &opt, &m));
     if (ek_arg_flag(args, "cut-tower"))
         EK_GOTO(ek_model_cut_tower(m), st, done);
+    if (ek_arg(args, "write"))
+        EK_GOTO(ek_model_write(m, ek_arg(args, "write"), ek_arg_flag(args, "force")), st, done);
     if (ek_arg_flag(args, "json")) {
         st = ek_print_json(ek_model_json(m));
     } else {

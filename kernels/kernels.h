@@ -164,6 +164,7 @@ enum {                        /* flags of linear */
  * "fused" or "later" may be NULL: the caller composes it from the others. */
 struct ek_ops {
     const char *name;
+    bool host; /* device memory is the host's: any of its threads may write there */
 
     /* life and memory */
     enum ek_status (*open)(const struct ek_device_spec *spec, enum ek_dtype act,

@@ -196,6 +196,15 @@ void ek_model_close(struct ek_model *m)
     free(m);
 }
 
+enum ek_status ek_model_cache(const struct ek_model *m, bool in)
+{
+    if (m->files->gguf)
+        return ek_gguf_cache(m->files->gguf, in);
+    for (size_t i = 0; i < m->files->n_shards; i++)
+        EK_TRY(ek_safetensors_cache(m->files->shards[i], in));
+    return EK_OK;
+}
+
 /* ---- Reading ----------------------------------------------------------------------------------*/
 
 static enum ek_status read_file(const struct ek_model *m, const struct ek_tensor *t, uint64_t at,

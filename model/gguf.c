@@ -400,7 +400,7 @@ enum ek_status ek_gguf_open(const char *path, struct ek_gguf **out)
 
     if (g == NULL)
         return EK_ENOMEM;
-    g->file.fd = -1;
+    g->file = (struct ek_datafile)EK_DATAFILE_INIT;
     EK_GOTO(ek_datafile_open(&g->file, path), st, fail);
     EK_GOTO(read_all(g), st, fail);
     *out = g;
@@ -653,6 +653,11 @@ enum ek_status ek_gguf_array_i64(const struct ek_gguf *g, const char *key, size_
 
     EK_TRY(array_item(g, key, i, &kv));
     return integer(g, key, kv, i, out);
+}
+
+enum ek_status ek_gguf_cache(const struct ek_gguf *g, bool in)
+{
+    return ek_datafile_cache(&g->file, in);
 }
 
 enum ek_status ek_gguf_read(const struct ek_gguf *g, uint64_t offset, uint64_t n, void *dst)

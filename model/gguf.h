@@ -53,6 +53,7 @@ enum ek_status ek_gguf_array(const struct ek_gguf *g, const char *key, enum ek_g
 enum ek_status ek_gguf_array_string(const struct ek_gguf *g, const char *key, size_t i,
                                     const char **s, size_t *n);
 enum ek_status ek_gguf_array_i64(const struct ek_gguf *g, const char *key, size_t i, int64_t *out);
+enum ek_status ek_gguf_cache(const struct ek_gguf *g, bool in); /* as ek_model_cache */
 enum ek_status ek_gguf_read(const struct ek_gguf *g, uint64_t offset, uint64_t n, void *dst);
 
 #endif

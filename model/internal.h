@@ -150,6 +150,7 @@ const struct ek_safetensors_entry *ek_shards_find(const struct ek_model_files *f
                                                   int32_t *shard);
 void ek_shards_close(struct ek_model_files *f);
 /* n bytes from an absolute offset. */
+enum ek_status ek_safetensors_cache(const struct ek_safetensors *s, bool in); /* ek_model_cache */
 enum ek_status ek_safetensors_pread(const struct ek_safetensors *s, uint64_t offset, uint64_t n,
                                     void *dst);
 

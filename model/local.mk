@@ -27,7 +27,7 @@ libmodel_a_SOURCES = \
 	model/quant.c \
 	model/quant_read.c \
 	model/rope.c \
-	model/safetensors.c \
+	model/safetensors.c model/write.c \
 	model/synthetic.c \
 	model/tower.c \
 	model/added.c \

@@ -214,6 +214,14 @@ const struct ek_tensor *ek_module_tensor(const struct ek_module *mod, enum ek_ro
 enum ek_status ek_model_read(const struct ek_model *m, const struct ek_tensor *t, uint64_t at,
                              uint64_t n, void *dst);
 
+/* Writes all tensors of a model whose weights are plain into one safetensors file: those of a
+ * checkpoint, or synthetic ones. Needs no memory to speak of. */
+enum ek_status ek_model_write(const struct ek_model *m, const char *path, bool force);
+
+/* Brings the files of the weights into the page cache, or out of it: for measuring how fast they
+ * are read. Nothing where there are none. */
+enum ek_status ek_model_cache(const struct ek_model *m, bool in);
+
 /* Bytes that one token adds to the cache of a module (0 for all but layers), for a cache of dtype.
  */
 uint64_t ek_module_kv_bytes(const struct ek_model *m, const struct ek_module *mod,
@@ -261,6 +269,10 @@ enum ek_status ek_safetensors_read(const struct ek_safetensors *s,
                                    const struct ek_safetensors_entry *e, uint64_t at, uint64_t n,
                                    void *dst);
 /* Writes entries (offset ignored) with their data, atomically. meta: object of strings, or NULL. */
+/* The same of data that `read` gives piece by piece. */
+typedef enum ek_status (*ek_tensor_fn)(void *ctx, size_t entry, uint64_t at, uint64_t n, void *dst);
+enum ek_status ek_safetensors_stream(const char *path, const struct ek_safetensors_entry *entries,
+                                     size_t n, ek_tensor_fn read, void *ctx, bool force);
 enum ek_status ek_safetensors_write(const char *path, const struct ek_safetensors_entry *entries,
                                     const void *const *data, size_t n, const json_t *meta,
                                     bool force);

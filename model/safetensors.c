@@ -7,14 +7,18 @@
 #include "model/datafile.h"
 #include "model/internal.h"
 
+#include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-#define HEADER_MAX 100000000u
-#define NAME_BYTES 1024u
-#define MAX_DEPTH  3 /* header { tensor { shape [ ] } } */
-#define MAX_DIMS   5
-#define LLU(x)     ((unsigned long long)(x))
+#define HEADER_MAX   100000000u
+#define NAME_BYTES   1024u
+#define MAX_DEPTH    3 /* header { tensor { shape [ ] } } */
+#define MAX_DIMS     5
+#define STREAM_PIECE ((uint64_t)4 << 20)
+#define LLU(x)       ((unsigned long long)(x))
 
 struct ek_safetensors {
     struct ek_datafile file;
@@ -266,7 +270,7 @@ enum ek_status ek_safetensors_open(const char *path, struct ek_safetensors **out
 
     if (s == NULL)
         return EK_ENOMEM;
-    s->file.fd = -1;
+    s->file = (struct ek_datafile)EK_DATAFILE_INIT;
     EK_GOTO(ek_datafile_open(&s->file, path), st, fail);
     EK_GOTO(read_all(s), st, fail);
     *out = s;
@@ -337,6 +341,11 @@ enum ek_status ek_safetensors_pread(const struct ek_safetensors *s, uint64_t off
     return ek_datafile_read(&s->file, offset, n, dst);
 }
 
+enum ek_status ek_safetensors_cache(const struct ek_safetensors *s, bool in)
+{
+    return ek_datafile_cache(&s->file, in);
+}
+
 /* ---- Writing ----------------------------------------------------------------------------------*/
 
 static json_t *entry_json(const struct ek_safetensors_entry *e, uint64_t begin)
@@ -400,5 +409,65 @@ enum ek_status ek_safetensors_write(const char *path, const struct ek_safetensor
 done:
     free(image);
     free(header);
+    return st;
+}
+
+static enum ek_status put(const char *path, FILE *f, const void *data, size_t n)
+{
+    return fwrite(data, 1, n, f) == n ? EK_OK : ek_error(EK_EENV, "%s: %s", path, strerror(errno));
+}
+
+static enum ek_status stream_into(FILE *f, const char *path,
+                                  const struct ek_safetensors_entry *entries, size_t n,
+                                  ek_tensor_fn read, void *ctx)
+{
+    size_t length = 0;
+    char *header = header_text(entries, n, NULL, &length), *piece = ek_calloc(1, STREAM_PIECE);
+    uint8_t first[8];
+    enum ek_status st = header && piece ? EK_OK : ek_error(EK_ENOMEM, "%s: no memory", path);
+
+    for (int i = 0; i < 8; i++)
+        first[i] = (uint8_t)(length >> 8 * i & 0xff);
+    if (st == EK_OK)
+        st = put(path, f, first, sizeof(first));
+    if (st == EK_OK)
+        st = put(path, f, header, length);
+    for (size_t i = 0; i < n; i++)
+        for (uint64_t at = 0, k; st == EK_OK && at < entries[i].bytes; at += k) {
+            k = entries[i].bytes - at < STREAM_PIECE ? entries[i].bytes - at : STREAM_PIECE;
+            st = read(ctx, i, at, k, piece);
+            if (st == EK_OK)
+                st = put(path, f, piece, (size_t)k);
+        }
+    free(piece);
+    free(header);
+    return st;
+}
+
+enum ek_status ek_safetensors_stream(const char *path, const struct ek_safetensors_entry *entries,
+                                     size_t n, ek_tensor_fn read, void *ctx, bool force)
+{
+    char *temp;
+    FILE *f;
+    enum ek_status st;
+
+    if (!force && ek_file_exists(path))
+        return ek_error(EK_EUSAGE, "%s exists (--force replaces it)", path);
+    if ((temp = ek_asprintf("%s.tmp", path)) == NULL)
+        return EK_ENOMEM;
+    if ((f = fopen(temp, "wb")) == NULL) {
+        st = ek_error(EK_EENV, "%s: %s", temp, strerror(errno));
+        free(temp);
+        return st;
+    }
+    st = stream_into(f, path, entries, n, read, ctx);
+    if (st == EK_OK && (fflush(f) != 0 || fsync(fileno(f)) != 0))
+        st = ek_error(EK_EENV, "%s: %s", path, strerror(errno));
+    fclose(f);
+    if (st == EK_OK && rename(temp, path) != 0)
+        st = ek_error(EK_EENV, "%s: %s", path, strerror(errno));
+    if (st != EK_OK)
+        unlink(temp);
+    free(temp);
     return st;
 }

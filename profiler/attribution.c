@@ -105,7 +105,7 @@ enum ek_status attribution_rows(const struct attribution *a, bool alone, double 
 
         bool gaps = strcmp(e->name, EK_STORE_GAPS) == 0;
 
-        if (ns <= 0 || (calls <= per / 2 && !gaps)) /* what a step has once, whatever its modules */
+        if (ns <= 0 || (gaps ? alone : calls <= per / 2)) /* a step's own, not its modules' */
             continue;
         snprintf(rows[k].name, sizeof(rows[k].name), "%s", e->name);
         rows[k].calls = (uint32_t)fmax(1, round(calls / per));

@@ -22,6 +22,7 @@ enum {
     HEAVY_TOKENS = 128, /* from so many on a GPU is warmed up for HEAVY_SECONDS */
 };
 #define HEAVY_SECONDS 0.25
+#define GPU_SET       (4.0 * (double)EK_GIB)
 
 struct rig {
     struct rig_options opt;
@@ -127,6 +128,15 @@ static double room_of(const struct rig_options *o, const struct rig_group *g)
     return 0.9 * ((double)o->memory - (double)buffers); /* the rest: scratch, allocators' padding */
 }
 
+/* Bytes that the two stages together are to go round in: what no cache holds, and on a GPU more
+ * than its tables of addresses reach. */
+static double working_set(const struct ek_device *dev)
+{
+    double caches = 2.0 * (double)dev->info.cache_bytes;
+
+    return dev->info.compute_major > 0 ? fmax(caches, GPU_SET) : caches;
+}
+
 /* Modules of the shorter stage; both stages hold 3 n. 0: not even n = 1 fits. */
 static uint32_t choose_n(const struct rig *r, const struct ek_point *at)
 {
@@ -138,8 +148,7 @@ static uint32_t choose_n(const struct rig *r, const struct ek_point *at)
 
     if (alone(r))
         return bytes < r->room;
-    n = fmin(2.0 * (double)r->opt.dev->info.cache_bytes / (3 * bytes),
-             (r->opt.thorough ? 0.1 : 0.02) / (3 * seconds));
+    n = fmin(working_set(r->opt.dev) / (3 * bytes), (r->opt.thorough ? 0.1 : 0.02) / (3 * seconds));
     n = fmin(fmax(n, 1), r->room / (3 * bytes));
     if (n >= r->group.run / 2)
         return r->group.run / 2;

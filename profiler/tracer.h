@@ -53,7 +53,8 @@ void attribution_clear(struct attribution *a);
  * what none does: they add up to the step from its first record to its last. Sorts the records. */
 enum ek_status attribution_add(struct attribution *a, int which, struct trace *t);
 /* Rows of one module, the longest first: the longer stage less the shorter, over `per` (modules
- * that it has more, times steps); with one stage alone the whole of it. Freed with free(). */
+ * that it has more, times steps); with one stage alone all of it but the gaps, which are the host's
+ * at work under the tracer. Freed with free(). */
 enum ek_status attribution_rows(const struct attribution *a, bool alone, double per,
                                 struct ek_store_kernel **out, size_t *n);
 /* A demangled kernel's name without its return type, namespaces of no name, and parameters. */

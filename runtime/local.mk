@@ -2,7 +2,7 @@
 noinst_LIBRARIES += libruntime.a
 libruntime_a_SOURCES = runtime/runtime.h runtime/stage.h runtime/cache.h runtime/engine.h \
 	runtime/wave.h runtime/plan.c runtime/plan_model.c runtime/batch.c runtime/stage.c \
-	runtime/weights.c runtime/modules.c runtime/modules_deepseek.c runtime/modules_vision.c \
+	runtime/weights.c runtime/load.c runtime/modules.c runtime/modules_deepseek.c runtime/modules_vision.c \
 	runtime/vision.c runtime/vision.h runtime/weights.h runtime/weights_vision.c \
 	runtime/encode.c runtime/look.c runtime/prompt.h runtime/prompt.c runtime/reference_images.c \
 	runtime/graph.c runtime/cache.c runtime/link.c \

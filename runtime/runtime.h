@@ -28,8 +28,8 @@ struct ek_plan_link {
 struct ek_plan {
     char model_hash[33], model_name[128];
     uint32_t batch, prompt, generate, context; /* workload */
-    uint32_t micro_batches; /* decode groups in flight (sequences are split over them) */
-    uint32_t prefill_chunk; /* tokens of one prefill micro-batch */
+    uint32_t micro_batches;        /* decode groups in flight (sequences are split over them) */
+    uint32_t prefill_chunk;        /* tokens of one prefill micro-batch */
     uint32_t images, image_tokens; /* pictures before each prompt, tokens of each */
     enum ek_dtype cache, act;
     struct ek_device_spec *devices;
@@ -70,6 +70,11 @@ static inline uint64_t ek_cache_blocks(uint64_t n_seqs, uint64_t context)
 }
 
 struct ek_stage;
+struct ek_load_times { /* of loading a stage's weights, for measuring */
+    bool cold;         /* in: nothing of the checkpoint in the page cache; else all of it */
+    uint64_t bytes;    /* out: of the checkpoint's tensors */
+    double read_s, send_s, load_s; /* reading alone, sending alone, and both as stages do */
+};
 struct ek_stage_options {
     uint32_t page;        /* tokens a block of the cache */
     uint32_t n_blocks;    /* blocks of the cache, shared by all sequences */
@@ -84,7 +89,8 @@ struct ek_stage_options {
      * to whatever the router says (it runs all the same, its weights are taken). NULL: it decides.
      */
     const int32_t *experts;
-    bool shared_embed; /* a tied head uses the embedding of another stage of this device */
+    struct ek_load_times *load; /* filled by ek_stage_new, which takes long then; NULL: not asked */
+    bool shared_embed;          /* a tied head uses the embedding of another stage of this device */
     const struct ek_stage *embed_of; /* that stage, for ek_stage_new; it outlives this one */
 };
 /* Bytes by tag that ek_stage_new will allocate, without allocating: what a plan is held against.
@@ -286,8 +292,8 @@ struct ek_stage_timing { /* of the steps since the last reset */
     uint64_t steps, tokens;
     double busy_s;     /* the device worked on the stage's modules */
     double pictures_s; /* it worked on its part of pictures; packing them counts for the first */
-    double wait_s;    /* the worker had nothing to issue before a step of this stage */
-    double handoff_s; /* receiving and sending hidden states */
+    double wait_s;     /* the worker had nothing to issue before a step of this stage */
+    double handoff_s;  /* receiving and sending hidden states */
 };
 /* One for each stage of the plan (of the model when traced), in no order of the plan's. */
 size_t ek_engine_timings(struct ek_engine *e, struct ek_stage_timing *out, size_t cap);
@@ -397,13 +403,13 @@ struct ek_bench_result {
     double prepare_s;            /* one picture's pixels on the host: resized, cut into patches */
     struct ek_spread pictures_s; /* tower and projector over all prompts' pictures, a repeat each */
     struct ek_spread prefill_s;  /* all prompts with their pictures, a sample a repeat */
-    struct ek_spread decode_s;                /* one token of the whole batch, a sample a round */
-    double decode_total_s;                    /* mean over repeats of all generate - 1 rounds */
+    struct ek_spread decode_s;   /* one token of the whole batch, a sample a round */
+    double decode_total_s;       /* mean over repeats of all generate - 1 rounds */
     struct ek_stage_timing *prefill, *decode; /* [n_stages], sums over the repeats */
     /* [n_stages], a sample a repeat: busy with all prompts and pictures; with pictures alone; with
      * one decode step */
     struct ek_spread *stage_prefill_s, *stage_pictures_s, *stage_decode_s;
-    struct ek_usage (*usage)[EK_N_TAGS];                /* [n_devices] */
+    struct ek_usage (*usage)[EK_N_TAGS]; /* [n_devices] */
 };
 /* The size of pictures of about so many tokens, n of them in a prompt, unless size says one; tokens
  * of one such picture. */
@@ -479,8 +485,8 @@ struct ek_trace_module {
 enum ek_status ek_trace(const struct ek_model *m, const struct ek_plan *p, const char *path,
                         const struct ek_reference *r, double tolerance,
                         struct ek_trace_module **out, size_t *n, struct ek_comparison *logits);
-/* Records a trusted run of ours as a reference file: the ids (pictures' places expanded) and items of
- * `in`, which needs no more, with all logits. */
+/* Records a trusted run of ours as a reference file: the ids (pictures' places expanded) and items
+ * of `in`, which needs no more, with all logits. */
 enum ek_status ek_reference_record(struct ek_engine *e, const struct ek_reference *in,
                                    const char *path, bool force);
 

@@ -1,16 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Weights of a stage: which matrices it makes of the checkpoint's tensors, and loading them, once,
- * in file order, straight to the device. Matrices that share an input and a type (q, k, v; gate,
- * up) become one. The same walk counts the bytes (dry) and makes the matrices.
+ * Weights of a stage: which matrices it makes of the checkpoint's tensors. Matrices that share an
+ * input and a type (q, k, v; gate, up) become one. The same walk counts the bytes (dry) and makes
+ * the matrices.
  */
 #include "runtime/vision.h"
 #include "runtime/weights.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#define PIECE ((size_t)4 << 20) /* bytes read and uploaded at once; rows are never cut */
 
 enum ek_status walk_load(struct walk *w, const struct ek_tensor *t, struct ek_mat *mat,
                          uint32_t row0, float *vec)
@@ -370,146 +368,6 @@ enum ek_status stage_weights_count(struct ek_stage *s, const size_t *modules, si
 }
 
 /* ---- loading */
-static int file_order(const void *a, const void *b)
-{
-    const struct ek_tensor *x = ((const struct load *)a)->t, *y = ((const struct load *)b)->t;
-
-    if (x->file != y->file)
-        return x->file < y->file ? -1 : 1;
-    return x->offset < y->offset ? -1 : x->offset > y->offset;
-}
-
-/* Two staging buffers: one is read into while the device takes the other. */
-struct staging {
-    struct ek_device *dev;
-    char *buffer[2];
-    struct ek_event *taken[2];
-    bool busy[2];
-    size_t bytes;
-    unsigned next;
-};
-
-static void staging_close(struct staging *g)
-{
-    for (int i = 0; i < 2; i++) {
-        if (g->buffer[i] != NULL)
-            g->dev->ops->host_free(g->dev, g->buffer[i]);
-        if (g->taken[i] != NULL)
-            g->dev->ops->event_free(g->taken[i]);
-    }
-}
-
-static enum ek_status staging_open(struct staging *g, struct ek_device *dev, size_t bytes)
-{
-    *g = (struct staging){.dev = dev, .bytes = bytes};
-    for (int i = 0; i < 2; i++) {
-        EK_TRY(dev->ops->host_alloc(dev, bytes, (void **)&g->buffer[i]));
-        EK_TRY(dev->ops->event_new(dev, &g->taken[i]));
-    }
-    return EK_OK;
-}
-
-/* The next buffer, free to be written. */
-static enum ek_status staging_take(struct staging *g, char **out)
-{
-    unsigned i = g->next;
-
-    if (g->busy[i])
-        EK_TRY(g->dev->ops->event_sync(g->taken[i]));
-    g->busy[i] = false;
-    *out = g->buffer[i];
-    return EK_OK;
-}
-
-static enum ek_status staging_send(struct staging *g, void *dst, size_t n)
-{
-    unsigned i = g->next;
-
-    EK_TRY(g->dev->ops->upload(g->dev, dst, g->buffer[i], n));
-    EK_TRY(g->dev->ops->event_record(g->dev, g->taken[i]));
-    g->busy[i] = true;
-    g->next = 1 - i;
-    return EK_OK;
-}
-
-/* n rows, packed, to rows that begin pitch bytes apart; the gaps are zeros. */
-static void spread_rows(char *buffer, size_t n, size_t row, size_t pitch)
-{
-    for (size_t i = n; i-- > 0;) {
-        memmove(buffer + i * pitch, buffer + i * row, row);
-        memset(buffer + i * pitch + row, 0, pitch - row);
-    }
-}
-
-static enum ek_status load_matrix(const struct ek_model *m, const struct load *l, struct staging *g)
-{
-    size_t pitch = l->mat->bytes / l->mat->rows, row, rows;
-    size_t step = pitch > g->bytes ? 1 : g->bytes / pitch;
-    char *buffer;
-
-    EK_TRY(ek_dtype_bytes(l->mat->dtype, l->cols ? l->cols : l->mat->cols, &row));
-    rows = l->t->bytes / row;
-    for (size_t at = 0; at < rows; at += step) {
-        size_t n = rows - at < step ? rows - at : step;
-        EK_TRY(staging_take(g, &buffer));
-        EK_TRY(ek_model_read(m, l->t, at * row, n * row, buffer));
-        if (l->interleaved > 1)
-            EK_TRY(vision_part_columns(l, buffer, n * row));
-        if (pitch > row)
-            spread_rows(buffer, n, row, pitch);
-        EK_TRY(staging_send(g, (char *)l->mat->data + (l->row0 + at) * pitch, n * pitch));
-    }
-    return EK_OK;
-}
-
-static enum ek_status load_vector(const struct ek_model *m, const struct load *l, struct staging *g)
-{
-    size_t n = l->t->shape[0];
-    char *buffer;
-    void *raw;
-    enum ek_status st;
-
-    if ((raw = ek_calloc(1, l->t->bytes)) == NULL)
-        return EK_ENOMEM;
-    EK_GOTO(ek_model_read(m, l->t, 0, l->t->bytes, raw), st, done);
-    EK_GOTO(staging_take(g, &buffer), st, done);
-    EK_GOTO(ek_dequantize(l->t->dtype, raw, (float *)(void *)buffer, n), st, done);
-    st = staging_send(g, l->vec, n * sizeof(float));
-done:
-    free(raw);
-    return st;
-}
-
-static enum ek_status load_order(const struct load *l, struct staging *g)
-{
-    size_t bytes = l->t->shape[1] * sizeof(*l->t->order);
-    char *buffer;
-
-    EK_TRY(staging_take(g, &buffer));
-    memcpy(buffer, l->t->order, bytes);
-    return staging_send(g, l->vec, bytes);
-}
-
-static enum ek_status load_one(const struct ek_model *m, const struct load *l, struct staging *g)
-{
-    if (l->order)
-        return load_order(l, g);
-    return l->mat ? load_matrix(m, l, g) : load_vector(m, l, g);
-}
-
-/* Room for the longest row and vector. */
-static size_t staging_bytes(const struct walk *w)
-{
-    size_t most = PIECE;
-
-    for (size_t i = 0; i < w->n_loads; i++) {
-        const struct load *l = &w->loads[i];
-        size_t n = l->mat ? l->mat->bytes / l->mat->rows : l->t->shape[l->order] * sizeof(float);
-        most = n > most ? n : most;
-    }
-    return most;
-}
-
 static enum ek_status ready(struct ek_stage *s, struct stage_linear *l)
 {
     for (uint32_t i = 0; i < l->n; i++)
@@ -564,21 +422,17 @@ static enum ek_status load_rope(struct ek_stage *s)
 enum ek_status stage_weights_load(struct ek_stage *s, const size_t *modules, size_t n)
 {
     struct walk w = {.s = s};
-    struct staging g = {.dev = s->dev};
     enum ek_status st;
 
     EK_GOTO(walk_modules(&w, modules, n), st, done);
-    if (w.n_loads > 0) /* a stage of a borrowed head alone has none */
-        qsort(w.loads, w.n_loads, sizeof(*w.loads), file_order);
     EK_GOTO(load_rope(s), st, done);
     EK_GOTO(vision_load_rope(s), st, done);
-    EK_GOTO(staging_open(&g, s->dev, staging_bytes(&w)), st, done);
-    for (size_t i = 0; i < w.n_loads; i++)
-        EK_GOTO(load_one(s->m, &w.loads[i], &g), st, done);
-    EK_GOTO(s->dev->ops->sync(s->dev), st, done);
+    if (s->opt.load)
+        EK_GOTO(load_measured(s->m, s->dev, w.loads, w.n_loads, s->opt.load), st, done);
+    else
+        EK_GOTO(load_all(s->m, s->dev, w.loads, w.n_loads, LOAD_READ | LOAD_SEND), st, done);
     st = ready_all(s);
 done:
-    staging_close(&g);
     free(w.loads);
     return st;
 }

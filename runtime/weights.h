@@ -36,6 +36,15 @@ float *walk_vector(struct walk *w, size_t n);
 enum ek_status walk_mat(struct walk *w, enum ek_dtype dtype, uint32_t rows, uint32_t cols,
                         struct ek_mat *out);
 
+/* ---- load.c: tensors from the checkpoint to the device */
+enum { LOAD_READ = 1, LOAD_SEND = 2 }; /* one of them alone: for measuring */
+/* Sorts the loads. Returns when everything is on the device. */
+enum ek_status load_all(const struct ek_model *m, struct ek_device *dev, struct load *loads,
+                        size_t n, int what);
+/* The same, reading and sending alone before. */
+enum ek_status load_measured(const struct ek_model *m, struct ek_device *dev, struct load *loads,
+                             size_t n, struct ek_load_times *out);
+
 /* ---- weights_vision.c */
 /* Weights of a tower, projector or vector module into s->vision. */
 enum ek_status vision_add_weights(struct walk *w, const struct ek_module *mod);

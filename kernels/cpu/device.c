@@ -138,6 +138,7 @@ static enum ek_status cpu_list(struct ek_device_info **infos, size_t *n)
 
 const struct ek_ops ek_ops_cpu = {
     .name = "cpu",
+    .host = true,
     .open = cpu_open,
     .close = cpu_close,
     .list = cpu_list,

@@ -201,6 +201,7 @@ START_TEST(attribution_adds_up_to_a_module)
     free(rows);
     ck_assert_int_eq(attribution_rows(&a, true, 2, &rows, &n), EK_OK);
     ck_assert_double_eq_tol(seconds_of(rows, n, "copy"), 7e-9, 1e-15);
+    ck_assert_double_eq(seconds_of(rows, n, EK_STORE_GAPS), 0);
     free(rows);
     attribution_clear(&a);
     trace_clear(&t);
