@@ -83,6 +83,7 @@ static enum ek_status add_explanations(const struct ek_plan_arguments *a, const 
                                        const struct ek_solution *s, json_t *plan)
 {
     json_t *e = ek_explanation_json(s), *v;
+    bool whole;
 
     if (e == NULL)
         return ek_error(EK_ENOMEM, "out of host memory");
@@ -92,8 +93,9 @@ static enum ek_status add_explanations(const struct ek_plan_arguments *a, const 
         json_object_set_new(e, "next_best", v);
     }
     if (a->pareto) {
-        EK_TRY(ek_pareto(s, &a->request, &v));
+        EK_TRY(ek_pareto(s, &a->request, &v, &whole));
         json_object_set_new(plan, "pareto", v);
+        json_object_set_new(plan, "pareto_whole", json_boolean(whole));
     }
     if (a->explain) {
         EK_TRY(ek_sensitivity(c, &a->request, s, &v));

@@ -2,7 +2,8 @@
  *
  * The front of alternatives: no plan is better than a point of it in the slowest stage's prefill,
  * the slowest stage's decode and the fullest memory at once. Thresholds on two of them, least
- * third, each answered by the dynamic program; every point is exact.
+ * third, each answered by the dynamic program; every point is exact, and all are there unless the
+ * time or the room for them ends.
  */
 #include "planner/planner.h"
 #include "planner/levels.h"
@@ -14,7 +15,7 @@
 #define MAX_POINTS 200
 
 struct point {
-    double prefill, decode, balance;
+    double prefill, decode, balance; /* of one group; of one step; used / budget */
     struct ek_answer answer;
 };
 struct front {
@@ -23,6 +24,7 @@ struct front {
     uint8_t *deny; /* columns above the decode threshold */
     struct point points[MAX_POINTS];
     size_t n;
+    bool whole; /* no point is left out */
 };
 
 static struct point point_of(const struct ek_problem *p, const struct ek_answer *a)
@@ -31,7 +33,7 @@ static struct point point_of(const struct ek_problem *p, const struct ek_answer 
 
     for (uint32_t i = 0; i < a->n; i++) {
         const struct ek_column *c = &p->columns[a->columns[i]];
-        t.prefill = fmax(t.prefill, c->prefill * p->micro_batches);
+        t.prefill = fmax(t.prefill, c->prefill);
         t.decode = fmax(t.decode, c->decode);
         t.balance = fmax(t.balance, c->ratio);
     }
@@ -74,6 +76,7 @@ static enum ek_status least_decode(struct front *f, double prefill, double balan
     for (;;) {
         double least;
         EK_TRY(ek_dp_solve(p, &l, f->deny, &a, f->e));
+        f->whole = f->whole && a.kind != EK_ANSWER_UNKNOWN;
         if (a.kind != EK_ANSWER_OPTIMAL)
             return EK_OK;
         *out = point_of(p, &a);
@@ -84,22 +87,25 @@ static enum ek_status least_decode(struct front *f, double prefill, double balan
     }
 }
 
-/* Walks down the prefill bottleneck at one memory limit. */
-static enum ek_status walk(struct front *f, double balance)
+/* Walks down the prefill bottleneck at one memory limit; *fullest: of the plans on the way. */
+static enum ek_status walk(struct front *f, double balance, double *fullest)
 {
     double prefill = INFINITY;
     struct point t;
     bool found;
 
+    *fullest = -INFINITY;
     while (f->n < MAX_POINTS && !ek_effort_over(f->e)) {
         EK_TRY(least_decode(f, prefill, balance, &t, &found));
         if (!found)
             return EK_OK;
         add_point(f, &t);
+        *fullest = fmax(*fullest, t.balance);
         if (t.prefill <= 0)
             return EK_OK;
-        prefill = nextafter(t.prefill / f->p->micro_batches, 0);
+        prefill = nextafter(t.prefill, 0);
     }
+    f->whole = false;
     return EK_OK;
 }
 
@@ -127,25 +133,22 @@ static json_t *front_json(struct front *f)
                                      pl.stages[k].n_devices > 1 ? "+" : "",
                                      pl.stages[k].last - pl.stages[k].first + 1));
         json_array_append_new(list, json_pack("{s:f s:f s:f s:o}", "prefill_s",
-                                              f->points[i].prefill, "decode_s", f->points[i].decode,
-                                              "balance", f->points[i].balance, "modules", stages));
+                                              f->points[i].prefill * f->p->micro_batches,
+                                              "decode_s", f->points[i].decode, "balance",
+                                              f->points[i].balance, "modules", stages));
     }
     return list;
 }
 
-/* Memory limits from the fullest plan's downwards, in steps: the front's third dimension. */
-enum ek_status ek_pareto(const struct ek_solution *s, const struct ek_request *r, json_t **out)
+/* The front at a memory limit holds every point of the whole front that is not emptier than all of
+ * its own: the next limit is just below its fullest plan. */
+enum ek_status ek_pareto(const struct ek_solution *s, const struct ek_request *r, json_t **out,
+                         bool *whole)
 {
     struct ek_effort e = {.stop = r->stop};
     struct front *f = ek_calloc(1, sizeof(*f));
-    double least, most = 1;
-    enum ek_status st;
-    struct ek_search_state state = {.p = s->problem,
-                                    .oracle = ek_dp_solve,
-                                    .effort = &e,
-                                    .limits = EK_LIMITS_NONE,
-                                    .latency = INFINITY};
-    struct ek_found found;
+    double balance = INFINITY, fullest;
+    enum ek_status st = EK_OK;
 
     if (f == NULL)
         return EK_ENOMEM;
@@ -153,13 +156,18 @@ enum ek_status ek_pareto(const struct ek_solution *s, const struct ek_request *r
         e.deadline_ns = ek_now_ns() + (uint64_t)(r->time_limit * 1e9);
     f->p = s->problem;
     f->e = &e;
+    f->whole = true;
     f->deny = ek_calloc(f->p->n_columns, 1);
-    st = f->deny ? ek_level_solve(&state, EK_OBJ_BALANCE, &found) : EK_ENOMEM;
-    least = st == EK_OK && found.kind == EK_ANSWER_OPTIMAL ? found.value : 1;
-    for (int i = 0; st == EK_OK && i <= 8; i++)
-        st = walk(f, i == 0 ? INFINITY : ek_widen(least + (most - least) * (8 - i) / 8));
+    if (f->deny == NULL)
+        st = EK_ENOMEM;
+    for (; st == EK_OK && f->whole && balance > 0; balance = nextafter(fullest, 0)) {
+        st = walk(f, balance, &fullest);
+        if (isinf(fullest)) /* nothing is that empty */
+            break;
+    }
     if (st == EK_OK)
         *out = front_json(f);
+    *whole = f->whole && !e.expired;
     free(f->deny);
     free(f);
     return st;

@@ -476,8 +476,9 @@ enum ek_status ek_alternatives(const struct ek_costs *c, const struct ek_request
                                const struct ek_solution *s, uint32_t k, json_t **out);
 enum ek_status ek_sensitivity(const struct ek_costs *c, const struct ek_request *r,
                               const struct ek_solution *s, json_t **out);
-/* The front of prefill bottleneck, decode bottleneck and fullest memory. */
-enum ek_status ek_pareto(const struct ek_solution *s, const struct ek_request *r, json_t **out);
+/* The front of prefill bottleneck, decode bottleneck and fullest memory; whole: all of it. */
+enum ek_status ek_pareto(const struct ek_solution *s, const struct ek_request *r, json_t **out,
+                         bool *whole);
 /* Replaces a solution by one within a slack of its first objective that moves the fewest bytes of
  * weights from where the plan or device_map in a file has them. EK_EUNSUPPORTED when its stages are
  * tensor-parallel. */

@@ -20,6 +20,8 @@ struct dev {
     const char *name;
 };
 struct brute {
+    double (*triples)[3]; /* of every plan, where they are wanted (front) */
+    bool front;
     const uint32_t *old; /* device of each module, or NULL: fewest bytes moved are sought ... */
     double allowed, least_moved; /* ... with at most that first objective */
     const struct ek_costs *c;
@@ -223,6 +225,17 @@ static double moved(const struct brute *b)
     return bytes;
 }
 
+static void record_triple(struct brute *b, double prefill, double decode, double ratio)
+{
+    if (b->n == b->cap) {
+        b->cap = b->cap ? b->cap * 2 : 256;
+        b->triples = realloc(b->triples, b->cap * sizeof(*b->triples));
+    }
+    b->triples[b->n][0] = prefill;
+    b->triples[b->n][1] = decode;
+    b->triples[b->n++][2] = ratio;
+}
+
 static void record(struct brute *b, const double v[4])
 {
     double *row;
@@ -255,7 +268,8 @@ static uint32_t exit_group(const struct brute *b)
 static void evaluate(struct brute *b)
 {
     const struct ek_workload *w = &b->r->workload;
-    double latency = 0, longest = 0, work = 0, ratio = 0, links = 0, v[4], totals[MAX_STAGES];
+    double latency = 0, longest = 0, step = 0, work = 0, ratio = 0, links = 0, v[4],
+           totals[MAX_STAGES];
     double kept = b->chunks > 1 ? (double)(b->chunks - 1) / b->chunks : 0;
 
     for (uint32_t i = 0; i < b->n_stages; i++) {
@@ -265,6 +279,7 @@ static void evaluate(struct brute *b)
             return;
         latency += p / b->chunks + w->generate * d;
         longest = fmax(longest, p);
+        step = fmax(step, d);
         work = fmax(work, p + w->generate * d);
         ratio = fmax(ratio, totals[i] / (double)b->devices[s->device].memory);
         if (before && s->first <= s->last && is_part(b, s->first - 1)) {
@@ -291,6 +306,10 @@ static void evaluate(struct brute *b)
     }
     if (!pools_hold(b, totals) || isinf(latency) || isinf(links))
         return;
+    if (b->front) {
+        record_triple(b, longest * b->m, step, ratio);
+        return;
+    }
     v[EK_OBJ_LATENCY] = latency + kept * longest;
     v[EK_OBJ_BALANCE] = ratio;
     v[EK_OBJ_BALANCE_TIME] = work * b->m;
@@ -408,6 +427,15 @@ static void enumerate(struct brute *b)
     b->n_sides = b->c->n_sides == 0 ? 0 : b->r->split_sides ? (uint32_t)b->c->n_sides : 1;
     set_devices(b);
     place_chain(b, 0);
+}
+
+size_t brute_triples(const struct ek_costs *c, const struct ek_request *r, double (**out)[3])
+{
+    struct brute b = {.c = c, .r = r, .front = true};
+
+    enumerate(&b);
+    *out = b.triples;
+    return b.n;
 }
 
 double brute_nearest(const struct ek_costs *c, const struct ek_request *r, const uint32_t *old,

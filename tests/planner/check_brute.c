@@ -116,6 +116,75 @@ START_TEST(the_closest_plan_moves_as_little_as_brute_force_says)
 }
 END_TEST
 
+static bool no_worse(const double a[3], const double b[3])
+{
+    bool yes = true;
+
+    for (int k = 0; k < 3; k++)
+        yes = yes && a[k] <= b[k] + 1e-9 * fabs(b[k]) + 1e-15;
+    return yes;
+}
+
+/* Every point of the front is a plan, and every plan is no better than some point. */
+static void hold_front(uint64_t seed, const struct ek_costs *c, const struct ek_request *r,
+                       uint64_t *points)
+{
+    struct ek_solution *s = NULL;
+    double(*all)[3] = NULL, point[200][3];
+    size_t n = 0, i;
+    json_t *front, *o;
+    bool whole;
+
+    if (ek_solve(c, r, &s) != EK_OK)
+        return;
+    ck_assert_int_eq(ek_pareto(s, r, &front, &whole), EK_OK);
+    ck_assert(whole);
+    json_array_foreach(front, i, o)
+    {
+        point[n][0] = json_real_value(json_object_get(o, "prefill_s"));
+        point[n][1] = json_real_value(json_object_get(o, "decode_s"));
+        point[n++][2] = json_real_value(json_object_get(o, "balance"));
+    }
+    *points += n;
+    i = brute_triples(c, r, &all);
+    for (size_t k = 0; k < n; k++) {
+        bool there = false;
+        for (size_t j = 0; j < i && !there; j++)
+            there = no_worse(point[k], all[j]) && no_worse(all[j], point[k]);
+        ck_assert_msg(there, "seed %llu: point %zu is of no plan", (unsigned long long)seed, k);
+    }
+    while (i-- > 0) {
+        bool covered = false;
+        for (size_t k = 0; k < n && !covered; k++)
+            covered = no_worse(point[k], all[i]);
+        ck_assert_msg(covered, "seed %llu: a plan is better than the front",
+                      (unsigned long long)seed);
+    }
+    free(all);
+    json_decref(front);
+    ek_solution_free(s);
+}
+
+START_TEST(the_front_is_whole_as_brute_force_says)
+{
+    const char *env = getenv("EK_BRUTE");
+    uint64_t n = env ? strtoull(env, NULL, 10) : 400, points = 0;
+
+    for (uint64_t seed = 0; seed < n; seed++) {
+        struct ek_costs *c;
+        struct ek_request r;
+        tiny_instance(seed, &c, &r);
+        if (c)
+            hold_front(seed, c, &r, &points);
+        ek_costs_free(c);
+        ek_request_free(&r);
+    }
+    if (env)
+        printf("fronts: %llu points\n", (unsigned long long)points);
+    ck_assert_uint_gt(points, n / 2);
+}
+END_TEST
+
 START_TEST(brute_force_agrees_on_random_instances)
 {
     const char *env = getenv("EK_BRUTE");
@@ -147,6 +216,7 @@ int main(void)
 
     tcase_set_timeout(t, 0);
     tcase_add_test(t, brute_force_agrees_on_random_instances);
+    tcase_add_test(t, the_front_is_whole_as_brute_force_says);
     tcase_add_test(t, the_closest_plan_moves_as_little_as_brute_force_says);
     suite_add_tcase(s, t);
     sr = srunner_create(s);
