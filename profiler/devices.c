@@ -72,6 +72,10 @@ static enum ek_status put_device(struct ek_store *store, const struct ek_device_
     ek_device_close(dev);
     EK_TRY(ek_store_put_device(store, &d));
     EK_TRY(devices_find(store, d.id, &d));
+    if (!again && d.read_bandwidth == 0) {
+        EK_TRY(twins_ceilings(store, &d));
+        EK_TRY(ek_store_put_device(store, &d));
+    }
     if (d.read_bandwidth > 0 && !again)
         return EK_OK;
     EK_TRY(devices_open(spec, act, false, &dev));

@@ -298,7 +298,9 @@ static enum ek_status measure_memory(struct profile *p, size_t i)
         struct profile_device d;
         EK_TRY(devices_stopped(p->opt->stop));
         EK_TRY(profile_open(p, i, &d));
-        enum ek_status st = memory_measure(&d.rig, &p->groups[g], p->store, d.row.id);
+        enum ek_status st = g == 0 ? twins_memory(&d) : EK_OK;
+        if (st == EK_OK)
+            st = memory_measure(&d.rig, &p->groups[g], p->store, d.row.id);
         ek_device_close(d.rig.dev);
         EK_TRY(st);
         ek_progress_set(p->progress, ++p->done, p->opt->devices[i].name);
@@ -309,9 +311,10 @@ static enum ek_status measure_memory(struct profile *p, size_t i)
 static enum ek_status measure_times(struct profile *p, size_t i)
 {
     struct profile_device d;
-    enum ek_status st = EK_OK;
+    enum ek_status st;
 
     EK_TRY(profile_open(p, i, &d));
+    st = twins_times(&d);
     for (size_t g = 0; g < p->n_groups && st == EK_OK; g++)
         st = measure_group(&d, &p->groups[g]);
     ek_device_close(d.rig.dev);

@@ -35,6 +35,11 @@ enum ek_status profile_rows(const struct profile_device *d, const char *signatur
                             struct ek_store_time_row **out, size_t *n);
 enum ek_status profile_open(struct profile *p, size_t i, struct profile_device *out);
 
+/* ---- twins.c: devices that are one piece of hardware share what was measured ---- */
+enum ek_status twins_ceilings(struct ek_store *store, struct ek_store_device *d);
+enum ek_status twins_memory(const struct profile_device *d);
+enum ek_status twins_times(const struct profile_device *d);
+
 /* ---- busy.c: devices with the others at work ---- */
 enum ek_status profile_busy(struct profile *p);
 

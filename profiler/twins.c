@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Devices declared on one piece of hardware (a GPU as cuda:0 and cuda:0.1): what was measured on
+ * one of them, alone, holds for the others, and is not measured again.
+ */
+#include "profiler/profile.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static bool alike(const struct ek_store_device *a, const struct ek_store_device *b)
+{
+    return a->id != b->id && a->uuid[0] != '\0' && strcmp(a->uuid, b->uuid) == 0 &&
+           strcmp(a->host, b->host) == 0 && strcmp(a->backend, b->backend) == 0 &&
+           strcmp(a->driver, b->driver) == 0 && strcmp(a->kernels, b->kernels) == 0 &&
+           strcmp(a->threads, b->threads) == 0;
+}
+
+/* Every device of the profile that is like d; *out is freed with free(). */
+static enum ek_status find(struct ek_store *store, const struct ek_store_device *d,
+                           struct ek_store_device **out, size_t *n)
+{
+    size_t all, kept = 0;
+
+    EK_TRY(ek_store_devices(store, out, &all));
+    for (size_t i = 0; i < all; i++)
+        if (alike(&(*out)[i], d))
+            (*out)[kept++] = (*out)[i];
+    *n = kept;
+    return EK_OK;
+}
+
+enum ek_status twins_ceilings(struct ek_store *store, struct ek_store_device *d)
+{
+    struct ek_store_device *twins;
+    size_t n;
+
+    EK_TRY(find(store, d, &twins, &n));
+    for (size_t i = 0; i < n && d->read_bandwidth == 0; i++) {
+        d->read_bandwidth = twins[i].read_bandwidth;
+        d->copy_bandwidth = twins[i].copy_bandwidth;
+        d->peak_f32 = twins[i].peak_f32;
+        d->peak_bf16 = twins[i].peak_bf16;
+        d->peak_f16 = twins[i].peak_f16;
+        d->overhead = twins[i].overhead;
+    }
+    free(twins);
+    return EK_OK;
+}
+
+typedef enum ek_status (*copy_fn)(struct ek_store *store, int64_t from, int64_t to,
+                                  const char *signature);
+
+static enum ek_status copy_times(struct ek_store *store, int64_t from, int64_t to,
+                                 const char *signature)
+{
+    struct ek_store_time_row *rows;
+    enum ek_status st = EK_OK;
+    size_t n;
+
+    EK_TRY(ek_store_times(store, from, signature, &rows, &n));
+    for (size_t i = 0; i < n && st == EK_OK; i++) {
+        rows[i].key.device = to;
+        st = ek_store_put_time(store, &rows[i].key, &rows[i].time);
+    }
+    free(rows);
+    return st;
+}
+
+static enum ek_status copy_memory(struct ek_store *store, int64_t from, int64_t to,
+                                  const char *signature)
+{
+    struct ek_store_memory *rows;
+    enum ek_status st = EK_OK;
+    size_t n;
+
+    EK_TRY(ek_store_memories(store, from, signature, &rows, &n));
+    for (size_t i = 0; i < n && st == EK_OK; i++) {
+        rows[i].device = to;
+        st = ek_store_put_memory(store, &rows[i]);
+    }
+    free(rows);
+    return st;
+}
+
+static enum ek_status copy_all(const struct profile_device *d, copy_fn copy)
+{
+    const struct profile *p = d->p;
+    struct ek_store_device *twins;
+    enum ek_status st = EK_OK;
+    size_t n;
+
+    EK_TRY(find(p->store, &d->row, &twins, &n));
+    for (size_t i = 0; i < n && st == EK_OK; i++)
+        for (size_t g = 0; g < p->n_groups && st == EK_OK; g++)
+            st = copy(p->store, twins[i].id, d->row.id, p->groups[g].module->signature);
+    free(twins);
+    return st;
+}
+
+/* What a stage takes by itself belongs to no module. */
+enum ek_status twins_times(const struct profile_device *d)
+{
+    struct ek_store_device *twins;
+    enum ek_status st = EK_OK;
+    size_t n;
+
+    EK_TRY(find(d->p->store, &d->row, &twins, &n));
+    for (size_t i = 0; i < n && st == EK_OK; i++)
+        st = copy_times(d->p->store, twins[i].id, d->row.id, EK_STORE_STAGE);
+    free(twins);
+    EK_TRY(st);
+    return copy_all(d, copy_times);
+}
+
+enum ek_status twins_memory(const struct profile_device *d)
+{
+    return copy_all(d, copy_memory);
+}
