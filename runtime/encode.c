@@ -164,8 +164,8 @@ static enum ek_status finish(struct ek_engine *e, struct engine_encode *job, str
 {
     uint32_t hidden = e->m->config.hidden;
 
-    EK_TRY(
-        stage_fetch(s, s->arena + vision_output(s), (size_t)job->pack.features * hidden, job->out));
+    EK_TRY(s->dev->ops->download(s->dev, job->out, s->arena + vision_output(s),
+                                 (size_t)job->pack.features * hidden * sizeof(*job->out)));
     if (e->trace != NULL)
         e->trace(e->trace_user, e->vision.features, job->out, job->pack.features, hidden);
     return EK_OK;
@@ -402,11 +402,23 @@ static enum ek_status lay_out(const struct ek_engine *e, const struct ek_vl_prom
         if (from == NULL)
             return ek_error(EK_EUSAGE, "token %u: the model %s has no row %u of source %u",
                             r->token, e->m->name, r->row, r->source);
-        memcpy(out->values + i * hidden, from, hidden * sizeof(*from));
+        if (from != out->values + i * hidden)
+            memcpy(out->values + i * hidden, from, hidden * sizeof(*from));
         out->tokens[i] = r->token;
     }
     out->n = p->n_rows;
     return EK_OK;
+}
+
+/* Qwen's prompts: the features one by one. */
+static bool as_they_are(const struct ek_vl_prompt *p, size_t n_features)
+{
+    if (p->n_rows != n_features)
+        return false;
+    for (size_t i = 0; i < p->n_rows; i++)
+        if (p->rows[i].source != EK_VL_FEATURE || p->rows[i].row != i)
+            return false;
+    return true;
 }
 
 enum ek_status ek_engine_encode(struct ek_engine *e, const struct ek_vl_rules *rules,
@@ -422,14 +434,20 @@ enum ek_status ek_engine_encode(struct ek_engine *e, const struct ek_vl_rules *r
     for (size_t i = 0; i < p->n_visuals; i++)
         n += p->visuals[i].n_features;
     if ((features = ek_calloc(n ? n : 1, hidden * sizeof(*features))) == NULL ||
-        (x.values = ek_calloc(p->n_rows ? p->n_rows : 1, hidden * sizeof(*x.values))) == NULL ||
+        (x.values = as_they_are(p, n) ? features
+                                      : ek_calloc(p->n_rows ? p->n_rows : 1,
+                                                  hidden * sizeof(*x.values))) == NULL ||
         (x.tokens = ek_calloc(p->n_rows ? p->n_rows : 1, sizeof(*x.tokens))) == NULL)
         goto done;
     EK_GOTO(encode_all(e, rules, p, features), st, done);
     EK_GOTO(lay_out(e, p, features, n, &x), st, done);
     *out = x;
+    if (x.values == features)
+        features = NULL;
     x = (struct ek_embeds){0};
 done:
+    if (x.values == features)
+        features = NULL;
     ek_embeds_free(&x);
     free(features);
     return st;

@@ -6,6 +6,13 @@
 
 #include <stdlib.h>
 
+struct vision_look { /* kept from one run to the next, for a clock looks on */
+    uint32_t tokens;
+    struct ek_visual v;
+    struct ek_vl_geometry g; /* Qwen */
+    float *features;         /* [n_features][hidden]: what the host is given */
+};
+
 /* As square as its number of cells allows. */
 static void shape_qwen(const struct ek_config *c, uint32_t tokens, struct ek_visual *v)
 {
@@ -34,7 +41,12 @@ static void shape_vl2(const struct ek_config *c, uint32_t tokens, struct ek_visu
 
 static enum ek_status run_part(struct ek_stage *s, const struct vision_pack *p)
 {
+    size_t bytes = (size_t)p->features * s->m->config.hidden * sizeof(float);
+
     EK_TRY(vision_run(s, p, NULL, NULL));
+    if (vision_makes_features(s))
+        return s->dev->ops->download(s->dev, s->vision->look->features, s->arena + vision_output(s),
+                                     bytes);
     return s->dev->ops->sync(s->dev); /* the pack is freed */
 }
 
@@ -59,18 +71,13 @@ static enum ek_status run_all(struct ek_stage *s, const struct ek_visual *v,
 
 /* ---- the picture --------------------------------------------------------------------------------
  */
-struct vision_look { /* kept from one run to the next, for a clock looks on */
-    uint32_t tokens;
-    struct ek_visual v;
-    struct ek_vl_geometry g; /* Qwen */
-};
-
 void vision_look_free(struct vision_look *l)
 {
     if (l == NULL)
         return;
     ek_vl_geometry_free(&l->g);
     free(l->v.pixels);
+    free(l->features);
     free(l);
 }
 
@@ -104,6 +111,8 @@ static enum ek_status make_look(const struct ek_stage *s, uint32_t tokens, struc
     }
     if (s->vision->patches)
         EK_TRY(fill(&l->v));
+    if ((l->features = ek_calloc(l->v.n_features, c->hidden * sizeof(float))) == NULL)
+        return EK_ENOMEM;
     l->tokens = tokens;
     return EK_OK;
 }

@@ -169,6 +169,12 @@ static enum ek_status run_projector(struct ek_stage *s, const struct vision_pack
     return run_merge(s, merged, p->features, merged + ek_round_up(bytes, STAGE_ALIGN));
 }
 
+/* Where the last product or Qwen's gather leaves features. */
+static size_t made_at(const struct ek_stage *s)
+{
+    return vision_is_qwen(&s->m->config) ? s->vision->at.scratch : s->vision->at.x;
+}
+
 enum ek_status vision_run(struct ek_stage *s, const struct vision_pack *p, vision_after_fn after,
                           void *user)
 {
@@ -180,14 +186,19 @@ enum ek_status vision_run(struct ek_stage *s, const struct vision_pack *p, visio
     EK_TRY(run_blocks(s, p, after, user));
     if (v->merger)
         EK_TRY(run_merger(s, p, after, user));
-    return v->projector ? run_projector(s, p) : EK_OK;
+    if (v->projector)
+        EK_TRY(run_projector(s, p));
+    if (!vision_makes_features(s) || s->dev->act == EK_F32)
+        return EK_OK;
+    return s->dev->ops->convert(s->dev, at(s, made_at(s)), s->dev->act, at(s, v->at.features),
+                                EK_F32, (size_t)p->features * s->m->config.hidden);
 }
 
 size_t vision_output(const struct ek_stage *s)
 {
     const struct stage_vision *v = s->vision;
 
-    if (v->merger && vision_is_qwen(&s->m->config))
-        return v->at.scratch;
-    return v->merger && !v->projector ? v->at.xn : v->at.x;
+    if (vision_makes_features(s))
+        return s->dev->act == EK_F32 ? made_at(s) : v->at.features;
+    return v->merger ? v->at.xn : v->at.x;
 }

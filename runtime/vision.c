@@ -91,10 +91,10 @@ static size_t larger(size_t a, size_t b)
 }
 
 /* Parts that are there one after the other: pixels, attention, feed-forward, merged rows. */
-static bool scratch_bytes(const struct ek_stage *s, size_t features, size_t *out)
+static bool scratch_bytes(struct ek_stage *s, size_t features, size_t *out)
 {
     const struct ek_config *c = &s->m->config;
-    const struct stage_vision *v = s->vision;
+    struct stage_vision *v = s->vision;
     size_t r = v->max_rows, a = stage_act_bytes(s), h = c->vision_hidden, skip, part[4] = {0};
     size_t ff = vision_inner(c), merged = h * c->vision_merge * c->vision_merge;
     bool qwen = vision_is_qwen(c), ok = true;
@@ -108,8 +108,12 @@ static bool scratch_bytes(const struct ek_stage *s, size_t features, size_t *out
              stage_take(&part[2], r, (qwen ? 2 : 1) * ff, a, &skip) &&
              (!qwen || stage_take(&part[2], r, ff, a, &skip));
     if (v->projector || (qwen && v->merger))
-        ok = ok && (qwen || stage_take(&part[3], features, merged, a, &skip)) &&
-             stage_take(&part[3], features, qwen ? larger(merged, c->hidden) : c->hidden, a, &skip);
+        ok = ok &&
+             (qwen ? stage_take(&part[3], features, larger(merged, c->hidden), a, &skip)
+                   : stage_take(&part[3], features, merged, a, &skip) &&
+                         stage_take(&part[3], features, c->hidden, a, &skip)) &&
+             (a == sizeof(float) ||
+              stage_take(&part[3], features, c->hidden, sizeof(float), &v->at.features));
     *out = larger(larger(part[0], part[1]), larger(part[2], part[3]));
     return ok;
 }
@@ -143,6 +147,7 @@ static bool lay_out(struct ek_stage *s)
     if (!stage_take(&n, r, h, a, &v->at.xn) || !stage_take(&n, scratch, 1, 1, &v->at.scratch) ||
         !stage_take(&n, most_ints(c, r), sizeof(int32_t), 1, &v->at.ints))
         return false;
+    v->at.features += v->at.scratch;
     v->at.bytes = n;
     return true;
 }

@@ -23,7 +23,8 @@ struct vision_arena {
     size_t xn;      /* [R][width]: normalised; what VL2's tower gives to the projector */
     size_t scratch; /* pixels; qkv and attention's output; feed-forward; merged rows; in the end
                      * Qwen's features in the picture's order */
-    size_t ints;    /* I32: what vision_pack made */
+    size_t features; /* of scratch, [F][hidden] F32: what goes to the host (F32: where they are) */
+    size_t ints;     /* I32: what vision_pack made */
     size_t bytes;
 };
 
@@ -94,8 +95,12 @@ typedef enum ek_status (*vision_after_fn)(void *user, struct ek_stage *s, uint32
  * x, and as block vision_layers behind VL2's last norm, whose output is at xn. */
 enum ek_status vision_run(struct ek_stage *s, const struct vision_pack *p, vision_after_fn after,
                           void *user);
-/* Offset of what vision_run leaves: features, or rows for the next part. */
+/* Offset of what vision_run leaves: features, F32, or rows for the next part. */
 size_t vision_output(const struct ek_stage *s);
+static inline bool vision_makes_features(const struct ek_stage *s)
+{
+    return s->vision->projector || (s->vision->merger && s->m->config.vision == EK_VISION_QWEN25);
+}
 static inline bool vision_has_tower(const struct stage_vision *v)
 {
     return v->patches || v->n_blocks > 0 || v->merger;

@@ -207,8 +207,8 @@ static const struct {
     {{"cuda:0", "cuda:0.1"}, EK_MODULE_HEAD, EK_BF16},
     {{"cuda:0", "cuda:0.1"}, EVERY_OTHER, EK_BF16},
     {{"cuda:0", "cuda:0.1"}, EVERY_PART, EK_BF16},
-    {{"cuda:0", "cpu:0"}, EK_MODULE_VISION, EK_BF16},
     {{"cuda:0", "cuda:0.1"}, -1, EK_F16},
+    {{"cuda:0", "cpu:0"}, EK_MODULE_VISION, EK_F16},
 };
 
 static struct ek_plan *view_plan(const struct ek_model *m, int view)
