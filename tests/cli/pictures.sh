@@ -95,7 +95,17 @@ says 'vision.blocks.0'
 expect 4 evenkeel model "$fixtures/reference/llama-mha" --cut-tower
 one_line
 
+expect 0 evenkeel bench "$vl2" --plan "$scratch/plan.json" --repeats 1
+says '1 pictures of 140 x 140 a prompt'
+says 'stage 0 (cpu:.) pictures'
+expect 0 evenkeel bench "$qwen" --images 2 --image-size 84x56 --prompt 8 --generate 2 --repeats 1 --json
+says '"image_tokens": 6'
+
 # refused, in one line
+expect 2 evenkeel bench "$qwen" --images 2 --repeats 1
+one_line
+expect 2 evenkeel bench "$qwen" --images 1 --image-size 84by56 --repeats 1
+one_line
 expect 2 evenkeel run "$vl2" --image "$files/rgb.png" --prompt a --prompt b
 one_line
 expect 2 evenkeel run "$vl2" --image "$files/rgb.png" --prompt "<image><image>"
