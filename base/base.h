@@ -157,6 +157,9 @@ float ek_bf16_to_f32(uint16_t x);
 float ek_f16_to_f32(uint16_t x);
 uint16_t ek_f32_to_bf16(float x); /* round to nearest even, NaN kept */
 uint16_t ek_f32_to_f16(float x);  /* round to nearest even, overflow to infinity */
+/* Dequantises n elements (a multiple of the block) of any weight dtype to F32: the plain C
+ * reference that every backend is tested against. */
+enum ek_status ek_dequantize(enum ek_dtype dtype, const void *src, float *dst, size_t n);
 
 /* ---- Files ----------------------------------------------------------------------------------- */
 /* Whole file into fresh memory with a NUL behind it (not counted); refuses files over max bytes. */

@@ -382,8 +382,5 @@ struct ek_ops {
 
 /* Sum over tags. */
 uint64_t ek_usage_total(const struct ek_usage by_tag[EK_N_TAGS], bool peak);
-/* Dequantises n elements (a multiple of the block) of any weight dtype to F32 on the host: the
- * plain C reference that every backend is tested against. */
-enum ek_status ek_dequantize(enum ek_dtype dtype, const void *src, float *dst, size_t n);
 
 #endif

@@ -13,7 +13,7 @@ CPU_KERNEL_SOURCES += kernels/cpu/simd_avx2.c kernels/cpu/simd_avx512.c \
 	kernels/cpu/simd/bytes_avx2.h kernels/cpu/simd/vec_avx2.h \
 	kernels/cpu/simd/vec_avx512.h
 endif
-libkernels_a_SOURCES = kernels/kernels.h kernels/registry.c kernels/dequant.c $(CPU_KERNEL_SOURCES)
+libkernels_a_SOURCES = kernels/kernels.h kernels/registry.c $(CPU_KERNEL_SOURCES)
 
 # Part of the key of every measurement: what the CPU kernels were built from.
 kernels/cpu/hash.h: $(CPU_KERNEL_SOURCES)

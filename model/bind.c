@@ -52,6 +52,17 @@ static void gguf_name(const struct ek_module *mod, const struct ek_tensor *t, ch
     }
 }
 
+/* Of all experts' matrices in one tensor, that of one. */
+static void take_expert(const struct ek_model *m, int32_t index, struct found *f)
+{
+    if (f->n_dims != 3 || f->shape[0] != m->config.n_experts)
+        return; /* its shape will be refused */
+    f->bytes /= f->shape[0];
+    f->offset += f->bytes * (uint32_t)index;
+    f->shape++;
+    f->n_dims--;
+}
+
 static bool find_tensor(const struct ek_model *m, const struct ek_module *mod,
                         const struct ek_tensor *t, struct found *out)
 {
@@ -64,6 +75,8 @@ static bool find_tensor(const struct ek_model *m, const struct ek_module *mod,
         g = ek_gguf_tensor_find(m->files->gguf, name);
         if (g)
             *out = (struct found){g->dtype, g->n_dims, g->shape, g->offset, g->bytes, 0};
+        if (g && t->index >= 0)
+            take_expert(m, t->index, out);
         return g != NULL;
     }
     e = ek_shards_find(m->files, t->name, &out->file);
@@ -222,7 +235,8 @@ static enum ek_status bind_module(struct ek_model *m, const struct ek_family *fa
         struct ek_tensor t = mod->tensors[i];
         if (t.role == EK_ROLE_UNUSED && !find_tensor(m, mod, &t, &f))
             continue;
-        EK_TRY(ek_quant_bind(m, &t, &quantised));
+        EK_TRY(m->files->gguf ? ek_heads_bind(m, mod->layer, &t, &quantised)
+                              : ek_quant_bind(m, &t, &quantised));
         if (!quantised)
             EK_TRY(bind_tensor(m, mod, &t));
         if (m->files->gguf && family->gguf_permuted && mod->kind == EK_MODULE_LAYER)

@@ -9,6 +9,7 @@
 
 #define MAX_SIZE     (1u << 24)
 #define MAX_HEADS    4096
+#define MAX_EXPERTS  1024
 #define MAX_POSITION (1u << 30)
 
 struct source {
@@ -51,21 +52,88 @@ static enum ek_status read_real(const struct source *s, const char *name, bool n
     return EK_OK;
 }
 
-static enum ek_status read_sizes(const struct source *s, struct ek_config *c)
+/* As read_u32; a count may be 0. */
+static enum ek_status read_count(const struct source *s, const char *name, uint32_t max,
+                                 uint32_t *out)
 {
-    const struct ek_gguf_tensor *embed = ek_gguf_tensor_find(s->g, "token_embd.weight");
+    char key[KEY_BYTES];
+    uint64_t v = *out;
+
+    if (ek_gguf_has(s->g, key_of(s, name, key)))
+        EK_TRY(ek_gguf_u64(s->g, key, 0, max, &v));
+    *out = (uint32_t)v;
+    return EK_OK;
+}
+
+/* Sizes of latent attention. Files of before its absorbed form give the sizes of a head, later ones
+ * those in the latent space, and a head's beside them. */
+static enum ek_status read_latent(const struct source *s, struct ek_config *c)
+{
+    uint32_t key = 0;
+
+    c->attention = EK_ATTENTION_MLA;
+    c->rope_layout = EK_ROPE_INTERLEAVED;
+    c->n_kv_heads = c->n_heads;
+    c->q_lora = 0;
+    EK_TRY(read_u32(s, "attention.q_lora_rank", false, MAX_SIZE, &c->q_lora));
+    EK_TRY(read_u32(s, "attention.kv_lora_rank", true, MAX_SIZE, &c->kv_lora));
+    EK_TRY(read_u32(s, "rope.dimension_count", true, MAX_SIZE, &c->qk_rope));
+    EK_TRY(read_u32(s, "attention.key_length", true, MAX_SIZE, &key));
+    EK_TRY(read_u32(s, "attention.key_length_mla", false, MAX_SIZE, &key));
+    EK_TRY(read_u32(s, "attention.value_length", true, MAX_SIZE, &c->v_head));
+    EK_TRY(read_u32(s, "attention.value_length_mla", false, MAX_SIZE, &c->v_head));
+    if (key <= c->qk_rope)
+        return ek_error(EK_EFORMAT, "%s: heads of %u, %u of them rotary", ek_gguf_path(s->g), key,
+                        c->qk_rope);
+    c->head_dim = key;
+    c->qk_nope = key - c->qk_rope;
+    return EK_OK;
+}
+
+static bool has_router_bias(const struct ek_gguf *g)
+{
+    for (size_t i = 0; i < ek_gguf_n_tensors(g); i++)
+        if (strstr(ek_gguf_tensor_at(g, i)->name, ".exp_probs_b.bias") != NULL)
+            return true;
+    return false;
+}
+
+static enum ek_status read_experts(const struct source *s, struct ek_config *c)
+{
+    enum { SOFTMAX = 1, SIGMOID = 2 };
+    uint32_t gating = SOFTMAX;
+    char key[KEY_BYTES];
+
+    c->first_dense = c->n_shared = c->top_k = 0;
+    c->n_group = c->topk_group = 1;
+    EK_TRY(read_count(s, "expert_count", MAX_EXPERTS, &c->n_experts));
+    if (c->n_experts == 0)
+        return EK_OK;
+    EK_TRY(read_count(s, "leading_dense_block_count", EK_MAX_LAYERS, &c->first_dense));
+    EK_TRY(read_count(s, "expert_shared_count", MAX_EXPERTS, &c->n_shared));
+    EK_TRY(read_u32(s, "expert_used_count", true, MAX_EXPERTS, &c->top_k));
+    EK_TRY(read_u32(s, "expert_feed_forward_length", true, MAX_SIZE, &c->moe_intermediate));
+    EK_TRY(read_real(s, "expert_weights_scale", false, 1e-6, 1e6, &c->router_scale));
+    if (ek_gguf_has(s->g, key_of(s, "expert_weights_norm", key)))
+        EK_TRY(ek_gguf_bool(s->g, key, &c->router_normalise));
+    EK_TRY(read_u32(s, "expert_group_count", false, MAX_EXPERTS, &c->n_group));
+    EK_TRY(read_u32(s, "expert_group_used_count", false, MAX_EXPERTS, &c->topk_group));
+    EK_TRY(read_u32(s, "expert_gating_func", false, SIGMOID, &gating));
+    c->router_sigmoid = gating == SIGMOID;
+    c->router = has_router_bias(s->g) ? EK_ROUTER_NOAUX_TC
+                : c->n_group > 1      ? EK_ROUTER_GROUP_LIMITED
+                                      : EK_ROUTER_GREEDY;
+    return EK_OK;
+}
+
+static enum ek_status read_heads(const struct source *s, struct ek_config *c)
+{
     uint32_t rotary;
 
-    EK_TRY(read_u32(s, "embedding_length", true, MAX_SIZE, &c->hidden));
-    EK_TRY(read_u32(s, "block_count", true, EK_MAX_LAYERS, &c->n_layers));
-    EK_TRY(read_u32(s, "feed_forward_length", true, MAX_SIZE, &c->intermediate));
-    EK_TRY(read_u32(s, "attention.head_count", true, MAX_HEADS, &c->n_heads));
     c->n_kv_heads = c->n_heads;
     EK_TRY(read_u32(s, "attention.head_count_kv", false, MAX_HEADS, &c->n_kv_heads));
-    EK_TRY(read_u32(s, "context_length", false, MAX_POSITION, &c->max_position));
     c->head_dim = c->hidden / c->n_heads;
     EK_TRY(read_u32(s, "attention.key_length", false, MAX_SIZE, &c->head_dim));
-    EK_TRY(read_real(s, "attention.layer_norm_rms_epsilon", true, 1e-20, 1, &c->norm_eps));
     rotary = c->head_dim;
     EK_TRY(read_u32(s, "rope.dimension_count", false, MAX_SIZE, &rotary));
     if (rotary != c->head_dim)
@@ -73,6 +141,19 @@ static enum ek_status read_sizes(const struct source *s, struct ek_config *c)
                         "%s: %u rotary dimensions of a head of %u: partial rope "
                         "is not supported",
                         ek_gguf_path(s->g), rotary, c->head_dim);
+    return EK_OK;
+}
+
+static enum ek_status read_sizes(const struct source *s, struct ek_config *c)
+{
+    const struct ek_gguf_tensor *embed = ek_gguf_tensor_find(s->g, "token_embd.weight");
+
+    EK_TRY(read_u32(s, "embedding_length", true, MAX_SIZE, &c->hidden));
+    EK_TRY(read_u32(s, "block_count", true, EK_MAX_LAYERS, &c->n_layers));
+    EK_TRY(read_u32(s, "feed_forward_length", true, MAX_SIZE, &c->intermediate));
+    EK_TRY(read_u32(s, "attention.head_count", true, MAX_HEADS, &c->n_heads));
+    EK_TRY(read_u32(s, "context_length", false, MAX_POSITION, &c->max_position));
+    EK_TRY(read_real(s, "attention.layer_norm_rms_epsilon", true, 1e-20, 1, &c->norm_eps));
     if (embed == NULL || embed->n_dims != 2 || embed->shape[0] > MAX_SIZE)
         return ek_error(EK_EFORMAT, "%s: no matrix 'token_embd.weight'", ek_gguf_path(s->g));
     c->vocab = (uint32_t)embed->shape[0];
@@ -102,6 +183,9 @@ static enum ek_status read_scaling(const struct source *s, struct ek_config *c)
     c->rope_original_position = c->max_position;
     EK_TRY(read_real(s, "rope.scaling.yarn_beta_fast", false, 1e-3, 1e6, &c->rope_beta_fast));
     EK_TRY(read_real(s, "rope.scaling.yarn_beta_slow", false, 1e-3, 1e6, &c->rope_beta_slow));
+    /* 0.1 of mscale_all_dim, and the files tell of no other mscale */
+    EK_TRY(read_real(s, "rope.scaling.yarn_log_multiplier", false, 0, 1e2, &c->rope_mscale));
+    c->rope_mscale_all_dim = c->rope_mscale *= 10;
     return read_u32(s, "rope.scaling.original_context_length", false, MAX_POSITION,
                     &c->rope_original_position);
 }
@@ -185,6 +269,9 @@ enum ek_status ek_config_from_gguf(const struct ek_gguf *g, struct ek_arena *are
     *c = *(*family)->defaults;
     c->architecture = (*family)->architecture;
     EK_TRY(read_sizes(&s, c));
+    EK_TRY(((*family)->deepseek ? read_latent : read_heads)(&s, c));
+    if ((*family)->deepseek)
+        EK_TRY(read_experts(&s, c));
     EK_TRY(read_scaling(&s, c));
     EK_TRY(read_factors(g, arena, c));
     EK_TRY(read_tokens(g, c));

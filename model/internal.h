@@ -170,7 +170,7 @@ struct ek_quant_part {
 };
 
 struct ek_quant {
-    enum ek_quant_method method; /* NONE: source is quantised as it is read */
+    enum ek_quant_method method; /* NONE: source is quantised as it is read; HEADS: gguf_heads.c */
     uint32_t bits;
     uint64_t group, groups; /* inputs that share a scale, and how many such groups */
     uint32_t block;         /* FP8: outputs that share one */
@@ -192,6 +192,11 @@ enum ek_status ek_quant_at_load(struct ek_model *m, uint32_t bits);
 /* Bytes [at, at + n), whole rows, of a tensor with quant. */
 enum ek_status ek_quant_read(const struct ek_model *m, const struct ek_tensor *t, uint64_t at,
                              uint64_t n, void *dst);
+
+/* A GGUF's kv_b_proj of layer t, where it is kept in two parts (gguf_heads.c). */
+enum ek_status ek_heads_bind(struct ek_model *m, int32_t layer, struct ek_tensor *t, bool *bound);
+enum ek_status ek_heads_read(const struct ek_model *m, const struct ek_tensor *t, uint64_t row,
+                             uint64_t rows, char *dst);
 
 /* Bytes [at, at + n) of a synthetic tensor. */
 enum ek_status ek_synthetic_read(uint64_t seed, const struct ek_tensor *t, uint64_t at, uint64_t n,

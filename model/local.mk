@@ -10,6 +10,7 @@ libmodel_a_SOURCES = \
 	model/datafile.h \
 	model/datafile.c \
 	model/gguf.c \
+	model/gguf_heads.c \
 	model/internal.h \
 	model/arena.c \
 	model/bind.c \

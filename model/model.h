@@ -18,7 +18,13 @@ enum ek_rope_layout {
 };
 enum ek_rope_scaling { EK_ROPE_PLAIN, EK_ROPE_LINEAR, EK_ROPE_LLAMA3, EK_ROPE_YARN };
 enum ek_router_kind { EK_ROUTER_GREEDY, EK_ROUTER_GROUP_LIMITED, EK_ROUTER_NOAUX_TC };
-enum ek_quant_method { EK_QUANT_NONE, EK_QUANT_GPTQ, EK_QUANT_AWQ, EK_QUANT_FP8 };
+enum ek_quant_method {
+    EK_QUANT_NONE,
+    EK_QUANT_GPTQ,
+    EK_QUANT_AWQ,
+    EK_QUANT_FP8,
+    EK_QUANT_HEADS /* of a tensor alone: kv_b_proj in two parts of a GGUF, heads apart */
+};
 enum ek_vision_kind { EK_VISION_NONE, EK_VISION_QWEN25, EK_VISION_VL2 };
 
 #define EK_MAX_EOS    8

@@ -251,8 +251,8 @@ enum ek_status ek_quant_bind(struct ek_model *m, struct ek_tensor *t, bool *boun
     struct ek_quant *q;
 
     *bound = false;
-    if (m->config.quant == EK_QUANT_NONE || m->files->gguf ||
-        !(is_linear(t->role) || t->role == EK_ROLE_HEAD) || !is_packed(m, t))
+    if (m->config.quant == EK_QUANT_NONE || !(is_linear(t->role) || t->role == EK_ROLE_HEAD) ||
+        !is_packed(m, t))
         return EK_OK;
     if ((q = ek_arena_alloc(&m->files->arena, 1, sizeof(*q))) == NULL)
         return EK_ENOMEM;

@@ -312,5 +312,7 @@ enum ek_status ek_quant_read(const struct ek_model *m, const struct ek_tensor *t
         return EK_OK;
     if (t->quant->source)
         return read_quantised(m, t, p.row, p.rows, dst);
+    if (t->quant->method == EK_QUANT_HEADS)
+        return ek_heads_read(m, t, p.row, p.rows, dst);
     return read_packed(&p, dst);
 }

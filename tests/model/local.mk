@@ -38,10 +38,17 @@ tests_model_check_weights_SOURCES = tests/model/check_weights.c tests/model/file
 	tests/model/files.h
 tests_model_check_weights_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_model_check_weights_LDADD = libmodel.a libkernels.a $(MODEL_TEST_LIBS)
+check_PROGRAMS += tests/model/check_gguf_deepseek
+TESTS += tests/model/check_gguf_deepseek
+tests_model_check_gguf_deepseek_SOURCES = tests/model/check_gguf_deepseek.c tests/model/files.c \
+	tests/model/files.h
+tests_model_check_gguf_deepseek_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_model_check_gguf_deepseek_LDADD = libmodel.a $(MODEL_TEST_LIBS)
 noinst_PROGRAMS += tests/model/tensors
 tests_model_tensors_SOURCES = tests/model/tensors.c
 tests_model_tensors_LDADD = libmodel.a libkernels.a libbase.a $(JANSSON_LIBS) $(MODEL_LIBS)
-EXTRA_DIST += tests/reference/compare_models.py tests/reference/compare_quant.py
+EXTRA_DIST += tests/reference/compare_models.py tests/reference/compare_quant.py \
+	tests/reference/compare_gguf.py tests/reference/make_quantised.py
 PICTURE_TEST_FILES = tests/model/pictures.c tests/model/pictures.h tests/model/files.c \
 	tests/model/files.h
 check_PROGRAMS += tests/model/check_image

@@ -3,7 +3,7 @@
  * Weights to F32 in plain C: the reference that every backend is tested against. Every value is
  * exact or rounded once, so vectorised decoders can be held to bit equality.
  */
-#include "kernels/kernels.h"
+#include "base/base.h"
 
 #include <string.h>
 
