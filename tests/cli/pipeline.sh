@@ -28,6 +28,18 @@ says '"ids"'
 expect 0 evenkeel bench "$model" --plan "$scratch/plan.json" --db "$db"
 says 'decode'
 
+# weights written and loaded; what needs a GPU says so
+mkdir "$scratch/written"
+cp "$model/config.json" "$scratch/written/"
+expect 0 evenkeel model "$model/config.json" --write "$scratch/written/model.safetensors"
+expect 2 evenkeel model "$model/config.json" --write "$scratch/written/model.safetensors"
+expect 0 evenkeel bench "$scratch/written" --load --devices cpu:0
+says 'page cache'
+expect 0 evenkeel bench "$scratch/written" --load --devices cpu:0 --json
+says '"load_s"'
+expect 2 evenkeel bench "$model/config.json" --load --devices cpu:0
+warns 'no weights'
+
 # answers that are no
 expect 1 evenkeel plan "$model" --db "$db" --batch 2 --prompt 32 --generate 8 --context 128 --max-memory "64KiB 64KiB"
 expect 1 evenkeel check "$fixtures/reference/llama-gqa-tied" --reference "$fixtures/reference/llama-gqa-tied/reference.safetensors" \

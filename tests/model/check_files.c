@@ -2,6 +2,7 @@
  *
  * safetensors and GGUF files, whole and hostile.
  */
+#include "model/datafile.h"
 #include "model/internal.h"
 #include "tests/model/files.h"
 
@@ -122,6 +123,43 @@ START_TEST(a_file_cut_after_opening_is_an_error_not_a_signal)
     ck_assert_int_eq(ek_safetensors_read(s, ek_safetensors_at(s, 0), UINT64_MAX, 2, dst),
                      EK_EUSAGE);
     ek_safetensors_close(s);
+}
+END_TEST
+
+/* Reads over a mebibyte go past the page cache where that has nothing: from any place, to any
+ * place, whatever is in the cache. */
+START_TEST(long_reads_are_the_same_from_storage_and_from_the_page_cache)
+{
+    enum { BYTES = (9 << 20) + 77 };
+    static const uint64_t places[][2] = {{0, BYTES},
+                                         {1, BYTES - 1},
+                                         {4096, 4 << 20},
+                                         {4095, (1 << 20) + 3},
+                                         {BYTES - (2 << 20), 2 << 20}};
+    char *data = malloc(BYTES), *out = malloc(BYTES + 8);
+    struct ek_datafile f;
+    const char *path;
+    uint64_t seed = 1;
+
+    for (size_t i = 0; i < BYTES; i++)
+        data[i] = (char)ek_random_u64(&seed);
+    path = temp_write("x", data, BYTES);
+    ck_assert_int_eq(ek_datafile_open(&f, path), EK_OK);
+    for (size_t i = 0; i < 2 * EK_ARRAY_LEN(places); i++) {
+        const uint64_t *p = places[i / 2];
+        ck_assert_int_eq(ek_datafile_cache(&f, i % 2), EK_OK);
+        memset(out, 0, BYTES + 8);
+        ck_assert_msg(ek_datafile_read(&f, p[0], p[1], out + 3) == EK_OK, "%s", ek_last_error());
+        ck_assert_mem_eq(out + 3, data + p[0], p[1]);
+        ck_assert_int_eq(out[3 + p[1]], 0); /* nothing behind it was written */
+    }
+    ck_assert_int_eq(truncate(path, 5 << 20), 0);
+    ck_assert_int_eq(ek_datafile_read(&f, 0, BYTES, out), EK_EFORMAT);
+    ck_assert_msg(strstr(ek_last_error(), "truncated"), "%s", ek_last_error());
+    ck_assert_int_eq(ek_datafile_read(&f, 8 << 20, 1 << 20, out), EK_EFORMAT);
+    ek_datafile_close(&f);
+    free(data);
+    free(out);
 }
 END_TEST
 
@@ -537,6 +575,7 @@ int main(void)
     tcase_add_test(safetensors, headers_of_impossible_length_are_refused);
     tcase_add_test(safetensors, names_over_a_kilobyte_are_refused);
     tcase_add_test(safetensors, a_file_cut_after_opening_is_an_error_not_a_signal);
+    tcase_add_test(safetensors, long_reads_are_the_same_from_storage_and_from_the_page_cache);
     tcase_add_test(safetensors, what_is_written_reads_back);
     tcase_add_loop_test(safetensors, hostile_indices_are_refused, 0, EK_ARRAY_LEN(hostile_indices));
     tcase_add_checked_fixture(gguf, temp_begin, temp_end);

@@ -571,6 +571,41 @@ START_TEST(seeded_weights_are_the_same_whatever_the_pieces)
 }
 END_TEST
 
+/* A configuration alone, written out and opened again. */
+START_TEST(written_weights_are_the_models)
+{
+    const struct ek_model_options seeded = {.seed = 3, .synthetic = true};
+    struct ek_model *m = open_fixture("reference/llama-gqa-tied/config.json", &seeded), *again;
+    char from[512], *folder = ek_strdup(temp_path("")), *text;
+    size_t n;
+
+    ck_assert_int_eq(ek_model_write(m, temp_path("model.safetensors"), false), EK_OK);
+    ck_assert_int_eq(ek_model_write(m, temp_path("model.safetensors"), false), EK_EUSAGE);
+    ck_assert_int_eq(ek_file_read(fixture("reference/llama-gqa-tied/config.json", from), 1 << 20,
+                                  &text, &n),
+                     EK_OK);
+    temp_write("config.json", text, n);
+    ck_assert_msg(ek_model_open(folder, NULL, &again) == EK_OK, "%s", ek_last_error());
+    ck_assert(again->has_weights);
+    ck_assert_uint_eq(again->n_modules, m->n_modules);
+    for (size_t i = 0; i < m->n_modules; i++)
+        for (size_t j = 0; j < m->modules[i].n_tensors; j++) {
+            const struct ek_tensor *t = &m->modules[i].tensors[j];
+            char *a = malloc(t->bytes), *b = malloc(t->bytes);
+            ck_assert_int_eq(ek_model_read(m, t, 0, t->bytes, a), EK_OK);
+            ck_assert_int_eq(ek_model_read(again, &again->modules[i].tensors[j], 0, t->bytes, b),
+                             EK_OK);
+            ck_assert_mem_eq(a, b, t->bytes);
+            free(a);
+            free(b);
+        }
+    ek_model_close(again);
+    ek_model_close(m);
+    free(text);
+    free(folder);
+}
+END_TEST
+
 /* The generator is part of the formats: a plan's bench on seeded weights must be repeatable. */
 START_TEST(seeded_weights_never_change)
 {
@@ -636,6 +671,7 @@ int main(void)
     tcase_add_test(seeded, seeded_norms_are_near_one_and_biases_small);
     tcase_add_loop_test(seeded, seeded_weights_are_the_same_whatever_the_pieces, 0,
                         EK_ARRAY_LEN(types));
+    tcase_add_test(dirs, written_weights_are_the_models);
     tcase_add_test(seeded, seeded_weights_never_change);
     tcase_add_test(seeded, seeded_weights_of_other_types_are_refused);
     suite_add_tcase(s, dirs);
