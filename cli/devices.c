@@ -7,7 +7,10 @@
 
 static const struct ek_option options[] = {
     {"devices", "LIST", "only these, as \"cpu:0/threads=0-3,mem=8GiB cuda:0\" (default: all)"},
-    {"measure", NULL, "measure bandwidths, matrix peaks and the links between all pairs"},
+    {"measure", NULL,
+     "measure bandwidths, matrix peaks and the links between all pairs: alone, in both directions, "
+     "and all at once"},
+    {"db", "FILE", "store what was measured in this profile database"},
     {NULL, NULL, NULL},
 };
 
@@ -60,7 +63,7 @@ static enum ek_status measure_device(struct entry *e)
 }
 
 /* By each mechanism: the first is the one that the runtime takes. */
-static enum ek_status measure_pair(struct report *r, struct ek_device *from, struct ek_device *to)
+static enum ek_status measure_alone(struct report *r, struct ek_device *from, struct ek_device *to)
 {
     const char *names[EK_LINK_MECHANISMS];
     size_t n = ek_link_mechanisms(from, to, names);
@@ -70,19 +73,105 @@ static enum ek_status measure_pair(struct report *r, struct ek_device *from, str
     return EK_OK;
 }
 
+static bool offers(const struct ek_device *from, const struct ek_device *to, const char *mechanism)
+{
+    const char *names[EK_LINK_MECHANISMS];
+    size_t n = ek_link_mechanisms(from, to, names);
+
+    while (n-- > 0)
+        if (strcmp(names[n], mechanism) == 0)
+            return true;
+    return false;
+}
+
+/* Every pair of n devices that offers a mechanism, in both directions. */
+static enum ek_status measure_at_once(struct report *r, const size_t *devices, size_t n,
+                                      const char *mechanism, const char *suffix)
+{
+    struct ek_traffic_pair *pairs = ek_calloc(n * n, sizeof(*pairs));
+    size_t n_pairs = 0;
+    enum ek_status st = EK_ENOMEM;
+
+    for (size_t i = 0; pairs != NULL && i < n * n; i++) {
+        const struct ek_device *from = r->entries[devices[i / n]].dev;
+        const struct ek_device *to = r->entries[devices[i % n]].dev;
+        if (from != to && offers(from, to, mechanism))
+            pairs[n_pairs++] = (struct ek_traffic_pair){&from->spec, &to->spec};
+    }
+    if (pairs != NULL)
+        st = n_pairs ? ek_measure_traffic(pairs, n_pairs, mechanism, EK_F32, suffix,
+                                          &r->links[r->n_links])
+                     : EK_OK;
+    if (st == EK_OK)
+        r->n_links += n_pairs;
+    free(pairs);
+    return st;
+}
+
+/* A pair in both directions; then, where there are more, all pairs. */
+static enum ek_status measure_busy(struct report *r, const char *mechanism)
+{
+    size_t all[EK_MAX_DEVICES];
+
+    for (size_t i = 0; i < r->n; i++) {
+        all[i] = i;
+        for (size_t j = 0; j < i; j++)
+            EK_TRY(measure_at_once(r, (size_t[]){j, i}, 2, mechanism, EK_STORE_BOTH));
+    }
+    return r->n > 2 ? measure_at_once(r, all, r->n, mechanism, EK_STORE_ALL) : EK_OK;
+}
+
+static enum ek_status measure_links(struct report *r)
+{
+    static const char *const mechanisms[] = {"peer-store", "copy", "host-staged", "nccl"};
+
+    r->links = ek_calloc(r->n * r->n, 3 * EK_LINK_MECHANISMS * sizeof(*r->links));
+    if (r->links == NULL)
+        return EK_ENOMEM;
+    for (size_t i = 0; i < r->n * r->n; i++)
+        if (i / r->n != i % r->n)
+            EK_TRY(measure_alone(r, r->entries[i / r->n].dev, r->entries[i % r->n].dev));
+    for (size_t i = 0; i < EK_ARRAY_LEN(mechanisms); i++)
+        EK_TRY(measure_busy(r, mechanisms[i]));
+    return EK_OK;
+}
+
 static enum ek_status measure_all(struct report *r)
 {
     r->measured = true;
-    if ((r->links = ek_calloc(r->n * r->n, EK_LINK_MECHANISMS * sizeof(*r->links))) == NULL)
-        return EK_ENOMEM;
     for (size_t i = 0; i < r->n; i++)
         EK_TRY(measure_device(&r->entries[i]));
-    for (size_t i = 0; i < r->n; i++)
-        for (size_t j = 0; j < r->n; j++) {
-            if (i != j)
-                EK_TRY(measure_pair(r, r->entries[i].dev, r->entries[j].dev));
-        }
+    return measure_links(r);
+}
+
+static enum ek_status put_all(struct ek_store *s, const struct report *r)
+{
+    for (size_t i = 0; i < r->n; i++) {
+        const struct ek_ceilings *c = &r->entries[i].ceilings;
+        struct ek_store_device d;
+        ek_profile_device_row(r->entries[i].dev, &d);
+        d.read_bandwidth = c->read_bandwidth;
+        d.copy_bandwidth = c->copy_bandwidth;
+        d.peak_f32 = c->peak_f32;
+        d.peak_bf16 = c->peak_bf16;
+        d.peak_f16 = c->peak_f16;
+        d.overhead = c->overhead;
+        EK_TRY(ek_store_put_device(s, &d));
+    }
+    for (size_t i = 0; i < r->n_links; i++)
+        EK_TRY(ek_store_put_link(s, &r->links[i]));
     return EK_OK;
+}
+
+static enum ek_status store(const char *path, const struct report *r)
+{
+    struct ek_store *s;
+    enum ek_status st;
+
+    EK_TRY(ek_store_open(path, EK_STORE_WRITE, &s));
+    st = put_all(s, r);
+    ek_store_close(s);
+    return st;
 }
 
 static json_t *device_json(const struct entry *e, bool measured)
@@ -150,11 +239,11 @@ static void print_report(const struct report *r)
     if (r->n_links == 0)
         return;
     puts("");
-    t = ek_table_new("link|mechanism|>latency|>bandwidth");
+    t = ek_table_new("link|mechanism|>latency|>bandwidth|>residual");
     for (size_t i = 0; i < r->n_links; i++)
-        ek_table_row(t, "%s -> %s|%s|%s|%s", r->links[i].from, r->links[i].to,
+        ek_table_row(t, "%s -> %s|%s|%s|%s|%.1f %%", r->links[i].from, r->links[i].to,
                      r->links[i].mechanism, ek_format_seconds(b[0], r->links[i].alpha_s),
-                     ek_format_rate(b[1], r->links[i].beta_bytes_s));
+                     ek_format_rate(b[1], r->links[i].beta_bytes_s), 100 * r->links[i].residual);
     ek_table_print(t, stdout);
     ek_table_free(t);
 }
@@ -166,6 +255,8 @@ static enum ek_status run(const struct ek_args *args)
 
     if (st == EK_OK && ek_arg_flag(args, "measure"))
         st = measure_all(&r);
+    if (st == EK_OK && r.measured && ek_arg(args, "db"))
+        st = store(ek_arg(args, "db"), &r);
     if (st == EK_OK && ek_arg_flag(args, "json"))
         st = ek_print_json(report_json(&r));
     else if (st == EK_OK)

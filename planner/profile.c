@@ -361,7 +361,8 @@ static enum ek_status add_links(struct importer *im)
         struct ek_cost_link *l;
         if (from >= 0 && from == to && strcmp(links[i].mechanism, EK_STORE_RETURN) == 0)
             im->c->classes[from].return_s = links[i].alpha_s;
-        if (from < 0 || to < 0 || from == to || links[i].beta_bytes_s <= 0)
+        if (from < 0 || to < 0 || from == to || links[i].beta_bytes_s <= 0 ||
+            strchr(links[i].mechanism, ' ') != NULL)
             continue;
         l = (struct ek_cost_link *)ek_costs_link(im->c, (uint32_t)from, (uint32_t)to);
         if (l && typical(l->alpha, l->beta) <= typical(links[i].alpha_s, links[i].beta_bytes_s))

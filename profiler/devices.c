@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define CLEARLY 0.9
+
 void ek_profile_device_row(const struct ek_device *dev, struct ek_store_device *out)
 {
     const struct ek_device_info *info = &dev->info;
@@ -100,6 +102,30 @@ static bool has_link(const struct ek_store_link *links, size_t n, const char *fr
     return false;
 }
 
+/* The time of a hand-over of ordinary size. */
+static double typical(const struct ek_store_link *l)
+{
+    return l->alpha_s + 65536 / l->beta_bytes_s;
+}
+
+/* The usual mechanism, unless another is clearly faster. */
+static enum ek_status measure_fastest(struct ek_device *from, struct ek_device *to,
+                                      struct ek_store_link *out)
+{
+    const char *names[EK_LINK_MECHANISMS];
+    size_t n = ek_link_mechanisms(from, to, names);
+
+    if (getenv("EVENKEEL_LINK"))
+        return ek_measure_link(from, to, out);
+    for (size_t i = 0; i < n; i++) {
+        struct ek_store_link l;
+        EK_TRY(ek_measure_link_as(from, to, names[i], &l));
+        if (i == 0 || typical(&l) < CLEARLY * typical(out))
+            *out = l;
+    }
+    return EK_OK;
+}
+
 static enum ek_status put_link(struct ek_store *store, const struct ek_device_spec *from,
                                const struct ek_device_spec *to, enum ek_dtype act)
 {
@@ -109,7 +135,7 @@ static enum ek_status put_link(struct ek_store *store, const struct ek_device_sp
 
     EK_GOTO(devices_open(from, act, false, &a), st, done);
     EK_GOTO(devices_open(to, act, false, &b), st, done);
-    EK_GOTO(ek_measure_link(a, b, &l), st, done);
+    EK_GOTO(measure_fastest(a, b, &l), st, done);
     st = ek_store_put_link(store, &l);
 done:
     ek_device_close(a);

@@ -18,13 +18,15 @@ enum { SIZES = 8, WARM = 3, ROUNDS = 25 };
 enum {
     CHAIN = 4,
     HELD = 100
-}; /* round trips queued at once; reads that hold the queue meanwhile */
+};                       /* round trips queued at once; reads that hold the queue meanwhile */
+#define PATIENCE_S  10.0 /* for a chain to end */
 #define LEAST_BYTES ((size_t)1 << 10) /* then times 4: up to 16 MiB */
 
 struct table { /* of a ping-pong */
     struct ek_device *dev[2];
     struct ek_link *link[2];  /* [0]: from dev[0] to dev[1]; [1]: back */
     void *buffer[2];          /* activations, one a device */
+    void *slot[2];            /* a message that came to it and lies there; NULL: in buffer */
     struct ek_event *mark[2]; /* of dev[0]: around a chain */
     size_t max, n;            /* activations: of the buffers, of this message */
     pthread_mutex_t lock;
@@ -111,11 +113,36 @@ static enum ek_status round_trip(struct table *t, uint32_t number, double *secon
     return EK_OK;
 }
 
+/* The message that device i holds is its own again; where it was in a slot, that is free. */
+static enum ek_status let_go(struct table *t, int i)
+{
+    void *slot = t->slot[i];
+
+    t->slot[i] = NULL;
+    return slot ? ek_link_recv(t->link[!i], slot, t->n) : EK_OK;
+}
+
+/* As the engine does it: a message that lies in the receiver's memory is worked on there. */
 static enum ek_status cross(struct table *t, int direction)
 {
-    EK_TRY(ek_link_send(t->link[direction], t->buffer[direction], t->n));
+    int to = !direction;
+    void *x = t->slot[direction] ? t->slot[direction] : t->buffer[direction];
+
+    EK_TRY(ek_link_send(t->link[direction], x, t->n));
+    EK_TRY(let_go(t, direction));
     EK_TRY(ek_link_wait(t->link[direction]));
-    return ek_link_recv(t->link[direction], t->buffer[!direction], t->n);
+    t->slot[to] = ek_link_slot(t->link[direction]);
+    return t->slot[to] ? EK_OK : ek_link_recv(t->link[direction], t->buffer[to], t->n);
+}
+
+/* What came back last to where it is looked at. */
+static enum ek_status keep(struct table *t)
+{
+    struct ek_device *d = t->dev[0];
+
+    if (t->slot[0] != NULL)
+        EK_TRY(d->ops->copy(d, t->buffer[0], t->slot[0], t->n * ek_dtype_block_bytes(d->act)));
+    return let_go(t, 0);
 }
 
 /* A round trip without the host. */
@@ -123,6 +150,7 @@ static enum ek_status chained_trip(struct table *t, double *seconds)
 {
     struct ek_device *d = t->dev[0];
     size_t bytes = t->max * ek_dtype_block_bytes(d->act);
+    enum ek_status st;
 
     for (int i = 0; i < HELD; i++)
         EK_TRY(d->ops->read_bytes(d, t->buffer[0], bytes));
@@ -130,7 +158,15 @@ static enum ek_status chained_trip(struct table *t, double *seconds)
     for (int i = 0; i < 2 * CHAIN; i++)
         EK_TRY(cross(t, i % 2));
     EK_TRY(d->ops->event_record(d, t->mark[1]));
-    EK_TRY(d->ops->event_sync(t->mark[1]));
+    EK_TRY(keep(t));
+    st = ek_event_poll(d, t->mark[1], PATIENCE_S);
+    if (st == EK_NO)
+        st =
+            ek_error(EK_EDEVICE, "link %s -> %s (%s): no end of a message for %.0f s", d->spec.name,
+                     t->dev[1]->spec.name, ek_link_mechanism(t->link[0]), PATIENCE_S);
+    for (int i = 0; st != EK_OK && i < 2; i++)
+        ek_link_abandon(t->link[i]);
+    EK_TRY(st);
     *seconds = d->ops->event_seconds(t->mark[0], t->mark[1]) / CHAIN;
     return EK_OK;
 }
@@ -149,7 +185,7 @@ static enum ek_status any_trip(struct table *t, double *seconds)
  */
 
 /* Least squares of the relative errors: with w = 1 / t, alpha w + bytes / beta w = 1. */
-static void fit(const double *bytes, const double *seconds, size_t n, struct ek_store_link *out)
+void link_fit(const double *bytes, const double *seconds, size_t n, struct ek_store_link *out)
 {
     double a11 = 0, a12 = 0, a22 = 0, b1 = 0, b2 = 0, det, alpha, slope;
 
@@ -221,7 +257,7 @@ static enum ek_status ping_pong(struct table *t, struct ek_store_link *out)
         seconds[n] = timing_median(samples, ROUNDS);
     }
     EK_TRY(check_data(t));
-    fit(bytes, seconds, n, out);
+    link_fit(bytes, seconds, n, out);
     out->n = n * ROUNDS;
     return EK_OK;
 }
@@ -292,5 +328,5 @@ done:
 enum ek_status ek_measure_link(struct ek_device *from, struct ek_device *to,
                                struct ek_store_link *out)
 {
-    return ek_measure_link_as(from, to, NULL, out);
+    return ek_measure_link_as(from, to, ek_link_pick(from, to, NULL), out);
 }

@@ -34,6 +34,10 @@ double timing_mad(const double *values, size_t n, double median, double *scratch
 /* Standard error of a median, relative to it. */
 double timing_error(const struct ek_store_time *t);
 
+/* ---- links.c */
+/* alpha, beta and residual of n messages of so many bytes. */
+void link_fit(const double *bytes, const double *seconds, size_t n, struct ek_store_link *out);
+
 /* ---- gate.c: what cannot be true --------------------------------------------------------------
  */
 struct gate_work {

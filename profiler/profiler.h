@@ -25,6 +25,15 @@ enum ek_status ek_measure_link(struct ek_device *from, struct ek_device *to,
 enum ek_status ek_measure_link_as(struct ek_device *from, struct ek_device *to,
                                   const char *mechanism, struct ek_store_link *out);
 
+/* Pairs of devices at once, each a message after the other: out[i] is what pairs[i] has of its link
+ * then (alpha: of a message in a stream). suffix ends the rows' mechanism: EK_STORE_BOTH, ... */
+struct ek_traffic_pair {
+    const struct ek_device_spec *from, *to;
+};
+enum ek_status ek_measure_traffic(const struct ek_traffic_pair *pairs, size_t n,
+                                  const char *mechanism, enum ek_dtype act, const char *suffix,
+                                  struct ek_store_link *out);
+
 /* Between two decode steps of a device: its ids to the host, the next step queued. alpha_s of a row
  * from the device to itself, by EK_STORE_RETURN. */
 enum ek_status ek_measure_return(const struct ek_device_spec *device, enum ek_dtype act,

@@ -52,6 +52,8 @@ enum ek_status ek_store_put_device(struct ek_store *s, struct ek_store_device *d
 enum ek_status ek_store_devices(struct ek_store *s, struct ek_store_device **out, size_t *n);
 
 #define EK_STORE_RETURN "return" /* mechanism of what lies between two rounds of decoding */
+#define EK_STORE_BOTH   " both"  /* behind a mechanism: with the other direction at work, too; */
+#define EK_STORE_ALL    " all"   /* with every pair of the machine */
 struct ek_store_link {           /* t = alpha + bytes / beta */
     char from[32], to[32];       /* device names */
     char mechanism[24];          /* "memcpy", "peer-copy", "peer-store", "nccl", "host-staged" */

@@ -136,7 +136,10 @@ static enum ek_status prefill(struct ek_engine *e, size_t n)
 }
 
 /* The other process. Its exit code is what a command's would be. */
-static int hang(size_t which)
+static size_t which;
+static int answer = 1;
+
+START_TEST(the_other_process_hangs)
 {
     struct ek_engine_options options = {.deadline_s = DEADLINE_S};
     struct ek_model *m = small_model(4);
@@ -144,6 +147,7 @@ static int hang(size_t which)
     struct ek_engine *e = NULL;
     uint64_t begin;
     enum ek_status st;
+    bool said;
 
     setenv("EVENKEEL_LINK", hangs[which].mechanism, 1);
     setenv("EK_HANG_STAGE", hangs[which].stage, 1);
@@ -151,10 +155,35 @@ static int hang(size_t which)
     begin = ek_now_ns();
     st = prefill(e, 40);
     printf("  %.2f s, status %d: %s\n", (double)(ek_now_ns() - begin) * 1e-9, st, ek_last_error());
+    said = st == EK_EDEVICE && strstr(ek_last_error(), "no answer for 2 s") != NULL;
     begin = ek_now_ns();
     printf("  closed: %s,", ek_engine_close(e) ? "wholly" : "left alone");
     printf(" %.2f s\n", (double)(ek_now_ns() - begin) * 1e-9);
-    return st == EK_EDEVICE && strstr(ek_last_error(), "no answer for 2 s") ? 6 : 1;
+    answer = said ? 6 : 1;
+}
+END_TEST
+
+static void run_suite(Suite *s, int *failed)
+{
+    SRunner *sr = srunner_create(s);
+
+    srunner_set_fork_status(sr, CK_NOFORK); /* a CUDA context does not survive a fork */
+    srunner_run_all(sr, CK_ENV);
+    *failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+}
+
+static int hang(void)
+{
+    Suite *s = suite_create("a stage that hangs");
+    TCase *tc = tcase_create("hang");
+    int failed;
+
+    tcase_set_timeout(tc, 0);
+    tcase_add_test(tc, the_other_process_hangs);
+    suite_add_tcase(s, tc);
+    run_suite(s, &failed);
+    return failed ? 1 : answer;
 }
 
 static int wait_for(pid_t child, uint64_t begin)
@@ -274,19 +303,20 @@ static size_t count_gpus(void)
 
 int main(int argc, char **argv)
 {
-    Suite *s = suite_create("links on GPUs");
-    TCase *tc = tcase_create("links");
-    SRunner *sr = srunner_create(s);
+    Suite *s;
+    TCase *tc;
     int failed;
 
     if ((n_gpus = count_gpus()) == 0) {
         puts("skipped: no GPU");
-        srunner_free(sr);
         return 77;
     }
+    which = argc > 1 ? strtoul(argv[1], NULL, 10) % EK_ARRAY_LEN(hangs) : 0;
     if (argc > 1)
-        return hang(strtoul(argv[1], NULL, 10) % EK_ARRAY_LEN(hangs));
+        return hang();
     self = argv[0];
+    s = suite_create("links on GPUs");
+    tc = tcase_create("links");
     tcase_set_timeout(tc, 0);
     tcase_add_test(tc, every_mechanism_hands_over_what_was_sent);
     tcase_add_test(tc, a_plan_that_does_not_fit_is_refused_before_it_is_loaded);
@@ -294,9 +324,6 @@ int main(int argc, char **argv)
     tcase_add_loop_test(tc, a_stage_that_hangs_ends_in_its_name_and_so_does_the_process, 0,
                         (int)EK_ARRAY_LEN(hangs));
     suite_add_tcase(s, tc);
-    srunner_set_fork_status(sr, CK_NOFORK); /* a CUDA context does not survive a fork */
-    srunner_run_all(sr, CK_ENV);
-    failed = srunner_ntests_failed(sr);
-    srunner_free(sr);
+    run_suite(s, &failed);
     return failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }
