@@ -384,6 +384,30 @@ end:
     return st;
 }
 
+/* Stages send at the same time: a link has the bandwidth that its mechanism kept with all pairs at
+ * work, where that was measured and is less. */
+static enum ek_status slow_links(struct importer *im)
+{
+    struct ek_store_link *links;
+    size_t n;
+
+    EK_TRY(ek_store_links(im->store, &links, &n));
+    for (size_t i = 0; i < n; i++) {
+        ptrdiff_t from = class_named(im->c, links[i].from), to = class_named(im->c, links[i].to);
+        const char *all = strstr(links[i].mechanism, EK_STORE_ALL);
+        struct ek_cost_link *l;
+        if (from < 0 || to < 0 || all == NULL)
+            continue;
+        l = (struct ek_cost_link *)ek_costs_link(im->c, (uint32_t)from, (uint32_t)to);
+        if (l && strlen(l->mechanism) == (size_t)(all - links[i].mechanism) &&
+            strncmp(l->mechanism, links[i].mechanism, strlen(l->mechanism)) == 0 &&
+            links[i].beta_bytes_s > 0 && links[i].beta_bytes_s < l->beta)
+            l->beta = links[i].beta_bytes_s;
+    }
+    free(links);
+    return EK_OK;
+}
+
 /* ---- The whole ----------------------------------------------------------------------------------
  */
 static enum ek_status import(struct importer *im)
@@ -405,6 +429,7 @@ static enum ek_status import(struct importer *im)
             EK_TRY(add_memory(im, d, s));
         }
     EK_TRY(add_links(im));
+    EK_TRY(slow_links(im));
     EK_TRY(ek_store_identity(im->store, c->profile_identity));
     return ek_costs_check(c);
 }

@@ -258,6 +258,50 @@ START_TEST(every_module_has_rows_on_every_device)
 }
 END_TEST
 
+/* ---- Links at once ------------------------------------------------------------------------------
+ */
+START_TEST(links_at_once_have_rows_of_their_own_that_are_kept)
+{
+    struct ek_traffic_pair pairs[2];
+    struct ek_store_link rows[2], *kept;
+    struct ek_device_spec *two;
+    struct ek_store_device d;
+    struct ek_device *dev;
+    struct ek_store *s;
+    char file[] = "check-profile-links.db";
+    size_t n;
+
+    ck_assert_int_eq(ek_device_specs_parse("cpu:0/threads=0 cpu:1/threads=0", &two, &n), EK_OK);
+    for (int i = 0; i < 2; i++)
+        pairs[i] = (struct ek_traffic_pair){&two[i], &two[!i]};
+    ck_assert_msg(ek_measure_traffic(pairs, 2, "copy", EK_F32, EK_STORE_BOTH, rows) == EK_OK, "%s",
+                  ek_last_error());
+    unlink(file);
+    ck_assert_int_eq(ek_store_open(file, EK_STORE_WRITE, &s), EK_OK);
+    for (int i = 0; i < 2; i++) {
+        ck_assert_str_eq(rows[i].from, two[i].name);
+        ck_assert_str_eq(rows[i].to, two[!i].name);
+        ck_assert_str_eq(rows[i].mechanism, "copy both");
+        ck_assert(rows[i].beta_bytes_s > 1e6 && rows[i].alpha_s >= 0 && rows[i].residual >= 0);
+        ck_assert_int_eq(ek_device_open(&two[i], EK_F32, &dev), EK_OK);
+        ek_profile_device_row(dev, &d);
+        ek_device_close(dev);
+        ck_assert_int_eq(ek_store_put_device(s, &d), EK_OK);
+    }
+    for (int i = 0; i < 2; i++)
+        ck_assert_int_eq(ek_store_put_link(s, &rows[i]), EK_OK);
+    ck_assert_int_eq(ek_store_links(s, &kept, &n), EK_OK);
+    ck_assert_uint_eq(n, 2);
+    ck_assert_double_eq(kept[0].residual, rows[0].residual);
+    ck_assert_int_eq(ek_measure_traffic(pairs, 2, "nccl", EK_F32, EK_STORE_ALL, rows),
+                     EK_EUNSUPPORTED);
+    free(kept);
+    free(two);
+    ek_store_close(s);
+    unlink(file);
+}
+END_TEST
+
 /* ---- Memory: the rule of docs/measurement.md --------------------------------------------------
  */
 
@@ -549,6 +593,7 @@ int main(void)
     tcase_add_checked_fixture(tc, NULL, tear_down);
     tcase_set_timeout(tc, 300);
     tcase_add_test(tc, every_module_has_rows_on_every_device);
+    tcase_add_test(tc, links_at_once_have_rows_of_their_own_that_are_kept);
     tcase_add_test(tc, rows_add_up_to_the_memory_of_stages_never_under);
     tcase_add_test(tc, an_interrupted_profile_keeps_its_rows_and_goes_on);
     tcase_add_test(tc, a_complete_profile_is_not_measured_again);
