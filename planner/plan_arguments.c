@@ -10,6 +10,7 @@
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 static const char help[] =
     "usage: evenkeel plan MODEL --db PROFILE [OPTION]...\n"
@@ -37,7 +38,7 @@ static const char help[] =
     "  --image-tokens N      tokens of one image\n"
     "  --micro-batches N     groups of sequences in flight (chosen)\n"
     "  --prefill-chunk N     most new tokens of one prefill step (chosen)\n"
-    "  --cache TYPE          type of the cache: F32, F16, BF16, ... (that of the profile)\n"
+    "  --cache TYPE          type of the cache: F32, F16, BF16, fp8, int8 (that of the profile)\n"
     "  --act TYPE            type of the activations (that of the profile)\n"
     "Constraints\n"
     "  --max-memory SIZE...  \"15GB 15GB\", 15GiB,15GiB, 0.9, cuda:0=20GiB: one for all or one for "
@@ -272,8 +273,12 @@ static enum ek_status read_margin(struct ek_request *r, const char *text)
 
 static enum ek_status read_cache(struct ek_plan_arguments *a, const char *text)
 {
+    static const char *const as_typed[][2] = {{"fp8", "F8_E4M3"}, {"fp16", "F16"}, {"fp32", "F32"}};
     enum ek_dtype t;
 
+    for (size_t i = 0; i < EK_ARRAY_LEN(as_typed); i++)
+        if (strcasecmp(text, as_typed[i][0]) == 0)
+            text = as_typed[i][1];
     if (!ek_dtype_from_name(text, &t) || ek_dtype_block(t) != 1)
         return ek_error(EK_EUSAGE, "cache type \"%s\" is unknown: F32, F16, BF16, F8_E4M3, I8, ...",
                         text);

@@ -92,6 +92,10 @@ for node in '' '{"name": "a", "count": 1, "costs": "/etc/passwd"}' '{"name": "a"
     expect 4 "cluster of $node" "$plan" cluster "$dir/bad.json"
 done
 model=${srcdir:-.}/tests/fixtures/configs/smollm2-135m
+for cache in bf16 fp8 int8 F16; do
+    expect 0 "cache $cache" "$plan" plan "$model" --hardware "2x t4" --cache $cache
+done
+expect 2 "cache nonsense" "$plan" plan "$model" --hardware "2x t4" --cache nonsense
 for card in '' '{"name": "x", "memory": 0, "bandwidth": 1e9, "peak_f32": 1e12}' \
     '{"name": "x", "memory": 1, "bandwidth": -1, "peak_f32": 1e12}' \
     '{"name": "x y", "memory": 1, "bandwidth": 1e9, "peak_f32": 1e12}'; do
