@@ -12,6 +12,10 @@
 #define BANDWIDTH_REACHED 0.80 /* of the datasheet's, by single-token products */
 #define PEAK_REACHED      0.60 /* of the datasheet's, by large products */
 #define LONGEST           32768
+#define UNBOUNDED         (1u << 26) /* tokens and contexts whose memory does not matter */
+#define MEMORY_POINTS     22
+#define MOST_PATCHES      65536u /* at once, as the runtime has it */
+#define MOST_TILES        10u
 #define COMM_RESERVE      (400 * EK_MIB) /* NCCL's buffers */
 
 static const uint32_t widths[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
@@ -140,16 +144,99 @@ static uint64_t activation_bytes(const struct estimator *es, const struct ek_mod
     uint64_t logits =
         mod->kind == EK_MODULE_HEAD ? batch * ((uint64_t)c->vocab * 4 + c->hidden * a) : 0;
 
-    if (mod->kind == EK_MODULE_VISION) /* one image at a time, attention blocked */
-        wide = 8 * (uint64_t)(c->vision_hidden ? c->vision_hidden : c->hidden);
     return tokens * a * (2 * (uint64_t)c->hidden + wide) + logits + 16 * tokens;
+}
+
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+static uint64_t square(uint64_t a)
+{
+    return a * a;
+}
+
+/* Features of a tile of DeepSeek-VL2. */
+static uint64_t tile_features(const struct ek_config *c)
+{
+    return square((c->vision_image / c->vision_patch + c->vision_merge - 1) / c->vision_merge);
+}
+
+/* The most patches that the runtime gives to a tower at once, and the features that they become. */
+static uint64_t most_patches(const struct ek_config *c, uint64_t context, uint64_t *features)
+{
+    uint64_t cell = square(c->vision_merge), tiles;
+
+    if (c->vision == EK_VISION_VL2) {
+        tiles = larger(1, context / tile_features(c));
+        tiles = tiles < MOST_TILES ? tiles : MOST_TILES;
+        *features = tiles * tile_features(c);
+        return tiles * square(c->vision_image / c->vision_patch);
+    }
+    *features = context * cell < MOST_PATCHES ? context : MOST_PATCHES / cell;
+    return *features * cell;
+}
+
+/* The same of a module that sees, by the context that pictures may fill. */
+static void picture_bytes(const struct estimator *es, const struct ek_module *mod,
+                          struct ek_cost_space *s)
+{
+    const struct ek_config *c = &es->m->config;
+    bool qwen = c->vision == EK_VISION_QWEN25, whole = mod->kind == EK_MODULE_VISION;
+    uint64_t a = act_bytes(es), width = c->vision_hidden, features, scratch = 0;
+    uint64_t rows = most_patches(c, s->context, &features),
+             merged = square(c->vision_merge) * width;
+    uint64_t pixels = 3ull * c->vision_temporal * square(c->vision_patch);
+    bool merges = mod->kind == EK_MODULE_PROJECTOR || (qwen && mod->kind == EK_MODULE_MERGER);
+
+    if (mod->kind == EK_MODULE_VECTOR)
+        return;
+    if (whole || mod->kind == EK_MODULE_PATCHES)
+        scratch = rows * pixels * (a == sizeof(float) ? a : a + sizeof(float));
+    if (whole || mod->kind == EK_MODULE_BLOCK)
+        scratch = larger(scratch,
+                         rows * a * larger(4 * width, (qwen ? 3ull : 1) * c->vision_intermediate));
+    if (merges || (whole && qwen))
+        scratch = larger(scratch, features * a * (merged + larger(c->hidden, merged)));
+    s->activations =
+        a * (larger(rows * width, features * c->hidden) + rows * width) + scratch + 16 * rows;
+    s->comm = mod->side ? 0 : 2 * rows * width * a; /* where a cut tower ends a stage */
+}
+
+/* Picture by picture: steps and batches do not matter, the context bounds what is given at once. */
+static void fill_pictures(const struct estimator *es, const struct ek_module *mod,
+                          struct ek_cost_memory *m)
+{
+    const struct ek_config *c = &es->m->config;
+    uint32_t step = c->vision == EK_VISION_VL2 ? (uint32_t)tile_features(c) : 64;
+
+    for (uint64_t at = step; m->n + 1 < MEMORY_POINTS && at < UNBOUNDED;
+         at = c->vision == EK_VISION_VL2 ? at + step : at * 4)
+        m->points[m->n++] = (struct ek_cost_space){1, UNBOUNDED, (uint32_t)at, 0, 0, 0};
+    m->points[m->n++] = (struct ek_cost_space){1, UNBOUNDED, UNBOUNDED, 0, 0, 0};
+    for (size_t i = 0; i < m->n; i++)
+        picture_bytes(es, mod, &m->points[i]);
+}
+
+static void fill_steps(const struct estimator *es, const struct ek_module *mod,
+                       struct ek_cost_memory *m)
+{
+    static const uint32_t batches[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 65536};
+    static const uint32_t tokens[] = {1, 65536};
+
+    for (size_t b = 0; b < EK_ARRAY_LEN(batches); b++)
+        for (size_t t = 0; t < EK_ARRAY_LEN(tokens); t++)
+            m->points[m->n++] =
+                (struct ek_cost_space){batches[b], tokens[t],
+                                       UNBOUNDED,  activation_bytes(es, mod, tokens[t], batches[b]),
+                                       0,          0};
 }
 
 static enum ek_status add_memory(struct estimator *es, uint32_t cls, const struct ek_module *mod,
                                  uint32_t sig, uint32_t tp)
 {
-    static const uint32_t batches[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 65536};
-    static const uint32_t tokens[] = {1, 65536};
+    bool cpu = strcmp(es->c->classes[cls].backend, "cpu") == 0;
     size_t cap = es->c->n_memory;
     struct ek_cost_memory *m;
 
@@ -160,16 +247,12 @@ static enum ek_status add_memory(struct estimator *es, uint32_t cls, const struc
         ek_grow((void **)&es->c->memory, &cap, es->c->n_memory + 1, sizeof(*m), (size_t)1 << 20));
     m = &es->c->memory[es->c->n_memory++];
     *m = (struct ek_cost_memory){.cls = cls, .sig = sig, .tp = tp};
-    m->points = ek_calloc(EK_ARRAY_LEN(batches) * 2, sizeof(*m->points));
+    m->points = ek_calloc(MEMORY_POINTS, sizeof(*m->points));
     if (m->points == NULL)
         return EK_ENOMEM;
-    for (size_t b = 0; b < EK_ARRAY_LEN(batches); b++)
-        for (size_t t = 0; t < EK_ARRAY_LEN(tokens); t++) {
-            struct ek_cost_space *s = &m->points[m->n++];
-            *s = (struct ek_cost_space){batches[b], tokens[t], 1u << 26, 0, 0, 0};
-            s->activations = activation_bytes(es, mod, tokens[t], batches[b]);
-            s->workspace = strcmp(es->c->classes[cls].backend, "cpu") ? 64 * EK_MIB : 4 * EK_MIB;
-        }
+    (ek_module_is_visual(mod) ? fill_pictures : fill_steps)(es, mod, m);
+    for (size_t i = 0; i < m->n; i++)
+        m->points[i].workspace = cpu ? 4 * EK_MIB : 64 * EK_MIB;
     return EK_OK;
 }
 

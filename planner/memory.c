@@ -85,7 +85,7 @@ struct ek_cost_space ek_space_at(const struct ek_cost_memory *m, uint32_t tokens
                  (double)(tokens - below->tokens) / (double)(above->tokens - below->tokens));
 }
 
-/* Of the points on one side of a context the nearest; of those the smallest. */
+/* Of the points on one side of a context the nearest; of those the largest. */
 static const struct ek_cost_space *nearest_context(const struct ek_cost_memory *m, uint32_t context,
                                                    int dir)
 {
@@ -96,7 +96,7 @@ static const struct ek_cost_space *nearest_context(const struct ek_cost_memory *
         if (dir > 0 ? s->context < context : s->context > context)
             continue;
         if (best == NULL || (dir > 0 ? s->context < best->context : s->context > best->context) ||
-            (s->context == best->context && s->activations < best->activations))
+            (s->context == best->context && s->activations > best->activations))
             best = s;
     }
     return best;
