@@ -89,6 +89,20 @@ enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *
     return EK_OK;
 }
 
+void ek_bound_tighten(struct ek_bound *b, double prefill)
+{
+    size_t kept = 0, from = 0;
+
+    for (uint32_t i = 0; i <= b->p->n_items; i++) {
+        size_t end = b->start[i + 1];
+        b->start[i] = kept;
+        for (; from < end; from++)
+            if (b->p->columns[b->open[from].column].prefill <= prefill)
+                b->open[kept++] = b->open[from];
+    }
+    b->start[b->p->n_items + 1] = kept;
+}
+
 void ek_bound_free(struct ek_bound *b)
 {
     free(b->open);

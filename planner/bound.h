@@ -35,6 +35,8 @@ enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *
                             const uint8_t *deny, struct ek_bound *b);
 /* Improves the prices for at most rounds, until the bound exceeds upper. */
 void ek_bound_improve(struct ek_bound *b, double upper, uint32_t rounds, struct ek_effort *e);
+/* Leaves out the columns whose prefill is longer. */
+void ek_bound_tighten(struct ek_bound *b, double prefill);
 void ek_bound_free(struct ek_bound *b);
 
 /* Hop over boundary i within the limits, or infinity. */

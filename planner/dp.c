@@ -417,33 +417,52 @@ static double widen(double v)
     return v + fabs(v) * 1e-9 + 1e-15;
 }
 
-static bool good_enough(const struct ek_problem *p, const struct ek_limits *l,
+static double with_fill(const struct ek_problem *p, const struct ek_limits *l,
                         const struct ek_answer *a)
 {
     double longest = 0;
 
     for (uint32_t i = 0; i < a->n; i++)
         longest = fmax(longest, p->columns[a->columns[i]].prefill);
-    return a->sum + l->fill * longest <= l->enough;
+    return a->sum + l->fill * longest;
+}
+
+/* Prices that bound well. The less room the bound leaves for the longest prefill, the more columns
+ * go, which raises the bound. */
+static void tighten(struct ek_bound *b, const struct ek_limits *l, double upper, double with_fill,
+                    struct ek_effort *e)
+{
+    double longest = l->prefill, next;
+
+    ek_bound_improve(b, upper, BOUND_ROUNDS, e);
+    while (l->fill > 0 && b->bound <= widen(upper)) {
+        next = (widen(with_fill) - b->bound) / l->fill;
+        if (!(next < longest * 0.98) || ek_effort_over(e))
+            return;
+        longest = next;
+        ek_bound_tighten(b, longest);
+        ek_bound_improve(b, upper, BOUND_ROUNDS, e);
+    }
 }
 
 static enum ek_status solve(struct ek_bound *b, const struct ek_limits *l, struct ek_effort *e,
                             struct ek_answer *out)
 {
-    double upper = l->sum;
+    double upper = l->sum, of_interest = l->sum;
     bool found = false, again = false, whole = false;
 
     if (isinf(upper)) { /* any plan's cost will do for a start */
         ek_bound_improve(b, upper, 4, e);
         if (!isinf(b->bound))
             EK_TRY(search(b, upper, true, e, out, &found, &whole));
-        if (found && good_enough(b->p, l, out)) {
+        if (found && with_fill(b->p, l, out) <= l->enough) {
             out->kind = EK_ANSWER_OPTIMAL;
             return EK_OK;
         }
         upper = found ? out->sum : upper;
+        of_interest = found ? with_fill(b->p, l, out) : of_interest;
     }
-    ek_bound_improve(b, upper, BOUND_ROUNDS, e);
+    tighten(b, l, upper, of_interest, e);
     out->bound = b->bound;
     if ((isinf(b->bound) || b->bound > widen(upper)) && !found) {
         out->kind = EK_ANSWER_INFEASIBLE;
@@ -451,7 +470,7 @@ static enum ek_status solve(struct ek_bound *b, const struct ek_limits *l, struc
     }
     EK_TRY(search(b, widen(upper), true, e, out, &again, &whole));
     found = found || again;
-    if (found && good_enough(b->p, l, out)) {
+    if (found && with_fill(b->p, l, out) <= l->enough) {
         out->kind = EK_ANSWER_OPTIMAL;
         return EK_OK;
     }

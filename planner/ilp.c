@@ -22,6 +22,7 @@
 
 struct builder {
     const struct ek_problem *p;
+    struct ek_limits limits; /* as asked for, or tighter where nothing is lost */
     const struct ek_limits *l;
     const uint8_t *deny;
     uint8_t *drop; /* columns left out of a large program, or NULL */
@@ -522,25 +523,41 @@ static enum ek_status guarded(struct builder *b, struct ek_effort *e, struct ek_
 #define WHOLE_PROGRAM ((size_t)6000) /* columns up to which nothing is left out */
 #define PRICE_ROUNDS  300
 
-/* Large programs shed what cannot matter: see reduce.c. */
-static enum ek_status shed_columns(struct builder *b, struct ek_effort *e)
+/* One round of shedding with the best prices for what is left. */
+static enum ek_status shed_once(struct builder *b, struct ek_effort *e, double *least)
 {
-    const struct ek_problem *p = b->p;
     struct ek_bound bound;
     enum ek_status st;
 
-    if (p->n_columns <= WHOLE_PROGRAM || isinf(b->l->sum) || e->whole_program)
-        return EK_OK;
-    b->drop = ek_calloc(p->n_columns, 1);
-    if (b->drop == NULL)
-        return EK_ENOMEM;
-    EK_TRY(ek_bound_new(p, b->l, b->deny, &bound));
-    e->priced = NULL; /* from nothing: slower, and better prices */
+    EK_TRY(ek_bound_new(b->p, b->l, b->deny, &bound));
     ek_bound_improve(&bound, b->l->sum, PRICE_ROUNDS, e);
-    st = ek_reduce(p, b->l, b->deny, bound.price, b->drop);
+    st = ek_reduce(b->p, b->l, b->deny, bound.price, b->drop, least);
     ek_bound_free(&bound);
     b->deny = b->drop;
     return st;
+}
+
+/* Large programs shed what cannot matter: see reduce.c. The less room the least sum leaves for the
+ * longest prefill, the more goes, which raises the least sum. */
+static enum ek_status shed_columns(struct builder *b, struct ek_effort *e)
+{
+    double least, longest;
+
+    if (b->p->n_columns <= WHOLE_PROGRAM || isinf(b->l->sum) || e->whole_program)
+        return EK_OK;
+    b->drop = ek_calloc(b->p->n_columns, 1);
+    if (b->drop == NULL)
+        return EK_ENOMEM;
+    e->priced = NULL; /* from nothing: slower, and better prices */
+    for (;;) {
+        EK_TRY(shed_once(b, e, &least));
+        if (b->limits.fill == 0 || least > b->limits.sum)
+            return EK_OK;
+        longest = (b->limits.sum * (1 + CUTOFF_ROOM) - least) / b->limits.fill;
+        if (longest > b->limits.prefill * 0.98)
+            return EK_OK;
+        b->limits.prefill = longest;
+    }
 }
 
 enum ek_status ek_ilp_solve(const struct ek_problem *p, const struct ek_limits *l,
@@ -554,7 +571,8 @@ enum ek_status ek_ilp_solve(const struct ek_problem *p, const struct ek_limits *
     if (b == NULL)
         return EK_ENOMEM;
     b->p = p;
-    b->l = l;
+    b->limits = *l;
+    b->l = &b->limits;
     b->deny = deny;
     b->scale = objective_scale(p);
     *out = (struct ek_answer){.kind = EK_ANSWER_UNKNOWN, .sum = INFINITY};

@@ -329,9 +329,9 @@ struct ek_limits {  /* a column or hop above any of them is not allowed */
     double hop;     /* that a hop keeps its link busy: links overlap with computing */
     double prefill; /* of a stage */
     double ratio;   /* used / cap */
-    double sum;     /* answers above this are of no interest */
-    double fill;    /* an answer whose sum + fill * longest prefill ... */
-    double enough;  /* ... is at most this will do: it need not be the best */
+    double sum;     /* answers whose sum + fill * longest prefill ... */
+    double fill;    /* ... is above sum are of no interest */
+    double enough;  /* one where it is at most this will do: it need not be the best */
     struct ek_second_sum second;
 };
 #define EK_LIMITS_NONE                                                                             \
