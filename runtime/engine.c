@@ -87,6 +87,15 @@ static size_t count_modules(const struct ek_engine *e, const struct ek_plan_stag
     return n;
 }
 
+/* Devices that the chain leaves and comes back to. */
+static void note_revisits(struct ek_engine *e)
+{
+    for (size_t i = 1; i < e->n_stages; i++)
+        for (size_t k = 0; k + 1 < i && e->stages[i].device != e->stages[i - 1].device; k++)
+            if (e->stages[k].device == e->stages[i].device)
+                e->devices[e->stages[i].device].revisited = true;
+}
+
 /* Stages of the language model as planned, one a module when traced; then those that only see. */
 static enum ek_status make_stages(struct ek_engine *e)
 {
@@ -104,6 +113,7 @@ static enum ek_status make_stages(struct ek_engine *e)
             EK_TRY(add_stage(e, i, PICK_TEXT, k, 1));
     }
     e->n_stages = e->n_all;
+    note_revisits(e);
     for (size_t i = 0; i < p->n_stages; i++)
         if (count_modules(e, &p->stages[i], true) > 0 &&
             (e->trace || count_modules(e, &p->stages[i], false) == 0))

@@ -3,9 +3,11 @@
  * Inside of the engine. Stages hang on devices; a step (micro-batch) goes from stage to stage, in
  * the order of submission at each. One worker a device takes, of the steps that wait at its
  * stages, the oldest whose outgoing link has a free slot. The last stage needs no slot, so some
- * step can always go on, also where a device is visited more than once. A worker only queues: it
- * goes on to the next step while the device is at this one. The end of a step is waited for by
- * whoever needs it: a caller of wait or release, or one of submit when no more steps fit.
+ * step can always go on, also where a device is visited more than once (there, a step
+ * waits at the host until its message has come, lest it hold up the device's other stages). A
+ * worker only queues: it goes on to the next step while the device is at this one. The end of a
+ * step is waited for by whoever needs it: a caller of wait or release, or one of submit when no
+ * more steps fit.
  */
 #ifndef EK_RUNTIME_ENGINE_H
 #define EK_RUNTIME_ENGINE_H
@@ -90,10 +92,11 @@ struct engine_device {
     uint32_t index;
     struct ek_device *dev; /* NULL: no stage is on it */
     pthread_t thread;
-    bool running; /* the thread was started */
-    bool ended;   /* and has come to its end */
-    bool loaded;  /* its stages are there, or the engine has failed */
-    bool spins;   /* its worker looks for work a while before it sleeps */
+    bool running;   /* the thread was started */
+    bool ended;     /* and has come to its end */
+    bool loaded;    /* its stages are there, or the engine has failed */
+    bool spins;     /* its worker looks for work a while before it sleeps */
+    bool revisited; /* more than one stage of the chain is on it */
     pthread_cond_t wake;
     atomic_uint signals; /* counts what wake was signalled for */
 };

@@ -5,14 +5,16 @@
  */
 #include "runtime/engine.h"
 
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #define SPIN_NS                                                                                    \
-    ((uint64_t)50000000) /* a worker of a device with a queue looks so long for work               \
-                          */
-#define SPIN_CORES 4     /* ... where there are so many cores a device, before it sleeps */
+    ((uint64_t)50000000)            /* a worker of a device with a queue looks so long for work    \
+                                     */
+#define LOOK_NS    ((uint64_t)5000) /* ... and so long for a message that is under way */
+#define SPIN_CORES 4 /* ... where there are so many cores a device, before it sleeps */
 
 void engine_wake(struct engine_device *d)
 {
@@ -54,8 +56,23 @@ void engine_push(struct ek_engine *e, size_t stage, struct engine_step *step)
     engine_wake(&e->devices[s->device]);
 }
 
-/* Oldest step that can run on the device; the lock is held. */
-static struct engine_step *pick(struct ek_engine *e, uint32_t device, size_t *stage)
+/* Whether a message is there. A queue that waits for one holds up what the device's other stages
+ * have to do: a device that is visited more than once queues no step before its message has come.
+ */
+static bool arrived(const struct ek_engine *e, size_t i, const struct engine_step *step)
+{
+    const struct ek_device *from;
+
+    if (i == 0 || !e->devices[e->stages[i].device].revisited ||
+        e->stages[i - 1].device == e->stages[i].device)
+        return true;
+    from = e->devices[e->stages[i - 1].device].dev;
+    return from->ops->event_passed(step->pass[i - 1].mark[MARK_SENT]) != EK_NO;
+}
+
+/* Oldest step that can run on the device; *coming: there are others whose messages are under way.
+ * The lock is held. */
+static struct engine_step *pick(struct ek_engine *e, uint32_t device, size_t *stage, bool *coming)
 {
     struct engine_step *best = NULL;
 
@@ -67,6 +84,10 @@ static struct engine_step *pick(struct ek_engine *e, uint32_t device, size_t *st
         first = s->queue[s->head];
         if (first->last_stage != i && !ek_link_ready(s->out))
             continue;
+        if (!arrived(e, i, first)) {
+            *coming = true;
+            continue;
+        }
         if (best == NULL || first->ticket < best->ticket) {
             best = first;
             *stage = i;
@@ -339,21 +360,38 @@ static void spin(struct engine_device *d, unsigned seen)
     pthread_mutex_lock(&d->e->lock);
 }
 
-/* Waits for a step to run, or for a part of a picture (*out NULL); false when the engine closes. The
- * lock is held. */
+/* A message that is under way wakes nobody: a moment, and another look. */
+static void look_again(struct engine_device *d, unsigned seen)
+{
+    uint64_t until = ek_now_ns() + LOOK_NS;
+
+    pthread_mutex_unlock(&d->e->lock);
+    while (atomic_load(&d->signals) == seen && ek_now_ns() < until)
+        sched_yield();
+    pthread_mutex_lock(&d->e->lock);
+}
+
+/* Waits for a step to run, or for a part of a picture (*out NULL); false when the engine closes.
+ * The lock is held. */
 static bool next_work(struct engine_device *d, size_t *stage, struct engine_step **out,
                       struct engine_encode **job)
 {
     struct ek_engine *e = d->e;
     uint64_t from = ek_now_ns();
     struct engine_step *step = NULL;
+    bool coming = false;
 
     while (!e->closing &&
            (e->failed != EK_OK || ((*job = engine_vision_ready(e, d->index)) == NULL &&
-                                   (step = pick(e, d->index, stage)) == NULL))) {
+                                   (step = pick(e, d->index, stage, &coming)) == NULL))) {
         unsigned seen = atomic_load(&d->signals);
         if (e->failed == EK_OK)
             engine_settle(e); /* there is time for it now */
+        if (coming && e->failed == EK_OK) {
+            coming = false;
+            look_again(d, seen);
+            continue;
+        }
         spin(d, seen);
         if (atomic_load(&d->signals) == seen) /* only who holds the lock signals */
             pthread_cond_wait(&d->wake, &e->lock);
