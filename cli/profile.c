@@ -67,50 +67,81 @@ static bool seen_before(const struct ek_model *m, size_t module)
     return false;
 }
 
+/* Rows of a device for this model, and the clocks that its times were taken at. */
+struct counts {
+    size_t times, memories, slowed; /* slowed: with clocks lower than they could have been */
+    uint32_t low_mhz, high_mhz, reasons;
+};
+
+static void count_clocks(const struct ek_store_time *t, struct counts *c)
+{
+    if (t->clock_mhz > 0 && (c->low_mhz == 0 || t->clock_mhz < c->low_mhz))
+        c->low_mhz = t->clock_mhz;
+    if (t->clock_mhz > c->high_mhz)
+        c->high_mhz = t->clock_mhz;
+    c->slowed += t->throttle != 0;
+    c->reasons |= t->throttle;
+}
+
 static enum ek_status count_signature(const struct summary *s, int64_t device,
-                                      const char *signature, size_t *times, size_t *memories)
+                                      const char *signature, struct counts *c)
 {
     struct ek_store_time_row *rows = NULL;
     struct ek_store_memory *bytes = NULL;
     size_t n;
 
     EK_TRY(ek_store_times(s->store, device, signature, &rows, &n));
+    for (size_t i = 0; i < n; i++)
+        count_clocks(&rows[i].time, c);
     free(rows);
-    *times += n;
+    c->times += n;
     EK_TRY(ek_store_memories(s->store, device, signature, &bytes, &n));
     free(bytes);
-    *memories += n;
+    c->memories += n;
     return EK_OK;
 }
 
-static enum ek_status count_rows(const struct summary *s, int64_t device, size_t *times,
-                                 size_t *memories)
+static enum ek_status count_rows(const struct summary *s, int64_t device, struct counts *c)
 {
-    *times = *memories = 0;
+    *c = (struct counts){.times = 0};
     for (size_t i = 0; i < s->model->n_modules; i++)
         if (!seen_before(s->model, i))
-            EK_TRY(count_signature(s, device, s->model->modules[i].signature, times, memories));
-    return count_signature(s, device, EK_STORE_STAGE, times, memories);
+            EK_TRY(count_signature(s, device, s->model->modules[i].signature, c));
+    return count_signature(s, device, EK_STORE_STAGE, c);
+}
+
+static void add_device(struct ek_table *t, json_t *list, const char *name, const struct counts *c)
+{
+    char clocks[40] = "", slowed[96] = "", reasons[64];
+
+    if (c->high_mhz)
+        snprintf(clocks, sizeof(clocks), "%u to %u MHz", c->low_mhz, c->high_mhz);
+    if (c->slowed)
+        snprintf(slowed, sizeof(slowed), "%zu: %s", c->slowed,
+                 ek_throttle_text(c->reasons, reasons));
+    ek_table_row(t, "%s|%zu|%zu|%s|%s", name, c->times, c->memories, clocks, slowed);
+    json_array_append_new(list,
+                          json_pack("{ss sI sI si si sI si}", "name", name, "times",
+                                    (json_int_t)c->times, "memories", (json_int_t)c->memories,
+                                    "low_mhz", (int)c->low_mhz, "high_mhz", (int)c->high_mhz,
+                                    "slowed", (json_int_t)c->slowed, "throttle", (int)c->reasons));
 }
 
 static enum ek_status summarize(const struct summary *s, const struct ek_profile_options *o,
                                 bool as_json)
 {
     json_t *list = json_array(), *kernels = json_array();
-    struct ek_table *t = ek_table_new("device|>times|>memory rows");
+    struct ek_table *t = ek_table_new("device|>times|>memory rows|clocks|slowed");
     enum ek_status st = list && kernels && t ? EK_OK : EK_ENOMEM;
-    size_t times = 0, memories = 0;
+    struct counts c;
 
     for (size_t i = 0; i < s->n_devices && st == EK_OK; i++) {
-        const char *name = s->devices[i].name;
-        if (!is_declared(o, name))
+        if (!is_declared(o, s->devices[i].name))
             continue;
-        st = count_rows(s, s->devices[i].id, &times, &memories);
-        ek_table_row(t, "%s|%zu|%zu", name, times, memories);
+        st = count_rows(s, s->devices[i].id, &c);
+        add_device(t, list, s->devices[i].name, &c);
         if (st == EK_OK && o->kernels)
             st = ek_kernels_json(s->store, s->model, &s->devices[i], kernels);
-        json_array_append_new(list, json_pack("{ss sI sI}", "name", name, "times",
-                                              (json_int_t)times, "memories", (json_int_t)memories));
     }
     if (st == EK_OK && as_json)
         st = ek_print_json(json_pack("{ss ss ss ss sO sO}", "db", s->path, "model", s->model->name,
