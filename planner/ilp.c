@@ -23,6 +23,7 @@
 struct builder {
     const struct ek_problem *p;
     struct ek_limits limits; /* as asked for, or tighter where nothing is lost */
+    double filled;           /* cutoff of the sum with its fill */
     const struct ek_limits *l;
     const uint8_t *deny;
     uint8_t *drop; /* columns left out of a large program, or NULL */
@@ -522,6 +523,7 @@ static enum ek_status guarded(struct builder *b, struct ek_effort *e, struct ek_
 
 #define WHOLE_PROGRAM ((size_t)6000) /* columns up to which nothing is left out */
 #define PRICE_ROUNDS  300
+#define MAX_SPLITS    6
 
 /* One round of shedding with the best prices for what is left. */
 static enum ek_status shed_once(struct builder *b, struct ek_effort *e, double *least)
@@ -531,7 +533,7 @@ static enum ek_status shed_once(struct builder *b, struct ek_effort *e, double *
 
     EK_TRY(ek_bound_new(b->p, b->l, b->deny, &bound));
     ek_bound_improve(&bound, b->l->sum, PRICE_ROUNDS, e);
-    st = ek_reduce(b->p, b->l, b->deny, bound.price, b->drop, least);
+    st = ek_reduce(b->p, b->l, b->filled, b->deny, bound.price, b->drop, least);
     ek_bound_free(&bound);
     b->deny = b->drop;
     return st;
@@ -553,32 +555,24 @@ static enum ek_status shed_columns(struct builder *b, struct ek_effort *e)
         EK_TRY(shed_once(b, e, &least));
         if (b->limits.fill == 0 || least > b->limits.sum)
             return EK_OK;
-        longest = (b->limits.sum * (1 + CUTOFF_ROOM) - least) / b->limits.fill;
+        longest = (b->filled * (1 + CUTOFF_ROOM) - least) / b->limits.fill;
         if (longest > b->limits.prefill * 0.98)
             return EK_OK;
         b->limits.prefill = longest;
     }
 }
 
-enum ek_status ek_ilp_solve(const struct ek_problem *p, const struct ek_limits *l,
-                            const uint8_t *deny, struct ek_answer *out, void *effort)
+static bool still_large(const struct builder *b)
 {
-    struct builder *b = ek_calloc(1, sizeof(*b));
-    struct ek_effort *e = effort;
-    uint64_t t0 = ek_now_ns();
-    enum ek_status st;
+    size_t left = 0;
 
-    if (b == NULL)
-        return EK_ENOMEM;
-    b->p = p;
-    b->limits = *l;
-    b->l = &b->limits;
-    b->deny = deny;
-    b->scale = objective_scale(p);
-    *out = (struct ek_answer){.kind = EK_ANSWER_UNKNOWN, .sum = INFINITY};
-    st = shed_columns(b, e);
-    if (st == EK_OK)
-        st = guarded(b, e, out);
+    for (size_t i = 0; b->drop && i < b->p->n_columns; i++)
+        left += !b->drop[i];
+    return left > WHOLE_PROGRAM;
+}
+
+static void builder_free(struct builder *b)
+{
     glp_free_env(); /* the problem, and whatever an error left behind */
     free(b->drop);
     free(b->rows);
@@ -591,6 +585,73 @@ enum ek_status ek_ilp_solve(const struct ek_problem *p, const struct ek_limits *
     free(b->side_in);
     free(b->tally);
     free(b);
+}
+
+/* Plans whose longest prefill is at least low: their sum has the less room. *split: not solved,
+ * still large, the longest prefill is at most that; 0: solved. */
+static enum ek_status solve_part(const struct ek_problem *p, const struct ek_limits *l,
+                                 const uint8_t *deny, double low, struct ek_effort *e,
+                                 struct ek_answer *out, double *split)
+{
+    struct builder *b = ek_calloc(1, sizeof(*b));
+    bool may_split = *split > 0;
+    enum ek_status st;
+
+    if (b == NULL)
+        return EK_ENOMEM;
+    b->p = p;
+    b->limits = *l;
+    b->limits.sum = l->sum - (low > 0 ? l->fill * low : 0);
+    b->filled = l->sum;
+    b->l = &b->limits;
+    b->deny = deny;
+    b->scale = objective_scale(p);
+    *out = (struct ek_answer){.kind = EK_ANSWER_UNKNOWN, .sum = INFINITY};
+    *split = 0;
+    st = shed_columns(b, e);
+    if (st == EK_OK && may_split && l->fill > 0 && !isinf(b->limits.prefill) && still_large(b))
+        *split = b->limits.prefill;
+    else if (st == EK_OK)
+        st = guarded(b, e, out);
+    builder_free(b);
+    return st;
+}
+
+/* Halves the range of the longest prefill until the programs are small: the cheapest answer. */
+static enum ek_status solve_range(const struct ek_problem *p, const struct ek_limits *l,
+                                  const uint8_t *deny, double low, int splits, struct ek_effort *e,
+                                  struct ek_answer *out)
+{
+    struct ek_limits lower = *l;
+    struct ek_answer other;
+    double split = splits;
+
+    EK_TRY(solve_part(p, l, deny, low, e, out, &split));
+    if (split == 0)
+        return EK_OK;
+    lower.prefill = low + (split - low) / 2;
+    EK_TRY(solve_range(p, l, deny, lower.prefill, splits - 1, e, out));
+    EK_TRY(solve_range(p, &lower, deny, low, splits - 1, e, &other));
+    if (out->kind == EK_ANSWER_INFEASIBLE ||
+        (other.kind == EK_ANSWER_OPTIMAL && other.sum < out->sum)) {
+        struct ek_answer first = *out;
+        *out = other;
+        other = first;
+    }
+    if (other.kind == EK_ANSWER_UNKNOWN && out->kind == EK_ANSWER_OPTIMAL) {
+        out->kind = EK_ANSWER_UNKNOWN;
+        out->bound = fmin(out->sum, other.bound);
+    }
+    return EK_OK;
+}
+
+enum ek_status ek_ilp_solve(const struct ek_problem *p, const struct ek_limits *l,
+                            const uint8_t *deny, struct ek_answer *out, void *effort)
+{
+    struct ek_effort *e = effort;
+    uint64_t t0 = ek_now_ns();
+    enum ek_status st = solve_range(p, l, deny, 0, MAX_SPLITS, e, out);
+
     e->solves++;
     e->seconds += (double)(ek_now_ns() - t0) * 1e-9;
     return st;

@@ -135,7 +135,7 @@ static double price_of_all(const struct passes *s)
     return all;
 }
 
-static void drop_columns(const struct passes *s, double cutoff, uint8_t *drop)
+static void drop_columns(const struct passes *s, double cutoff, double filled, uint8_t *drop)
 {
     const struct ek_problem *p = s->p;
     double all = price_of_all(s);
@@ -147,7 +147,8 @@ static void drop_columns(const struct passes *s, double cutoff, uint8_t *drop)
             if (!(c->sides & mask))
                 lower(&best, s->into[at(s, (uint32_t)c->first, mask, c->kind)] + priced(s, c) +
                                  s->onward[at(s, (uint32_t)c->last + 1, mask | c->sides, c->kind)]);
-        drop[q] = !allowed(s, q) || best - all + s->l->fill * c->prefill > cutoff;
+        drop[q] =
+            !allowed(s, q) || best - all > cutoff || best - all + s->l->fill * c->prefill > filled;
     }
 }
 
@@ -165,8 +166,8 @@ static bool allocate(struct passes *s, size_t n)
     return true;
 }
 
-enum ek_status ek_reduce(const struct ek_problem *p, const struct ek_limits *l, const uint8_t *deny,
-                         const double *prices, uint8_t *drop, double *least)
+enum ek_status ek_reduce(const struct ek_problem *p, const struct ek_limits *l, double filled,
+                         const uint8_t *deny, const double *prices, uint8_t *drop, double *least)
 {
     struct passes s = {.p = p, .l = l, .deny = deny, .prices = prices};
     double cutoff = l->sum + fabs(l->sum) * 1e-6 + 1e-12;
@@ -180,7 +181,7 @@ enum ek_status ek_reduce(const struct ek_problem *p, const struct ek_limits *l, 
         backward_end(&s);
         for (uint32_t i = p->n_items; i-- > 0;)
             backward_position(&s, i);
-        drop_columns(&s, cutoff, drop);
+        drop_columns(&s, cutoff, filled + fabs(filled) * 1e-6 + 1e-12, drop);
         *least = INFINITY;
         for (uint32_t k = 0; k < s.kinds; k++)
             lower(least, s.begin[at(&s, 0, 0, k)]);
