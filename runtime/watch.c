@@ -12,10 +12,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#define LOOK_NS       ((uint64_t)50000000) /* between two looks */
-#define SPIN_NS       ((uint64_t)1000000)  /* a wait that takes longer lets other threads run */
-#define GRACE_S       2.0                  /* for what did not answer to come back after all */
-#define LEAST_S       30.0                 /* deadline: at least; ... */
+#define LOOK_NS       ((uint64_t)50000000)   /* between two looks */
+#define AWAY_NS       ((uint64_t)1000000000) /* who looks so late was stopped himself, or idle */
+#define SPIN_NS       ((uint64_t)1000000)    /* a wait that takes longer lets other threads run */
+#define GRACE_S       2.0                    /* for what did not answer to come back after all */
+#define LEAST_S       30.0                   /* deadline: at least; ... */
 #define TIMES         20.0  /* ... so many times what a stage's prompt was predicted */
 #define UNPREDICTED_S 600.0 /* of a plan that predicts nothing */
 
@@ -207,6 +208,8 @@ static void look(struct ek_engine *e)
 
     if (e->failed != EK_OK || now - e->looked_ns < LOOK_NS)
         return;
+    if (now - e->looked_ns > AWAY_NS)
+        e->moved_ns = now;
     e->looked_ns = now;
     if ((st = check_all(e)) != EK_OK) {
         engine_fail(e, st);

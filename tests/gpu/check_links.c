@@ -135,6 +135,68 @@ static enum ek_status prefill(struct ek_engine *e, size_t n)
     return st;
 }
 
+/* ---- padded batches */
+enum { TOGETHER = 9, STEPS = 5 };
+
+/* Logits of n sequences, the first of the given number, over some decode steps. */
+static void decode(struct ek_engine *e, uint32_t first, uint32_t n, const int32_t *ids, float *out)
+{
+    uint32_t seqs[TOGETHER], ones[TOGETHER], vocab = ek_engine_model(e)->config.vocab;
+    int32_t next[TOGETHER];
+
+    for (uint32_t i = 0; i < n; i++) {
+        ones[i] = 1;
+        ck_ok(ek_engine_seq_open(e, &seqs[i]));
+        ck_ok(ek_engine_prefill(e, seqs[i], ids + first + i, 5 + first + i, EK_LOGITS_NONE, NULL,
+                                NULL));
+    }
+    for (int s = 0; s < STEPS; s++) {
+        struct ek_step step = {
+            .n_seqs = n, .seqs = seqs, .n_tokens = ones, .tokens = next, .logits = EK_LOGITS_LAST};
+        const float *logits;
+        uint64_t ticket;
+        for (uint32_t i = 0; i < n; i++)
+            next[i] = ids[20 + s * TOGETHER + (int)(first + i)];
+        ck_ok(ek_engine_submit(e, &step, &ticket));
+        ck_ok(ek_engine_wait(e, ticket, &logits, NULL, NULL));
+        for (uint32_t i = 0; i < n; i++)
+            memcpy(out + ((size_t)s * TOGETHER + first + i) * vocab, logits + (size_t)i * vocab,
+                   vocab * sizeof(*out));
+        ek_engine_release(e, ticket);
+    }
+    for (uint32_t i = 0; i < n; i++)
+        ek_engine_seq_close(e, seqs[i]);
+}
+
+/* Nine sequences are padded to ten; no message has the tenth row. */
+START_TEST(padded_steps_over_stages_equal_their_sequences_alone)
+{
+    struct ek_model *m = small_model(4);
+    struct ek_plan *p = two_stages(m, "cuda:0", second());
+    size_t rows = (size_t)STEPS * TOGETHER, n = rows * m->config.vocab;
+    float *alone = calloc(n, sizeof(*alone)), *together = calloc(n, sizeof(*together));
+    int32_t *ids = random_ids(m, 100, 5);
+    struct ek_engine *e;
+    double off;
+
+    p->act = p->cache = EK_F32;
+    p->batch = 16;
+    e = open_engine(m, p);
+    for (uint32_t i = 0; i < TOGETHER; i++)
+        decode(e, i, 1, ids, alone);
+    decode(e, 0, TOGETHER, ids, together);
+    off = largest_difference(together, alone, n) / largest(alone, n);
+    printf("padded steps: %.1e off\n", off);
+    ck_assert_double_lt(off, 1e-4);
+    ck_assert(ek_engine_close(e));
+    ek_plan_free(p);
+    ek_model_close(m);
+    free(ids);
+    free(alone);
+    free(together);
+}
+END_TEST
+
 /* The other process. Its exit code is what a command's would be. */
 static size_t which;
 static int answer = 1;
@@ -321,6 +383,7 @@ int main(int argc, char **argv)
     tcase_add_test(tc, every_mechanism_hands_over_what_was_sent);
     tcase_add_test(tc, a_plan_that_does_not_fit_is_refused_before_it_is_loaded);
     tcase_add_test(tc, a_step_that_finds_no_memory_is_told_and_survived);
+    tcase_add_test(tc, padded_steps_over_stages_equal_their_sequences_alone);
     tcase_add_loop_test(tc, a_stage_that_hangs_ends_in_its_name_and_so_does_the_process, 0,
                         (int)EK_ARRAY_LEN(hangs));
     suite_add_tcase(s, tc);
