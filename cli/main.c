@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/cli.h"
+#include "cli/session.h"
 
 #include "config.h"
 
@@ -121,6 +122,15 @@ static enum ek_status dispatch(const char *name, int argc, char **argv)
     return unknown_command(name);
 }
 
+static int leave(enum ek_status st)
+{
+    if (ek_session_left_alone()) {
+        fflush(NULL);
+        _exit(ek_exit_code(st));
+    }
+    return ek_exit_code(st);
+}
+
 int main(int argc, char **argv)
 {
     enum ek_status st;
@@ -135,5 +145,5 @@ int main(int argc, char **argv)
         st = ek_stdio_flush();
     if (st != EK_OK)
         fprintf(stderr, "evenkeel: %s\n", ek_last_error());
-    return ek_exit_code(st);
+    return leave(st);
 }

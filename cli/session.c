@@ -57,9 +57,17 @@ enum ek_status ek_session_open(const struct ek_args *args, const char *model_pat
     return ek_engine_open(s->model, s->plan, &opt, &s->engine);
 }
 
+static bool left_alone;
+
+bool ek_session_left_alone(void)
+{
+    return left_alone;
+}
+
 void ek_session_close(struct ek_session *s)
 {
-    if (!ek_engine_close(s->engine))
+    left_alone = !ek_engine_close(s->engine);
+    if (left_alone)
         return; /* a thread that does not come back may still read the rest */
     ek_plan_free(s->plan);
     ek_model_close(s->model);

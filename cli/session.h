@@ -27,5 +27,8 @@ enum ek_status ek_session_open_model(const struct ek_args *args, const char *mod
 enum ek_status ek_session_open(const struct ek_args *args, const char *model_path,
                                const struct ek_session_need *need, struct ek_session *s);
 void ek_session_close(struct ek_session *s);
+/* True when an engine could not be closed whole: what runs at the end of a process may wait for its
+ * device, for ever. */
+bool ek_session_left_alone(void);
 
 #endif
