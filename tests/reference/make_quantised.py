@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantised checkpoints of a trained model, made by the libraries' own code, and `evenkeel check` on them.
 
-usage: make_quantised.py FILE.gguf LIBRARIES EVENKEEL [FOLDER]
+usage: make_quantised.py FILE.gguf LIBRARIES EVENKEEL [FOLDER [VARIANT ...]]
 
 FILE.gguf: SmolLM2-135M-Instruct, whose dequantised weights are the trained model. LIBRARIES: a
 folder with auto_gptq (0.7.1) and awq (autoawq 0.2.7), as `pip install --no-deps --target` leaves
@@ -177,7 +177,7 @@ def loss_of(logits, ids):
     return torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:])).item()
 
 
-def main(path, folder, evenkeel, keep=None):
+def main(path, folder, evenkeel, keep=None, *wanted):
     tool.exact_arithmetic()
     libs, bad = libraries(folder), 0
     reader, _ = load(path)
@@ -185,6 +185,8 @@ def main(path, folder, evenkeel, keep=None):
     text = "".join(PROMPTS[n][0] for n in ("chat", "code", "list", "scripts"))
     calibration, ids = tokenizer.encode(text).ids, tokenizer.encode(PROMPTS["prose"][0]).ids
     for name, (config, make) in variants(libs).items():
+        if wanted and name not in wanted:
+            continue
         _, model = load(path)
         plain, _ = tool.forward(model, ids)
         with tempfile.TemporaryDirectory() as temporary:
