@@ -334,7 +334,7 @@ const char *ek_link_pick(const struct ek_device *from, const struct ek_device *t
 {
     const char *forced = getenv("EVENKEEL_LINK");
 
-    return choose(from, to, forced ? forced : wanted)->name;
+    return choose(from, to, from == to ? NULL : forced ? forced : wanted)->name;
 }
 
 static uint64_t padded(const struct ek_device *dev, uint64_t bytes)

@@ -49,11 +49,17 @@ static void exercise(struct ek_device *from, struct ek_device *to, const char *m
 {
     uint16_t *src = malloc(MESSAGE * 2), *back = malloc(MESSAGE * 2);
     struct ek_link *l = NULL;
+    uint64_t before[2];
     void *x, *y;
 
     printf("%s -> %s: %s\n", from->spec.name, to->spec.name, mechanism);
     fflush(stdout);
+    before[0] = from->ops->memory_free(from);
+    before[1] = to->ops->memory_free(to);
     ck_ok(ek_link_open_as(from, to, MESSAGE, mechanism, &l));
+    printf("  takes %.1f and %.1f MiB\n",
+           ((double)before[0] - (double)from->ops->memory_free(from)) / EK_MIB,
+           ((double)before[1] - (double)to->ops->memory_free(to)) / EK_MIB);
     ck_ok(from->ops->alloc(from, EK_TAG_ACTIVATIONS, MESSAGE * 2, &x));
     ck_ok(to->ops->alloc(to, EK_TAG_ACTIVATIONS, MESSAGE * 2, &y));
     for (int i = 0; i < MESSAGES; i++) {

@@ -27,6 +27,8 @@ static const char good[] =
     "   \"budget\": 15},"
     "   {\"device\": \"cpu:0\", \"weights\": 1, \"kv\": 0, \"activations\": 0, \"workspace\": 0,"
     "   \"comm\": 0, \"overhead\": 0, \"margin\": 0, \"total\": 1, \"budget\": 1000000}],"
+    " \"links\": [{\"from\": \"cpu:1\", \"to\": \"cpu:0\", \"alpha_s\": 0.1, \"mechanism\": "
+    "\"copy\"}],"
     " \"predicted\": {\"prefill_s\": 0.3, \"decode_s\": 0.003},"
     " \"profile\": {\"identity\": \"fedcba9876543210fedcba9876543210\"}}";
 
@@ -58,6 +60,8 @@ START_TEST(a_plan_is_read_whole)
     ck_assert_uint_eq(p->memory[1].margin, 5);
     ck_assert_uint_eq(p->memory[0].budget, 1000000);
     ck_assert_double_eq(p->predicted_decode_s, 0.003);
+    ck_assert_str_eq(ek_plan_mechanism(p, 1, 0), "copy");
+    ck_assert_ptr_null(ek_plan_mechanism(p, 0, 1));
     ck_assert_str_eq(p->profile, "fedcba9876543210fedcba9876543210");
     ek_plan_free(p);
     ek_plan_free(NULL);
@@ -98,6 +102,12 @@ static const struct {
     {"\"name\": \"cpu:1\"", "\"name\": \"cpu:1234567890123456789012345678901\"", EK_EFORMAT,
      "too long"},
     {"\"memory\": 1000000", "\"memory\": -1", EK_EFORMAT, "devices[0].memory"},
+    {"\"to\": \"cpu:0\"", "\"to\": \"cpu:7\"", EK_EFORMAT, "links[0]: 'cpu:7' is not among"},
+    {"\"mechanism\": \"copy\"", "\"mechanism\": \"a mechanism of many letters\"", EK_EFORMAT,
+     "links[0].mechanism"},
+    {"\"links\": [", "\"links\": [{}, {}, {}, {}, ", EK_EFORMAT, "5 links between 2 devices"},
+    {"\"links\": [", "\"links\": [3, ", EK_EFORMAT, "links[0] must be an object"},
+    {"\"links\": [", "\"links\": {}, \"x\": [", EK_EFORMAT, "links must be an array"},
     {"\"stages\": [", "\"stages\": [], \"x\": [", EK_EFORMAT, "stages must hold"},
     {"{\"device\": \"cpu:0\", \"modules\"", "{\"device\": \"cuda:3\", \"modules\"", EK_EFORMAT,
      "stages[0].device 'cuda:3' is not among devices"},

@@ -292,6 +292,23 @@ START_TEST(every_mechanism_hands_over_what_was_sent)
 }
 END_TEST
 
+START_TEST(a_mechanism_is_picked_by_environment_then_plan_then_what_works)
+{
+    struct ek_device *other = open_cpu(1);
+
+    ck_assert_str_eq(ek_link_pick(device, other, NULL), "copy");
+    ck_assert_str_eq(ek_link_pick(device, other, "host-staged"), "host-staged");
+    ck_assert_str_eq(ek_link_pick(device, other, "nccl"), "copy"); /* not between CPUs */
+    ck_assert_str_eq(ek_link_pick(device, device, "copy"), "same-device");
+    setenv("EVENKEEL_LINK", "host-staged", 1);
+    ck_assert_str_eq(ek_link_pick(device, other, "copy"), "host-staged");
+    setenv("EVENKEEL_LINK", "carrier-pigeon", 1);
+    ck_assert_str_eq(ek_link_pick(device, other, NULL), "copy");
+    unsetenv("EVENKEEL_LINK");
+    ek_device_close(other);
+}
+END_TEST
+
 START_TEST(links_allocate_what_they_say)
 {
     struct ek_device *other = open_cpu(1);
@@ -328,6 +345,7 @@ int main(void)
     tcase_add_test(tc, stages_chain_through_buffers_of_the_caller);
     tcase_add_test(tc, batches_over_the_bounds_are_refused);
     tcase_add_test(tc, every_mechanism_hands_over_what_was_sent);
+    tcase_add_test(tc, a_mechanism_is_picked_by_environment_then_plan_then_what_works);
     tcase_add_test(tc, links_allocate_what_they_say);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_ENV);
