@@ -360,31 +360,40 @@ static const struct ek_cost_stage *measured_stage(const struct ek_costs *c, uint
     return NULL;
 }
 
+struct sums { /* of the modules of a stage; seen: on pictures, which go through one stage at a time
+               */
+    double prefill, decode, seen;
+    bool outside;
+};
+
 static bool add_module(const struct ek_problem *p, uint32_t cls, uint32_t tp, uint32_t module,
-                       double *prefill, double *decode, bool *outside)
+                       struct sums *out)
 {
     const struct ek_modcost *c = ek_modcost_of(p, cls, tp, module);
 
     if (!c->known)
         return false;
-    *prefill += c->prefill;
-    *decode += c->decode;
-    *outside = *outside || c->outside;
+    if (ek_cost_module_sees(&p->costs->modules[module]))
+        out->seen += c->prefill;
+    else
+        out->prefill += c->prefill;
+    out->decode += c->decode;
+    out->outside = out->outside || c->outside;
     return true;
 }
 
 /* Stages at work at the same time slow each other where they share a memory bus. */
 static void slow_down(const struct ek_problem *p, uint32_t cls, int32_t first, int32_t last,
-                      double *prefill, double *decode)
+                      struct sums *s)
 {
     const struct ek_cost_class *k = &p->costs->classes[cls];
 
     if (first == 0 && last == (int32_t)p->n_items - 1) /* alone */
         return;
     if (p->chunks > 1)
-        *prefill *= k->slow_prefill;
+        s->prefill *= k->slow_prefill;
     if (p->micro_batches > 1)
-        *decode *= k->slow_decode;
+        s->decode *= k->slow_decode;
 }
 
 bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
@@ -394,24 +403,28 @@ bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, 
     uint32_t cls = p->groups[k->group].cls;
     const struct ek_cost_stage *stage = NULL;
     const struct ek_modcost *overhead = ek_stage_cost(p, cls, k->tp);
+    struct sums t = {0};
 
-    *prefill = overhead->prefill;
-    *decode = first <= last && last >= (int32_t)p->n_seeing ? overhead->decode : 0;
+    t.prefill = overhead->prefill;
+    t.decode = first <= last && last >= (int32_t)p->n_seeing ? overhead->decode : 0;
     if (first <= last && p->costs->n_stages)
         stage = measured_stage(p->costs, cls, k->tp, (uint32_t)first, (uint32_t)last);
     if (stage) {
-        *prefill = stage->prefill_s / p->micro_batches;
-        *decode = stage->decode_s;
+        t.prefill = stage->prefill_s / p->micro_batches;
+        t.decode = stage->decode_s;
     }
     if (ek_sides_apart(first, last, sides))
-        *prefill += overhead->prefill;
+        t.prefill += overhead->prefill;
     for (int32_t i = first; !stage && i <= last; i++)
-        if (!add_module(p, cls, k->tp, p->first_item + (uint32_t)i, prefill, decode, outside))
+        if (!add_module(p, cls, k->tp, p->first_item + (uint32_t)i, &t))
             return false;
     for (uint32_t s = 0; s < p->n_sides; s++)
         for (uint32_t j = 0; (sides >> s & 1) && j < p->sides[s].n; j++)
-            if (!add_module(p, cls, k->tp, p->sides[s].modules[j], prefill, decode, outside))
+            if (!add_module(p, cls, k->tp, p->sides[s].modules[j], &t))
                 return false;
-    slow_down(p, cls, first, last, prefill, decode);
+    slow_down(p, cls, first, last, &t);
+    *prefill = t.prefill + t.seen;
+    *decode = t.decode;
+    *outside = *outside || t.outside;
     return true;
 }

@@ -104,7 +104,7 @@ qwen() { # MODEL
     budgets=${BUDGETS:-15GB 15GB 15GB 15GB}
     load="--batch ${QWEN_BATCH:-64} --prompt 512 --generate 16 --images 1 --image-tokens ${QWEN_TOKENS:-1296}"
     say 0 profile "$1" --db "$db" --devices "$names" --max-batch "${QWEN_BATCH:-64}" --max-prompt 2048 \
-        --max-context 4096 || return
+        --max-context "${QWEN_CONTEXT:-32768}" || return
     # shellcheck disable=SC2086
     say 0 plan "$1" --db "$db" --devices "$names" --max-memory "$budgets" $load --objective context --force \
         -o "$OUT/qwen.json" || return

@@ -133,6 +133,7 @@ static bool price(const struct brute *b, const struct stage *s, double *prefill,
     uint64_t side_act = 0, own_comm = of_no_module(b, s);
     bool apart = s->sides && s->first > 0 && s->first <= s->last; /* a stage before its own */
     bool alone = s->first == 0 && s->last == (int)b->n_items - 1;
+    double seen = 0; /* nobody else works meanwhile */
 
     *prefill = own && b->prompt ? own->prefill.rows[0].time.median_s / b->m : 0;
     *decode =
@@ -148,7 +149,9 @@ static bool price(const struct brute *b, const struct stage *s, double *prefill,
             continue;
         if (t == NULL || !allowed(b, s, i))
             return false;
-        if (sees ? w->images : b->prompt)
+        if (sees && w->images)
+            seen += t->prefill.rows[0].time.median_s / b->m;
+        if (!sees && b->prompt)
             *prefill += t->prefill.rows[0].time.median_s / b->m;
         if (!sees && w->generate)
             *decode += t->decode.rows[0].time.median_s;
@@ -170,6 +173,7 @@ static bool price(const struct brute *b, const struct stage *s, double *prefill,
             }
     }
     *prefill *= !alone && b->chunks > 1 ? k->slow_prefill : 1;
+    *prefill += seen;
     *decode *= !alone && b->m > 1 ? k->slow_decode : 1;
     if (apart) { /* what a stage takes whatever its modules, once more */
         struct stage beside = *s;
