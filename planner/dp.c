@@ -13,6 +13,7 @@
 #define MAX_LABELS   ((size_t)12 << 20)
 #define NO_LABEL     UINT32_MAX
 #define BOUND_ROUNDS 60
+#define FEW_ROUNDS   12
 #define BEAM         48
 
 struct label {
@@ -434,15 +435,17 @@ static void tighten(struct ek_bound *b, const struct ek_limits *l, double upper,
 {
     double longest = l->prefill, next;
 
-    ek_bound_improve(b, upper, BOUND_ROUNDS, e);
+    ek_bound_improve(b, upper, l->fill > 0 ? FEW_ROUNDS : BOUND_ROUNDS, e);
     while (l->fill > 0 && b->bound <= widen(upper)) {
         next = (widen(with_fill) - b->bound) / l->fill;
         if (!(next < longest * 0.98) || ek_effort_over(e))
-            return;
+            break;
         longest = next;
         ek_bound_tighten(b, longest);
-        ek_bound_improve(b, upper, BOUND_ROUNDS, e);
+        ek_bound_improve(b, upper, FEW_ROUNDS, e);
     }
+    if (l->fill > 0 && b->bound <= widen(upper))
+        ek_bound_improve(b, upper, BOUND_ROUNDS, e);
 }
 
 static enum ek_status solve(struct ek_bound *b, const struct ek_limits *l, struct ek_effort *e,
