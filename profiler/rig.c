@@ -13,15 +13,17 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 enum {
     WARM_UP = 2, /* a graph is captured at the second run */
     ATTEMPTS = 3,
     TRACED_STEPS = 10,
-    HEAVY_TOKENS = 128, /* from so many on a GPU is warmed up for HEAVY_SECONDS */
+    HEAVY_TOKENS = 128, /* from so many on a GPU rests before a point, which is short */
 };
-#define HEAVY_SECONDS 0.25
+#define REST_SECONDS  0.2
+#define HEAVY_SECONDS 0.15 /* of sampling */
 #define GPU_SET       (4.0 * (double)EK_GIB)
 
 struct rig {
@@ -36,8 +38,10 @@ struct rig {
     void *in;         /* hidden states or normalised rows that every run starts from */
     void *ids;        /* of the best logits */
     int32_t *routing; /* of the tokens of a mixture of experts, [max_tokens][top_k]; else NULL */
-    void *experts;    /* the same on the device */
-    void *flush;      /* read before a run of a module alone, so that its weights are cold */
+    int32_t *turned;  /* the same with all experts moved on by `turn` */
+    uint32_t turn;
+    void *experts; /* turned, on the device */
+    void *flush;   /* read before a run of a module alone, so that its weights are cold */
     size_t flush_bytes;
     struct ek_event *mark[2];
     int waits;       /* this thread's schedstat, -1: none */
@@ -249,10 +253,11 @@ static enum ek_status make_routing(struct rig *r)
     if (ek_module_tensor(r->group.module, EK_ROLE_ROUTER, -1) == NULL)
         return EK_OK;
     EK_TRY(routing_even(c->n_experts, c->top_k, r->cap.max_tokens, &r->routing));
+    if ((r->turned = ek_calloc(1, bytes)) == NULL)
+        return EK_ENOMEM;
     EK_TRY(r->opt.dev->ops->alloc(r->opt.dev, EK_TAG_ACTIVATIONS, bytes, &r->experts));
-    EK_TRY(r->opt.dev->ops->upload(r->opt.dev, r->experts, r->routing, bytes));
     r->cap.experts = r->experts;
-    return r->opt.dev->ops->sync(r->opt.dev);
+    return EK_OK;
 }
 
 static enum ek_status make_buffers(struct rig *r)
@@ -319,6 +324,7 @@ void rig_free(struct rig *r)
             ops->release(r->opt.dev, buffers[i]);
     rig_batch_free(r->batch);
     free(r->routing);
+    free(r->turned);
     if (r->waits >= 0)
         close(r->waits);
     free(r);
@@ -326,6 +332,25 @@ void rig_free(struct rig *r)
 
 /* ---- Running ----------------------------------------------------------------------------------
  */
+
+/* Other experts from step to step, as tokens go to: the weights of the last ones are no warmer.
+ * Sequences that a decode batch is padded with go where the first one goes. */
+static enum ek_status turn_experts(struct rig *r)
+{
+    const struct ek_config *c = &r->opt.m->config;
+    uint32_t used = rig_batch_host(r->batch)->n_tokens, k = c->top_k;
+    uint32_t rows = used > r->opt.max_batch ? used : r->opt.max_batch;
+
+    if (!r->routing)
+        return EK_OK;
+    r->turn = (r->turn + k + 1) % c->n_experts;
+    for (uint32_t i = 0; i < rows * k; i++) {
+        uint32_t from = i < used * k ? i : i % k;
+        r->turned[i] = (int32_t)(((uint32_t)r->routing[from] + r->turn) % c->n_experts);
+    }
+    return r->opt.dev->ops->upload(r->opt.dev, r->experts, r->turned,
+                                   (size_t)rows * k * sizeof(*r->turned));
+}
 
 /* A step as the engine's workers run it: the batch to the device, the modules, the best ids back.
  */
@@ -340,6 +365,7 @@ static enum ek_status step(struct rig *r, struct ek_stage *s)
 
     if (ek_module_is_visual(r->group.module))
         return ek_stage_look(s, r->tokens);
+    EK_TRY(turn_experts(r));
     EK_TRY(ek_stage_upload(s, h, &batch, &rows, &n_rows));
     EK_TRY(ek_stage_run(s, &batch, r->in, head ? (void *)ek_stage_logits(s) : ek_stage_hidden(s),
                         rows, n_rows));
@@ -407,29 +433,32 @@ static uint64_t clock_of_host(void *ctx)
     return ek_now_ns();
 }
 
-/* A GPU lowers its clocks when products have drawn their power for a while: a point of many tokens
- * is measured in that state, which is the one that long prompts run in. */
-static double warm_up_seconds(const struct rig *r)
+/* A GPU lowers its clocks when products have drawn their power for some tenths of a second. Prompts
+ * mostly come between steps that draw less: a point of many tokens is measured after a rest, and
+ * soon over. */
+static bool is_heavy(const struct rig *r)
 {
-    bool heavy = rig_batch_host(r->batch)->n_tokens >= HEAVY_TOKENS;
-
-    return r->opt.dev->info.compute_major > 0 && heavy ? HEAVY_SECONDS : 0;
+    return r->opt.dev->info.compute_major > 0 && rig_batch_host(r->batch)->n_tokens >= HEAVY_TOKENS;
 }
 
 /* Ten samples and a little more of what the last run to warm up took. */
 static enum ek_status warm_up(struct rig *r, struct timing_rule *rule)
 {
-    double skip[TIMING_VALUES], seconds = 0, spent = 0, least = warm_up_seconds(r);
+    double skip[TIMING_VALUES], seconds = 0;
+    struct timespec rest = {.tv_nsec = (long)(REST_SECONDS * 1e9)};
 
-    for (int i = 0; i < WARM_UP || spent < least; i++) {
+    if (is_heavy(r))
+        nanosleep(&rest, NULL);
+    for (int i = 0; i < WARM_UP; i++) {
         uint64_t begin = ek_now_ns();
         EK_TRY(sample(r, skip));
         seconds = (double)(ek_now_ns() - begin) * 1e-9;
-        spent += seconds;
     }
     *rule = (struct timing_rule)TIMING_RULE_INIT;
     rule->timeout_s = r->opt.thorough ? fmin(2 + 50 * seconds, 60) : fmin(0.3 + 12 * seconds, 4);
     rule->noise = r->opt.thorough ? 0.0025 : 0.005;
+    if (is_heavy(r))
+        rule->timeout_s = fmin(rule->timeout_s, HEAVY_SECONDS);
     return EK_OK;
 }
 
