@@ -80,7 +80,7 @@ static struct ek_costs *scaled_to(double bandwidth, double peak, const char *act
 {
     struct ek_card card = {.name = "other",
                            .memory = 80 * EK_GIB,
-                           .bandwidth = bandwidth * BANDWIDTH / 0.92,
+                           .bandwidth = bandwidth * BANDWIDTH / 0.84,
                            .peak_f32 = peak * PEAK / 0.8,
                            .peak_f16 = peak * PEAK / 0.8,
                            .peak_bf16 = peak * PEAK / 0.8,
