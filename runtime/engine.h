@@ -24,6 +24,7 @@ enum { MARK_BEGIN, MARK_RECEIVED, MARK_RAN, MARK_SENT, N_MARKS };
 struct engine_pass {
     struct ek_event *mark[N_MARKS];
     atomic_uint recorded; /* marks that are queued */
+    unsigned received;    /* the mark behind which the hidden states are there */
     uint64_t order;       /* when its worker took it, among all of the engine; 0: not yet */
 };
 

@@ -128,6 +128,7 @@ enum ek_status ek_cuda_copy_from(struct ek_device *dev, void *dst, struct ek_dev
 enum ek_status ek_cuda_fetch(struct ek_device *dev, void *dst, const void *src, size_t n);
 enum ek_status ek_cuda_zero(struct ek_device *dev, void *dst, size_t n);
 enum ek_status ek_cuda_event_new(struct ek_device *dev, struct ek_event **out);
+enum ek_status ek_cuda_event_order(struct ek_device *dev, struct ek_event **out);
 void ek_cuda_event_free(struct ek_event *e);
 enum ek_status ek_cuda_event_record(struct ek_device *dev, struct ek_event *e);
 enum ek_status ek_cuda_event_wait(struct ek_device *dev, struct ek_event *e);

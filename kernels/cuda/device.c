@@ -266,6 +266,7 @@ const struct ek_ops ek_ops_cuda = {
     .channel_abort = ek_cuda_channel_abort,
     .channel_close = ek_cuda_channel_close,
     .event_new = ek_cuda_event_new,
+    .event_order = ek_cuda_event_order,
     .event_free = ek_cuda_event_free,
     .event_record = ek_cuda_event_record,
     .event_wait = ek_cuda_event_wait,

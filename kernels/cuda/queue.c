@@ -116,7 +116,7 @@ enum ek_status ek_cuda_zero(struct ek_device *dev, void *dst, size_t n)
 
 /* ---- order -------------------------------------------------------------------------------------
  */
-enum ek_status ek_cuda_event_new(struct ek_device *dev, struct ek_event **out)
+static enum ek_status event_new(struct ek_device *dev, unsigned flags, struct ek_event **out)
 {
     struct ek_event *e = ek_calloc(1, sizeof(*e));
     cudaError_t err;
@@ -125,12 +125,22 @@ enum ek_status ek_cuda_event_new(struct ek_device *dev, struct ek_event **out)
         return EK_ENOMEM;
     e->dev = ek_cuda(dev);
     ek_cuda_use(e->dev);
-    if ((err = cudaEventCreate(&e->event)) != cudaSuccess) {
+    if ((err = cudaEventCreateWithFlags(&e->event, flags)) != cudaSuccess) {
         free(e);
         return ek_cuda_failed(ek_cuda(dev), err, "cudaEventCreate");
     }
     *out = e;
     return EK_OK;
+}
+
+enum ek_status ek_cuda_event_new(struct ek_device *dev, struct ek_event **out)
+{
+    return event_new(dev, cudaEventDefault, out);
+}
+
+enum ek_status ek_cuda_event_order(struct ek_device *dev, struct ek_event **out)
+{
+    return event_new(dev, cudaEventDisableTiming, out);
 }
 
 cudaEvent_t ek_cuda_event_of(const struct ek_event *e)
