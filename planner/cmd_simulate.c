@@ -103,19 +103,35 @@ static void print_people(const struct ek_plan_file *f, const struct arguments *a
     putchar('\n');
 }
 
-static void print_json(const struct ek_plan_file *f, const struct ek_simulated *s)
+static json_t *spread_json(const double v[3])
 {
-    printf("{\"seconds\": %.9g, \"tokens_per_s\": %.9g, \"queued_s\": %.9g", s->seconds,
-           s->tokens_per_s, s->queued);
-    printf(", \"first_token_s\": [%.9g, %.9g, %.9g]", s->first_token[0], s->first_token[1],
-           s->first_token[2]);
-    printf(", \"per_token_s\": [%.9g, %.9g, %.9g]", s->per_token[0], s->per_token[1],
-           s->per_token[2]);
-    printf(", \"end_to_end_s\": [%.9g, %.9g, %.9g], \"stage_busy\": [", s->end_to_end[0],
-           s->end_to_end[1], s->end_to_end[2]);
-    for (size_t i = 0; i < f->n_stages; i++)
-        printf("%s%.6g", i ? ", " : "", s->stage_busy[i]);
-    puts("]}");
+    return json_pack("{s:f s:f s:f}", "mean", v[0], "median", v[1], "p99", v[2]);
+}
+
+static json_t *shares(const double *v, size_t n)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(list, json_real(v[i]));
+    return list;
+}
+
+static enum ek_status print_json(const struct ek_plan_file *f, const struct ek_simulated *s)
+{
+    json_t *o = json_pack("{s:f s:f s:f s:o s:o s:o s:o s:o}", "seconds", s->seconds,
+                          "tokens_per_s", s->tokens_per_s, "queued_s", s->queued, "first_token_s",
+                          spread_json(s->first_token), "per_token_s", spread_json(s->per_token),
+                          "end_to_end_s", spread_json(s->end_to_end), "stage_busy",
+                          shares(s->stage_busy, f->n_stages), "link_busy",
+                          shares(s->link_busy, f->n_stages ? f->n_stages - 1 : 0));
+    enum ek_status st;
+
+    if (o == NULL)
+        return ek_error(EK_ENOMEM, "out of host memory");
+    st = ek_json_write("-", o, true);
+    json_decref(o);
+    return st;
 }
 
 static enum ek_status run(int argc, char **argv, int *code)
@@ -139,7 +155,7 @@ static enum ek_status run(int argc, char **argv, int *code)
     merge_load(&a, f);
     st = ek_simulate(f, &a.load, &s);
     if (st == EK_OK && a.json)
-        print_json(f, &s);
+        st = print_json(f, &s);
     else if (st == EK_OK)
         print_people(f, &a, &s);
     ek_plan_file_free(f);

@@ -31,6 +31,10 @@ if [ -x "$bin/evenkeel-plan" ]; then
     json 0 evenkeel plan "$model" --db "$db" --prompt 8 --generate 4 -o "$plan"
     json 0 evenkeel bench "$model" --plan "$plan" --db "$db"
     json 0 evenkeel report "$plan" -o "$scratch/a\"b.html"
+    json 0 evenkeel simulate "$plan" --requests 4
+    json 0 evenkeel hardware
+    json 0 evenkeel cluster "$top/tests/planner/machines/cluster.json" --load 1000
+    json 0 evenkeel plan "$model" --db "$db" --prompt 8 --generate 4 --from equal
     json 0 evenkeel plan --costs "$machine"
     json 1 evenkeel plan --costs "$machine" --max-memory 64KiB
 fi
