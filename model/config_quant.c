@@ -62,6 +62,7 @@ static enum ek_status read_gptq(const json_t *q, struct ek_json_at at, struct ek
     EK_TRY(read_group(q, at, c));
     EK_TRY(must_be(q, at, "pack_dtype", "int32"));
     EK_TRY(ek_json_opt_bool(q, at, "is_marlin_format", &marlin));
+    EK_TRY(ek_json_opt_bool(q, at, "desc_act", &c->quant_act));
     if (marlin)
         return unsupported(at, "is_marlin_format", "true");
     if (json_object_size(json_object_get(q, "dynamic")))

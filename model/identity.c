@@ -23,7 +23,7 @@ static void add(struct ek_hash *h, const char *fmt, ...)
 
 static void add_shape(struct ek_hash *h, const struct ek_tensor *t)
 {
-    add(h, "%s", ek_dtype_name(t->dtype));
+    add(h, "%s%s", ek_dtype_name(t->dtype), t->order ? " ordered" : "");
     for (uint32_t i = 0; i < t->n_dims; i++)
         add(h, " %llu", (unsigned long long)t->shape[i]);
     add(h, "\n");

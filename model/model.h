@@ -68,6 +68,7 @@ struct ek_config {
     uint32_t quant_bits, quant_group; /* inputs that share a scale; 0: the whole row */
     uint32_t quant_block;             /* FP8: outputs that share one, quant_group inputs wide */
     bool quant_v2;                    /* GPTQ: zeros as they are, not less one */
+    bool quant_act;                   /* GPTQ: groups in the order of activations */
     /* text */
     int32_t bos, eos[EK_MAX_EOS]; /* -1: none */
     uint32_t n_eos;

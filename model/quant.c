@@ -267,20 +267,32 @@ enum ek_status ek_quant_bind(struct ek_model *m, struct ek_tensor *t, bool *boun
     return EK_OK;
 }
 
+static enum ek_status assign(struct ek_model *m, struct ek_tensor *t)
+{
+    struct ek_quant q = {.method = EK_QUANT_NONE};
+    enum ek_dtype dtype;
+    int32_t *order;
+
+    set_method(&m->config, t, &q);
+    dtype = type_of(t, &q);
+    if (dtype < EK_G4_32)
+        return EK_OK;
+    if (m->config.quant_act && q.groups > 1 && may_order(t->role)) {
+        if ((order = ek_arena_alloc(&m->files->arena, t->shape[1], sizeof(*order))) == NULL)
+            return EK_ENOMEM;
+        for (uint64_t i = 0; i < t->shape[1]; i++)
+            order[i] = (int32_t)i; /* any costs the same */
+        t->order = order;
+    }
+    return set_type(m, t, dtype);
+}
+
 enum ek_status ek_quant_assign(struct ek_model *m)
 {
     for (size_t i = 0; m->config.quant != EK_QUANT_NONE && i < m->n_modules; i++)
-        for (size_t j = 0; j < m->modules[i].n_tensors; j++) {
-            struct ek_tensor *t = &m->modules[i].tensors[j];
-            struct ek_quant q = {.method = EK_QUANT_NONE};
-            enum ek_dtype dtype;
-            if (!is_linear(t->role))
-                continue;
-            set_method(&m->config, t, &q);
-            dtype = type_of(t, &q);
-            if (dtype >= EK_G4_32)
-                EK_TRY(set_type(m, t, dtype));
-        }
+        for (size_t j = 0; j < m->modules[i].n_tensors; j++)
+            if (is_linear(m->modules[i].tensors[j].role))
+                EK_TRY(assign(m, &m->modules[i].tensors[j]));
     return EK_OK;
 }
 
