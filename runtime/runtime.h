@@ -105,7 +105,8 @@ struct ek_stage_options {
  *               + 4*(4*T + 2*S + 1 + S*B) (the batch; 6*T with M-RoPE),
  * terms of layers only in stages with layers: affine in T, L and S*B, whatever the layers' number.
  * Visual modules use the same memory at other times, so the larger counts. With R = max_patches, H
- * the tower's width, F its feed-forward width (rounded up to 8), M = merge^2, P values of a patch, C features of R:
+ * the tower's width, F its feed-forward width (rounded up to 8), M = merge^2, P values of a patch,
+ * C features of R:
  *   max(R*H, C*hidden)*a + R*H*a + a few integers a row
  *   + a * max(R*P*(1 + 4/a) with the patch embedding, R*max(4*H, 3*F or F) with blocks,
  *             C*max(hidden, M*H) with the merger, C*M*H + C*hidden with the projector).

@@ -1,15 +1,16 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# The placements of vision-language models that people are known to struggle with, on however many GPUs
-# there are: devices that are missing are declared on those that are there.
-#   DeepSeek-VL2 (base) under the deployment guides' splits of its layers, everything else on the first
-#   device, beside our plan for the same devices and budgets; Qwen2.5-VL-3B on four devices of 15 GB
-#   with the longest context that fits, and one step beyond it, which is refused before anything loads;
-#   tokens of every placement against those of one device.
+# The placements of vision-language models that people are known to struggle with, on however many
+# GPUs there are: devices that are missing are declared on those that are there.
+#   vl2     DeepSeek-VL2 (base) under the deployment guides' splits of its layers, all else on the
+#           first device, beside our plan for the same devices and budgets
+#   tokens  of such placements against those of one device
+#   qwen    Qwen2.5-VL-3B on four devices of 15 GB with the longest context that fits, and one step
+#           beyond it, which is refused before anything loads
 # Usage: vl-cases.sh VL2 QWEN       folders with a config.json (weights from a seed)
-# Environment: OUT, LIMIT (seconds a command may take), SPLITS (default "10,10,10 3,4,4,4,4,4,4,3"),
-# BUDGET of a device of VL2 (24GB), BUDGETS of Qwen's, SHORT (a folder with a config.json of VL2 with fewer
-# layers, for the tokens: its splits are SHORT_SPLITS), CASES (default "vl2 tokens qwen"), BACKEND.
+# Environment: OUT, CASES (default "vl2 tokens qwen"), LIMIT (seconds a command may take), BACKEND;
+# SPLITS (default "10,10,10 3,4,4,4,4,4,4,3") and BUDGET (24GB, of a device) of VL2; SHORT (a folder
+# with a config.json of VL2 with fewer layers) and SHORT_SPLITS for the tokens; BUDGETS of Qwen's.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 OUT=${OUT:-.}
@@ -51,20 +52,21 @@ vl2() { # MODEL
     db=$OUT/vl2.db
     # shellcheck disable=SC2086
     n=$(most ${SPLITS:=10,10,10 3,4,4,4,4,4,4,3})
-    load="--batch ${BATCH:-4} --prompt 64 --images 1 --image-tokens ${IMAGE_TOKENS:-1023} --generate 16 --context ${CONTEXT:-2048}"
-    say 0 profile "$1" --db "$db" --devices "$(devices "$n")" --max-batch 4 --max-prompt "${PROMPT:-1024}" \
-        --max-context "${CONTEXT:-2048}" || return
+    load="--batch ${BATCH:-4} --prompt 64 --generate 16 --context ${CONTEXT:-2048}"
+    load="$load --images 1 --image-tokens ${IMAGE_TOKENS:-1023} --max-memory ${BUDGET:=24GB} --force"
+    say 0 profile "$1" --db "$db" --devices "$(devices "$n")" --max-batch 4 \
+        --max-prompt "${PROMPT:-1024}" --max-context "${CONTEXT:-2048}" || return
     for split in $SPLITS; do
-        on="--devices"
         names=$(devices "$(count "$split")")
-        echo "== VL2, layers [$split], budgets of ${BUDGET:=24GB}"
+        plan=$OUT/vl2.$split
+        echo "== VL2, layers [$split], budgets of $BUDGET"
         # shellcheck disable=SC2086
-        say 0 plan "$1" --db "$db" $on "$names" $load --max-memory "$BUDGET" --from "[$split]" --force \
-            -o "$OUT/vl2.$split.json" && say 0 bench "$1" --plan "$OUT/vl2.$split.json" --repeats 2
+        say 0 plan "$1" --db "$db" --devices "$names" $load --from "[$split]" -o "$plan.json" &&
+            say 0 bench "$1" --plan "$plan.json" --repeats 2
         echo "== VL2, our plan for the same devices"
         # shellcheck disable=SC2086
-        say 0 plan "$1" --db "$db" $on "$names" $load --max-memory "$BUDGET" --force \
-            -o "$OUT/vl2.$split.ours.json" && say 0 bench "$1" --plan "$OUT/vl2.$split.ours.json" --repeats 2
+        say 0 plan "$1" --db "$db" --devices "$names" $load -o "$plan.ours.json" &&
+            say 0 bench "$1" --plan "$plan.ours.json" --repeats 2
     done
 }
 
@@ -78,18 +80,19 @@ tokens() { # MODEL
     db=$OUT/short.db
     # shellcheck disable=SC2086
     n=$(most ${SHORT_SPLITS:-$SPLITS})
-    load="--batch 1 --prompt 64 --generate 16 --context 256"
-    say 0 profile "$1" --db "$db" --devices "$(devices "$n")" --max-batch 1 --max-prompt 64 --max-context 256 \
-        --target-error 0.9 || return
+    load="--batch 1 --prompt 64 --generate 16 --context 256 --force --quiet"
+    say 0 profile "$1" --db "$db" --devices "$(devices "$n")" --max-batch 1 --max-prompt 64 \
+        --max-context 256 --target-error 0.9 || return
     # shellcheck disable=SC2086
-    say 0 plan "$1" --db "$db" --devices "$(devices 1)" $load --force --quiet -o "$OUT/one.json" || return
+    say 0 plan "$1" --db "$db" --devices "$(devices 1)" $load -o "$OUT/one.json" || return
     want=$(answer "$1" "$OUT/one.json")
     echo "tokens on one device: $want"
     for split in ${SHORT_SPLITS:-$SPLITS}; do
+        names=$(devices "$(count "$split")")
         for from in "--from [$split]" "--use-all"; do
             # shellcheck disable=SC2086
-            say 0 plan "$1" --db "$db" --devices "$(devices "$(count "$split")")" $load $from --force --quiet \
-                -o "$OUT/many.json" >"$OUT/many.txt" || { cat "$OUT/many.txt"; continue; }
+            say 0 plan "$1" --db "$db" --devices "$names" $load $from -o "$OUT/many.json" \
+                >"$OUT/many.txt" || { cat "$OUT/many.txt"; continue; }
             got=$(answer "$1" "$OUT/many.json")
             echo "tokens on $(count "$split") devices ($from): $got"
             [ "$got" = "$want" ] && [ -n "$got" ] || { echo "FAILED: other tokens"; failed=1; }
@@ -101,22 +104,26 @@ tokens() { # MODEL
 qwen() { # MODEL
     db=$OUT/qwen.db
     names=$(devices 4)
-    budgets=${BUDGETS:-15GB 15GB 15GB 15GB}
-    load="--batch ${QWEN_BATCH:-64} --prompt 512 --generate 16 --images 1 --image-tokens ${QWEN_TOKENS:-1296}"
-    say 0 profile "$1" --db "$db" --devices "$names" --max-batch "${QWEN_BATCH:-64}" --max-prompt 2048 \
+    batch=${QWEN_BATCH:-64}
+    plan=$OUT/qwen
+    load="--batch $batch --prompt 512 --generate 16 --images 1 --image-tokens ${QWEN_TOKENS:-1296}"
+    : "${BUDGETS:=15GB 15GB 15GB 15GB}"
+    say 0 profile "$1" --db "$db" --devices "$names" --max-batch "$batch" --max-prompt 2048 \
         --max-context "${QWEN_CONTEXT:-32768}" || return
     # shellcheck disable=SC2086
-    say 0 plan "$1" --db "$db" --devices "$names" --max-memory "$budgets" $load --objective context --force \
-        -o "$OUT/qwen.json" || return
-    context=$(tr -d ' \n' <"$OUT/qwen.json" | sed 's/.*"workload":{[^}]*"context":\([0-9]*\).*/\1/')
+    say 0 plan "$1" --db "$db" --devices "$names" --max-memory "$BUDGETS" $load --force \
+        --objective context -o "$plan.json" || return
+    context=$(tr -d ' \n' <"$plan.json" |
+        sed 's/.*"workload":{[^}]*"context":\([0-9]*\).*/\1/')
     echo "the longest context that fits: $context"
-    say 0 bench "$1" --plan "$OUT/qwen.json" --repeats 1
+    say 0 bench "$1" --plan "$plan.json" --repeats 1
     # shellcheck disable=SC2086
-    say 1 plan "$1" --db "$db" --devices "$names" --max-memory "$budgets" $load --context $((context + 32)) \
-        --force -o "$OUT/qwen.more.json"
+    say 1 plan "$1" --db "$db" --devices "$names" --max-memory "$BUDGETS" $load --force \
+        --context $((context + 32)) -o "$plan.more.json"
     # the same plan with more context: the runtime refuses it before a weight is read
-    sed "s/\"context\": *$context\([,}]\)/\"context\": $((2 * context))\1/" "$OUT/qwen.json" >"$OUT/qwen.more.json"
-    say 3 bench "$1" --plan "$OUT/qwen.more.json" --repeats 1
+    sed "s/\"context\": *$context\([,}]\)/\"context\": $((2 * context))\1/" "$plan.json" \
+        >"$plan.more.json"
+    say 3 bench "$1" --plan "$plan.more.json" --repeats 1
 }
 
 : "${SPLITS:=10,10,10 3,4,4,4,4,4,4,3}"
