@@ -86,7 +86,8 @@ char *ek_asprintf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* ---- Units ------------------------------------------------------------------------------------
  * GB = 10^9, GiB = 2^30. */
-/* A size such as "15GB", "15 GiB", "512MiB", "0.9" (a fraction of total, 0 < f <= 1) or "1e9".
+/* A size such as "15GB", "15 GiB", "512MiB", "0.9" or "90%" (a fraction of total, 0 < f <= 1)
+ * or "1e9".
  * total = 0: fractions are refused. Refused with the position of the first bad character. */
 enum ek_status ek_parse_size(const char *text, uint64_t total, uint64_t *out);
 /* A list "15GB 15GB", "15GiB,15GiB", "cuda:0=20GiB cpu=0.5" split into items (name may be ""). */

@@ -48,7 +48,7 @@ const char *ek_dtype_name(enum ek_dtype t)
 bool ek_dtype_from_name(const char *name, enum ek_dtype *out)
 {
     for (int t = 0; t < EK_N_DTYPES; t++)
-        if (strcasecmp(name, dtypes[t].name) == 0 || strcmp(name, dtypes[t].alias) == 0) {
+        if (strcasecmp(name, dtypes[t].name) == 0 || strcasecmp(name, dtypes[t].alias) == 0) {
             *out = (enum ek_dtype)t;
             return true;
         }

@@ -59,7 +59,11 @@ static enum ek_status parse_amount(const char *whole, const char **p, uint64_t *
     if (!isfinite(value) || isalnum((unsigned char)q[n]))
         return ek_error(EK_EUSAGE, "size \"%s\": bad number or unit at position %zu", whole,
                         (size_t)(q - whole) + 1);
-    if (n == 0) {
+    if (n == 0 && *q == '%') {
+        *p = q + 1;
+        *fraction = value <= 100 ? value / 100 : 0;
+        *bytes = 0;
+    } else if (n == 0) {
         *p = end;
         *fraction = value > 0 && value <= 1 ? value : 0;
         *bytes = *fraction > 0 ? 0 : (uint64_t)value;
@@ -75,7 +79,8 @@ static enum ek_status parse_amount(const char *whole, const char **p, uint64_t *
         *bytes = value * factor < 1e18 ? (uint64_t)(value * factor) : 0;
     }
     if (*fraction == 0 && (*bytes == 0 || value * (factor ? factor : 1) >= 1e18))
-        return ek_error(EK_EUSAGE, "size \"%s\": must be over 0 and under 1e18 bytes", whole);
+        return ek_error(EK_EUSAGE, "size \"%s\": must be over 0 and under 1e18 bytes or 100 %%",
+                        whole);
     return EK_OK;
 }
 

@@ -15,6 +15,13 @@ static const struct {
     {"15 GiB", 0, 15 * EK_GIB},
     {"512MiB", 0, 512 * EK_MIB},
     {"0.5", 1000, 500},
+    {"50%", 1000, 500},
+    {"12.5 %", 1000, 125},
+    {"100%", 1000, 1000},
+    {"101%", 1000, 0},
+    {"0%", 1000, 0},
+    {"50%", 0, 0},
+    {"50%B", 1000, 0},
     {"1e9", 0, 1000000000u},
     {"2k", 0, 2000},
     {"0.9", 0, 0},
@@ -63,7 +70,7 @@ START_TEST(size_lists_take_every_form_that_users_type)
         ck_assert_uint_eq(items[1].bytes, 15000000000u);
         free(items);
     }
-    ck_assert_int_eq(ek_parse_size_list("cuda:0=20GiB cpu=0.5", &items, &n), EK_OK);
+    ck_assert_int_eq(ek_parse_size_list("cuda:0=20GiB cpu=50%", &items, &n), EK_OK);
     ck_assert_str_eq(items[0].name, "cuda:0");
     ck_assert_uint_eq(items[0].bytes, 20 * EK_GIB);
     ck_assert_str_eq(items[1].name, "cpu");
