@@ -432,6 +432,11 @@ static enum ek_status advise_rules(const struct ek_costs *c, const struct ek_req
     q.use_all = false;
     if (r->use_all)
         EK_TRY(advise_if(c, &q, list, json_string("without --use-all it fits")));
+    q = *r;
+    q.sides_first = q.whole_layers = q.no_cpu = q.as_map = q.one_degree = false;
+    if (r->whole_layers || r->as_map)
+        EK_TRY(advise_if(c, &q, list, json_string("without --for it fits")));
+    q = *r;
     if (json_array_size(list) || (r->n_rules == 0 && !r->fixed_order && !r->max_stages))
         return EK_OK;
     q.n_rules = q.max_stages = 0;

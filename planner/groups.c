@@ -103,18 +103,24 @@ static enum ek_status apply_place(struct ek_problem *p, const struct ek_rule *ru
                             rule->other, rule->other);
 }
 
-static enum ek_status apply_together(struct ek_problem *p, const struct ek_rule *rule, uint32_t m,
-                                     bool *used)
+static enum ek_status add_pair(struct ek_problem *p, uint32_t a, uint32_t b)
 {
     size_t cap = p->n_together;
 
+    EK_TRY(ek_grow((void **)&p->together, &cap, p->n_together + 1, sizeof(*p->together),
+                   (size_t)1 << 20));
+    p->together[p->n_together++] = (struct ek_pair){a, b};
+    return EK_OK;
+}
+
+static enum ek_status apply_together(struct ek_problem *p, const struct ek_rule *rule, uint32_t m,
+                                     bool *used)
+{
     for (uint32_t o = 0; o < p->costs->n_modules; o++) {
         if (!matches(rule->other, p->costs->modules[o].name) || o == m)
             continue;
         *used = true;
-        EK_TRY(ek_grow((void **)&p->together, &cap, p->n_together + 1, sizeof(*p->together),
-                       (size_t)1 << 20));
-        p->together[p->n_together++] = (struct ek_pair){m, o};
+        EK_TRY(add_pair(p, m, o));
     }
     return EK_OK;
 }
@@ -136,6 +142,28 @@ static enum ek_status apply_rule(struct ek_problem *p, const struct ek_rule *rul
     return used ? EK_OK
                 : ek_error(EK_EUSAGE, "rule \"%s=%s\": no module has that name", rule->module,
                            rule->other);
+}
+
+/* Nothing on CPUs where they are refused; of a device_map they are one, and tied modules share a
+ * device. */
+static enum ek_status apply_engine(struct ek_problem *p, const struct ek_request *r)
+{
+    uint32_t n = p->costs->n_modules, cpus = 0;
+
+    for (uint32_t d = 0; d < p->n_devices; d++) {
+        struct ek_pdevice *v = &p->devices[d];
+        if (strcmp(class_of(p, v)->backend, "cpu") != 0)
+            continue;
+        if (r->no_cpu)
+            memset(v->banned, 1, n);
+        if (memchr(v->banned, 0, n) && ++cpus > 1 && r->as_map)
+            return ek_error(EK_NO, "a device_map knows one CPU: leave out %s (--ban '*=%s')",
+                            device_name(p, d), device_name(p, d));
+    }
+    for (uint32_t m = 0; r->as_map && m < n; m++)
+        if (p->costs->modules[m].tied_to >= 0)
+            EK_TRY(add_pair(p, m, (uint32_t)p->costs->modules[m].tied_to));
+    return EK_OK;
 }
 
 static bool pair_divided(const struct ek_problem *p, const struct ek_pair *t, int32_t first,
@@ -281,6 +309,7 @@ enum ek_status ek_problem_devices(struct ek_problem *p, const struct ek_request 
     set_margins(p, r);
     for (size_t i = 0; i < r->n_rules; i++)
         EK_TRY(apply_rule(p, &r->rules[i]));
+    EK_TRY(apply_engine(p, r));
     if (!r->split_sides)
         share_bans(p);
     make_groups(p, r);

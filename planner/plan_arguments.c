@@ -41,8 +41,9 @@ static const char help[] =
     "  --cache TYPE          type of the cache: F32, F16, BF16, fp8, int8 (that of the profile)\n"
     "  --act TYPE            type of the activations (that of the profile)\n"
     "Constraints\n"
-    "  --max-memory SIZE...  \"15GB 15GB\", 15GiB,15GiB, 0.9, cuda:0=20GiB: one for all or one for "
-    "each\n"
+    "  --max-memory SIZE...  \"15GB 15GB\", 15GiB,15GiB, 0.9, 90%, cuda:0=20GiB: one for all or "
+    "one\n"
+    "                        for each\n"
     "  --margin SIZE         kept free on every device: bytes or a fraction (0)\n"
     "  --pin MODULE=DEVICE   modules (name, prefix, prefix*) that must be on a device\n"
     "  --ban MODULE=DEVICE   modules that must not\n"
@@ -51,8 +52,10 @@ static const char help[] =
     "  --use-all             leave no device unused\n"
     "  --max-stages N        at most so many stages\n"
     "  --tp N                tensor-parallel degree of every stage (free)\n"
-    "  --for ENGINE          only what vllm, sglang, tensorrt-llm, llama.cpp, deepspeed can "
-    "express\n"
+    "  --for ENGINE          only what accelerate, vllm, sglang, tensorrt-llm, llama.cpp, "
+    "deepspeed "
+    "can\n"
+    "                        express\n"
     "  --near PLAN.json      of plans within --within of the best, the one that moves fewest "
     "bytes\n"
     "  --within F            slack for --near (0.02)\n"
@@ -271,18 +274,41 @@ static enum ek_status read_margin(struct ek_request *r, const char *text)
     return EK_OK;
 }
 
-static enum ek_status read_cache(struct ek_plan_arguments *a, const char *text)
+/* As users and other programs spell types: in any case, with '-', '_' or nothing between. */
+static enum ek_status read_type(const char *text, const char *what, const char **name)
 {
-    static const char *const as_typed[][2] = {{"fp8", "F8_E4M3"}, {"fp16", "F16"}, {"fp32", "F32"}};
+    static const char *const as_typed[][2] = {
+        {"fp8", "F8_E4M3"},     {"f8", "F8_E4M3"},        {"float8", "F8_E4M3"},
+        {"e4m3", "F8_E4M3"},    {"fp8e4m3", "F8_E4M3"},   {"f8e4m3", "F8_E4M3"},
+        {"e4m3fn", "F8_E4M3"},  {"fp8e4m3fn", "F8_E4M3"}, {"e5m2", "F8_E5M2"},
+        {"fp8e5m2", "F8_E5M2"}, {"f8e5m2", "F8_E5M2"},    {"fp16", "F16"},
+        {"half", "F16"},        {"fp32", "F32"},
+    };
+    const char *known = text;
+    char word[16];
+    size_t n = 0;
     enum ek_dtype t;
 
+    for (const char *c = text; *c && n + 1 < sizeof(word); c++)
+        if (strchr("-_ ", *c) == NULL)
+            word[n++] = *c;
+    word[n] = '\0';
     for (size_t i = 0; i < EK_ARRAY_LEN(as_typed); i++)
-        if (strcasecmp(text, as_typed[i][0]) == 0)
-            text = as_typed[i][1];
-    if (!ek_dtype_from_name(text, &t) || ek_dtype_block(t) != 1)
-        return ek_error(EK_EUSAGE, "cache type \"%s\" is unknown: F32, F16, BF16, F8_E4M3, I8, ...",
-                        text);
-    snprintf(a->given.cache, sizeof(a->given.cache), "%s", ek_dtype_name(t));
+        if (strcasecmp(word, as_typed[i][0]) == 0)
+            known = as_typed[i][1];
+    if (!ek_dtype_from_name(known, &t) || ek_dtype_block(t) != 1)
+        return ek_error(EK_EUSAGE, "%s type \"%s\" is unknown: F32, F16, BF16, fp8, int8, ...",
+                        what, text);
+    *name = ek_dtype_name(t);
+    return EK_OK;
+}
+
+static enum ek_status read_cache(struct ek_plan_arguments *a, const char *text)
+{
+    const char *name;
+
+    EK_TRY(read_type(text, "cache", &name));
+    snprintf(a->given.cache, sizeof(a->given.cache), "%s", name);
     return EK_OK;
 }
 
@@ -353,29 +379,31 @@ static enum ek_status request_option(struct ek_plan_arguments *a, int o, int arg
     }
 }
 
-/* What these engines can say: one pipeline of whole layers, side modules and embedding with its
- * first stage. Norm and head on the last hold by the chain's order. */
-static enum ek_status read_engine(struct ek_request *r, const char *text)
+/* What engines can say. Most: one pipeline of whole layers on GPUs, side modules and embedding with
+ * its first stage; norm and head on the last hold by the chain's order. accelerate: a device_map.
+ */
+static enum ek_status read_engine(struct ek_plan_arguments *a, const char *text)
 {
+    struct ek_request *r = &a->request;
     static const struct {
         const char *name;
+        bool pipeline;
         bool tp; /* tensor parallelism beside the pipeline, of one degree */
-    } engines[] = {{"vllm", true},
-                   {"sglang", true},
-                   {"tensorrt-llm", true},
-                   {"llama.cpp", false},
-                   {"deepspeed", false}};
+    } engines[] = {{"accelerate", false, false}, {"vllm", true, true},
+                   {"sglang", true, true},       {"tensorrt-llm", true, true},
+                   {"llama.cpp", true, false},   {"deepspeed", true, false}};
 
     for (size_t i = 0; i < EK_ARRAY_LEN(engines); i++)
         if (strcmp(engines[i].name, text) == 0) {
-            r->sides_first = r->whole_layers = true;
+            r->sides_first = r->whole_layers = r->no_cpu = engines[i].pipeline;
+            r->as_map = !engines[i].pipeline;
             r->one_degree = engines[i].tp;
-            r->tp = r->tp || engines[i].tp ? r->tp : 1;
+            a->no_tp = !engines[i].tp;
             return EK_OK;
         }
     return ek_error(EK_EUSAGE,
-                    "--for \"%s\": there are vllm, sglang, tensorrt-llm, llama.cpp, "
-                    "deepspeed",
+                    "--for \"%s\": there are accelerate, vllm, sglang, tensorrt-llm, "
+                    "llama.cpp, deepspeed",
                     text);
 }
 
@@ -404,7 +432,7 @@ static enum ek_status file_option(struct ek_plan_arguments *a, int o)
         a->from = optarg;
         return EK_OK;
     case O_FOR:
-        return read_engine(&a->request, optarg);
+        return read_engine(a, optarg);
     case O_NEAR:
         a->near = optarg;
         return EK_OK;
@@ -423,8 +451,7 @@ static enum ek_status file_option(struct ek_plan_arguments *a, int o)
         a->cards = optarg;
         return EK_OK;
     case O_ACT:
-        a->act = optarg;
-        return EK_OK;
+        return read_type(optarg, "activation", &a->act);
     case O_CUT_TOWER:
         a->cut_tower = true;
         return EK_OK;
@@ -482,6 +509,10 @@ enum ek_status ek_plan_arguments_read(struct ek_plan_arguments *a, int argc, cha
         return ek_error(EK_EUSAGE, "plan: MODEL needs --db PROFILE or --hardware CARDS");
     if (a->costs && (a->db || a->hardware))
         return ek_error(EK_EUSAGE, "plan: --costs has its own devices, without --db or --hardware");
+    if (a->no_tp && a->request.tp > 1)
+        return ek_error(EK_EUSAGE, "plan: that engine has no --tp %u", a->request.tp);
+    if (a->no_tp)
+        a->request.tp = 1;
     if (a->calibrated && (a->db == NULL || a->hardware))
         return ek_error(EK_EUSAGE, "plan: --calibrated needs --db PROFILE, whose runs it takes");
     return EK_OK;

@@ -15,6 +15,7 @@ struct ek_plan_arguments {
         *near;
     double within;
     bool force, json, done, explain, pareto, calibrated, cut_tower;
+    bool no_tp; /* --for an engine without tensor parallelism */
     uint32_t alternatives, quantize;
 };
 /* Reads argv; texts are borrowed from it. done: --help or --version was answered. */

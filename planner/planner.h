@@ -203,6 +203,8 @@ struct ek_request {
     bool whole_layers;      /* every stage holds a layer (engines that split between layers) */
     bool distinct_devices;  /* tell devices apart even where they are alike */
     bool sides_first;       /* side modules with the first stage (what vLLM and SGLang can do) */
+    bool no_cpu;            /* GPUs alone */
+    bool as_map;            /* what a device_map of Hugging Face's can say, but for degrees */
     double time_limit;      /* seconds of solving */
     bool no_certificate;    /* dynamic program alone */
     bool whole_program;     /* integer programs with every column, however large */

@@ -46,7 +46,8 @@ expect 2 "no overwriting" "$plan" plan --costs "$costs" -o "$dir/a.json"
 expect 0 "overwriting on demand" "$plan" plan --costs "$costs" -o "$dir/a.json" --force
 expect 0 "plan again" "$plan" plan --costs "$costs" -o "$dir/b.json"
 cmp "$dir/a.json" "$dir/b.json" || failed=1
-for form in "23GB" "23GB 23GB 23GB 23GB 23GB 23GB 23GB 23GB" "0.9" "cuda:0=20GiB,cuda:1=20GiB"; do
+for form in "23GB" "23GB 23GB 23GB 23GB 23GB 23GB 23GB 23GB" "0.9" "90%" \
+    "cuda:0=20GiB,cuda:1=90%"; do
     expect 0 "--max-memory $form" "$plan" plan --costs "$costs" --max-memory "$form"
 done
 expect 0 "sizes as arguments" "$plan" plan --costs "$costs" --max-memory 23GB 23GB 23GB 23GB 23GB \
@@ -60,6 +61,17 @@ tp=$machines/8x-h100-llama-70b-tp.json
 expect 0 "one degree for vllm" "$plan" plan --costs "$tp" --for vllm -o "$dir/tp.json"
 expect 0 "export of that degree" "$plan" export "$dir/tp.json" --to vllm
 says "out" "--tensor-parallel-size 4"
+expect 2 "an engine without that" "$plan" plan --costs "$tp" --tp 2 --for llama.cpp
+cpus=$machines/2x-cpu-smollm2-measured.json
+expect 1 "an engine of GPUs on CPUs" "$plan" plan --costs "$cpus" --for vllm
+says "err" "without --for it fits"
+sed 's/"backend": *"cuda"/"backend": "cpu"/' "$machines/rtx4090-and-t4-qwen-7b.json" >"$dir/cpus.json"
+expect 1 "a map of two CPUs" "$plan" plan --costs "$dir/cpus.json" --for accelerate
+says "err" "knows one CPU"
+expect 0 "a map of one CPU" "$plan" plan --costs "$dir/cpus.json" --for accelerate --ban '*=cuda:1' \
+    -o "$dir/m.json"
+expect 0 "export of that map" "$plan" export "$dir/m.json" --to accelerate
+says "out" '"lm_head": "cpu"'
 expect 2 "another type of cache" "$plan" plan --costs "$tp" --cache F16
 expect 1 "too few stages" "$plan" plan --costs "$costs" --max-stages 2
 says "err" "with --max-stages 3 it fits"
@@ -92,9 +104,12 @@ for node in '' '{"name": "a", "count": 1, "costs": "/etc/passwd"}' '{"name": "a"
     expect 4 "cluster of $node" "$plan" cluster "$dir/bad.json"
 done
 model=${srcdir:-.}/tests/fixtures/configs/smollm2-135m
-for cache in bf16 fp8 int8 F16; do
+for cache in bf16 fp8 FP8 f8_e4m3 fp8-e4m3fn float8_e5m2 E4M3 int8 INT8 F16 half; do
     expect 0 "cache $cache" "$plan" plan "$model" --hardware "2x t4" --cache $cache
 done
+expect 0 "a head apart from its embedding" "$plan" plan "$model" --hardware "2x t4" --use-all
+expect 1 "a map cannot part them" "$plan" plan "$model" --hardware "2x t4" --use-all --for accelerate
+says "err" "without --for it fits"
 expect 2 "cache nonsense" "$plan" plan "$model" --hardware "2x t4" --cache nonsense
 for card in '' '{"name": "x", "memory": 0, "bandwidth": 1e9, "peak_f32": 1e12}' \
     '{"name": "x", "memory": 1, "bandwidth": -1, "peak_f32": 1e12}' \
