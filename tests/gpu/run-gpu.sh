@@ -22,7 +22,7 @@ run() { # NAME COMMAND...
 }
 for w in $what; do
     case $w in
-    tests) for t in check_devices check_ops check_attention check_deepseek check_vision check_runtime; do run "$t" "$here/bin/$t"; done ;;
+    tests) for t in check_devices check_links check_ops check_attention check_deepseek check_vision check_runtime; do run "$t" "$here/bin/$t"; done ;;
     bench) run bench "$here/bin/bench_kernels" ${BENCH:-all} ;;
     sanitize)
         for t in check_devices check_attention check_deepseek check_vision; do
