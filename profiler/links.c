@@ -206,6 +206,12 @@ void link_fit(const double *bytes, const double *seconds, size_t n, struct ek_st
     }
     if (slope <= 0) /* no size tells from another: at least as fast as the largest went */
         slope = seconds[n - 1] / bytes[n - 1];
+    /* the largest message is mostly latency: its bytes are not told apart from that. What it
+     * reached */
+    if (bytes[n - 1] * slope < alpha) {
+        slope = seconds[n - 1] / bytes[n - 1];
+        alpha = fmax(seconds[0] - bytes[0] * slope, 0);
+    }
     out->alpha_s = alpha;
     out->beta_bytes_s = 1 / slope;
     out->residual = 0;

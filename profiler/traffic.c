@@ -12,7 +12,9 @@
 #include <stdlib.h>
 
 enum { SIZES = 4, ROUNDS = 5, MESSAGES = 8 };
-#define LEAST_BYTES ((size_t)64 << 10) /* then times 4: up to 4 MiB */
+#define LEAST_BYTES ((size_t)64 << 10) /* then times 4: up to 4 MiB; ... */
+#define LEAST_GPU   ((size_t)1 << 20) /* ... between GPUs up to 64 MiB, else a thread's part shows \
+                                       */
 
 struct flow {
     struct traffic *t;
@@ -34,9 +36,16 @@ struct traffic {
     atomic_size_t at_work; /* flows that are not done with this size */
 };
 
+static size_t message_bytes(const struct flow *f, size_t size)
+{
+    bool gpus = f->dev[0]->info.compute_major > 0 && f->dev[1]->info.compute_major > 0;
+
+    return (gpus ? LEAST_GPU : LEAST_BYTES) << 2 * size;
+}
+
 static size_t elements(const struct flow *f, size_t size)
 {
-    return (LEAST_BYTES << 2 * size) / ek_dtype_block_bytes(f->dev[0]->act);
+    return message_bytes(f, size) / ek_dtype_block_bytes(f->dev[0]->act);
 }
 
 static enum ek_status send_some(struct flow *f, size_t n, double *seconds)
@@ -154,7 +163,7 @@ static void fill_row(const struct flow *f, const char *suffix, struct ek_store_l
 
     *out = (struct ek_store_link){.n = SIZES * ROUNDS};
     for (size_t i = 0; i < SIZES; i++)
-        bytes[i] = (double)(LEAST_BYTES << 2 * i);
+        bytes[i] = (double)message_bytes(f, i);
     link_fit(bytes, f->seconds, SIZES, out);
     snprintf(out->from, sizeof(out->from), "%s", f->dev[0]->spec.name);
     snprintf(out->to, sizeof(out->to), "%s", f->dev[1]->spec.name);
