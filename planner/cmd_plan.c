@@ -122,6 +122,53 @@ static void print_list(const json_t *list, const char *title, FILE *out)
     }
 }
 
+static void print_binding(const json_t *list, FILE *out)
+{
+    char a[EK_UNIT_LEN], b[EK_UNIT_LEN];
+    json_t *o;
+    size_t i;
+
+    json_array_foreach((json_t *)list, i, o)
+    {
+        uint64_t more = (uint64_t)json_integer_value(json_object_get(o, "one_more_module_takes"));
+        uint64_t left = (uint64_t)json_integer_value(json_object_get(o, "headroom"));
+        fprintf(out, "%-13s %s: ", i ? "" : "memory",
+                json_string_value(json_object_get(o, "device")));
+        if (more == 0)
+            fprintf(out, "holds the whole chain, %s left\n", ek_format_bytes(b, left));
+        else
+            fprintf(out, "%s; one more module takes %s, %s left\n",
+                    json_is_true(json_object_get(o, "memory_binds")) ? "binds" : "does not bind",
+                    ek_format_bytes(a, more), ek_format_bytes(b, left));
+    }
+}
+
+static void print_front(const json_t *list, bool whole, FILE *out)
+{
+    struct ek_table *t = ek_table_new(">prefill|>decode step|>fullest|modules of each stage");
+    char a[EK_UNIT_LEN], b[EK_UNIT_LEN];
+    json_t *o, *m;
+    size_t i, k;
+
+    json_array_foreach((json_t *)list, i, o)
+    {
+        char stages[1024] = "";
+        json_array_foreach(json_object_get(o, "modules"), k, m)
+        {
+            size_t n = strlen(stages);
+            snprintf(stages + n, sizeof(stages) - n, "%s%s", k ? ", " : "", json_string_value(m));
+        }
+        ek_table_row(t, "%s|%s|%.1f %%|%s",
+                     ek_format_seconds(a, json_number_value(json_object_get(o, "prefill_s"))),
+                     ek_format_seconds(b, json_number_value(json_object_get(o, "decode_s"))),
+                     100 * json_number_value(json_object_get(o, "balance")), stages);
+    }
+    fprintf(out, "\nfront of the slowest stage's prefill, its decode step, the fullest memory%s\n",
+            whole ? "" : " (stopped: not all of it)");
+    ek_table_print(t, out);
+    ek_table_free(t);
+}
+
 static void show_for_people(const struct ek_plan_arguments *a, const struct ek_costs *c,
                             const struct ek_solution *s, const json_t *plan)
 {
@@ -133,6 +180,11 @@ static void show_for_people(const struct ek_plan_arguments *a, const struct ek_c
         fputc('\n', stdout);
     print_list(json_object_get(e, "next_best"), "next best", stdout);
     print_list(json_object_get(e, "sensitivity"), "would buy", stdout);
+    if (a->explain)
+        print_binding(json_object_get(e, "memory"), stdout);
+    if (a->pareto)
+        print_front(json_object_get(plan, "pareto"),
+                    json_is_true(json_object_get(plan, "pareto_whole")), stdout);
 }
 
 static enum ek_status deliver(const struct ek_plan_arguments *a, const struct ek_costs *c,

@@ -430,14 +430,14 @@ static double with_fill(const struct ek_problem *p, const struct ek_limits *l,
 
 /* Prices that bound well. The less room the bound leaves for the longest prefill, the more columns
  * go, which raises the bound. */
-static void tighten(struct ek_bound *b, const struct ek_limits *l, double upper, double with_fill,
+static void tighten(struct ek_bound *b, const struct ek_limits *l, double upper, double of_interest,
                     struct ek_effort *e)
 {
     double longest = l->prefill, next;
 
     ek_bound_improve(b, upper, l->fill > 0 ? FEW_ROUNDS : BOUND_ROUNDS, e);
     while (l->fill > 0 && b->bound <= widen(upper)) {
-        next = (widen(with_fill) - b->bound) / l->fill;
+        next = (widen(of_interest) - b->bound) / l->fill;
         if (!(next < longest * 0.98) || ek_effort_over(e))
             break;
         longest = next;

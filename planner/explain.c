@@ -142,13 +142,13 @@ static void print_recipe(struct ek_table *t, const struct ek_problem *p, const s
     else
         snprintf(fits, sizeof(fits), "%s", a.runnable ? "yes" : "no times or links for it");
     if (!a.runnable) {
-        ek_table_row(t, "%s|%s||||", r->name, fits);
+        ek_table_row(t, "%s|%s|||||%s", r->name, fits, r->note);
         return;
     }
-    ek_table_row(t, "%s|%s|%s|%s|%.0f %%|%.2f x%s%s", r->name, fits,
+    ek_table_row(t, "%s|%s|%s|%s|%.0f %%|%.2f x|%s", r->name, fits,
                  ek_format_seconds(v[1], a.score.throughput),
                  ek_format_seconds(v[2], a.score.latency), a.score.balance * 100,
-                 a.score.throughput / s->score.throughput, r->note[0] ? " " : "", r->note);
+                 a.score.throughput / s->score.throughput, r->note);
 }
 
 void ek_explanation_print(const struct ek_solution *s, FILE *out)
@@ -156,13 +156,13 @@ void ek_explanation_print(const struct ek_solution *s, FILE *out)
     const struct ek_problem *p = s->problem;
     struct ek_recipe *r = ek_calloc(EK_MAX_RECIPES, sizeof(*r));
     struct ek_table *t =
-        ek_table_new("same profile, other recipes|fits|>a batch|>latency|>fullest|>against ours");
+        ek_table_new("same profile, other recipes|fits|>a batch|>latency|>fullest|>against ours|");
     size_t n = r && p->n_devices > 1 ? ek_recipes(p, r) : 0;
     char v[2][EK_UNIT_LEN];
     uint32_t stage = 0;
     const char *what = bottleneck_of(p, s, &stage);
 
-    ek_table_row(t, "this plan|yes|%s|%s|%.0f %%|1.00 x",
+    ek_table_row(t, "this plan|yes|%s|%s|%.0f %%|1.00 x|",
                  ek_format_seconds(v[0], s->score.throughput),
                  ek_format_seconds(v[1], s->score.latency), s->score.balance * 100);
     for (size_t i = 0; i < n; i++)

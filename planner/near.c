@@ -255,7 +255,6 @@ enum ek_status ek_stay_near(const struct ek_costs *c, const struct ek_request *r
 
     EK_TRY(refuse_tensor_parallel(s));
     q.distinct_devices = true;
-    q.tp = 1;
     q.workload.context = s->context;
     q.workload.batch = s->batch;
     if (r->time_limit > 0) /* as long again */

@@ -43,8 +43,6 @@ static json_t *optimality_json(const struct ek_request *r, const struct ek_solut
 {
     json_t *values = json_array(), *tried = json_array(), *chunks = json_array(), *o;
     bool optimal = s->proven && !s->near;
-    double gap =
-        optimal || s->values[0] == 0 ? 0 : fabs(s->values[0] - s->bounds[0]) / fabs(s->values[0]);
 
     for (size_t i = 0; i < r->n_objectives; i++)
         json_array_append_new(values, json_pack("{s:s s:f}", "objective",
@@ -60,8 +58,9 @@ static json_t *optimality_json(const struct ek_request *r, const struct ek_solut
     }
     o = json_pack("{s:s s:f s:f s:f s:s s:s s:b s:o s:o s:o}", "status",
                   optimal ? "optimal" : "feasible", "value", s->values[0], "bound", s->bounds[0],
-                  "gap", gap, "solver", "", "cross_check", s->cross_check, "proven", optimal,
-                  "values", values, "micro_batches_tried", tried, "prefill_chunks_tried", chunks);
+                  "gap", ek_solution_gap(s), "solver", "", "cross_check", s->cross_check, "proven",
+                  optimal, "values", values, "micro_batches_tried", tried, "prefill_chunks_tried",
+                  chunks);
     if (o)
         json_object_set_new(o, "solver", json_sprintf("GLPK %s", ek_ilp_version()));
     if (o && s->near)

@@ -113,7 +113,8 @@ static void print_proof(const struct ek_solution *s, const struct ek_request *r,
                 : s->proven ? ", optimal"
                             : ", NOT proven optimal");
     if (!s->proven || s->near)
-        fprintf(out, "bound         %s\n", value_text(r->objectives[0], s->bounds[0], b));
+        fprintf(out, "bound         %s, gap %.3g %%\n",
+                value_text(r->objectives[0], s->bounds[0], b), 100 * ek_solution_gap(s));
     fprintf(out,
             "proof         dynamic program %.3f s (%llu solves, %llu states), GLPK %s %.3f s "
             "(%llu solves); cross-check: %s\n",

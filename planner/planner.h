@@ -409,6 +409,8 @@ struct ek_solution {
 /* EK_NO: infeasible, with the reason. EK_EUNPROVEN is never returned: see ->proven. */
 enum ek_status ek_solve(const struct ek_costs *c, const struct ek_request *r,
                         struct ek_solution **out);
+/* |value - bound| / |value| of the first objective; 0 when proven. */
+double ek_solution_gap(const struct ek_solution *s);
 void ek_solution_free(struct ek_solution *s);
 struct ek_score ek_score_of(const struct ek_problem *p, const uint32_t *columns, uint32_t n);
 

@@ -11,8 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What measured ceilings are of a datasheet's figures: ten H200s (results/h200x*) read 0.82 to 0.87 of
- * the bandwidth, and multiply at 0.80 to 0.82 of the peak. */
+/* What measured ceilings are of a datasheet's figures: ten H200s (results/h200x*) read 0.82 to 0.87
+ * of the bandwidth, and multiply at 0.80 to 0.82 of the peak. */
 #define BANDWIDTH_SEEN 0.84
 #define PEAK_SEEN      0.80
 

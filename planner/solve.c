@@ -31,6 +31,13 @@ void ek_solution_free(struct ek_solution *s)
     free(s);
 }
 
+double ek_solution_gap(const struct ek_solution *s)
+{
+    if ((s->proven && !s->near) || s->values[0] == 0)
+        return 0;
+    return fabs(s->values[0] - s->bounds[0]) / fabs(s->values[0]);
+}
+
 static bool searched(enum ek_objective o)
 {
     return o == EK_OBJ_CONTEXT || o == EK_OBJ_BATCH;

@@ -129,7 +129,7 @@ static struct ek_plan_file *measured_plan(size_t which)
     struct ek_plan_file *f = NULL;
 
     for (size_t i = 0; i < measured[which].n; i++) {
-        char name[16], next[16], module[24];
+        char name[32], next[32], module[40];
         snprintf(name, sizeof(name), "cuda:%zu", i);
         snprintf(next, sizeof(next), "cuda:%zu", i + 1);
         snprintf(module, sizeof(module), "model.layers.%zu", i);
