@@ -183,15 +183,6 @@ static enum ek_status add_devices(struct variant *v, size_t cls, uint32_t more)
     return EK_OK;
 }
 
-static uint32_t count_devices(const struct ek_costs *c)
-{
-    uint32_t n = 0;
-
-    for (size_t i = 0; i < c->n_classes; i++)
-        n += c->classes[i].count;
-    return n;
-}
-
 static void add_memory(struct variant *v, struct ek_request *r, uint64_t bytes)
 {
     for (size_t i = 0; i < v->costs.n_classes; i++)
@@ -254,7 +245,7 @@ static enum ek_status with_devices(const struct ek_costs *c, const struct ek_req
     struct ek_request q = *r;
     enum ek_status st;
 
-    if (count_devices(c) + more > EK_PLAN_MAX_DEVICES)
+    if (ek_costs_devices(c) + more > EK_PLAN_MAX_DEVICES)
         return EK_NO;
     EK_TRY(variant_new(c, &v));
     st = add_devices(&v, cls, more);
@@ -408,7 +399,7 @@ static enum ek_status advise_stages(const struct ek_costs *c, const struct ek_re
                                     json_t *list)
 {
     struct ek_request q = *r;
-    size_t had = json_array_size(list), devices = count_devices(c);
+    size_t had = json_array_size(list), devices = ek_costs_devices(c);
 
     if (r->max_stages == 0)
         return EK_OK;

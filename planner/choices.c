@@ -17,15 +17,13 @@ static size_t micro_batch_choices(const struct ek_costs *c, const struct ek_requ
                                   uint32_t out[32])
 {
     static const uint32_t usual[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
-    uint32_t devices = 0, batch = r->workload.batch, last = 0;
+    uint32_t devices = ek_costs_devices(c), batch = r->workload.batch, last = 0;
     size_t n = 0;
 
     if (r->workload.micro_batches) {
         out[0] = r->workload.micro_batches < batch ? r->workload.micro_batches : batch;
         return 1;
     }
-    for (size_t k = 0; k < c->n_classes; k++)
-        devices += c->classes[k].count;
     for (size_t i = 0; i < EK_ARRAY_LEN(usual); i++) {
         uint32_t m = usual[i], size = (batch + m - 1) / m;
         if (m > 1 && (!about(r, EK_OBJ_THROUGHPUT) || m > batch || m > 2 * devices || size == last))

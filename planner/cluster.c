@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 #include "planner/cluster.h"
+#include "planner/glpk_guard.h"
 
 #include <glpk.h>
 #include <libgen.h>
@@ -110,15 +111,6 @@ enum ek_status ek_cluster_read(const char *path, struct ek_cluster **out)
 
 /* ---- Replicas of a class ------------------------------------------------------------------------
  */
-static uint32_t count_devices(const struct ek_costs *c)
-{
-    uint32_t n = 0;
-
-    for (size_t i = 0; i < c->n_classes; i++)
-        n += c->classes[i].count;
-    return n;
-}
-
 /* A replica on some devices of a node of like devices, or on all of any node. EK_NO: does not fit.
  */
 static enum ek_status price_replica(struct ek_cluster *c, uint32_t cls, uint32_t devices,
@@ -150,7 +142,7 @@ static enum ek_status price_replica(struct ek_cluster *c, uint32_t cls, uint32_t
 static enum ek_status price_class(struct ek_cluster *c, uint32_t cls, const struct ek_request *r)
 {
     const struct ek_costs *costs = c->classes[cls].costs;
-    uint32_t all = count_devices(costs);
+    uint32_t all = ek_costs_devices(costs);
     enum ek_status st;
 
     for (uint32_t n = 1; costs->n_classes == 1 && n < all; n *= 2) {
@@ -163,8 +155,15 @@ static enum ek_status price_class(struct ek_cluster *c, uint32_t cls, const stru
 }
 
 /* ---- How many of which --------------------------------------------------------------------------
- * r replicas of each kind, n nodes of each class: sum of devices <= devices of n nodes (powers of
- * two and the whole pack without waste), n <= count, tokens >= load, least price. */
+ * r replicas of each kind, n nodes of each class: tokens >= load, least price, and every node's
+ * replicas fit it. Sizes are powers of two, and all of a node: placed largest first, they fit when
+ * for each size s those of at least s fit the multiples of s in n nodes. */
+struct choice {
+    struct ek_cluster *c;
+    double load; /* 0: the most that all nodes give */
+    glp_prob *lp;
+};
+
 static void set_column(glp_prob *lp, int j, double most, double cost)
 {
     glp_set_col_kind(lp, j, GLP_IV);
@@ -172,67 +171,92 @@ static void set_column(glp_prob *lp, int j, double most, double cost)
     glp_set_obj_coef(lp, j, cost);
 }
 
-static void fill_program(const struct ek_cluster *c, double load, glp_prob *lp)
+static void add_room(const struct choice *w, uint32_t cls, uint32_t size)
 {
-    int n = (int)c->n_classes, m = (int)c->n_replicas, row[3], k;
-    double v[3];
+    const struct ek_cluster *c = w->c;
+    uint32_t room = ek_costs_devices(c->classes[cls].costs) / size * size;
+    int n = 0, columns[EK_CLUSTER_OPTIONS + 2], row = glp_add_rows(w->lp, 1);
+    double values[EK_CLUSTER_OPTIONS + 2];
 
-    glp_set_obj_dir(lp, load > 0 ? GLP_MIN : GLP_MAX);
-    glp_add_rows(lp, n + 1);
-    glp_add_cols(lp, n + m);
-    for (int i = 0; i < n; i++) {
-        glp_set_row_bnds(lp, i + 1, GLP_UP, 0, 0);
-        set_column(lp, i + 1, c->classes[i].count, load > 0 ? c->classes[i].price : 0);
-        row[1] = i + 1;
-        v[1] = -(double)count_devices(c->classes[i].costs);
-        glp_set_mat_col(lp, i + 1, 1, row, v);
-    }
-    glp_set_row_bnds(lp, n + 1, load > 0 ? GLP_LO : GLP_FR, load, 0);
-    for (int j = 0; j < m; j++) {
-        const struct ek_replica *r = &c->replicas[j];
-        double most =
-            (double)c->classes[r->cls].count * count_devices(c->classes[r->cls].costs) / r->devices;
-        set_column(lp, n + 1 + j, fmax(1, floor(most)), load > 0 ? 0 : r->tokens_per_s);
-        k = 0;
-        row[++k] = (int)r->cls + 1;
-        v[k] = r->devices;
-        row[++k] = n + 1;
-        v[k] = r->tokens_per_s;
-        glp_set_mat_col(lp, n + 1 + j, k, row, v);
-    }
+    columns[++n] = (int)cls + 1;
+    values[n] = -(double)room;
+    for (size_t j = 0; j < c->n_replicas; j++)
+        if (c->replicas[j].cls == cls && c->replicas[j].devices >= size) {
+            columns[++n] = (int)(c->n_classes + j) + 1;
+            values[n] = fmin(c->replicas[j].devices, room);
+        }
+    glp_set_row_bnds(w->lp, row, GLP_UP, 0, 0);
+    glp_set_mat_row(w->lp, row, n, columns, values);
 }
 
-static enum ek_status solve(struct ek_cluster *c, double load)
+static void add_load(const struct choice *w)
 {
-    glp_prob *lp = glp_create_prob();
-    glp_iocp o;
-    int rc, n = (int)c->n_classes;
-    enum ek_status st = EK_OK;
+    const struct ek_cluster *c = w->c;
+    int n = 0, columns[EK_CLUSTER_CLASSES * EK_CLUSTER_OPTIONS + 1], row = glp_add_rows(w->lp, 1);
+    double values[EK_CLUSTER_CLASSES * EK_CLUSTER_OPTIONS + 1];
 
-    glp_term_out(GLP_OFF);
-    fill_program(c, load, lp);
+    for (size_t j = 0; j < c->n_replicas; j++) {
+        columns[++n] = (int)(c->n_classes + j) + 1;
+        values[n] = c->replicas[j].tokens_per_s;
+    }
+    glp_set_row_bnds(w->lp, row, GLP_LO, w->load, 0);
+    glp_set_mat_row(w->lp, row, n, columns, values);
+}
+
+static void fill_program(const struct choice *w)
+{
+    const struct ek_cluster *c = w->c;
+    int n = (int)c->n_classes;
+
+    glp_set_obj_dir(w->lp, w->load > 0 ? GLP_MIN : GLP_MAX);
+    glp_add_cols(w->lp, n + (int)c->n_replicas);
+    for (int i = 0; i < n; i++)
+        set_column(w->lp, i + 1, c->classes[i].count, w->load > 0 ? c->classes[i].price : 0);
+    for (size_t j = 0; j < c->n_replicas; j++) {
+        const struct ek_replica *r = &c->replicas[j];
+        const struct ek_node_class *k = &c->classes[r->cls];
+        double most = (double)k->count * (ek_costs_devices(k->costs) / r->devices);
+        set_column(w->lp, n + 1 + (int)j, most, w->load > 0 ? 0 : r->tokens_per_s);
+    }
+    for (int i = 0; i < n; i++) {
+        uint32_t all = ek_costs_devices(c->classes[i].costs);
+        for (uint32_t size = 1; size <= all; size *= 2)
+            if (size == 1 || all % size != 0) /* else the row of 1 says it */
+                add_room(w, (uint32_t)i, size);
+    }
+    if (w->load > 0)
+        add_load(w);
+}
+
+static enum ek_status solve(void *data)
+{
+    struct choice *w = data;
+    struct ek_cluster *c = w->c;
+    int rc, n = (int)c->n_classes;
+    glp_iocp o;
+
+    w->lp = glp_create_prob();
+    fill_program(w);
     glp_init_iocp(&o);
     o.presolve = GLP_ON;
     o.msg_lev = GLP_MSG_OFF;
     o.tm_lim = 20000;
     o.mip_gap = 1e-6;
-    rc = glp_intopt(lp, &o);
-    if (rc == GLP_ENOPFS || (rc == 0 && glp_mip_status(lp) == GLP_NOFEAS))
-        st = ek_error(EK_NO, "all nodes together give less than %.1f tokens/s", load);
-    else if (glp_mip_status(lp) != GLP_OPT && glp_mip_status(lp) != GLP_FEAS)
-        st = ek_error(EK_EUNPROVEN, "stopped before any choice of replicas was found");
-    c->proven = c->proven && glp_mip_status(lp) == GLP_OPT;
-    for (int i = 0; st == EK_OK && i < n; i++) {
-        c->nodes[i] = (uint32_t)lround(glp_mip_col_val(lp, i + 1));
+    rc = glp_intopt(w->lp, &o);
+    if (rc == GLP_ENOPFS || (rc == 0 && glp_mip_status(w->lp) == GLP_NOFEAS))
+        return ek_error(EK_NO, "all nodes together give less than %.1f tokens/s", w->load);
+    if (glp_mip_status(w->lp) != GLP_OPT && glp_mip_status(w->lp) != GLP_FEAS)
+        return ek_error(EK_EUNPROVEN, "stopped before any choice of replicas was found");
+    c->proven = c->proven && glp_mip_status(w->lp) == GLP_OPT;
+    for (int i = 0; i < n; i++) {
+        c->nodes[i] = (uint32_t)lround(glp_mip_col_val(w->lp, i + 1));
         c->price += c->nodes[i] * c->classes[i].price;
     }
-    for (int j = 0; st == EK_OK && j < (int)c->n_replicas; j++) {
-        c->replicas[j].chosen = (uint32_t)lround(glp_mip_col_val(lp, n + 1 + j));
+    for (int j = 0; j < (int)c->n_replicas; j++) {
+        c->replicas[j].chosen = (uint32_t)lround(glp_mip_col_val(w->lp, n + 1 + j));
         c->tokens_per_s += c->replicas[j].chosen * c->replicas[j].tokens_per_s;
     }
-    glp_delete_prob(lp);
-    glp_free_env();
-    return st;
+    return EK_OK;
 }
 
 enum ek_status ek_cluster_plan(struct ek_cluster *c, const struct ek_request *r, double load)
@@ -244,5 +268,5 @@ enum ek_status ek_cluster_plan(struct ek_cluster *c, const struct ek_request *r,
         EK_TRY(price_class(c, i, r));
     if (c->n_replicas == 0)
         return ek_error(EK_NO, "the model fits on no class of node");
-    return solve(c, load);
+    return ek_glpk_guarded(solve, &(struct choice){.c = c, .load = load});
 }

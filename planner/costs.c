@@ -68,6 +68,15 @@ const struct ek_cost_times *ek_costs_times(const struct ek_costs *c, uint32_t cl
     return NULL;
 }
 
+uint32_t ek_costs_devices(const struct ek_costs *c)
+{
+    uint32_t n = 0;
+
+    for (size_t i = 0; i < c->n_classes; i++)
+        n += c->classes[i].count;
+    return n;
+}
+
 const struct ek_cost_link *ek_costs_link(const struct ek_costs *c, uint32_t from, uint32_t to)
 {
     for (size_t i = 0; i < c->n_links; i++)

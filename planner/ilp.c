@@ -4,17 +4,14 @@
  * from the first item to the last: cover rows in difference form, two entries a column, which keeps
  * the matrix sparse. Where hops depend on the pair of kinds the flow also passes through hop
  * variables, so that no product is linearised.
- *
- * GLPK aborts the process on an internal error; its error hook is turned into a status by a long
- * jump, after which its whole environment is thrown away.
  */
 #include "planner/bound.h"
+#include "planner/glpk_guard.h"
 #include "planner/planner.h"
 #include "planner/reduce.h"
 
 #include <glpk.h>
 #include <math.h>
-#include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -484,21 +481,6 @@ static enum ek_status run(struct builder *b, struct ek_effort *e, struct ek_answ
     return EK_OK;
 }
 
-static _Thread_local jmp_buf on_error;
-
-static void glpk_failed(void *info)
-{
-    (void)info;
-    longjmp(on_error, 1);
-}
-
-static int silent(void *info, const char *s)
-{
-    (void)info;
-    (void)s;
-    return 1;
-}
-
 static double objective_scale(const struct ek_problem *p)
 {
     double most = 0;
@@ -508,17 +490,18 @@ static double objective_scale(const struct ek_problem *p)
     return most > 0 ? most / 1000 : 1;
 }
 
-/* Everything that may not be lost by the long jump lives in *b, which the caller owns. */
-static enum ek_status guarded(struct builder *b, struct ek_effort *e, struct ek_answer *out)
+struct work { /* nothing that a long jump could lose: the caller owns *b */
+    struct builder *b;
+    struct ek_effort *e;
+    struct ek_answer *out;
+};
+
+static enum ek_status build_and_solve(void *data)
 {
-    if (setjmp(on_error)) {
-        glp_error_hook(NULL, NULL);
-        return ek_error(EK_ENOMEM, "GLPK failed inside: out of memory or numerical trouble");
-    }
-    glp_term_hook(silent, NULL);
-    glp_error_hook(glpk_failed, NULL);
-    b->lp = glp_create_prob();
-    return run(b, e, out);
+    struct work *w = data;
+
+    w->b->lp = glp_create_prob();
+    return run(w->b, w->e, w->out);
 }
 
 #define WHOLE_PROGRAM ((size_t)6000) /* columns up to which nothing is left out */
@@ -573,7 +556,6 @@ static bool still_large(const struct builder *b)
 
 static void builder_free(struct builder *b)
 {
-    glp_free_env(); /* the problem, and whatever an error left behind */
     free(b->drop);
     free(b->rows);
     free(b->cols);
@@ -612,7 +594,7 @@ static enum ek_status solve_part(const struct ek_problem *p, const struct ek_lim
     if (st == EK_OK && may_split && l->fill > 0 && !isinf(b->limits.prefill) && still_large(b))
         *split = b->limits.prefill;
     else if (st == EK_OK)
-        st = guarded(b, e, out);
+        st = ek_glpk_guarded(build_and_solve, &(struct work){b, e, out});
     builder_free(b);
     return st;
 }

@@ -140,6 +140,7 @@ enum { EK_SIG_STAGE, EK_SIG_INCOMING, EK_SIG_OUTGOING, EK_N_STAGE_SIGS };
 enum ek_status ek_costs_stage_signatures(struct ek_costs *c);
 const struct ek_cost_times *ek_costs_times(const struct ek_costs *c, uint32_t cls, uint32_t sig,
                                            uint32_t tp);
+uint32_t ek_costs_devices(const struct ek_costs *c); /* of all classes */
 const struct ek_cost_link *ek_costs_link(const struct ek_costs *c, uint32_t from, uint32_t to);
 /* Cross-checks: names unique, times for every module on some class, links known. */
 enum ek_status ek_costs_check(const struct ek_costs *c);

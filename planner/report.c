@@ -39,6 +39,13 @@ static void spread_text(double mad, uint32_t n, char *out, size_t cap)
         snprintf(out, cap, "± %s", ek_format_seconds(b, mad));
 }
 
+static void count_text(uint32_t n, char *out, size_t cap)
+{
+    out[0] = '\0';
+    if (n > 0)
+        snprintf(out, cap, "%u", n);
+}
+
 /* Predicted and (where there is any in the plan) its spread and n; where something was measured,
  * that, its spread and n, and the error. */
 static void time_cells(struct ek_report *r, double predicted, double mad, uint32_t n,
@@ -51,14 +58,14 @@ static void time_cells(struct ek_report *r, double predicted, double mad, uint32
     if (r->sampled) {
         spread_text(mad, n, s, sizeof(s));
         ek_page_cell(t, s);
-        snprintf(s, sizeof(s), n ? "%u" : "", n);
+        count_text(n, s, sizeof(s));
         ek_page_cell(t, s);
     }
     if (r->n_runs > 0) {
         ek_page_cell(t, run ? ek_format_seconds(b, run->measured) : "");
         spread_text(run ? run->mad : 0, run ? run->n : 0, s, sizeof(s));
         ek_page_cell(t, s);
-        snprintf(s, sizeof(s), run ? "%u" : "", run ? run->n : 0);
+        count_text(run ? run->n : 0, s, sizeof(s));
         ek_page_cell(t, s);
         error_text(predicted, run, s, sizeof(s));
         ek_page_cell(t, s);

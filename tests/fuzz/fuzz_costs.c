@@ -10,11 +10,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
 static bool small(const struct ek_costs *c)
 {
-    size_t devices = 0;
-
-    for (size_t i = 0; i < c->n_classes; i++)
-        devices += c->classes[i].count;
-    return devices <= 6 && c->n_modules <= 12 && c->workload.batch <= 64;
+    return ek_costs_devices(c) <= 6 && c->n_modules <= 12 && c->workload.batch <= 64;
 }
 
 static void plan(const struct ek_costs *c)

@@ -354,6 +354,36 @@ START_TEST(an_interrupt_stops_the_solve)
 }
 END_TEST
 
+/* Each replica needs four devices, of which a node of six holds one. */
+START_TEST(replicas_do_not_straddle_nodes)
+{
+    json_t *root = parse(
+        "{'format':'evenkeel-costs','version':1,'workload':{'prompt':1,'generate':1},"
+        "'classes':[{'name':'card','count':6,'memory':100}],"
+        "'modules':[{'name':'model.embed_tokens','kind':'embed','weights':90,'signature':'m'},"
+        "{'name':'model.layers.0','weights':90,'signature':'m'},"
+        "{'name':'model.layers.1','weights':90,'signature':'m'},"
+        "{'name':'lm_head','kind':'head','weights':90,'signature':'m'}],"
+        "'times':[{'class':'card','signature':'m','prefill':0.1,'decode':0.1}],"
+        "'links':[{'from':'card','to':'card','alpha_s':0,'beta_bytes_s':1e9}]}");
+    struct ek_cluster *c = ek_calloc(1, sizeof(*c));
+    struct ek_request r = EK_REQUEST_INIT;
+
+    c->n_classes = 1;
+    c->classes[0] = (struct ek_node_class){.name = "node", .count = 4, .price = 1};
+    ck_assert_msg(ek_costs_from_json(root, "six", &c->classes[0].costs) == EK_OK, "%s",
+                  ek_last_error());
+    json_decref(root);
+    ck_assert_int_eq(ek_cluster_plan(c, &r, 0), EK_OK);
+    ck_assert_uint_eq(c->n_replicas, 2); /* on four devices, on all */
+    ck_assert_uint_eq(c->replicas[0].chosen + c->replicas[1].chosen, 4);
+    ck_assert_int_eq(ek_cluster_plan(c, &r, c->replicas[0].tokens_per_s * 3), EK_OK);
+    ck_assert_uint_eq(c->nodes[0], 3);
+    ck_assert_int_eq(ek_cluster_plan(c, &r, c->replicas[0].tokens_per_s * 4.5), EK_NO);
+    ek_cluster_free(c);
+}
+END_TEST
+
 START_TEST(an_error_inside_glpk_becomes_a_status)
 {
     json_t *root = large_instance(80, 16, 4, true, false, 5);
@@ -406,6 +436,7 @@ int main(void)
     tcase_add_loop_test(t, fleets_are_read_as_people_type_them, 0, EK_ARRAY_LEN(fleets));
     tcase_add_loop_test(t, descriptions_of_cards_are_checked, 0, EK_ARRAY_LEN(card_files));
     tcase_add_test(t, a_cluster_takes_the_cheapest_nodes_for_a_load);
+    tcase_add_test(t, replicas_do_not_straddle_nodes);
     tcase_add_loop_test(t, recorded_machines_are_planned_and_proven, 0, EK_ARRAY_LEN(machines));
     tcase_add_test(t, a_large_program_is_the_same_with_every_column);
     tcase_add_test(t, a_time_limit_gives_the_best_so_far_unproven);
