@@ -75,9 +75,6 @@ static cudaError_t any_rows(const struct ek_cu_queue *q, enum ek_dtype w, enum e
                             const void *src, size_t row_bytes, uint32_t rows, uint32_t cols,
                             const int32_t *ids, uint32_t limit, void *out)
 {
-#define BLOCK_CASE(T)                                                                              \
-    case T:                                                                                        \
-        return block_rows<T>(q, act, src, row_bytes, rows, cols, ids, limit, out)
     switch (w) {
     case EK_F32:
         return plain_rows<EK_F32, float>(q, act, src, row_bytes, rows, cols, ids, limit, out);
@@ -85,18 +82,10 @@ static cudaError_t any_rows(const struct ek_cu_queue *q, enum ek_dtype w, enum e
         return plain_rows<EK_BF16, bf16>(q, act, src, row_bytes, rows, cols, ids, limit, out);
     case EK_F16:
         return plain_rows<EK_F16, f16>(q, act, src, row_bytes, rows, cols, ids, limit, out);
-        BLOCK_CASE(EK_Q4_0);
-        BLOCK_CASE(EK_Q4_1);
-        BLOCK_CASE(EK_Q5_0);
-        BLOCK_CASE(EK_Q5_1);
-        BLOCK_CASE(EK_Q8_0);
-        BLOCK_CASE(EK_Q4_K);
-        BLOCK_CASE(EK_Q5_K);
-        BLOCK_CASE(EK_Q6_K);
     default:
-        return cudaErrorNotSupported;
+        EK_DISPATCH_BLOCKS(w, return block_rows<W>(q, act, src, row_bytes, rows, cols, ids, limit,
+                                                   out));
     }
-#undef BLOCK_CASE
 }
 
 extern "C" cudaError_t ek_cu_dequantize(const struct ek_cu_queue *q, enum ek_dtype w,

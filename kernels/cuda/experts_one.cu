@@ -209,50 +209,13 @@ static cudaError_t down_launch(const struct ek_cu_queue *q, enum ek_dtype act,
                                   (size_t)(e->n_shared + e->top_k) * e->inner * sizeof(T), *e));
 }
 
-#define FOR_WEIGHT(w, CALL)                                                                        \
-    switch (w) {                                                                                   \
-    case EK_F32:                                                                                   \
-        return CALL<EK_F32>(q, act, e);                                                            \
-    case EK_BF16:                                                                                  \
-        return CALL<EK_BF16>(q, act, e);                                                           \
-    case EK_F16:                                                                                   \
-        return CALL<EK_F16>(q, act, e);                                                            \
-    case EK_Q4_0:                                                                                  \
-        return CALL<EK_Q4_0>(q, act, e);                                                           \
-    case EK_Q4_1:                                                                                  \
-        return CALL<EK_Q4_1>(q, act, e);                                                           \
-    case EK_Q5_0:                                                                                  \
-        return CALL<EK_Q5_0>(q, act, e);                                                           \
-    case EK_Q5_1:                                                                                  \
-        return CALL<EK_Q5_1>(q, act, e);                                                           \
-    case EK_Q8_0:                                                                                  \
-        return CALL<EK_Q8_0>(q, act, e);                                                           \
-    case EK_Q4_K:                                                                                  \
-        return CALL<EK_Q4_K>(q, act, e);                                                           \
-    case EK_Q5_K:                                                                                  \
-        return CALL<EK_Q5_K>(q, act, e);                                                           \
-    case EK_Q6_K:                                                                                  \
-        return CALL<EK_Q6_K>(q, act, e);                                                           \
-    default:                                                                                       \
-        return cudaErrorNotSupported;                                                              \
-    }
-
-static cudaError_t up_any(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
-                          const struct ek_cu_experts *e)
-{
-    FOR_WEIGHT(w, up_launch)
-}
-static cudaError_t down_any(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
-                            const struct ek_cu_experts *e)
-{
-    FOR_WEIGHT(w, down_launch)
-}
-
 extern "C" cudaError_t ek_cu_experts_one(const struct ek_cu_queue *q, enum ek_dtype w_up,
                                          enum ek_dtype w_down, enum ek_dtype act,
                                          const struct ek_cu_experts *e)
 {
-    cudaError_t r = up_any(q, w_up, act, e);
+    cudaError_t r = [&] { EK_DISPATCH_WEIGHT(w_up, return up_launch<W>(q, act, e)); }();
 
-    return r == cudaSuccess ? down_any(q, w_down, act, e) : r;
+    if (r != cudaSuccess)
+        return r;
+    EK_DISPATCH_WEIGHT(w_down, return down_launch<W>(q, act, e));
 }

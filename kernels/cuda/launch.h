@@ -47,15 +47,9 @@ struct ek_cu_product {
     const int32_t *positions, *slots;
     uint32_t position_row; /* elements from one row of positions to the next */
 };
-/* One token. cols is a multiple of 8 (32 or 256 for block types), rows 16-byte aligned. */
+/* One token, plain weights. cols is a multiple of 8, rows 16-byte aligned. */
 cudaError_t ek_cu_product_one(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
                               enum ek_cu_mode mode, const struct ek_cu_product *p);
-cudaError_t ek_cu_one_plain(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
-                            enum ek_cu_mode mode, const struct ek_cu_product *p);
-cudaError_t ek_cu_one_q32(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
-                          enum ek_cu_mode mode, const struct ek_cu_product *p);
-cudaError_t ek_cu_one_qk(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
-                         enum ek_cu_mode mode, const struct ek_cu_product *p);
 /* 2 to 16 tokens of BF16 or F16 with weights of the same type, on tensor cores, any mode, where it
  * fits: Hopper's shared memory and clusters. cols is a multiple of 8, rows of weights and of x
  * 16-byte aligned. */
@@ -63,10 +57,18 @@ cudaError_t ek_cu_one_qk(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_d
 bool ek_cu_stream_fits(int gpu);
 cudaError_t ek_cu_product_stream(const struct ek_cu_queue *q, enum ek_dtype act,
                                  enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
-/* 2 to 16 tokens of BF16 or F16 on tensor cores; EK_CU_LINEAR with one matrix. cols is a multiple
+/* 1 to 16 tokens of BF16 or F16 on tensor cores, any type of weights, any mode. cols is a multiple
  * of 32. */
 cudaError_t ek_cu_product_few(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
-                              uint32_t n, const struct ek_cu_product *p);
+                              enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
+cudaError_t ek_cu_few_plain(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
+                            enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
+cudaError_t ek_cu_few_q32(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
+                          enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
+cudaError_t ek_cu_few_qk(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
+                         enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
+cudaError_t ek_cu_few_groups(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
+                             enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
 
 /* ---- weights ------------------------------------------------------------------------------------
  */

@@ -13,7 +13,7 @@
 
 static bool weight_type(enum ek_dtype t)
 {
-    return t == EK_F32 || t == EK_F16 || t == EK_BF16 || (t >= EK_Q4_0 && t <= EK_Q6_K);
+    return t == EK_F32 || t == EK_F16 || t == EK_BF16 || (t >= EK_Q4_0 && t < EK_N_DTYPES);
 }
 
 static size_t row_bytes(const struct ek_mat *m)
@@ -172,31 +172,45 @@ static enum ek_status many(struct ek_cuda *d, const void *x, size_t ldx, uint32_
     return EK_OK;
 }
 
-/* ---- a few tokens ------------------------------------------------------------------------------
+/* ---- up to a few tokens -------------------------------------------------------------------------
  */
-/* Weights of the activations' type stream to the tensor cores. */
-static bool streams(const struct ek_cuda *d, const struct ek_mat *mats, size_t n_mats,
-                    const void *x, size_t ldx, uint32_t n)
+enum way { /* of a product */
+           WAY_MANY,
+           WAY_ONE,    /* plain weights, one token */
+           WAY_STREAM, /* weights of the activations' type stream to the tensor cores */
+           WAY_FEW,    /* other types are decoded on their way there */
+};
+
+/* x: [n][ldx], which all of the matrices read. */
+static enum way way_of(const struct ek_cuda *d, const struct ek_mat *mats, size_t n_mats,
+                       const void *x, size_t ldx, uint32_t n)
 {
-    return n > 1 && n <= EK_CU_STREAM_TOKENS && d->streams && d->base.act != EK_F32 &&
-           mats[0].dtype == d->base.act && alike(d, mats, n_mats) && ldx % 8 == 0 &&
-           (uintptr_t)x % 16 == 0;
+    enum ek_dtype t = mats[0].dtype;
+    bool blocks = t >= EK_Q4_0;
+
+    if (n == 0 || !alike(d, mats, n_mats) || (uintptr_t)x % 16)
+        return WAY_MANY;
+    if (n == 1 && !blocks)
+        return WAY_ONE;
+    if (d->base.act == EK_F32 || (n > 1 && ldx % 8))
+        return WAY_MANY;
+    if (t == d->base.act && d->streams && n <= EK_CU_STREAM_TOKENS)
+        return WAY_STREAM;
+    return mats[0].cols % 32 == 0 && n <= (blocks ? EK_CU_FEW_BLOCKS : EK_CU_FEW) ? WAY_FEW
+                                                                                  : WAY_MANY;
 }
 
-/* Other types are decoded on their way from memory. */
-static bool few_can(const struct ek_cuda *d, const struct ek_mat *w, const void *x, size_t ldx,
-                    uint32_t n)
+static enum ek_status issue(struct ek_cuda *d, enum way way, enum ek_dtype t, enum ek_cu_mode mode,
+                            uint32_t n, const struct ek_cu_product *p, const char *op)
 {
-    uint32_t most = w->dtype >= EK_Q4_0 ? EK_CU_FEW_BLOCKS : EK_CU_FEW;
+    const struct ek_cu_queue *q = &d->queue;
+    enum ek_dtype act = d->base.act;
 
-    return n > 1 && n <= most && d->base.act != EK_F32 && w->cols % 32 == 0 && ldx % 8 == 0 &&
-           (uintptr_t)x % 16 == 0;
-}
-
-static enum ek_status stream(struct ek_cuda *d, enum ek_cu_mode mode, uint32_t n,
-                             struct ek_cu_product *p, const char *op)
-{
-    return ek_cuda_issued(d, ek_cu_product_stream(&d->queue, d->base.act, mode, n, p), op);
+    return ek_cuda_issued(d,
+                          way == WAY_ONE      ? ek_cu_product_one(q, t, act, mode, p)
+                          : way == WAY_STREAM ? ek_cu_product_stream(q, act, mode, n, p)
+                                              : ek_cu_product_few(q, t, act, mode, n, p),
+                          op);
 }
 
 /* ---- entries of the table ----------------------------------------------------------------------
@@ -207,19 +221,15 @@ enum ek_status ek_cuda_linear(struct ek_device *dev, const void *x, size_t ldx, 
 {
     struct ek_cuda *d = ek_cuda(dev);
     struct ek_cu_product p = {.x = x, .out = out, .flags = flags, .ldx = ldx, .ldo = ldo};
+    enum way way = way_of(d, w, 1, x, ldx, n);
 
     if (flags & EK_LINEAR_ADD && flags & (EK_LINEAR_GELU | EK_LINEAR_GELU_TANH))
         return ek_error(EK_EUNSUPPORTED, "linear: a GELU and a residual in one product");
     ek_cuda_use(d);
+    if (way == WAY_MANY)
+        return n ? many(d, x, ldx, n, w, bias, out, ldo, flags) : EK_OK;
     add_matrix(&p, w, bias);
-    if (n == 1 && readable(d, w) && (uintptr_t)x % 16 == 0)
-        return ek_cuda_issued(d, ek_cu_product_one(&d->queue, w->dtype, dev->act, EK_CU_LINEAR, &p),
-                              "linear");
-    if (streams(d, w, 1, x, ldx, n))
-        return stream(d, EK_CU_LINEAR, n, &p, "linear");
-    if (readable(d, w) && few_can(d, w, x, ldx, n))
-        return ek_cuda_issued(d, ek_cu_product_few(&d->queue, w->dtype, dev->act, n, &p), "linear");
-    return n ? many(d, x, ldx, n, w, bias, out, ldo, flags) : EK_OK;
+    return issue(d, way, w->dtype, EK_CU_LINEAR, n, &p, "linear");
 }
 
 static size_t normed_bytes(const struct ek_cuda *d, uint32_t n, uint32_t dim)
@@ -278,15 +288,26 @@ static enum ek_status side_by_side(struct ek_device *dev, const void *x, uint32_
     return EK_OK;
 }
 
-/* The product goes on with normalised rows. */
-static void take_normed(struct ek_cu_product *p, const void *xn, const struct ek_mat *mats,
-                        size_t n_mats, const float *const *biases)
+/* One launch for all matrices, and one for the norm where the kernel does not take it along; x,
+ * norm and what becomes of the sums are in p. False in *taken: nothing was issued. */
+static enum ek_status fused(struct ek_cuda *d, enum ek_cu_mode mode, uint32_t n,
+                            const struct ek_mat *mats, size_t n_mats, const float *const *biases,
+                            struct ek_cu_product *p, const char *op, bool *taken)
 {
+    enum way way = way_of(d, mats, n_mats, p->x, mats[0].cols, n);
+    void *xn;
+
+    *taken = way != WAY_MANY;
+    if (!*taken)
+        return EK_OK;
     for (size_t i = 0; i < n_mats; i++)
         add_matrix(p, &mats[i], biases ? biases[i] : NULL);
-    p->x = xn;
-    p->ldx = p->cols;
-    p->norm = NULL;
+    if (way != WAY_ONE) {
+        EK_TRY(normed(d, p->x, p->norm, p->eps, n, p->cols, 0, &xn));
+        p->x = xn;
+        p->ldx = p->cols;
+    }
+    return issue(d, way, mats[0].dtype, mode, n, p, op);
 }
 
 enum ek_status ek_cuda_norm_linear(struct ek_device *dev, const void *x, const float *norm_weight,
@@ -295,21 +316,14 @@ enum ek_status ek_cuda_norm_linear(struct ek_device *dev, const void *x, const f
 {
     struct ek_cuda *d = ek_cuda(dev);
     struct ek_cu_product p = {.x = x, .norm = norm_weight, .eps = eps, .out = out, .ldo = ldo};
+    bool taken;
     void *xn;
 
     ek_cuda_use(d);
-    if (n == 1 && alike(d, mats, n_mats) && (uintptr_t)x % 16 == 0) {
-        for (size_t i = 0; i < n_mats; i++)
-            add_matrix(&p, &mats[i], biases ? biases[i] : NULL);
-        return ek_cuda_issued(
-            d, ek_cu_product_one(&d->queue, mats[0].dtype, dev->act, EK_CU_LINEAR, &p),
-            "norm_linear");
-    }
+    EK_TRY(fused(d, EK_CU_LINEAR, n, mats, n_mats, biases, &p, "norm_linear", &taken));
+    if (taken)
+        return EK_OK;
     EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, 0, &xn));
-    if (streams(d, mats, n_mats, xn, mats[0].cols, n)) {
-        take_normed(&p, xn, mats, n_mats, biases);
-        return stream(d, EK_CU_LINEAR, n, &p, "norm_linear");
-    }
     return side_by_side(dev, xn, n, mats, n_mats, biases, out, ldo);
 }
 
@@ -322,20 +336,12 @@ enum ek_status ek_cuda_norm_gate_up(struct ek_device *dev, const void *x, const 
     size_t element = dev->act == EK_F32 ? 4 : 2;
     uint32_t dim = mats[0].rows;
     void *xn, *both;
+    bool taken;
 
     ek_cuda_use(d);
-    if (n == 1 && alike(d, mats, 2) && (uintptr_t)x % 16 == 0) {
-        add_matrix(&p, &mats[0], NULL);
-        add_matrix(&p, &mats[1], NULL);
-        return ek_cuda_issued(
-            d, ek_cu_product_one(&d->queue, mats[0].dtype, dev->act, EK_CU_GATE_UP, &p),
-            "norm_gate_up");
-    }
-    if (streams(d, mats, 2, x, mats[0].cols, n)) {
-        EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, 0, &xn));
-        take_normed(&p, xn, mats, 2, NULL);
-        return stream(d, EK_CU_GATE_UP, n, &p, "norm_gate_up");
-    }
+    EK_TRY(fused(d, EK_CU_GATE_UP, n, mats, 2, NULL, &p, "norm_gate_up", &taken));
+    if (taken)
+        return EK_OK;
     EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, (size_t)n * 2 * dim * element, &xn));
     both = (char *)xn + normed_bytes(d, n, mats[0].cols);
     EK_TRY(side_by_side(dev, xn, n, mats, 2, NULL, both, (size_t)2 * dim));
@@ -351,28 +357,19 @@ enum ek_status ek_cuda_norm_qkv_rope(struct ek_device *dev, const void *x, const
                                      size_t ldo)
 {
     struct ek_cuda *d = ek_cuda(dev);
+    uint32_t heads = mats[0].rows / kv->head_dim, n = batch->n_tokens;
     struct ek_cu_product p = {
         .x = x, .norm = norm_weight, .eps = eps, .out = out, .ldo = ldo, .rope = *rope, .kv = *kv};
-    uint32_t heads = mats[0].rows / kv->head_dim, n = batch->n_tokens;
-    bool pairs = kv->dtype == dev->act && kv->v_dim == kv->head_dim && kv->head_dim % 2 == 0;
-    void *xn;
+    bool taken = false;
 
     ek_cuda_use(d);
     p.positions = batch->positions;
     p.slots = batch->slots;
     p.position_row = batch->position_row ? batch->position_row : n;
-    if (pairs && streams(d, mats, 3, x, mats[0].cols, n)) {
-        EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, 0, &xn));
-        take_normed(&p, xn, mats, 3, biases);
-        return stream(d, EK_CU_QKV, n, &p, "norm_qkv_rope");
-    }
-    if (n == 1 && pairs && alike(d, mats, 3) && (uintptr_t)x % 16 == 0) {
-        for (size_t i = 0; i < 3; i++)
-            add_matrix(&p, &mats[i], biases ? biases[i] : NULL);
-        return ek_cuda_issued(d,
-                              ek_cu_product_one(&d->queue, mats[0].dtype, dev->act, EK_CU_QKV, &p),
-                              "norm_qkv_rope");
-    }
+    if (kv->dtype == dev->act && kv->v_dim == kv->head_dim && kv->head_dim % 2 == 0)
+        EK_TRY(fused(d, EK_CU_QKV, n, mats, 3, biases, &p, "norm_qkv_rope", &taken));
+    if (taken)
+        return EK_OK;
     EK_TRY(ek_cuda_norm_linear(dev, x, norm_weight, eps, n, mats, 3, biases, out, ldo));
     return ek_cuda_issued(
         d, ek_cu_rope_append(&d->queue, dev->act, out, ldo, rope, batch, heads, kv), "rope_append");

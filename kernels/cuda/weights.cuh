@@ -325,6 +325,137 @@ template <> struct Weight<EK_Q6_K> {
     }
 };
 
+// Groups of N columns: GPTQ, AWQ and FP8 weights, and those quantised at load. A head of 4 bytes,
+// then nibbles (low first) or bytes.
+template <int N, int BITS> struct WeightGroup {
+    struct Raw {
+        uint32_t head, a, b;
+    };
+    static __device__ __forceinline__ uint32_t lo(uint32_t c)
+    {
+        return 8 * c;
+    }
+    static __device__ __forceinline__ uint32_t hi(uint32_t c)
+    {
+        return 8 * c + 4;
+    }
+    static __device__ __forceinline__ Raw load(const uint8_t *row, uint32_t c)
+    {
+        const uint8_t *group = row + c / (N / 8) * (size_t)(4 + N * BITS / 8);
+        const uint8_t *at = group + 4 + c % (N / 8) * BITS;
+
+        return {word4(group), word4(at), BITS == 8 ? word4(at + 4) : 0};
+    }
+};
+// The scale of a group of integers: F16, or BF16 when the head's last byte is not 0.
+__device__ __forceinline__ float group_scale(uint32_t head)
+{
+    return head >> 24 ? __uint_as_float(head << 16) : half_value(head & 0xffff);
+}
+__device__ __forceinline__ int group_zero(uint32_t head)
+{
+    return (int)(head >> 16 & 255);
+}
+// A group's number, rounded to the scale's type as those who made it do.
+__device__ __forceinline__ float grouped(uint32_t head, float scale, uint32_t q)
+{
+    float v = scale * small_float(q, group_zero(head));
+
+    return head >> 24 ? round_to<bf16>(v) : round_to<f16>(v);
+}
+template <int N> struct WeightG4 : WeightGroup<N, 4> {
+    static __device__ __forceinline__ void decode(const typename WeightGroup<N, 4>::Raw &r,
+                                                  uint32_t, float v[8])
+    {
+        float scale = group_scale(r.head);
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            v[i] = grouped(r.head, scale, r.a >> 4 * i & 15);
+    }
+};
+template <int N> struct WeightG8 : WeightGroup<N, 8> {
+    static __device__ __forceinline__ void decode(const typename WeightGroup<N, 8>::Raw &r,
+                                                  uint32_t, float v[8])
+    {
+        float scale = group_scale(r.head);
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            v[i] = grouped(r.head, scale, (i < 4 ? r.a : r.b) >> 8 * (i % 4) & 255);
+    }
+};
+// An E4M3 number: 2^120 times the float that has its exponent and mantissa; NaN for the all-ones.
+__device__ __forceinline__ float e4m3(uint32_t b)
+{
+    float v = __uint_as_float((b & 127) << 20 | (b & 128) << 24) * 0x1p120f;
+
+    return (b & 127) == 127 ? NAN : v;
+}
+template <int N> struct WeightB8 : WeightGroup<N, 8> {
+    static __device__ __forceinline__ void decode(const typename WeightGroup<N, 8>::Raw &r,
+                                                  uint32_t, float v[8])
+    {
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            v[i] = __uint_as_float(r.head) * e4m3((i < 4 ? r.a : r.b) >> 8 * (i % 4) & 255);
+    }
+};
+template <> struct Weight<EK_G4_32> : WeightG4<32> {
+};
+template <> struct Weight<EK_G4_64> : WeightG4<64> {
+};
+template <> struct Weight<EK_G4_128> : WeightG4<128> {
+};
+template <> struct Weight<EK_G8_32> : WeightG8<32> {
+};
+template <> struct Weight<EK_G8_64> : WeightG8<64> {
+};
+template <> struct Weight<EK_G8_128> : WeightG8<128> {
+};
+template <> struct Weight<EK_B8_32> : WeightB8<32> {
+};
+template <> struct Weight<EK_B8_64> : WeightB8<64> {
+};
+template <> struct Weight<EK_B8_128> : WeightB8<128> {
+};
+
+// Runs the statement with W as the weight type, of all that products take; the other one for types
+// in blocks alone.
+#define EK_WEIGHT_CASE(X, ...)                                                                     \
+    case X: {                                                                                      \
+        constexpr int W = X;                                                                       \
+        __VA_ARGS__;                                                                               \
+    }
+#define EK_DISPATCH_BLOCKS(w, ...)                                                                 \
+    switch (w) {                                                                                   \
+        EK_WEIGHT_CASE(EK_Q4_0, __VA_ARGS__)                                                       \
+        EK_WEIGHT_CASE(EK_Q4_1, __VA_ARGS__)                                                       \
+        EK_WEIGHT_CASE(EK_Q5_0, __VA_ARGS__)                                                       \
+        EK_WEIGHT_CASE(EK_Q5_1, __VA_ARGS__)                                                       \
+        EK_WEIGHT_CASE(EK_Q8_0, __VA_ARGS__)                                                       \
+        EK_WEIGHT_CASE(EK_Q4_K, __VA_ARGS__)                                                       \
+        EK_WEIGHT_CASE(EK_Q5_K, __VA_ARGS__)                                                       \
+        EK_WEIGHT_CASE(EK_Q6_K, __VA_ARGS__)                                                       \
+        EK_WEIGHT_CASE(EK_G4_32, __VA_ARGS__)                                                      \
+        EK_WEIGHT_CASE(EK_G4_64, __VA_ARGS__)                                                      \
+        EK_WEIGHT_CASE(EK_G4_128, __VA_ARGS__)                                                     \
+        EK_WEIGHT_CASE(EK_G8_32, __VA_ARGS__)                                                      \
+        EK_WEIGHT_CASE(EK_G8_64, __VA_ARGS__)                                                      \
+        EK_WEIGHT_CASE(EK_G8_128, __VA_ARGS__)                                                     \
+        EK_WEIGHT_CASE(EK_B8_32, __VA_ARGS__)                                                      \
+        EK_WEIGHT_CASE(EK_B8_64, __VA_ARGS__)                                                      \
+        EK_WEIGHT_CASE(EK_B8_128, __VA_ARGS__)                                                     \
+    default:                                                                                       \
+        return cudaErrorNotSupported;                                                              \
+    }
+#define EK_DISPATCH_WEIGHT(w, ...)                                                                 \
+    switch (w) {                                                                                   \
+        EK_WEIGHT_CASE(EK_F32, __VA_ARGS__)                                                        \
+        EK_WEIGHT_CASE(EK_BF16, __VA_ARGS__)                                                       \
+        EK_WEIGHT_CASE(EK_F16, __VA_ARGS__)                                                        \
+    default:                                                                                       \
+        EK_DISPATCH_BLOCKS(w, __VA_ARGS__)                                                         \
+    }
+
 // ---- elements of a product
 __device__ __forceinline__ float activate(int flags, float v)
 {

@@ -4,7 +4,7 @@
  * read bandwidth of a streaming kernel and the rate of an 8192^3 product. Random data; weights
  * rotate past twice the L2; medians of several runs. Also whole decode steps and prefills of the
  * shapes of published models, composed from the operations and replayed as a graph.
- * Usage: bench_kernels [all|ceilings|products|attention|steps]
+ * Usage: bench_kernels [all|ceilings|products|blocks|attention|steps]
  */
 #include "tests/gpu/bench.h"
 
@@ -55,8 +55,7 @@ static void one_product(const char *name, enum ek_dtype t, uint32_t rows, uint32
 
 static void products(void)
 {
-    static const uint32_t tokens[] = {1, 2, 8, 16, 17, 32};
-    static const enum ek_dtype quants[] = {EK_Q4_0, EK_Q4_1, EK_Q8_0, EK_Q4_K, EK_Q6_K};
+    static const uint32_t tokens[] = {1, 2, 8, 16, 32};
 
     for (size_t i = 0; i < EK_ARRAY_LEN(tokens); i++) {
         uint32_t n = tokens[i];
@@ -69,10 +68,18 @@ static void products(void)
         one_product("7B gate+up", EK_BF16, 37888, 3584, n, 0);
         one_product("7B down", EK_BF16, 3584, 18944, n, EK_LINEAR_ADD);
     }
+    printf("\n");
+}
+
+static void blocks(void)
+{
+    static const enum ek_dtype quants[] = {EK_Q4_0, EK_Q4_1,   EK_Q5_0,   EK_Q8_0,  EK_Q4_K,
+                                           EK_Q6_K, EK_G4_128, EK_G8_128, EK_B8_128};
+
     for (size_t i = 0; i < EK_ARRAY_LEN(quants); i++)
         for (uint32_t n = 1; n <= 8; n += 7) {
             one_product("7B gate+up", quants[i], 37888, 3584, n, 0);
-            one_product("7B down", quants[i], 3584, 18944 - 18944 % 256, n, 0);
+            one_product("7B down", quants[i], 3584, 18944, n, 0);
         }
     printf("\n");
 }
@@ -152,7 +159,7 @@ static void run_model(void *arg)
 static void make_batch(struct model *m, uint32_t n_seqs, uint32_t past, uint32_t n_new)
 {
     uint32_t len = past + n_new, blocks = (len + 31) / 32, n = n_seqs * n_new;
-    int32_t *v = malloc(((size_t)n_seqs * blocks + 3 * (size_t)n + n_seqs + 1) * sizeof(*v));
+    int32_t *v = calloc((size_t)n_seqs * blocks + n + n_seqs + 1, sizeof(*v));
     struct ek_batch b = {
         .n_tokens = n, .n_seqs = n_seqs, .max_q = n_new, .max_kv = len, .max_blocks = blocks};
 
@@ -298,8 +305,8 @@ static void steps(void)
         decode_step(&m, 1, 512, false);
         decode_step(&m, 1, 4096, false);
         decode_step(&m, 1, 32768, false);
-        decode_step(&m, 8, 512, false);
-        decode_step(&m, 32, 512, false);
+        for (uint32_t n = 2; n < 64; n *= 2)
+            decode_step(&m, n, 512, false);
         prefill(&m, 512);
         prefill(&m, 4096);
         for (uint32_t l = 0; l < m.s->layers; l++) {
@@ -374,6 +381,8 @@ int main(int argc, char **argv)
         attentions();
     if (strcmp(what, "all") == 0 || strcmp(what, "products") == 0)
         products();
+    if (strcmp(what, "all") == 0 || strcmp(what, "blocks") == 0)
+        blocks();
     if (strcmp(what, "all") == 0 || strcmp(what, "steps") == 0)
         steps();
     ek_device_close(dev);

@@ -255,34 +255,43 @@ END_TEST
 /* Fused q, k, v against the CPU's composition. */
 START_TEST(fused_qkv_rotates_and_appends)
 {
-    const struct shape *s = &shapes[2 + (size_t)_i / 3 * 7]; /* M-RoPE; interleaved and partial */
+    const struct shape *s =
+        &shapes[2 + (size_t)_i / 3 % 2 * 7]; /* M-RoPE; interleaved and partial */
     struct shape one = *s;
-    uint32_t cols = 512, rows[3] = {s->heads * s->dim, s->kv_heads * s->dim, s->kv_heads * s->dim};
+    static const uint32_t tokens[] = {1, 5, 13};
+    static const enum ek_dtype types[] = {EK_F32 /* the activations' */, EK_Q4_0, EK_G4_64,
+                                          EK_Q5_K};
+    uint32_t n = tokens[_i / 6 % 3], cols = 512;
+    uint32_t rows[3] = {s->heads * s->dim, s->kv_heads * s->dim, s->kv_heads * s->dim};
     struct both x, norm, bias[3];
     const float *gb[3], *cb[3];
     struct ek_mat g[3], c[3];
     struct setup u;
+    enum ek_dtype t;
 
     seed = 99 + (uint64_t)_i;
     need(pair_open(&pr, acts[_i % 3]) ? EK_EENV : EK_OK);
     one.n_seqs = 1;
     one.past[0] = 300;
-    one.n_new[0] = 1;
+    one.n_new[0] = n;
+    t = _i / 18 ? types[_i / 18] : pr.act;
     setup(&u, &one);
-    x = both_random(&pr, cols, 2, &seed);
+    x = both_random(&pr, (size_t)n * cols, 2, &seed);
     norm = both_floats(&pr, cols, 1, 0.1f, &seed);
     for (int i = 0; i < 3; i++) {
-        mats_random(&pr, pr.act, rows[i], cols, 0.05f, &seed, &g[i], &c[i]);
+        mats_random(&pr, t, rows[i], cols, 0.05f, &seed, &g[i], &c[i]);
         bias[i] = both_floats(&pr, rows[i], 0, 0.3f, &seed);
         gb[i] = bias[i].gpu;
         cb[i] = bias[i].cpu;
     }
     need(pr.gpu->ops->norm_qkv_rope(pr.gpu, x.gpu, norm.gpu, 1e-6f, &u.gpu_batch, g, gb,
                                     &u.gpu_rope, &u.gpu_kv, u.qkv.gpu, u.ld));
-    need(pr.cpu->ops->norm_linear(pr.cpu, x.cpu, norm.cpu, 1e-6f, 1, c, 3, cb, u.qkv.cpu, u.ld));
+    need(pr.cpu->ops->norm_linear(pr.cpu, x.cpu, norm.cpu, 1e-6f, n, c, 3, cb, u.qkv.cpu, u.ld));
     need(pr.cpu->ops->rope_append(pr.cpu, u.qkv.cpu, u.ld, &u.cpu_rope, &u.cpu_batch, one.heads,
                                   &u.cpu_kv));
-    u.qkv.n = rows[0];
+    u.qkv.n = rows[0]; /* of the last token: k and v may be left as they were */
+    u.qkv.gpu = (char *)u.qkv.gpu + (n - 1) * u.ld * element(pr.act);
+    u.qkv.cpu = (char *)u.qkv.cpu + (n - 1) * u.ld * sizeof(float);
     need_close("q", both_error(&pr, &u.qkv), 2 * tolerance(pr.act));
     need_close("k", both_error(&pr, &u.k), 2 * tolerance(pr.act));
     need_close("v", both_error(&pr, &u.v), 2 * tolerance(pr.act));
@@ -335,7 +344,7 @@ int main(void)
     tcase_add_loop_test(tc, rotation_cache_and_attention_agree_with_the_cpu, 0,
                         3 * EK_ARRAY_LEN(shapes));
     tcase_add_test(tc, one_captured_graph_serves_growing_contexts);
-    tcase_add_loop_test(tc, fused_qkv_rotates_and_appends, 0, 6);
+    tcase_add_loop_test(tc, fused_qkv_rotates_and_appends, 0, 72);
     tcase_add_test(tc, the_same_input_gives_the_same_bits);
     srunner_set_fork_status(sr, CK_NOFORK);
     srunner_run_all(sr, CK_NORMAL);

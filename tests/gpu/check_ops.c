@@ -187,9 +187,11 @@ END_TEST
 
 /* ---- products -----------------------------------------------------------------------------------
  */
-static const enum ek_dtype weights[] = {EK_F32,  EK_BF16, EK_F16,  EK_Q4_0, EK_Q4_1, EK_Q5_0,
-                                        EK_Q5_1, EK_Q8_0, EK_Q4_K, EK_Q5_K, EK_Q6_K};
-#define N_WEIGHTS 11
+static const enum ek_dtype weights[] = {EK_F32,   EK_BF16,   EK_F16,   EK_Q4_0,   EK_Q4_1,
+                                        EK_Q5_0,  EK_Q5_1,   EK_Q8_0,  EK_Q4_K,   EK_Q5_K,
+                                        EK_Q6_K,  EK_G4_32,  EK_G4_64, EK_G4_128, EK_G8_32,
+                                        EK_G8_64, EK_G8_128, EK_B8_32, EK_B8_64,  EK_B8_128};
+#define N_WEIGHTS EK_ARRAY_LEN(weights)
 
 static void check_linear(enum ek_dtype t, uint32_t rows, uint32_t cols, uint32_t n, int flags,
                          bool with_bias)
@@ -218,7 +220,7 @@ static void check_linear(enum ek_dtype t, uint32_t rows, uint32_t cols, uint32_t
 
 START_TEST(products_agree_for_every_weight_type_and_number_of_tokens)
 {
-    static const uint32_t tokens[] = {1, 2, 7, 9, 16, 17, 70};
+    static const uint32_t tokens[] = {1, 2, 7, 8, 9, 16, 17, 70};
     enum ek_dtype t = weights[_i / N_ACTS];
     uint32_t cols = t >= EK_Q4_K ? 512 : 288;
 

@@ -166,12 +166,34 @@ static size_t scales_of(enum ek_dtype t, size_t at[2])
     return t == EK_Q4_1 || t == EK_Q5_1 || t == EK_Q4_K || t == EK_Q5_K ? 2 : 1;
 }
 
+/* Heads of groups: an F16 or BF16 scale, a zero, which of them it is; or an F32 scale and no NaN.
+ */
+static void random_groups(enum ek_dtype t, uint8_t *out, size_t bytes, float scale, uint64_t *seed)
+{
+    size_t size = ek_dtype_block_bytes(t);
+
+    for (size_t b = 0; b < bytes; b += size) {
+        bool wide = t >= EK_B8_32, bf16 = b / size % 2;
+        float v = scale * (0.5f + (float)ek_random_unit(seed)) / (t < EK_G8_32 ? 8 : 256);
+        uint16_t h = bf16 ? ek_f32_to_bf16(v) : ek_f32_to_f16(v);
+        uint8_t head[4] = {h & 255, h >> 8, t < EK_G8_32 ? out[b + 2] % 17 : out[b + 2], bf16};
+
+        memcpy(out + b, wide ? (const void *)&v : head, 4);
+        for (size_t i = 4; wide && i < size; i++)
+            out[b + i] = (out[b + i] & 127) == 127 ? 0 : out[b + i];
+    }
+}
+
 static void random_blocks(enum ek_dtype t, uint8_t *out, size_t bytes, float scale, uint64_t *seed)
 {
     size_t size = ek_dtype_block_bytes(t), at[2], n = scales_of(t, at);
 
     for (size_t i = 0; i < bytes; i++)
         out[i] = (uint8_t)ek_random_u64(seed);
+    if (t >= EK_G4_32) {
+        random_groups(t, out, bytes, scale, seed);
+        return;
+    }
     for (size_t b = 0; b < bytes; b += size)
         for (size_t i = 0; i < n; i++) {
             float v = scale * (0.5f + (float)ek_random_unit(seed)) / (t >= EK_Q4_K ? 256 : 8);

@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with one token: the whole weight is read once, so these kernels are as fast as memory.
-// A warp takes a unit: one output row, or two that belong together (gate and up; the two elements
-// that rotate as a pair). Its lanes read 16 bytes each, UNROLL loads of a row in flight while the
-// ones before are multiplied; the next unit's loads start before this unit's sum is reduced, and
-// the first ones before the kernel ahead has finished. The token (normalised here when asked) is
-// in shared memory.
-#ifndef EK_CUDA_ONE_CUH
-#define EK_CUDA_ONE_CUH
-
+// Products with one token and plain weights: the whole weight is read once, so these kernels are as
+// fast as memory. A warp takes a unit: one output row, or two that belong together (gate and up;
+// the two elements that rotate as a pair). Its lanes read 16 bytes each, UNROLL loads of a row in
+// flight while the ones before are multiplied; the next unit's loads start before this unit's sum
+// is reduced, and the first ones before the kernel ahead has finished. The token (normalised here
+// when asked) is in shared memory.
 #include "kernels/cuda/units.cuh"
 
 #define ONE_THREADS 256
@@ -15,8 +12,6 @@
 
 // Loads in flight a row and lane.
 template <int W, int R> constexpr int UNROLL = (W == EK_F32 ? 4 : 8) / R;
-// Chunks of 8 columns in a row.
-template <int W> constexpr bool CONTIGUOUS = W < EK_Q4_0 || W == EK_Q8_0;
 // Blocks that a multiprocessor has registers for.
 #define ONE_RESIDENT 2
 
@@ -78,12 +73,7 @@ template <int W, int R> struct Batch { // loads in flight
             uint32_t at = c + 32 * i < chunks ? c + 32 * i : 0; // zeros times what is there
             float xv[8], wv[8];
 
-            if (CONTIGUOUS<W>) {
-                load8(x + 8 * at, xv);
-            } else {
-                load4(x + Weight<W>::lo(at), xv);
-                load4(x + Weight<W>::hi(at), xv + 4);
-            }
+            load8(x + 8 * at, xv);
 #pragma unroll
             for (int r = 0; r < R; r++) {
                 Weight<W>::decode(raw[r][i], at, wv);
@@ -192,4 +182,15 @@ static cudaError_t one_any(const struct ek_cu_queue *q, enum ek_dtype act, enum 
     });
 }
 
-#endif
+extern "C" cudaError_t ek_cu_product_one(const struct ek_cu_queue *q, enum ek_dtype w,
+                                         enum ek_dtype act, enum ek_cu_mode mode,
+                                         const struct ek_cu_product *p)
+{
+    switch (w) {
+        EK_WEIGHT_CASE(EK_F32, return one_any<W>(q, act, mode, p))
+        EK_WEIGHT_CASE(EK_BF16, return one_any<W>(q, act, mode, p))
+        EK_WEIGHT_CASE(EK_F16, return one_any<W>(q, act, mode, p))
+    default:
+        return cudaErrorNotSupported;
+    }
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weights decoded on their way from memory to the tensor cores, for products with a few tokens. The
+// order of k within a product is free: each lane reads one chunk (8 columns) of rows g and g + 8,
+// and the same columns of token g, which is what two 16x8x16 products need of it. The four chunks
+// of a row that a product takes lie in one block of a block type, so that its scale is applied to
+// the product.
+#ifndef EK_CUDA_CHUNKS_CUH
+#define EK_CUDA_CHUNKS_CUH
+
+#include "kernels/cuda/integers.cuh"
+
+// Chunks of a lane in flight, a row.
+template <int W>
+constexpr int FEW_UNROLL = W == EK_Q4_0 || W == EK_Q4_1 || (W >= EK_G4_32 && W <= EK_G4_128) ? 6
+                                                                                             : 4;
+template <int W, typename T>
+constexpr bool SAME_TYPE = (W == EK_BF16 && std::is_same<T, bf16>::value) ||
+                           (W == EK_F16 && std::is_same<T, f16>::value);
+
+// Operands of two products from a chunk of a plain type.
+template <int W, typename T>
+__device__ __forceinline__ uint4 to_operand(const typename Weight<W>::Raw &raw, uint32_t c)
+{
+    if constexpr (SAME_TYPE<W, T>)
+        return raw.v;
+    float v[8];
+
+    Weight<W>::decode(raw, c, v);
+    return make_uint4(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]), pack2<T>(v[4], v[5]),
+                      pack2<T>(v[6], v[7]));
+}
+
+template <int W, typename T> __device__ __forceinline__ uint4 token_chunk(const T *x, uint32_t c)
+{
+    uint2 lo = *reinterpret_cast<const uint2 *>(x + Weight<W>::lo(c));
+    uint2 hi = *reinterpret_cast<const uint2 *>(x + Weight<W>::hi(c));
+
+    return make_uint4(lo.x, lo.y, hi.x, hi.y);
+}
+
+// ---- sum += the chunks' rows times the tokens
+template <typename T>
+__device__ __forceinline__ void product(float (&sum)[4], uint32_t r0, uint32_t r8, uint32_t s0,
+                                        uint32_t s8, uint32_t x0, uint32_t x1)
+{
+    uint32_t a[4] = {r0, r8, s0, s8};
+
+    mma<T>(sum, a, x0, x1);
+}
+__device__ __forceinline__ void add_scaled(float (&sum)[4], float s0, float s8, const float (&v)[4])
+{
+    sum[0] += s0 * v[0], sum[1] += s0 * v[1];
+    sum[2] += s8 * v[2], sum[3] += s8 * v[3];
+}
+
+template <int W, typename T, int NT>
+__device__ __forceinline__ void add_chunk(float (&sum)[NT][4], const typename Weight<W>::Raw &r0,
+                                          const typename Weight<W>::Raw &r8, uint32_t c,
+                                          const uint4 (&x)[NT])
+{
+    if constexpr (W < EK_Q4_0) {
+        uint4 p = to_operand<W, T>(r0, c), q = to_operand<W, T>(r8, c);
+#pragma unroll
+        for (int j = 0; j < NT; j++) {
+            product<T>(sum[j], p.x, q.x, p.y, q.y, x[j].x, x[j].y);
+            product<T>(sum[j], p.z, q.z, p.w, q.w, x[j].z, x[j].w);
+        }
+    } else {
+        using I = Integers<W, T>;
+        const uint32_t one = pack2<T>(1, 1);
+        uint4 p = I::get(r0), q = I::get(r8);
+        float2 s0 = I::scale(r0), s8 = I::scale(r8), o0 = I::offset(r0), o8 = I::offset(r8);
+#pragma unroll
+        for (int j = 0; j < NT; j++) {
+            uint4 v = I::arrange(x[j]);
+            float lo[4] = {}, hi[4] = {};
+
+            product<T>(lo, p.x, q.x, p.y, q.y, v.x, v.y);
+            product<T>(I::split ? hi : lo, p.z, q.z, p.w, q.w, v.z, v.w);
+            add_scaled(sum[j], s0.x, s8.x, lo);
+            if (I::split)
+                add_scaled(sum[j], s0.y, s8.y, hi);
+            if (I::affine) { // offsets times the sum of the token's elements
+                float all_lo[4] = {}, all_hi[4] = {};
+
+                product<T>(all_lo, one, one, one, one, v.x, v.y);
+                product<T>(I::split ? all_hi : all_lo, one, one, one, one, v.z, v.w);
+                add_scaled(sum[j], o0.x, o8.x, all_lo);
+                if (I::split)
+                    add_scaled(sum[j], o0.y, o8.y, all_hi);
+            }
+        }
+    }
+}
+
+// ---- loads
+template <int W, int WARPS> struct FewBatch {
+    typename Weight<W>::Raw raw[2][FEW_UNROLL<W>];
+
+    // chunk of unrolled load i from the lane's first one: pairs of segments of 4 chunks, so that
+    // a warp reads 128 bytes of a row
+    static __device__ __forceinline__ uint32_t chunk(uint32_t c, int i)
+    {
+        return c + i / 2 * (WARPS * 8) + i % 2 * 4;
+    }
+    __device__ __forceinline__ void load(const uint8_t *const row[2], uint32_t c, uint32_t chunks)
+    {
+#pragma unroll
+        for (int i = 0; i < FEW_UNROLL<W>; i++)
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+                raw[r][i] = chunk(c, i) < chunks ? Weight<W>::load(row[r], chunk(c, i))
+                                                 : typename Weight<W>::Raw{};
+    }
+};
+
+// parts[token][row] of a warp from its sums.
+template <int NT, int TOKENS>
+__device__ __forceinline__ void publish(float (&parts)[TOKENS][17], const float (&sum)[NT][4])
+{
+    uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+
+#pragma unroll
+    for (int j = 0; j < NT; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            parts[j * 8 + 2 * t + i % 2][g + i / 2 * 8] = sum[j][i];
+}
+
+// sum += rows row[0], row[1] (of the lane's g and g + 8) times tokens x[j] (of the lane's g + 8 j,
+// or NULL). ready() is called when the first weights are on their way.
+template <int W, typename T, int NT, int WARPS, typename F>
+__device__ __forceinline__ void multiply_rows(float (&sum)[NT][4], const uint8_t *const row[2],
+                                              uint32_t chunks, const T *(&x)[NT], F ready)
+{
+    const int PASS = WARPS * 8 * FEW_UNROLL<W> / 2;
+    uint32_t t = threadIdx.x % 4, first = 8 * (threadIdx.x / 32) + t;
+    FewBatch<W, WARPS> next;
+
+    next.load(row, first, chunks);
+    ready();
+    for (uint32_t c = first; c - t < chunks; c += PASS) {
+        FewBatch<W, WARPS> now = next;
+
+        next.load(row, c + PASS, chunks);
+#pragma unroll
+        for (int i = 0; i < FEW_UNROLL<W>; i++) {
+            uint32_t at = FewBatch<W, WARPS>::chunk(c, i);
+            uint4 v[NT];
+#pragma unroll
+            for (int j = 0; j < NT; j++)
+                v[j] = at < chunks && x[j] ? token_chunk<W>(x[j], at) : make_uint4(0, 0, 0, 0);
+            add_chunk<W, T, NT>(sum, now.raw[0][i], now.raw[1][i], at, v);
+        }
+    }
+}
+
+#endif
