@@ -131,7 +131,8 @@ enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, volatile 
  * nothing allocated and has run nothing. */
 enum ek_status memory_measure(const struct rig_options *opt, const struct rig_group *group,
                               struct ek_store *store, int64_t device);
-/* Rows of EK_STORE_INCOMING and _OUTGOING: what hand-overs take on devices[i]. The others are where it goes. */
+/* Rows of EK_STORE_INCOMING and _OUTGOING: what hand-overs take on devices[i]. The others are where
+ * it goes. */
 enum ek_status memory_of_links(const struct rig_options *opt, struct ek_device *const *devices,
                                size_t n, size_t i, struct ek_store *store, int64_t device);
 /* Into the rows of a part of a cut tower: what pictures take on devices[i] where the tower is cut

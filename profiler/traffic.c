@@ -13,8 +13,9 @@
 
 enum { SIZES = 4, ROUNDS = 5, MESSAGES = 8 };
 #define LEAST_BYTES ((size_t)64 << 10) /* then times 4: up to 4 MiB; ... */
-#define LEAST_GPU   ((size_t)1 << 20) /* ... between GPUs up to 64 MiB, else a thread's part shows \
-                                       */
+#define LEAST_GPU                                                                                  \
+    ((size_t)1 << 20) /* ... between GPUs up to 64 MiB, else a thread's part shows                 \
+                       */
 
 struct flow {
     struct traffic *t;
