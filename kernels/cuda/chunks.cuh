@@ -94,23 +94,47 @@ __device__ __forceinline__ void add_chunk(float (&sum)[NT][4], const typename We
 }
 
 // ---- loads
+// Bytes of 64 chunks, which all blocks divide: from one pair of a warp's loads to its next.
+template <int W>
+constexpr uint32_t BYTES_64 = W == EK_F32                      ? 2048
+                              : W == EK_BF16 || W == EK_F16    ? 1024
+                              : W == EK_Q4_0                   ? 16 * 18
+                              : W == EK_Q4_1                   ? 16 * 20
+                              : W == EK_Q5_0                   ? 16 * 22
+                              : W == EK_Q5_1                   ? 16 * 24
+                              : W == EK_Q8_0                   ? 16 * 34
+                              : W == EK_Q4_K                   ? 2 * 144
+                              : W == EK_Q5_K                   ? 2 * 176
+                              : W == EK_Q6_K                   ? 2 * 210
+                              : W == EK_G4_32                  ? 16 * 20
+                              : W == EK_G4_64                  ? 8 * 36
+                              : W == EK_G4_128                 ? 4 * 68
+                              : W == EK_G8_32 || W == EK_B8_32 ? 16 * 36
+                              : W == EK_G8_64 || W == EK_B8_64 ? 8 * 68
+                                                               : 4 * 132;
+
+// Loads of a lane: chunk `first` (of its warp's first 8: its lane % 4) and the one 4 behind it, so
+// that a warp reads 64 or 128 bytes of a row; then those of WARPS * 8 chunks on. What depends on
+// `first` alone the compiler takes out of the loop: rows advance instead.
 template <int W, int WARPS> struct FewBatch {
     typename Weight<W>::Raw raw[2][FEW_UNROLL<W>];
+    static const uint32_t STRIDE = WARPS / 8 * BYTES_64<W>;
 
-    // chunk of unrolled load i from the lane's first one: pairs of segments of 4 chunks, so that
-    // a warp reads 128 bytes of a row
     static __device__ __forceinline__ uint32_t chunk(uint32_t c, int i)
     {
         return c + i / 2 * (WARPS * 8) + i % 2 * 4;
     }
-    __device__ __forceinline__ void load(const uint8_t *const row[2], uint32_t c, uint32_t chunks)
+    // row: advanced by as many bytes as c is behind first
+    __device__ __forceinline__ void load(const uint8_t *const row[2], uint32_t first, uint32_t c,
+                                         uint32_t chunks)
     {
 #pragma unroll
         for (int i = 0; i < FEW_UNROLL<W>; i++)
 #pragma unroll
             for (int r = 0; r < 2; r++)
-                raw[r][i] = chunk(c, i) < chunks ? Weight<W>::load(row[r], chunk(c, i))
-                                                 : typename Weight<W>::Raw{};
+                raw[r][i] = chunk(c, i) < chunks
+                                ? Weight<W>::load(row[r] + i / 2 * STRIDE, first + i % 2 * 4)
+                                : typename Weight<W>::Raw{};
     }
 };
 
@@ -133,24 +157,29 @@ template <int W, typename T, int NT, int WARPS, typename F>
 __device__ __forceinline__ void multiply_rows(float (&sum)[NT][4], const uint8_t *const row[2],
                                               uint32_t chunks, const T *(&x)[NT], F ready)
 {
-    const int PASS = WARPS * 8 * FEW_UNROLL<W> / 2;
+    const int PASS = WARPS * 8 * FEW_UNROLL<W> / 2; // chunks
     uint32_t t = threadIdx.x % 4, first = 8 * (threadIdx.x / 32) + t;
+    const uint8_t *at[2] = {row[0], row[1]};
     FewBatch<W, WARPS> next;
 
-    next.load(row, first, chunks);
+    next.load(at, first, first, chunks);
     ready();
     for (uint32_t c = first; c - t < chunks; c += PASS) {
         FewBatch<W, WARPS> now = next;
 
-        next.load(row, c + PASS, chunks);
+        at[0] += FEW_UNROLL<W> / 2 * FewBatch<W, WARPS>::STRIDE;
+        at[1] += FEW_UNROLL<W> / 2 * FewBatch<W, WARPS>::STRIDE;
+        next.load(at, first, c + PASS, chunks);
 #pragma unroll
         for (int i = 0; i < FEW_UNROLL<W>; i++) {
-            uint32_t at = FewBatch<W, WARPS>::chunk(c, i);
+            bool there = FewBatch<W, WARPS>::chunk(c, i) < chunks;
             uint4 v[NT];
 #pragma unroll
             for (int j = 0; j < NT; j++)
-                v[j] = at < chunks && x[j] ? token_chunk<W>(x[j], at) : make_uint4(0, 0, 0, 0);
-            add_chunk<W, T, NT>(sum, now.raw[0][i], now.raw[1][i], at, v);
+                v[j] = there && x[j] ? token_chunk<W>(x[j] + (c - first + i / 2 * (WARPS * 8)) * 8,
+                                                      first + i % 2 * 4)
+                                     : make_uint4(0, 0, 0, 0);
+            add_chunk<W, T, NT>(sum, now.raw[0][i], now.raw[1][i], first + i % 2 * 4, v);
         }
     }
 }

@@ -222,21 +222,23 @@ struct BlockK {
     {
         return lo(c) + 32;
     }
-    // 6-bit scale (low byte) and minimum (second byte) of sub-block j, packed in 12 bytes
-    static __device__ __forceinline__ uint32_t scale_min(const uint8_t *s, uint32_t j)
-    {
-        if (j < 4)
-            return (__ldg(s + j) & 63) | (uint32_t)(__ldg(s + j + 4) & 63) << 8;
-        uint32_t both = __ldg(s + j + 4), d = __ldg(s + j - 4), m = __ldg(s + j);
-        return ((both & 15) | d >> 6 << 4) | (both >> 4 | m >> 6 << 4) << 8;
-    }
     struct Scales {
-        uint32_t dm, lo, hi; // d and dmin as halves; scale and minimum of the two sub-blocks
+        uint32_t dm, lo, hi; // d and dmin as halves; 6-bit scale (low byte) and minimum (second
+                             // byte) of the two sub-blocks
     };
+    // Scales and minima of sub-blocks j and j + 1, packed with those of the others in 12 bytes.
     static __device__ __forceinline__ Scales scales(const uint8_t *b, uint32_t c)
     {
-        uint32_t j = c % 32 / 8 * 2;
-        return {word4(b), scale_min(b + 4, j), scale_min(b + 4, j + 1)};
+        uint32_t j = c % 32 / 8 * 2, shift = 8 * (j % 4);
+        uint32_t low = word4(b + 4) >> shift, high = word4(b + 8) >> shift;
+        uint32_t last = word4(b + 12) >> shift, scale = low & 0x3f3f, min = high & 0x3f3f;
+
+        if (j >= 4) {
+            scale = (last & 0x0f0f) | (low >> 2 & 0x3030);
+            min = (last >> 4 & 0x0f0f) | (high >> 2 & 0x3030);
+        }
+        return {word4(b), __byte_perm(scale, min, 0x7740) & 0xffff,
+                __byte_perm(scale, min, 0x7751) & 0xffff};
     }
     static __device__ __forceinline__ void apply(const Scales &s, float v[8])
     {
