@@ -350,27 +350,58 @@ static enum ek_status certify(const struct ek_costs *c, struct attempt *a, struc
     return EK_OK;
 }
 
-/* Nothing fits: the integer program must say so too. */
-static enum ek_status certify_infeasible(const struct attempt *a, struct ek_effort *e)
+/* Nothing fits, whatever is chosen: the integer program must say so too. */
+static enum ek_status certify_infeasible(const struct ek_costs *c, const struct ek_request *r,
+                                         struct ek_solution *s)
 {
-    struct ek_search_state s = {.p = a->problem,
-                                .oracle = ek_ilp_solve,
-                                .effort = e,
-                                .limits = EK_LIMITS_NONE,
-                                .latency = INFINITY};
-    struct ek_found f;
-
-    EK_TRY(ek_least_latency(&s, INFINITY, INFINITY, &f));
-    return f.kind == EK_ANSWER_OPTIMAL ? disagree("whether anything fits", 1, 0) : EK_OK;
+    for (size_t i = 0; i < s->n_tried; i++) {
+        struct attempt a;
+        struct ek_found f;
+        enum ek_status st = attempt_new(c, r, &s->tried[i], ek_ilp_solve, &s->ilp, &a);
+        if (st == EK_NO)
+            continue;
+        EK_TRY(st);
+        st = ek_least_latency(&a.state, INFINITY, INFINITY, &f);
+        ek_problem_free(a.problem);
+        EK_TRY(st);
+        if (f.kind == EK_ANSWER_OPTIMAL)
+            return disagree("whether anything fits", 1, 0);
+    }
+    return EK_OK;
 }
 
-/* No other choice is better in the first objective. */
+/* Another choice does not reach the best's first value; or where it does, it is no better in any
+ * objective when those before are as good. */
+static enum ek_status certify_other(const struct attempt *best, struct attempt *a,
+                                    enum ek_answer_kind *kind)
+{
+    struct ek_search_state reach = a->state;
+    struct ek_found f;
+
+    ek_level_settle(&reach, a->request.objectives[0], best->values[0]);
+    EK_TRY(ek_least_latency(&reach, reach.latency, INFINITY, &f));
+    *kind = f.kind;
+    if (f.kind != EK_ANSWER_OPTIMAL)
+        return EK_OK;
+    for (size_t i = 0; i < a->request.n_objectives && !searched(a->request.objectives[i]); i++) {
+        enum ek_objective o = a->request.objectives[i];
+        EK_TRY(ek_level_below(&a->state, o, best->values[i], &f));
+        if (f.kind == EK_ANSWER_OPTIMAL)
+            return disagree("the micro-batches or the chunk", f.value, best->values[i]);
+        *kind = f.kind;
+        if (f.kind == EK_ANSWER_UNKNOWN)
+            return EK_OK;
+        ek_level_settle(&a->state, o, best->values[i]);
+    }
+    return EK_OK;
+}
+
 static enum ek_status certify_others(const struct ek_costs *c, const struct ek_request *r,
                                      struct ek_solution *s, const struct attempt *best, bool *done)
 {
     for (size_t i = 0; *done && i < s->n_tried; i++) {
         struct attempt a;
-        struct ek_found f;
+        enum ek_answer_kind kind;
         enum ek_status st;
         if ((s->tried[i].micro_batches == best->choice.micro_batches &&
              s->tried[i].chunk == best->choice.chunk && s->tried[i].tp == best->choice.tp) ||
@@ -380,12 +411,10 @@ static enum ek_status certify_others(const struct ek_costs *c, const struct ek_r
         if (st == EK_NO)
             continue;
         EK_TRY(st);
-        st = ek_level_below(&a.state, r->objectives[0], best->values[0], &f);
+        st = certify_other(best, &a, &kind);
         ek_problem_free(a.problem);
         EK_TRY(st);
-        if (f.kind == EK_ANSWER_OPTIMAL)
-            return disagree("the micro-batches or the chunk", f.value, best->values[0]);
-        *done = f.kind == EK_ANSWER_INFEASIBLE;
+        *done = kind == EK_ANSWER_INFEASIBLE;
     }
     return EK_OK;
 }
@@ -459,7 +488,7 @@ static enum ek_status solve_and_certify(const struct ek_costs *c, const struct e
     }
     if (!best->feasible && !best->unknown && !r->no_certificate) {
         s->ilp.deadline_ns = s->dp.deadline_ns;
-        return certify_infeasible(best, &s->ilp);
+        return certify_infeasible(c, r, s);
     }
     if (!best->feasible || best->unknown) {
         s->cross_check = "not made: stopped before the end";

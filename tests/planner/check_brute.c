@@ -46,6 +46,68 @@ static void hold_against(uint64_t seed, const struct ek_costs *c, const struct e
     ek_solution_free(s);
 }
 
+/* Better in the first objective that tells them apart. */
+static bool better(const struct ek_request *r, const struct brute_values *a,
+                   const struct brute_values *b)
+{
+    size_t i = 0;
+
+    while (i + 1 < r->n_objectives && near(a->values[i], b->values[i]))
+        i++;
+    return a->feasible && (!b->feasible || a->values[i] < b->values[i]);
+}
+
+/* The planner chooses the groups in flight; brute force takes the best of them all. */
+static void hold_choice(uint64_t seed, const struct ek_costs *c, const struct ek_request *r,
+                        uint64_t counts[2])
+{
+    struct ek_choice choices[EK_MAX_CHOICES];
+    struct ek_request q = *r;
+    struct brute_values best = {0}, b;
+    struct ek_solution *s = NULL;
+    size_t n;
+    enum ek_status st;
+
+    q.workload.micro_batches = 0;
+    n = ek_choices(c, &q, choices);
+    for (size_t i = 0; i < n; i++) {
+        q.workload.micro_batches = choices[i].micro_batches;
+        brute_solve(c, &q, &b);
+        best = better(r, &b, &best) ? b : best;
+    }
+    q.workload.micro_batches = 0;
+    st = ek_solve(c, &q, &s);
+    ck_assert_msg(st == (best.feasible ? EK_OK : EK_NO), "seed %llu: status %d: %s",
+                  (unsigned long long)seed, st, ek_last_error());
+    for (size_t i = 0; s && i < r->n_objectives; i++)
+        ck_assert_msg(s->proven && near(s->values[i], best.values[i]),
+                      "seed %llu, %s: planner %.12g, brute %.12g", (unsigned long long)seed,
+                      ek_objective_names[r->objectives[i]], s->values[i], best.values[i]);
+    counts[n > 1]++;
+    ek_solution_free(s);
+}
+
+START_TEST(the_choice_of_groups_is_the_best_as_brute_force_says)
+{
+    const char *env = getenv("EK_BRUTE");
+    uint64_t n = env ? strtoull(env, NULL, 10) : 400, counts[2] = {0, 0};
+
+    for (uint64_t seed = 0; seed < n; seed++) {
+        struct ek_costs *c;
+        struct ek_request r;
+        tiny_instance(seed, &c, &r);
+        if (c)
+            hold_choice(seed, c, &r, counts);
+        ek_costs_free(c);
+        ek_request_free(&r);
+    }
+    if (env)
+        printf("choices: %llu of several, %llu of one\n", (unsigned long long)counts[1],
+               (unsigned long long)counts[0]);
+    ck_assert_uint_gt(counts[1], n / 4);
+}
+END_TEST
+
 /* A random device_map, one device of which is not there, as a file and as numbers. */
 static void write_map(uint64_t *seed, const struct ek_costs *c, const char *path, uint32_t *old)
 {
@@ -216,6 +278,7 @@ int main(void)
 
     tcase_set_timeout(t, 0);
     tcase_add_test(t, brute_force_agrees_on_random_instances);
+    tcase_add_test(t, the_choice_of_groups_is_the_best_as_brute_force_says);
     tcase_add_test(t, the_front_is_whole_as_brute_force_says);
     tcase_add_test(t, the_closest_plan_moves_as_little_as_brute_force_says);
     suite_add_tcase(s, t);
