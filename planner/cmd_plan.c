@@ -21,7 +21,7 @@ static enum ek_status estimate(const struct ek_plan_arguments *a, const struct e
     struct ek_card *more = NULL;
     struct ek_fleet fleet;
     size_t n = 0;
-    uint32_t tp = a->request.tp ? a->request.tp : 1;
+    uint32_t tp = a->request.tp ? a->request.tp : a->request.one_degree ? EK_PLAN_MAX_TP : 1;
     enum ek_status st = EK_OK;
 
     if (a->cards)

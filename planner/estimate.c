@@ -323,7 +323,7 @@ static enum ek_status build(struct estimator *es, uint32_t max_tp)
         EK_TRY(add_class(es, k, first));
         first += es->f->counts[k];
         for (size_t i = 0; i < es->m->n_modules; i++)
-            for (uint32_t tp = 1; tp <= max_tp; tp *= 2) {
+            for (uint32_t tp = 1; tp <= max_tp && es->m->config.n_heads % tp == 0; tp *= 2) {
                 EK_TRY(add_times(es, k, &es->m->modules[i], c->modules[i].sig, tp));
                 EK_TRY(add_memory(es, k, &es->m->modules[i], c->modules[i].sig, tp));
             }

@@ -110,6 +110,11 @@ for node in '' '{"name": "a", "count": 1, "costs": "/etc/passwd"}' '{"name": "a"
     expect 4 "cluster of $node" "$plan" cluster "$dir/bad.json"
 done
 model=${srcdir:-.}/tests/fixtures/configs/smollm2-135m
+qwen=${srcdir:-.}/tests/fixtures/configs/qwen2.5-7b # of 28 heads
+expect 0 "a degree that divides the heads" "$plan" plan "$qwen" --hardware "8x h100" --tp 4
+expect 1 "a degree that does not" "$plan" plan "$qwen" --hardware "8x h100" --tp 8
+expect 0 "a degree chosen for an engine" "$plan" plan "$qwen" --hardware "8x h100" --for vllm --write-costs "$dir/c.json"
+grep -q '"tp": 4' "$dir/c.json" || failed=1
 for cache in bf16 fp8 FP8 f8_e4m3 fp8-e4m3fn float8_e5m2 E4M3 int8 INT8 F16 half; do
     expect 0 "cache $cache" "$plan" plan "$model" --hardware "2x t4" --cache $cache
 done
