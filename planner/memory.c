@@ -9,7 +9,8 @@
 
 /* ---- Bytes of one module's steps ----------------------------------------------------------------
  * docs/measurement.md: the smallest point that is large enough, activations linear in the tokens
- * between two such points; never under. Beyond the points they grow in proportion. */
+ * between two such points; never under. Beyond the points they grow by sequences and tokens as the
+ * last points do, and in proportion to the context. */
 static uint64_t lerp_up(uint64_t a, uint64_t b, double f)
 {
     return (uint64_t)ceil((double)a + ((double)b - (double)a) * f);
@@ -53,22 +54,105 @@ static const struct ek_cost_space *nearest(const struct ek_cost_memory *m, uint3
     return best;
 }
 
-/* Nothing measured is large enough: the largest point, in proportion. */
+/* Nothing measured is large enough: what each of the largest points says, grown by axis; the most
+ * of it all, since a decode step of many sequences may pass a prefill of many tokens. */
+enum axis { BY_BATCH, BY_TOKENS };
+
+static uint32_t along(const struct ek_cost_space *s, enum axis axis)
+{
+    return axis == BY_BATCH ? s->batch : s->tokens;
+}
+
+/* The next smaller point along an axis, all else alike; NULL: none. */
+static const struct ek_cost_space *smaller(const struct ek_cost_memory *m,
+                                           const struct ek_cost_space *s, enum axis axis)
+{
+    enum axis other = axis == BY_BATCH ? BY_TOKENS : BY_BATCH;
+    const struct ek_cost_space *best = NULL;
+
+    for (size_t i = 0; i < m->n; i++) {
+        const struct ek_cost_space *q = &m->points[i];
+        if (q->context == s->context && along(q, other) == along(s, other) &&
+            along(q, axis) < along(s, axis) && (best == NULL || along(q, axis) > along(best, axis)))
+            best = q;
+    }
+    return best;
+}
+
+/* No point of as many tokens is larger. */
+static bool is_corner(const struct ek_cost_memory *m, const struct ek_cost_space *s)
+{
+    for (size_t i = 0; i < m->n; i++) {
+        const struct ek_cost_space *q = &m->points[i];
+        if (q->tokens == s->tokens && covers(q, s->batch, s->context) &&
+            (q->batch > s->batch || q->context > s->context))
+            return false;
+    }
+    return true;
+}
+
+/* Bytes of so many more of an axis at a slope. */
+static uint64_t add(uint64_t bytes, double slope, uint32_t more)
+{
+    return (uint64_t)fmin(ceil((double)bytes + slope * more), 1e15);
+}
+
+static double slope_of(uint64_t at, uint64_t before, uint32_t steps)
+{
+    return at > before ? (double)(at - before) / steps : 0;
+}
+
+/* By the slope between a point and the one before; in proportion where there is none. Messages go
+ * by tokens alone. */
+static void grow(const struct ek_cost_memory *m, const struct ek_cost_space *point, enum axis axis,
+                 uint32_t n, struct ek_cost_space *s)
+{
+    static const struct ek_cost_space none;
+    const struct ek_cost_space *q = smaller(m, point, axis), *at = q ? point : s;
+    uint32_t from = along(point, axis), steps = q ? from - along(q, axis) : from;
+
+    if (n <= from)
+        return;
+    q = q ? q : &none;
+    s->activations =
+        add(s->activations, slope_of(at->activations, q->activations, steps), n - from);
+    s->workspace = add(s->workspace, slope_of(at->workspace, q->workspace, steps), n - from);
+    if (axis == BY_TOKENS)
+        s->comm = add(s->comm, slope_of(at->comm, q->comm, steps), n - from);
+}
+
+static void grow_context(uint32_t context, struct ek_cost_space *s)
+{
+    if (s->context == 0 || context <= s->context)
+        return;
+    s->activations = add(0, (double)s->activations / s->context, context);
+    s->workspace = add(0, (double)s->workspace / s->context, context);
+}
+
 static struct ek_cost_space scaled(const struct ek_cost_memory *m, uint32_t tokens, uint32_t batch,
                                    uint32_t context)
 {
-    struct ek_cost_space s = m->points[0];
-    double f;
+    struct ek_cost_space out = {.tokens = tokens, .batch = batch, .context = context};
+    uint32_t most = 0, enough = 0; /* tokens of the largest points, and of the first that cover */
 
-    for (size_t i = 1; i < m->n; i++)
-        if (m->points[i].activations + m->points[i].workspace > s.activations + s.workspace)
-            s = m->points[i];
-    f = fmax(1, (double)tokens / s.tokens) * fmax(1, (double)batch / s.batch);
-    f *= s.context ? fmax(1, (double)context / s.context) : 1;
-    s.activations = (uint64_t)fmin(ceil((double)s.activations * f), 1e15);
-    s.workspace = (uint64_t)fmin(ceil((double)s.workspace * f), 1e15);
-    s.comm = (uint64_t)fmin(ceil((double)s.comm * f), 1e15);
-    return s;
+    for (size_t i = 0; i < m->n; i++) {
+        uint32_t t = m->points[i].tokens;
+        most = t > most ? t : most;
+        enough = t >= tokens && (enough == 0 || t < enough) ? t : enough;
+    }
+    for (size_t i = 0; i < m->n; i++) {
+        struct ek_cost_space s = m->points[i];
+        if (!is_corner(m, &s) || (enough && s.tokens > enough))
+            continue;
+        if (s.tokens == most)
+            grow(m, &m->points[i], BY_TOKENS, tokens, &s);
+        grow(m, &m->points[i], BY_BATCH, batch, &s);
+        grow_context(context, &s);
+        out.activations = s.activations > out.activations ? s.activations : out.activations;
+        out.workspace = s.workspace > out.workspace ? s.workspace : out.workspace;
+        out.comm = s.comm > out.comm ? s.comm : out.comm;
+    }
+    return out;
 }
 
 struct ek_cost_space ek_space_at(const struct ek_cost_memory *m, uint32_t tokens, uint32_t batch,

@@ -4,6 +4,7 @@
 #include "planner/device_map.h"
 #include "planner/hardware.h"
 #include "planner/plan_file.h"
+#include "planner/problem.h"
 #include "planner/simulate.h"
 #include "tests/planner/instances.h"
 #include "tests/planner/small.h"
@@ -386,6 +387,35 @@ START_TEST(hostile_device_maps_are_refused)
 }
 END_TEST
 
+/* A layer and a head as an H200 reports them: logits by the sequence, hidden states by the token.
+ */
+START_TEST(memory_beyond_the_measured_points_grows_as_the_last_ones_do)
+{
+    struct ek_cost_space p[] = {{4, 8, 2048, 2000, 500, 0},     {8, 8, 2048, 3000, 900, 0},
+                                {4, 512, 2048, 50000, 700, 64}, {8, 512, 2048, 51000, 700, 64},
+                                {4, 256, 2048, 26000, 600, 32}, {8, 256, 2048, 27000, 600, 32}};
+    struct ek_cost_memory m = {.points = p, .n = EK_ARRAY_LEN(p)}, one = {.points = p, .n = 1};
+    static const struct {
+        uint32_t tokens, batch, context;
+        uint64_t activations, workspace, comm;
+    } at[] = {
+        {512, 8, 2048, 51000, 700, 64},   /* measured */
+        {512, 64, 2048, 65000, 6500, 64}, /* 250 a sequence; scratch of decode steps, 100 each */
+        {1024, 8, 2048, 99000, 900, 128}, /* 24000 for 256 tokens */
+        {512, 8, 4096, 102000, 1800, 64}, /* in proportion to the context */
+        {1024, 64, 4096, 226000, 13000, 128},
+    };
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(at); i++) {
+        struct ek_cost_space s = ek_space_at(&m, at[i].tokens, at[i].batch, at[i].context);
+        ck_assert_uint_eq(s.activations, at[i].activations);
+        ck_assert_uint_eq(s.workspace, at[i].workspace);
+        ck_assert_uint_eq(s.comm, at[i].comm);
+    }
+    ck_assert_uint_eq(ek_space_at(&one, 16, 8, 2048).activations, 8000); /* in proportion to both */
+}
+END_TEST
+
 START_TEST(next_best_plans_are_worse_in_order_and_unlike)
 {
     struct ek_costs *c = small_costs();
@@ -495,6 +525,7 @@ int main(void)
     tcase_add_test(t, no_recipe_that_fits_beats_the_plan);
     tcase_add_test(t, a_plan_costed_as_a_map_costs_the_same);
     tcase_add_loop_test(t, hostile_device_maps_are_refused, 0, EK_ARRAY_LEN(hostile_maps));
+    tcase_add_test(t, memory_beyond_the_measured_points_grows_as_the_last_ones_do);
     tcase_add_test(t, next_best_plans_are_worse_in_order_and_unlike);
     suite_add_tcase(s, t);
     sr = srunner_create(s);
