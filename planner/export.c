@@ -76,10 +76,13 @@ static enum ek_status as_pipeline(const struct ek_plan_file *f, const char *targ
         const struct ek_file_stage *s = &f->stages[i];
         if (s->n_layers == 0)
             continue;
+        if (is_cpu(f, s->devices[0]))
+            return ek_error(EK_NO, "%s cannot express this plan: layer %u is on %s", target,
+                            s->first_layer, f->devices[s->devices[0]].name);
         for (size_t j = 0; j < p->n; j++)
-            if (p->stages[j]->devices[0] == s->devices[0])
+            if (f->devices[p->stages[j]->devices[0]].index == f->devices[s->devices[0]].index)
                 return ek_error(EK_NO,
-                                "%s cannot express this plan: %s is visited twice, at "
+                                "%s cannot express this plan: the GPU of %s is visited twice, at "
                                 "layer %u",
                                 target, f->devices[s->devices[0]].name, s->first_layer);
         if (p->n && s->n_devices != p->stages[0]->n_devices)
@@ -87,9 +90,6 @@ static enum ek_status as_pipeline(const struct ek_plan_file *f, const char *targ
                             "%s cannot express this plan: tensor-parallel degree changes at "
                             "layer %u",
                             target, s->first_layer);
-        if (is_cpu(f, s->devices[0]))
-            return ek_error(EK_NO, "%s cannot express this plan: layer %u is on %s", target,
-                            s->first_layer, f->devices[s->devices[0]].name);
         p->stages[p->n++] = s;
     }
     if (p->n == 0)

@@ -31,7 +31,7 @@ enum ek_status ek_cards_read(const char *path, struct ek_card **out, size_t *n);
 enum ek_status ek_hardware_parse(const char *text, const struct ek_card *more, size_t n_more,
                                  struct ek_fleet *out);
 /* Costs of a model on a fleet from FLOPs, bytes and the cards' ceilings. max_tp: tensor-parallel
- * degrees up to this are estimated too. */
+ * degrees up to this are estimated too, where they divide the heads. */
 enum ek_status ek_costs_estimate(const struct ek_model *m, const struct ek_fleet *f,
                                  const char *act, const char *cache, uint32_t max_tp,
                                  struct ek_costs **out);

@@ -57,6 +57,10 @@ expect 0 "for vllm" "$plan" plan --costs "$costs" --for vllm -o "$dir/v.json"
 for target in accelerate vllm sglang tensorrt-llm llama.cpp deepspeed; do
     expect 0 "export to $target" "$plan" export "$dir/v.json" --to $target
 done
+sed 's/"index": 1,/"index": 0,/' "$dir/v.json" >"$dir/shared.json" # one GPU declared twice
+expect 1 "export of two devices of one GPU" "$plan" export "$dir/shared.json" --to vllm
+says "err" "the GPU of cuda:1 is visited twice"
+expect 0 "a map of them" "$plan" export "$dir/shared.json" --to accelerate
 tp=$machines/8x-h100-llama-70b-tp.json
 expect 0 "one degree for vllm" "$plan" plan --costs "$tp" --for vllm -o "$dir/tp.json"
 expect 0 "export of that degree" "$plan" export "$dir/tp.json" --to vllm
