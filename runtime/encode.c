@@ -56,8 +56,19 @@ enum ek_status engine_vision_open(struct ek_engine *e)
     return EK_OK;
 }
 
+static void job_free(struct engine_encode *job)
+{
+    vision_pack_free(&job->pack);
+    free(job->features);
+    free(job);
+}
+
 void engine_vision_close(struct ek_engine *e)
 {
+    for (struct engine_encode *job = e->vision.jobs, *next; job != NULL; job = next) {
+        next = job->next;
+        job_free(job);
+    }
     for (size_t i = 0; i < e->vision.n_path; i++) {
         struct engine_hop *hop = &e->vision.path[i];
         ek_link_close(hop->in);
@@ -146,13 +157,18 @@ static enum ek_status trace_patches(const struct tracing *t, struct ek_stage *s,
     return st;
 }
 
-/* Behind a block, or behind VL2's tower. */
-static enum ek_status trace_part(void *user, struct ek_stage *s, uint32_t block)
+/* Behind a block, or behind VL2's tower: a CPU may need the deadline's time for all of them. */
+static enum ek_status behind_part(void *user, struct ek_stage *s, uint32_t block)
 {
     const struct tracing *t = user;
     const char *tower = t->e->vision.tower;
     char name[160];
 
+    pthread_mutex_lock(&t->e->lock);
+    engine_moved(t->e);
+    pthread_mutex_unlock(&t->e->lock);
+    if (t->e->trace == NULL)
+        return EK_OK;
     if (block == t->e->m->config.vision_layers)
         return trace_patches(t, s, s->vision->at.xn, tower);
     snprintf(name, sizeof(name), "%s.blocks.%u", tower, block);
@@ -195,7 +211,7 @@ enum ek_status engine_vision_run(struct ek_engine *e, struct engine_encode *job)
 
     EK_TRY(receive(e, job->at, s, message));
     EK_TRY(ops->event_record(s->dev, hop->began));
-    EK_TRY(vision_run(s, &job->pack, e->trace ? trace_part : NULL, &t));
+    EK_TRY(vision_run(s, &job->pack, behind_part, &t));
     if (job->at + 1 == e->vision.n_path)
         EK_TRY(finish(e, job, s));
     else
@@ -228,14 +244,9 @@ struct encoder {
     struct ek_vl_geometry *geometries; /* of every picture of the prompt (Qwen) */
     struct engine_encode **ring;       /* [n_path] */
     size_t put, got;
-    float *out; /* where the next part's features go */
+    float *out;                 /* where the next part's features go */
+    struct engine_encode *lost; /* a part that did not come back, and may yet write there */
 };
-
-static void job_free(struct engine_encode *job)
-{
-    vision_pack_free(&job->pack);
-    free(job);
-}
 
 static enum ek_status submit(struct ek_engine *e, struct engine_encode *job)
 {
@@ -259,7 +270,7 @@ static enum ek_status submit(struct ek_engine *e, struct engine_encode *job)
 }
 
 /* Waits for the oldest part; a worker that has begun it ends its stage even when the engine fails.
- * A job that does not come back stays the worker's. */
+ * A job that does not come back stays in the list: the engine's, freed when it closes. */
 static enum ek_status collect(struct encoder *c)
 {
     struct ek_engine *e = c->e;
@@ -280,6 +291,8 @@ static enum ek_status collect(struct encoder *c)
     pthread_mutex_unlock(&e->lock);
     if (returned)
         job_free(job);
+    else
+        c->lost = job;
     return st;
 }
 
@@ -366,10 +379,12 @@ static enum ek_status encode_visuals(struct encoder *c, const struct ek_vl_rules
     return EK_OK;
 }
 
+/* *features: [n_features][hidden]; NULL afterwards where a part may yet write there: the engine's
+ * then. */
 static enum ek_status encode_all(struct ek_engine *e, const struct ek_vl_rules *rules,
-                                 const struct ek_vl_prompt *p, float *features)
+                                 const struct ek_vl_prompt *p, float **features)
 {
-    struct encoder c = {.e = e, .out = features};
+    struct encoder c = {.e = e, .out = *features};
     enum ek_status st = EK_ENOMEM, ended;
 
     c.geometries = ek_calloc(p->n_visuals + 1, sizeof(*c.geometries));
@@ -382,6 +397,10 @@ static enum ek_status encode_all(struct ek_engine *e, const struct ek_vl_rules *
         ek_vl_geometry_free(&c.geometries[i]);
     free(c.geometries);
     free(c.ring);
+    if (c.lost != NULL) {
+        c.lost->features = *features;
+        *features = NULL;
+    }
     return st;
 }
 
@@ -426,30 +445,29 @@ enum ek_status ek_engine_encode(struct ek_engine *e, const struct ek_vl_rules *r
 {
     size_t hidden = e->m->config.hidden, n = 0;
     struct ek_embeds x = {0};
-    float *features = NULL;
-    enum ek_status st = EK_ENOMEM;
+    float *features;
+    enum ek_status st;
 
     if (e->vision.n_path == 0)
         return ek_error(EK_EUNSUPPORTED, "%s takes no pictures", e->m->name);
     for (size_t i = 0; i < p->n_visuals; i++)
         n += p->visuals[i].n_features;
-    if ((features = ek_calloc(n ? n : 1, hidden * sizeof(*features))) == NULL ||
-        (x.values = as_they_are(p, n) ? features
-                                      : ek_calloc(p->n_rows ? p->n_rows : 1,
-                                                  hidden * sizeof(*x.values))) == NULL ||
-        (x.tokens = ek_calloc(p->n_rows ? p->n_rows : 1, sizeof(*x.tokens))) == NULL)
-        goto done;
-    EK_GOTO(encode_all(e, rules, p, features), st, done);
-    EK_GOTO(lay_out(e, p, features, n, &x), st, done);
-    *out = x;
-    if (x.values == features)
-        features = NULL;
-    x = (struct ek_embeds){0};
+    if ((features = ek_calloc(n ? n : 1, hidden * sizeof(*features))) == NULL)
+        return EK_ENOMEM;
+    EK_GOTO(encode_all(e, rules, p, &features), st, done);
+    st = EK_ENOMEM;
+    x.values = as_they_are(p, n) ? features
+                                 : ek_calloc(p->n_rows ? p->n_rows : 1, hidden * sizeof(*x.values));
+    x.tokens = ek_calloc(p->n_rows ? p->n_rows : 1, sizeof(*x.tokens));
+    if (x.values != NULL && x.tokens != NULL)
+        st = lay_out(e, p, features, n, &x);
 done:
-    if (x.values == features)
-        features = NULL;
-    ek_embeds_free(&x);
-    free(features);
+    if (x.values != features)
+        free(features);
+    if (st == EK_OK)
+        *out = x;
+    else
+        ek_embeds_free(&x);
     return st;
 }
 

@@ -68,8 +68,9 @@ struct engine_stage {
 struct engine_encode {
     struct engine_encode *next;
     struct vision_pack pack;
-    float *out; /* [features][hidden] */
-    size_t at;  /* of the path: whose turn it is */
+    float *out;      /* [features][hidden] */
+    float *features; /* what out is part of, owned, where the caller gave the job up */
+    size_t at;       /* of the path: whose turn it is */
     double packing_s;
     bool running, done;
 };

@@ -95,7 +95,7 @@ static void make_slow(struct ek_engine *e, size_t device, unsigned us, int times
     bad.attention = slow_attention;
     nap_us = us;
     naps = times;
-    for (size_t i = 0; i < 3; i++) /* devices of one backend copy from each other */
+    for (size_t i = 0; i < ek_engine_n_devices(e); i++) /* of one backend: copy from each other */
         ek_engine_device(e, i)->ops = &bad;
 }
 
@@ -143,6 +143,57 @@ START_TEST(a_message_that_does_not_come_is_told_with_its_link)
     ck_assert_int_eq(prefill(e), EK_EDEVICE);
     assert_says("link cpu:1 -> cpu:2 (copy): the message of step 0 does not arrive");
     close_three(e, m, p);
+}
+END_TEST
+
+/* ---- pictures */
+static enum ek_status slow_dense(struct ek_device *dev, const void *qkv, size_t ld,
+                                 const int32_t *offsets, uint32_t n_seqs, uint32_t max_rows,
+                                 uint32_t heads, uint32_t dim, float scale, void *out, size_t ldo)
+{
+    if (naps-- > 0)
+        usleep(nap_us);
+    return whole.attention_dense(dev, qkv, ld, offsets, n_seqs, max_rows, heads, dim, scale, out,
+                                 ldo);
+}
+
+/* A model that sees, whose tower takes a nap in each of its first blocks. */
+static struct ek_engine *open_drowsy(struct ek_model *m, const struct ek_plan *p, double deadline,
+                                     unsigned us, int times)
+{
+    struct ek_engine_options options = {.deadline_s = deadline};
+    struct ek_engine *e = NULL;
+
+    ck_ok(ek_engine_open(m, p, &options, &e));
+    make_slow(e, 0, us, times);
+    bad.attention = whole.attention;
+    bad.attention_dense = slow_dense;
+    return e;
+}
+
+START_TEST(a_tower_that_goes_on_meets_no_deadline_and_one_that_does_not_is_told)
+{
+    struct ek_model *m = fixture_model("qwen2.5-vl");
+    struct ek_plan *p = one_device_plan(m);
+    struct ek_reference *r = NULL;
+    struct ek_engine *e = open_drowsy(m, p, 0.5, 200000, 4);
+    struct ek_comparison c;
+
+    ck_ok(
+        ek_reference_read(source_path("fixtures/reference/qwen2.5-vl/reference.safetensors"), &r));
+    ck_ok(ek_compare(e, r, &c));
+    ck_assert_int_lt(naps, 1);
+    ck_assert(ek_engine_close(e));
+
+    e = open_drowsy(m, p, 0.2, 2600000, 1); /* longer than the deadline and the grace after it */
+    ck_assert_int_eq(ek_compare(e, r, &c), EK_EDEVICE);
+    assert_says("picture: visual");
+    assert_says("on cpu:0 does not end: no answer for 0.2 s");
+    usleep(1000000); /* and yet it comes back, to memory that is still there */
+    ck_assert(ek_engine_close(e));
+    ek_reference_free(r);
+    ek_plan_free(p);
+    ek_model_close(m);
 }
 END_TEST
 
@@ -272,6 +323,7 @@ int main(void)
     tcase_add_test(tc, a_stage_that_answers_too_late_is_told_and_the_engine_closes);
     tcase_add_test(tc, slow_work_that_goes_on_meets_no_deadline);
     tcase_add_test(tc, a_message_that_does_not_come_is_told_with_its_link);
+    tcase_add_test(tc, a_tower_that_goes_on_meets_no_deadline_and_one_that_does_not_is_told);
     tcase_add_loop_test(tc, a_step_without_memory_ends_alone_and_others_go_on, 0, 3);
     tcase_add_loop_test(tc, the_deadline_of_the_environment_is_a_number, 0, 2);
     tcase_add_test(tc, a_wait_for_a_flag_that_is_never_raised_ends_when_the_link_is_abandoned);
