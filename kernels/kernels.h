@@ -62,8 +62,8 @@ struct ek_device_state { /* of this moment; 0: not known */
 const char *ek_throttle_text(uint32_t throttle, char out[64]);
 
 struct ek_channel; /* to another device */
-struct ek_event; /* a point in a device's queue */
-struct ek_graph; /* a captured sequence of operations */
+struct ek_event;   /* a point in a device's queue */
+struct ek_graph;   /* a captured sequence of operations */
 struct ek_ops;
 
 struct ek_device { /* backends embed it as their first member */

@@ -62,8 +62,8 @@ static void add_links(const struct ek_engine *e, struct need *needs)
     for (size_t i = 1; i < e->n_stages; i++)
         add_link(e, &e->stages[i - 1], &e->stages[i], n, needs);
     for (size_t i = 1; i < e->vision.n_path; i++)
-        add_link(e, e->vision.path[i - 1].stage, e->vision.path[i].stage, ek_picture_message(e->m, &e->opt),
-                 needs);
+        add_link(e, e->vision.path[i - 1].stage, e->vision.path[i].stage,
+                 ek_picture_message(e->m, &e->opt), needs);
 }
 
 /* The least of the device's and the plan's; 0: none. */

@@ -172,7 +172,8 @@ size_t ek_link_mechanisms(const struct ek_device *from, const struct ek_device *
  * (NULL: none), where it works; else the usual one. */
 const char *ek_link_pick(const struct ek_device *from, const struct ek_device *to,
                          const char *wanted);
-/* Opens ek_link_pick(from, to, NULL). The types of activations may differ. from == to is allowed. */
+/* Opens ek_link_pick(from, to, NULL). The types of activations may differ. from == to is allowed.
+ */
 enum ek_status ek_link_open(struct ek_device *from, struct ek_device *to, size_t max_elements,
                             struct ek_link **out);
 /* The same by one mechanism (NULL: the usual one). EK_EUNSUPPORTED where it does not work. */
@@ -187,9 +188,8 @@ const char *ek_link_mechanism(const struct ek_link *l);
 /* True when send and recv only queue: no host thread has to wake between the two devices. */
 bool ek_link_queued(const struct ek_link *l);
 /* Bytes that ek_link_open_as allocates under EK_TAG_COMM on either device. */
-void ek_link_memory(const struct ek_device *from, const struct ek_device *to,
-                    const char *mechanism, size_t max_elements, uint64_t *at_from,
-                    uint64_t *at_to);
+void ek_link_memory(const struct ek_device *from, const struct ek_device *to, const char *mechanism,
+                    size_t max_elements, uint64_t *at_from, uint64_t *at_to);
 /* True when a slot is free: send may be called. */
 bool ek_link_ready(const struct ek_link *l);
 /* Called by the thread of `from`: queues n activations at src; src may change once its queue

@@ -74,7 +74,7 @@ struct ek_stage {
     struct ek_rope rope;
     float softmax_scale;
     struct stage_arena at;
-    void *x;                    /* [T][hidden]: the residual stream, in the arena or a link's slot */
+    void *x; /* [T][hidden]: the residual stream, in the arena or a link's slot */
     char *vectors, *kv, *arena; /* device allocations: F32 vectors, cache, activations */
     struct stage_graphs *graphs;
     struct stage_vision *vision; /* visual modules; NULL: none */

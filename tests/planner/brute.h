@@ -16,8 +16,8 @@ struct brute_values {
 };
 /* Instances have constant times and at most one memory point a signature. */
 void brute_solve(const struct ek_costs *c, const struct ek_request *r, struct brute_values *out);
-/* Of every plan: slowest stage's prefill of the batch, its decode step, fullest memory. Freed by the
- * caller; returns how many. */
+/* Of every plan: slowest stage's prefill of the batch, its decode step, fullest memory. Freed by
+ * the caller; returns how many. */
 size_t brute_triples(const struct ek_costs *c, const struct ek_request *r, double (**out)[3]);
 /* Fewest bytes of modules that leave their device (index in the order of the classes; any other
  * number: gone) in a plan whose first objective is at most allowed; infinite: there is none. */
