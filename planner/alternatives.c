@@ -183,15 +183,6 @@ static enum ek_status add_devices(struct variant *v, size_t cls, uint32_t more)
     return EK_OK;
 }
 
-static void add_memory(struct variant *v, struct ek_request *r, uint64_t bytes)
-{
-    for (size_t i = 0; i < v->costs.n_classes; i++)
-        v->costs.classes[i].memory += bytes;
-    for (size_t i = 0; i < r->n_budgets; i++)
-        if (r->budgets[i].bytes)
-            r->budgets[i].bytes += bytes;
-}
-
 /* The first objective's value by the dynamic program alone. */
 static enum ek_status quick(const struct ek_costs *c, const struct ek_request *r, uint32_t m,
                             double *value, uint32_t *context, uint32_t *batch)
@@ -200,6 +191,8 @@ static enum ek_status quick(const struct ek_costs *c, const struct ek_request *r
     struct ek_solution *s;
     enum ek_status st;
 
+    if (r->deadline_ns && ek_now_ns() > r->deadline_ns)
+        return EK_EUNPROVEN;
     q.no_certificate = true;
     q.n_objectives = 1;
     q.time_limit = 10;
@@ -220,22 +213,10 @@ static enum ek_status quick(const struct ek_costs *c, const struct ek_request *r
 static enum ek_status with_memory(const struct ek_costs *c, const struct ek_request *r, uint32_t m,
                                   uint64_t bytes, double *value)
 {
-    struct variant v;
     struct ek_request q = *r;
-    enum ek_status st;
 
-    EK_TRY(variant_new(c, &v));
-    q.budgets = ek_calloc(r->n_budgets, sizeof(*r->budgets));
-    st = q.budgets ? EK_OK : EK_ENOMEM;
-    if (st == EK_OK) {
-        if (r->n_budgets)
-            memcpy(q.budgets, r->budgets, r->n_budgets * sizeof(*r->budgets));
-        add_memory(&v, &q, bytes);
-        st = quick(&v.costs, &q, m, value, NULL, NULL);
-    }
-    free(q.budgets);
-    variant_free(&v);
-    return st;
+    q.more_memory = bytes;
+    return quick(c, &q, m, value, NULL, NULL);
 }
 
 static enum ek_status with_devices(const struct ek_costs *c, const struct ek_request *r, uint32_t m,
@@ -435,6 +416,8 @@ static enum ek_status advise_rules(const struct ek_costs *c, const struct ek_req
     return advise_if(c, &q, list, json_string("without the pins, bans and other rules it fits"));
 }
 
+#define ADVICE_SECONDS 20 /* for all of it: what is not found by then is not said */
+
 enum ek_status ek_advice(const struct ek_costs *c, const struct ek_request *r, json_t **out)
 {
     struct ek_request q = *r;
@@ -442,6 +425,7 @@ enum ek_status ek_advice(const struct ek_costs *c, const struct ek_request *r, j
     enum ek_status st;
 
     q.objectives[0] = EK_OBJ_LATENCY;
+    q.deadline_ns = ek_now_ns() + (uint64_t)(fmin(r->time_limit, ADVICE_SECONDS) * 1e9);
     EK_GOTO(advise_rules(c, &q, list), st, fail);
     EK_GOTO(advise_size(c, &q, EK_OBJ_CONTEXT, list), st, fail);
     EK_GOTO(advise_size(c, &q, EK_OBJ_BATCH, list), st, fail);

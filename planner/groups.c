@@ -306,6 +306,8 @@ enum ek_status ek_problem_devices(struct ek_problem *p, const struct ek_request 
                 return EK_ENOMEM;
         }
     EK_TRY(set_budgets(p, r));
+    for (uint32_t d = 0; d < p->n_devices; d++)
+        p->devices[d].memory += r->more_memory;
     set_margins(p, r);
     for (size_t i = 0; i < r->n_rules; i++)
         EK_TRY(apply_rule(p, &r->rules[i]));

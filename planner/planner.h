@@ -206,7 +206,9 @@ struct ek_request {
     bool sides_first;       /* side modules with the first stage (what vLLM and SGLang can do) */
     bool no_cpu;            /* GPUs alone */
     bool as_map;            /* what a device_map of Hugging Face's can say, but for degrees */
+    uint64_t more_memory;   /* bytes that every device has beyond its budget: what they would buy */
     double time_limit;      /* seconds of solving */
+    uint64_t deadline_ns;   /* of ek_now_ns, beside that; 0: none */
     bool no_certificate;    /* dynamic program alone */
     bool whole_program;     /* integer programs with every column, however large */
     bool measured_chunk;    /* no device whose times of layers end below the prefill chunk */

@@ -522,6 +522,8 @@ enum ek_status ek_solve(const struct ek_costs *c, const struct ek_request *r,
     s->ilp.whole_program = r->whole_program;
     if (r->time_limit > 0)
         s->dp.deadline_ns = ek_now_ns() + (uint64_t)(r->time_limit * 1e9);
+    if (r->deadline_ns && r->deadline_ns < s->dp.deadline_ns)
+        s->dp.deadline_ns = r->deadline_ns;
     EK_GOTO(solve_and_certify(c, r, s, &best), st, fail);
     if (!best.feasible) {
         st = no_plan(s);

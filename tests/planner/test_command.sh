@@ -77,6 +77,9 @@ expect 0 "a map of one CPU" "$plan" plan --costs "$dir/cpus.json" --for accelera
 expect 0 "export of that map" "$plan" export "$dir/m.json" --to accelerate
 says "out" '"lm_head": "cpu"'
 expect 2 "another type of cache" "$plan" plan --costs "$tp" --cache F16
+expect 1 "too small a part" "$plan" plan --costs "$costs" --max-memory 30% # 7.10 GiB
+says "err" " 256.00 MiB more on every device would do"
+expect 0 "as much more" "$plan" plan --costs "$costs" --max-memory 7.35GiB
 expect 1 "too few stages" "$plan" plan --costs "$costs" --max-stages 2
 says "err" "with --max-stages 3 it fits"
 expect 1 "two rules that contradict" "$plan" plan --costs "$costs" --fixed-order \
