@@ -303,8 +303,9 @@ static enum ek_status read_pictures(const struct ek_args *args, struct ek_bench_
     EK_TRY(ek_arg_u32(args, "images", 1, 4096, &o->images));
     EK_TRY(ek_arg_u32(args, "image-tokens", 1, 1u << 20, &o->image_tokens));
     EK_TRY(read_size(args, o));
-    if (o->images > 0 && o->image_tokens == 0 && o->image_width == 0 && !ek_arg(args, "plan"))
-        return ek_error(EK_EUSAGE, "--images without --image-tokens or --image-size");
+    if (!ek_arg(args, "plan") && (o->images > 0) != (o->image_tokens > 0 || o->image_width > 0))
+        return ek_error(EK_EUSAGE, o->images ? "--images without --image-tokens or --image-size"
+                                             : "--image-tokens or --image-size without --images");
     return EK_OK;
 }
 

@@ -104,6 +104,8 @@ says '"image_tokens": 6'
 # refused, in one line
 expect 2 evenkeel bench "$qwen" --images 2 --repeats 1
 one_line
+expect 2 evenkeel bench "$qwen" --image-tokens 20 --repeats 1
+one_line
 expect 2 evenkeel bench "$qwen" --images 1 --image-size 84by56 --repeats 1
 one_line
 expect 2 evenkeel run "$vl2" --image "$files/rgb.png" --prompt a --prompt b
