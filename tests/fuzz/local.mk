@@ -77,6 +77,11 @@ FUZZERS += tests/fuzz/fuzz_device_map
 tests_fuzz_fuzz_device_map_SOURCES = tests/fuzz/fuzz_device_map.c $(FUZZER_MAIN)
 tests_fuzz_fuzz_device_map_LDADD = $(PLANNER_FUZZER_LIBS)
 tests_fuzz_fuzz_device_map_LDFLAGS = $(FUZZER_FLAGS)
+
+FUZZERS += tests/fuzz/fuzz_cluster
+tests_fuzz_fuzz_cluster_SOURCES = tests/fuzz/fuzz_cluster.c $(FUZZER_MAIN)
+tests_fuzz_fuzz_cluster_LDADD = $(PLANNER_FUZZER_LIBS)
+tests_fuzz_fuzz_cluster_LDFLAGS = $(FUZZER_FLAGS)
 endif
 
 FUZZERS += tests/fuzz/fuzz_image
