@@ -15,7 +15,7 @@ static const struct ek_option options[] = {
     {"plan", "FILE", "the plan to run (default: everything on one device, nothing predicted)"},
     {"devices", "DEVICE", "the device when there is no plan"},
     {"quantize", "TYPE",
-     "int8 or int4: linear layers of the language model in groups, as they are read"},
+     "int8 or int4: linear layers of the language model in groups; +ends: embedding, head too"},
     {"batch", "N", "sequences, when there is no plan (default 1)"},
     {"prompt", "N", "prompt tokens of a sequence (default: the plan's, or 512)"},
     {"generate", "N", "new tokens of a sequence (default: the plan's, or 128)"},

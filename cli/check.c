@@ -8,7 +8,7 @@ static const struct ek_option options[] = {
     {"plan", "FILE", "run under this plan (default: everything on one device)"},
     {"devices", "DEVICE", "the device when there is no plan"},
     {"quantize", "TYPE",
-     "int8 or int4: linear layers of the language model in groups, as they are read"},
+     "int8 or int4: linear layers of the language model in groups; +ends: embedding, head too"},
     {"reference", "FILE", "reference.safetensors: ids in, logits out"},
     {"tolerance", "F", "largest |difference| as a share of the largest |logit| (F32: 1e-4)"},
     {"kl", "F", "largest mean KL divergence (BF16, F16: 1e-3, or the official BF16 run's own)"},

@@ -6,7 +6,7 @@ static const struct ek_option options[] = {
     {"cache", "TYPE", "data type of the KV cache for the bytes a token (default F32)"},
     {"cut-tower", NULL, "the parts of a vision tower as modules of their own"},
     {"quantize", "TYPE",
-     "int8 or int4: linear layers of the language model in groups, as they are read"},
+     "int8 or int4: linear layers of the language model in groups; +ends: embedding, head too"},
     {"write", "FILE", "all weights into a safetensors file; synthetic ones of a config.json alone"},
     {"force", NULL, "replace that file"},
     {NULL, NULL, NULL},

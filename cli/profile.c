@@ -11,7 +11,7 @@ static const struct ek_option options[] = {
     {"devices", "LIST", "devices to measure (default: every GPU, or one CPU device)"},
     {"cut-tower", NULL, "measure a vision tower block by block, for plans that cut it"},
     {"quantize", "TYPE",
-     "int8 or int4: linear layers of the language model in groups, as they are read"},
+     "int8 or int4: linear layers of the language model in groups; +ends: embedding, head too"},
     {"act", "TYPE", "data type of activations: F32, BF16, F16 (default F32; CUDA: BF16)"},
     {"cache", "TYPE", "data type of the KV cache (default: that of the activations)"},
     {"max-batch", "N", "most sequences at once (default 8)"},

@@ -14,7 +14,7 @@ static const struct ek_option options[] = {
     {"plan", "FILE", "run under this plan (default: everything on one device)"},
     {"devices", "DEVICE", "the device when there is no plan"},
     {"quantize", "TYPE",
-     "int8 or int4: linear layers of the language model in groups, as they are read"},
+     "int8 or int4: linear layers of the language model in groups; +ends: embedding, head too"},
     {"prompt", "TEXT", "what the user says (may be given several times: a batch)"},
     {"prompt-file", "FILE", "the prompt from a file (- for stdin)"},
     {"messages", "FILE",

@@ -173,11 +173,14 @@ struct ek_model {
     struct ek_model_files *files; /* internal */
 };
 
+#define EK_QUANTIZE_ENDS 0x100u /* beside the bits: embedding and head as well */
+
 struct ek_model_options {
     uint64_t seed;  /* of synthetic weights */
     bool synthetic; /* synthetic even where weights exist */
     /* 4 or 8: linear layers of the language model that the checkpoint has in F32, F16 or BF16 are
-     * quantised as they are read, 0: no. Router, norms, embedding, head and vision are left. */
+     * quantised as they are read, 0: no. Router, norms and vision are left; embedding and head too
+     * unless EK_QUANTIZE_ENDS is set. */
     uint32_t quantize;
 };
 #define EK_MODEL_OPTIONS_INIT                                                                      \
@@ -185,7 +188,7 @@ struct ek_model_options {
         .seed = 1, .synthetic = false                                                              \
     }
 
-/* The bits of "int8" and "int4"; NULL: 0, not quantised. */
+/* The bits of "int8" and "int4", with "+ends" EK_QUANTIZE_ENDS; NULL: 0, not quantised. */
 enum ek_status ek_quantize_parse(const char *text, uint32_t *bits);
 
 /* Opens a directory, a .gguf file, or a config.json (path to either). Every size is checked against

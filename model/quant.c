@@ -322,23 +322,39 @@ static enum ek_status quantise_tensor(struct ek_model *m, struct ek_tensor *t, u
 
 enum ek_status ek_quantize_parse(const char *text, uint32_t *bits)
 {
-    *bits = text == NULL ? 0 : strcmp(text, "int4") == 0 ? 4 : strcmp(text, "int8") == 0 ? 8 : 1;
-    if (*bits == 1)
-        return ek_error(EK_EUSAGE, "--quantize: '%s' is neither int8 nor int4", text);
-    return EK_OK;
+    const char *ends = text ? strstr(text, "+ends") : NULL;
+    size_t n = ends && strcmp(ends, "+ends") == 0 ? (size_t)(ends - text) : text ? strlen(text) : 0;
+
+    *bits = 0;
+    if (text == NULL)
+        return EK_OK;
+    if (n == 4 && (memcmp(text, "int4", 4) == 0 || memcmp(text, "int8", 4) == 0))
+        *bits = (text[3] == '4' ? 4 : 8) | (text[n] ? EK_QUANTIZE_ENDS : 0);
+    return *bits
+               ? EK_OK
+               : ek_error(EK_EUSAGE,
+                          "--quantize: '%s' is none of int8, int4, int8+ends and int4+ends", text);
+}
+
+static bool is_end(enum ek_role role)
+{
+    return role == EK_ROLE_EMBED || role == EK_ROLE_HEAD;
 }
 
 enum ek_status ek_quant_at_load(struct ek_model *m, uint32_t bits)
 {
+    bool ends = bits & EK_QUANTIZE_ENDS;
     size_t n = 0;
 
+    bits &= ~EK_QUANTIZE_ENDS;
     if (bits == 0)
         return EK_OK;
     if (bits != 4 && bits != 8)
         return ek_error(EK_EUSAGE, "quantising to %u bits: 4 and 8 are supported", bits);
     for (size_t i = 0; i < m->n_modules; i++)
         for (size_t j = 0; j < m->modules[i].n_tensors; j++)
-            if (is_linear(m->modules[i].tensors[j].role))
+            if (is_linear(m->modules[i].tensors[j].role) ||
+                (ends && is_end(m->modules[i].tensors[j].role)))
                 EK_TRY(quantise_tensor(m, &m->modules[i].tensors[j], bits, &n));
     if (n == 0)
         return ek_error(EK_EUNSUPPORTED,

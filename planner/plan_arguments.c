@@ -28,7 +28,7 @@ static const char help[] =
     "  --cards FILE          descriptions of more cards (docs/costs.md)\n"
     "  --devices \"A B\"       plan for these devices of the profile only\n"
     "  --calibrated          times corrected by what `bench --db` stored of this model's runs\n"
-    "  --quantize TYPE       int8 or int4: as the model was profiled, and will be run\n"
+    "  --quantize TYPE       int8, int4, with +ends: as the model was profiled, and will be run\n"
     "Workload\n"
     "  --batch N             sequences at once (1)\n"
     "  --prompt N            tokens of a prompt (512)\n"
