@@ -489,17 +489,6 @@ START_TEST(a_tokens_experts_and_shared_layer_agree)
 }
 END_TEST
 
-static bool present(void)
-{
-    const char *why = pair_open(&pr, EK_F32);
-
-    if (why)
-        printf("skipped: %s\n", why);
-    else
-        pair_close(&pr);
-    return why == NULL;
-}
-
 int main(void)
 {
     Suite *s = suite_create("gpu: DeepSeek");
@@ -507,7 +496,7 @@ int main(void)
     SRunner *sr;
     int failed;
 
-    if (!present())
+    if (!pair_present())
         return 77;
     sr = srunner_create(s);
     suite_add_tcase(s, tc);

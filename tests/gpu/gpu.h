@@ -14,6 +14,8 @@ struct pair {
 /* NULL message and both devices, or why there is no pair. */
 const char *pair_open(struct pair *p, enum ek_dtype act);
 void pair_close(struct pair *p);
+/* Is there a pair? Says on standard output why not. */
+bool pair_present(void);
 
 /* The same numbers in both memories, each in its device's type. */
 struct both {

@@ -2,6 +2,7 @@
 #include "tests/gpu/gpu.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -62,6 +63,18 @@ void pair_close(struct pair *p)
     ek_device_close(p->gpu);
     ek_device_close(p->cpu);
     p->gpu = p->cpu = NULL;
+}
+
+bool pair_present(void)
+{
+    struct pair p;
+    const char *why = pair_open(&p, EK_F32);
+
+    if (why)
+        printf("skipped: %s\n", why);
+    else
+        pair_close(&p);
+    return why == NULL;
 }
 
 /* ---- data --------------------------------------------------------------------------------------
