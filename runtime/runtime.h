@@ -466,10 +466,10 @@ struct ek_tolerance {
  * row. EK_NO when the positions that its pictures give are not the reference's. */
 enum ek_status ek_compare(struct ek_engine *e, const struct ek_reference *r,
                           struct ek_comparison *out);
-/* What a run of m with activations of a type is asked for. F32: a relative 1e-4. BF16 and F16: a
- * mean KL of 1e-3, or what the official BF16 run itself loses on this reference where that is more;
- * twice that for mixtures of experts, whose router's near ties fall differently in any two such
- * runs. */
+/* What a run of m with activations of a type is asked for. F32: a relative 1e-4. BF16 and F16, or a
+ * reference that was computed in one of them: a mean KL of 1e-3, or what the official BF16 run
+ * itself loses on this reference where that is more; twice that for mixtures of experts, whose
+ * router's near ties fall differently in any two such runs. */
 struct ek_tolerance ek_tolerance_for(const struct ek_model *m, enum ek_dtype act,
                                      const struct ek_reference *r);
 /* EK_OK, or EK_NO with the reason recorded. */

@@ -275,6 +275,28 @@ START_TEST(a_verdict_names_its_reason)
 }
 END_TEST
 
+START_TEST(only_two_exact_runs_are_held_to_the_exact_tolerance)
+{
+    static const struct {
+        enum ek_dtype act;
+        const char *reference;
+        bool exact;
+    } runs[] = {{EK_F32, "float32", true},  {EK_F32, "", true},  {EK_F32, "bfloat16", false},
+                {EK_F32, "float16", false}, {EK_F16, "", false}, {EK_BF16, "bfloat16", false}};
+    const struct ek_model dense = {.config = {.n_experts = 0}};
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(runs); i++) {
+        struct ek_reference r = {.bf16_mean_kl = 2e-3};
+        struct ek_tolerance t;
+
+        snprintf(r.dtype, sizeof(r.dtype), "%s", runs[i].reference);
+        t = ek_tolerance_for(&dense, runs[i].act, &r);
+        ck_assert_double_eq(t.relative, runs[i].exact ? 1e-4 : 0);
+        ck_assert_double_eq(t.mean_kl, runs[i].exact ? 0 : 2e-3);
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("reference");
@@ -289,6 +311,7 @@ int main(void)
     tcase_add_test(tc, a_recorded_run_agrees_with_itself_and_not_with_another);
     tcase_add_test(tc, the_topk_form_gives_the_same_verdict);
     tcase_add_test(tc, a_verdict_names_its_reason);
+    tcase_add_test(tc, only_two_exact_runs_are_held_to_the_exact_tolerance);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_ENV);
     failed = srunner_ntests_failed(sr);
