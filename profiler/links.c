@@ -15,11 +15,9 @@
 #include <string.h>
 
 enum { SIZES = 8, WARM = 3, ROUNDS = 25 };
-enum {
-    CHAIN = 4,
-    HELD = 100
-};                       /* round trips queued at once; reads that hold the queue meanwhile */
-#define PATIENCE_S  10.0 /* for a chain to end */
+enum { CHAIN = 4 };                   /* round trips queued at once; ... */
+enum { HELD = 64, MAX_HELD = 512 };   /* ... reads that hold the queue meanwhile, more as needed */
+#define PATIENCE_S  10.0              /* for a chain to end */
 #define LEAST_BYTES ((size_t)1 << 10) /* then times 4: up to 16 MiB */
 
 struct table { /* of a ping-pong */
@@ -29,6 +27,7 @@ struct table { /* of a ping-pong */
     void *slot[2];            /* a message that came to it and lies there; NULL: in buffer */
     struct ek_event *mark[2]; /* of dev[0]: around a chain */
     size_t max, n;            /* activations: of the buffers, of this message */
+    unsigned held;            /* reads that a chain is queued behind */
     pthread_mutex_t lock;
     pthread_cond_t turn_changed;
     uint32_t sent[2]; /* messages in either direction */
@@ -145,29 +144,49 @@ static enum ek_status keep(struct table *t)
     return let_go(t, 0);
 }
 
-/* A round trip without the host. */
-static enum ek_status chained_trip(struct table *t, double *seconds)
+/* Until a chain has passed; what never comes is told. */
+static enum ek_status passes(struct table *t)
 {
     struct ek_device *d = t->dev[0];
-    size_t bytes = t->max * ek_dtype_block_bytes(d->act);
-    enum ek_status st;
+    enum ek_status st = ek_event_poll(d, t->mark[1], PATIENCE_S);
 
-    for (int i = 0; i < HELD; i++)
-        EK_TRY(d->ops->read_bytes(d, t->buffer[0], bytes));
-    EK_TRY(d->ops->event_record(d, t->mark[0]));
-    for (int i = 0; i < 2 * CHAIN; i++)
-        EK_TRY(cross(t, i % 2));
-    EK_TRY(d->ops->event_record(d, t->mark[1]));
-    EK_TRY(keep(t));
-    st = ek_event_poll(d, t->mark[1], PATIENCE_S);
     if (st == EK_NO)
         st =
             ek_error(EK_EDEVICE, "link %s -> %s (%s): no end of a message for %.0f s", d->spec.name,
                      t->dev[1]->spec.name, ek_link_mechanism(t->link[0]), PATIENCE_S);
     for (int i = 0; st != EK_OK && i < 2; i++)
         ek_link_abandon(t->link[i]);
-    EK_TRY(st);
-    *seconds = d->ops->event_seconds(t->mark[0], t->mark[1]) / CHAIN;
+    return st;
+}
+
+/* A chain; *ahead: all of it was queued before it began, so that the host had no part in it. */
+static enum ek_status run_chain(struct table *t, bool *ahead)
+{
+    struct ek_device *d = t->dev[0];
+    size_t bytes = t->max * ek_dtype_block_bytes(d->act);
+
+    for (unsigned i = 0; i < t->held; i++)
+        EK_TRY(d->ops->read_bytes(d, t->buffer[0], bytes));
+    EK_TRY(d->ops->event_record(d, t->mark[0]));
+    for (int i = 0; i < 2 * CHAIN; i++)
+        EK_TRY(cross(t, i % 2));
+    EK_TRY(d->ops->event_record(d, t->mark[1]));
+    *ahead = d->ops->event_passed(t->mark[0]) == EK_NO;
+    EK_TRY(keep(t));
+    return passes(t);
+}
+
+/* A round trip without the host. */
+static enum ek_status chained_trip(struct table *t, double *seconds)
+{
+    bool ahead;
+
+    EK_TRY(run_chain(t, &ahead));
+    while (!ahead && t->held < MAX_HELD) {
+        t->held *= 2;
+        EK_TRY(run_chain(t, &ahead));
+    }
+    *seconds = t->dev[0]->ops->event_seconds(t->mark[0], t->mark[1]) / CHAIN;
     return EK_OK;
 }
 
@@ -313,7 +332,7 @@ static enum ek_status measure(struct table *t, struct ek_store_link *out)
 enum ek_status ek_measure_link_as(struct ek_device *from, struct ek_device *to,
                                   const char *mechanism, struct ek_store_link *out)
 {
-    struct table t = {.dev = {from, to}, .status = EK_OK};
+    struct table t = {.dev = {from, to}, .held = HELD, .status = EK_OK};
     struct ek_store_link l = {.n = 0};
     enum ek_status st;
 

@@ -39,6 +39,9 @@ enum ek_status profile_open(struct profile *p, size_t i, struct profile_device *
 enum ek_status twins_ceilings(struct ek_store *store, struct ek_store_device *d);
 enum ek_status twins_memory(const struct profile_device *d);
 enum ek_status twins_times(const struct profile_device *d);
+/* Puts what was measured between twins of two devices, of which there may be nothing. */
+enum ek_status twins_links(struct ek_store *store, const char *from, const char *to,
+                           size_t *copied);
 
 /* ---- busy.c: devices with the others at work ---- */
 enum ek_status profile_busy(struct profile *p);

@@ -8,12 +8,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+static bool same_hardware(const struct ek_store_device *a, const struct ek_store_device *b)
+{
+    return a->uuid[0] != '\0' && strcmp(a->uuid, b->uuid) == 0 && strcmp(a->host, b->host) == 0 &&
+           strcmp(a->backend, b->backend) == 0 && strcmp(a->driver, b->driver) == 0 &&
+           strcmp(a->kernels, b->kernels) == 0 && strcmp(a->threads, b->threads) == 0;
+}
+
 static bool alike(const struct ek_store_device *a, const struct ek_store_device *b)
 {
-    return a->id != b->id && a->uuid[0] != '\0' && strcmp(a->uuid, b->uuid) == 0 &&
-           strcmp(a->host, b->host) == 0 && strcmp(a->backend, b->backend) == 0 &&
-           strcmp(a->driver, b->driver) == 0 && strcmp(a->kernels, b->kernels) == 0 &&
-           strcmp(a->threads, b->threads) == 0;
+    return a->id != b->id && same_hardware(a, b);
 }
 
 /* Every device of the profile that is like d; *out is freed with free(). */
@@ -116,4 +120,51 @@ enum ek_status twins_times(const struct profile_device *d)
 enum ek_status twins_memory(const struct profile_device *d)
 {
     return copy_all(d, copy_memory);
+}
+
+static const struct ek_store_device *named(const struct ek_store_device *all, size_t n,
+                                           const char *name)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(all[i].name, name) == 0)
+            return &all[i];
+    return NULL;
+}
+
+/* A row of a pair that is no device twice holds for every such pair of the same two pieces. */
+static bool holds_for(const struct ek_store_link *l, const struct ek_store_device *all, size_t n,
+                      const struct ek_store_device *from, const struct ek_store_device *to)
+{
+    const struct ek_store_device *a = named(all, n, l->from), *b = named(all, n, l->to);
+
+    return a && b && (a == b) == (from == to) && same_hardware(a, from) && same_hardware(b, to) &&
+           strstr(l->mechanism, EK_STORE_BOTH) == NULL &&
+           strstr(l->mechanism, EK_STORE_ALL) == NULL;
+}
+
+enum ek_status twins_links(struct ek_store *store, const char *from, const char *to, size_t *copied)
+{
+    struct ek_store_device *all;
+    struct ek_store_link *links = NULL;
+    const struct ek_store_device *a, *b;
+    size_t n, n_links = 0;
+    enum ek_status st;
+
+    *copied = 0;
+    EK_TRY(ek_store_devices(store, &all, &n));
+    EK_GOTO(ek_store_links(store, &links, &n_links), st, done);
+    a = named(all, n, from);
+    b = named(all, n, to);
+    for (size_t i = 0; a && b && st == EK_OK && i < n_links; i++) {
+        if (!holds_for(&links[i], all, n, a, b))
+            continue;
+        snprintf(links[i].from, sizeof(links[i].from), "%s", from);
+        snprintf(links[i].to, sizeof(links[i].to), "%s", to);
+        st = ek_store_put_link(store, &links[i]);
+        *copied += st == EK_OK;
+    }
+done:
+    free(links);
+    free(all);
+    return st;
 }

@@ -26,6 +26,8 @@ enum how {
     STORE_AWAIT_COPY, // store and flag | wait kernel, copy out, event
     STORE_TAKE,       // store and flag | one kernel waits and copies, event
     STORE_AWAIT,      // store and flag | wait kernel, the stage reads the slot, event behind it
+    STORE_EARLY,      // the same, the slot's event waited for before the stage, not behind it
+    STORE_TAIL,       // the same, store and flag a node of the stage's graph
     STORE_WAITVALUE,  // the same, the stream waits by cuStreamWaitValue32
     STORE_CREDIT,     // the same as STORE_TAKE, the slot freed by a flag instead of an event
     STORE_GRAPH,      // wait+copy and store are nodes of the stage's graph
@@ -35,6 +37,8 @@ enum how {
 static const char *const names[] = {"store | wait, copy, event",
                                     "store | wait+copy, event",
                                     "store | wait, in the slot",
+                                    "the slot, stage, store | wait, in the slot",
+                                    "the slot, stage with store | wait, in the slot",
                                     "store | stream wait value, in the slot",
                                     "store after credit | wait+copy+credit",
                                     "in the graph: wait+copy+credit ... store",
@@ -139,6 +143,7 @@ struct side {
     uint32_t *flags; // [0]: newest message that came; [1]: credit that came; [2], [3]: counters
     cudaEvent_t full[SLOTS], empty[SLOTS], mark[4];
     cudaGraphExec_t stage[SLOTS], fused; // stage[i] reads slot i; x where it was copied out
+    cudaGraphExec_t tail[SLOTS];         // stage[i] with the store to the other side
     uint32_t sent, taken;
 };
 
@@ -156,20 +161,20 @@ static void stage_kernels(const side &s, const char *x)
         work_k<<<132, 256, 0, s.stream>>>(i ? s.x : x, s.x);
 }
 
-static cudaGraphExec_t capture(const side &s, const char *x, const side *to)
+static cudaGraphExec_t capture(const side &s, const char *x, const side *to, bool takes)
 {
     const uint32_t *stop = host_words + LINE;
     cudaGraph_t g;
     cudaGraphExec_t exec;
 
     TRY(cudaStreamBeginCapture(s.stream, cudaStreamCaptureModeThreadLocal));
-    if (to)
+    if (takes)
         take_k<<<1, 512, 0, s.stream>>>(s.x, s.slots, bytes, at(s, 0), 0, at(*to, 1), stop,
                                         at(s, 2));
     stage_kernels(s, x);
     if (to)
-        store_k<<<1, 512, 0, s.stream>>>(to->slots, s.x, bytes, at(*to, 0), 0, at(s, 1), stop,
-                                         at(s, 3));
+        store_k<<<1, 512, 0, s.stream>>>(to->slots, s.x, bytes, at(*to, 0), 0,
+                                         takes ? at(s, 1) : nullptr, stop, at(s, 3));
     TRY(cudaStreamEndCapture(s.stream, &g));
     TRY(cudaGraphInstantiate(&exec, g, 0));
     TRY(cudaGraphUpload(exec, s.stream));
@@ -188,7 +193,7 @@ static void send(how h, side &a, side &b)
         TRY(cudaEventRecord(a.full[i], a.stream));
         return;
     }
-    if (h != STORE_CREDIT && n > SLOTS)
+    if (h != STORE_CREDIT && h != STORE_EARLY && n > SLOTS)
         TRY(cudaStreamWaitEvent(a.stream, b.empty[i], 0));
     store_k<<<1, 512, 0, a.stream>>>(slot, a.x, bytes, at(b, 0), n,
                                      h == STORE_CREDIT ? at(a, 1) : nullptr, host_words + LINE,
@@ -198,13 +203,33 @@ static void send(how h, side &a, side &b)
 typedef CUresult (*wait_value_fn)(CUstream, CUdeviceptr, cuuint32_t, unsigned);
 static wait_value_fn wait_value;
 
+static void mark(side &s, bool marks, int i)
+{
+    if (marks)
+        TRY(cudaEventRecord(s.mark[i], s.stream));
+}
+
+static bool stage_in_slot(how h)
+{
+    return h == STORE_AWAIT || h == STORE_EARLY || h == STORE_TAIL || h == STORE_WAITVALUE;
+}
+
+// The slot that the stage's own message goes to is free.
+static void wait_for_slot(side &b, const side &a)
+{
+    if (b.sent >= SLOTS)
+        TRY(cudaStreamWaitEvent(b.stream, a.empty[b.sent % SLOTS], 0));
+}
+
 // The message is taken, and the stage run.
-static void turn(how h, side &b, side &a)
+static void turn(how h, side &b, side &a, bool marks)
 {
     uint32_t i = b.taken % SLOTS, n = ++b.taken;
     const uint32_t *stop = host_words + LINE;
     char *slot = b.slots + i * bytes;
 
+    if (h == STORE_EARLY || h == STORE_TAIL)
+        wait_for_slot(b, a);
     if (h == COPY_EVENT) {
         TRY(cudaStreamWaitEvent(b.stream, a.full[i], 0));
         TRY(cudaMemcpyPeerAsync(b.x, b.gpu, a.slots + i * bytes, a.gpu, bytes, b.stream));
@@ -218,10 +243,13 @@ static void turn(how h, side &b, side &a)
         if (h == STORE_AWAIT_COPY)
             store_k<<<1, 512, 0, b.stream>>>(b.x, slot, bytes, nullptr, 0, nullptr, stop, nullptr);
     }
-    bool in_slot = h == STORE_AWAIT || h == STORE_WAITVALUE;
+    bool in_slot = stage_in_slot(h);
     if (!in_slot && h != STORE_CREDIT)
         TRY(cudaEventRecord(b.empty[i], b.stream));
-    TRY(cudaGraphLaunch(b.stage[in_slot ? i : 0], b.stream));
+    mark(b, marks, 0);
+    TRY(cudaGraphLaunch(h == STORE_TAIL ? b.tail[i] : b.stage[in_slot ? i : 0], b.stream));
+    mark(b, marks, 2);
+    b.sent += h == STORE_TAIL;
     if (in_slot)
         TRY(cudaEventRecord(b.empty[i], b.stream));
 }
@@ -229,12 +257,6 @@ static void turn(how h, side &b, side &a)
 static void use(const side &s)
 {
     TRY(cudaSetDevice(s.gpu));
-}
-
-static void mark(side &s, bool marks, int i)
-{
-    if (marks)
-        TRY(cudaEventRecord(s.mark[i], s.stream));
 }
 
 static void issue(how h, side s[2], bool marks)
@@ -246,13 +268,13 @@ static void issue(how h, side s[2], bool marks)
             TRY(cudaGraphLaunch(b.fused, b.stream));
             continue;
         }
-        use(a);
-        send(h, a, b);
-        mark(a, marks, 3);
+        if (h != STORE_TAIL) {
+            use(a);
+            send(h, a, b);
+            mark(a, marks, 3);
+        }
         use(b);
-        mark(b, marks, 0);
-        turn(h, b, a);
-        mark(b, marks, 2);
+        turn(h, b, a, marks);
     }
 }
 
@@ -269,9 +291,11 @@ static double elapsed(how h, side s[2], bool chain, bool marks)
     TRY(cudaEventCreate(&from));
     TRY(cudaEventCreate(&to));
     TRY(cudaEventRecord(from, s[0].stream));
-    if (chain && h == STORE_GRAPH) // the first message
-        store_k<<<1, 512, 0, s[0].stream>>>(s[1].slots, s[0].x, bytes, at(s[1], 0), 0, at(s[0], 1),
+    if (chain && (h == STORE_GRAPH || h == STORE_TAIL)) // the first message
+        store_k<<<1, 512, 0, s[0].stream>>>(s[1].slots, s[0].x, bytes, at(s[1], 0), 0,
+                                            h == STORE_GRAPH ? at(s[0], 1) : nullptr,
                                             host_words + LINE, at(s[0], 3));
+    s[0].sent += chain && h == STORE_TAIL;
     if (chain)
         issue(h, s, marks);
     for (int i = 0; i < TURNS && !chain; i++) {
@@ -282,6 +306,11 @@ static double elapsed(how h, side s[2], bool chain, bool marks)
     if (chain && h == STORE_GRAPH) // and the last
         take_k<<<1, 512, 0, s[1].stream>>>(s[1].x, s[1].slots, bytes, at(s[1], 0), 0, at(s[0], 1),
                                            host_words + LINE, at(s[1], 2));
+    if (chain && h == STORE_TAIL) {
+        uint32_t i = s[1].taken % SLOTS;
+        await_k<<<1, 1, 0, s[1].stream>>>(at(s[1], 0), ++s[1].taken, host_words + LINE);
+        TRY(cudaEventRecord(s[1].empty[i], s[1].stream));
+    }
     use(s[0]);
     TRY(cudaEventRecord(to, s[0].stream));
     *(volatile uint32_t *)host_words = 1;
@@ -378,8 +407,10 @@ int main(int argc, char **argv)
         for (int i = 0; i < 2; i++) {
             use(s[i]);
             for (int slot = 0; slot < SLOTS; slot++)
-                s[i].stage[slot] = capture(s[i], s[i].slots + slot * bytes, nullptr);
-            s[i].fused = capture(s[i], s[i].x, &s[!i]);
+                s[i].stage[slot] = capture(s[i], s[i].slots + slot * bytes, nullptr, false);
+            for (int slot = 0; slot < SLOTS; slot++)
+                s[i].tail[slot] = capture(s[i], s[i].slots + slot * bytes, &s[!i], false);
+            s[i].fused = capture(s[i], s[i].x, &s[!i], true);
         }
         measure(s);
     }

@@ -3,7 +3,7 @@
  * Profiling a small synthetic model on two CPU devices: which rows there are, that they add up to
  * the memory of stages, and that no interruption, polite or not, loses or doubles one.
  */
-#include "profiler/profiler.h"
+#include "profiler/profile.h"
 
 #include <check.h>
 #include <math.h>
@@ -302,6 +302,53 @@ START_TEST(links_at_once_have_rows_of_their_own_that_are_kept)
 }
 END_TEST
 
+/* cuda:0 and cuda:0.1 are one GPU, cuda:1 is another. */
+START_TEST(links_between_twins_are_measured_once)
+{
+    static const struct {
+        const char *name, *uuid;
+    } devices[] = {{"cuda:0", "a"}, {"cuda:0.1", "a"}, {"cuda:1", "b"}, {"cpu:0", ""}};
+    static const struct {
+        const char *from, *to;
+        double alpha; /* 0: there is none to copy */
+    } pairs[] = {{"cuda:0.1", "cuda:1", 1e-6}, {"cuda:0.1", "cuda:0", 2e-6},
+                 {"cuda:1", "cuda:0", 0},      {"cuda:0.1", "cuda:0.1", 3e-6},
+                 {"cuda:1", "cuda:1", 0},      {"cpu:0", "cpu:0", 0}};
+    struct ek_store_link measured[] = {{"cuda:0", "cuda:1", "peer-store", 1e-6, 1e11, 0, 1},
+                                       {"cuda:0", "cuda:1", "copy both", 9e-6, 1e11, 0, 1},
+                                       {"cuda:0", "cuda:0.1", "peer-store", 2e-6, 1e11, 0, 1},
+                                       {"cuda:0", "cuda:0", EK_STORE_RETURN, 3e-6, 1e11, 0, 1}};
+    char file[] = "check-profile-twins.db";
+    struct ek_store_link *rows;
+    struct ek_store *s;
+    size_t n, copied;
+
+    unlink(file);
+    ck_assert_int_eq(ek_store_open(file, EK_STORE_WRITE, &s), EK_OK);
+    for (size_t i = 0; i < EK_ARRAY_LEN(devices); i++) {
+        struct ek_store_device d = {.backend = "cuda", .host = "h", .memory_total = 1};
+        strcpy(d.name, devices[i].name);
+        strcpy(d.uuid, devices[i].uuid);
+        ck_assert_msg(ek_store_put_device(s, &d) == EK_OK, "%s", ek_last_error());
+    }
+    for (size_t i = 0; i < EK_ARRAY_LEN(measured); i++)
+        ck_assert_int_eq(ek_store_put_link(s, &measured[i]), EK_OK);
+    for (size_t i = 0; i < EK_ARRAY_LEN(pairs); i++) {
+        ck_assert_int_eq(twins_links(s, pairs[i].from, pairs[i].to, &copied), EK_OK);
+        ck_assert_uint_eq(copied, pairs[i].alpha > 0);
+        ck_assert_int_eq(ek_store_links(s, &rows, &n), EK_OK);
+        while (n > 0 && (strcmp(rows[n - 1].from, pairs[i].from) != 0 ||
+                         strcmp(rows[n - 1].to, pairs[i].to) != 0))
+            n--;
+        ck_assert_uint_eq(n > 0, copied);
+        ck_assert_double_eq(n > 0 ? rows[n - 1].alpha_s : 0, pairs[i].alpha);
+        free(rows);
+    }
+    ek_store_close(s);
+    unlink(file);
+}
+END_TEST
+
 /* ---- Memory: the rule of docs/measurement.md --------------------------------------------------
  */
 
@@ -594,6 +641,7 @@ int main(void)
     tcase_set_timeout(tc, 300);
     tcase_add_test(tc, every_module_has_rows_on_every_device);
     tcase_add_test(tc, links_at_once_have_rows_of_their_own_that_are_kept);
+    tcase_add_test(tc, links_between_twins_are_measured_once);
     tcase_add_test(tc, rows_add_up_to_the_memory_of_stages_never_under);
     tcase_add_test(tc, an_interrupted_profile_keeps_its_rows_and_goes_on);
     tcase_add_test(tc, a_complete_profile_is_not_measured_again);
