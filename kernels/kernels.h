@@ -208,12 +208,12 @@ struct ek_ops {
     enum ek_status (*flag_wait)(struct ek_device *dev, const uint32_t *flag, uint32_t value,
                                 const uint32_t *stop);
 
-    /* messages by a library (NCCL). works: between these two devices, here and now. open may take
-     * seconds. send is queued by the thread of dev: n bytes from src, when dev's queue comes there,
-     * to dst of `to`, when `before` has passed; `after` is recorded behind their arrival (events of
-     * `to`, or NULL). check: why it has failed, from any thread. abort ends what is under way and
-     * returns at once. All NULL: not possible. */
-    bool (*channel_works)(const struct ek_device *dev, const struct ek_device *to);
+    /* messages by a library (NCCL). lacks: why there are none between these two devices, here and
+     * now (NULL: there are). open may take seconds. send is queued by the thread of dev: n bytes
+     * from src, when dev's queue comes there, to dst of `to`, when `before` has passed; `after` is
+     * recorded behind their arrival (events of `to`, or NULL). check: why it has failed, from any
+     * thread. abort ends what is under way and returns at once. All NULL: not possible. */
+    const char *(*channel_lacks)(const struct ek_device *dev, const struct ek_device *to);
     enum ek_status (*channel_open)(struct ek_device *dev, struct ek_device *to,
                                    struct ek_channel **out);
     enum ek_status (*channel_send)(struct ek_channel *c, const void *src, void *dst, size_t n,

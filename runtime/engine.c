@@ -214,8 +214,8 @@ const char *engine_mechanism(const struct ek_engine *e, uint32_t from, uint32_t 
 enum ek_status engine_link_open(struct ek_engine *e, uint32_t from, uint32_t to,
                                 size_t max_elements, struct ek_link **out)
 {
-    return ek_link_open_as(e->devices[from].dev, e->devices[to].dev, max_elements,
-                           engine_mechanism(e, from, to), out);
+    return ek_link_open(e->devices[from].dev, e->devices[to].dev, max_elements,
+                        ek_plan_mechanism(e->plan, from, to), out);
 }
 
 static enum ek_status open_links(struct ek_engine *e)

@@ -207,8 +207,8 @@ static enum ek_status copy_recv(struct ek_link *l, unsigned slot, void *dst, siz
 /* ---- a library sends into a slot on the receiver */
 static bool channel_works(const struct ek_device *from, const struct ek_device *to)
 {
-    return from->ops->channel_works != NULL && from->act == to->act &&
-           from->ops->channel_works(from, to);
+    return from->ops->channel_lacks != NULL && from->act == to->act &&
+           from->ops->channel_lacks(from, to) == NULL;
 }
 
 static void channel_bytes(const struct ek_device *from, const struct ek_device *to, size_t max,
@@ -334,12 +334,19 @@ static const struct mechanism *choose(const struct ek_device *from, const struct
     return first;
 }
 
-const char *ek_link_pick(const struct ek_device *from, const struct ek_device *to,
-                         const char *wanted)
+/* The mechanism that is asked for, whether it works or not; NULL: any. */
+static const char *asked_for(const struct ek_device *from, const struct ek_device *to,
+                             const char *wanted)
 {
     const char *forced = getenv("EVENKEEL_LINK");
 
-    return choose(from, to, from == to ? NULL : forced ? forced : wanted)->name;
+    return from == to ? NULL : forced ? forced : wanted;
+}
+
+const char *ek_link_pick(const struct ek_device *from, const struct ek_device *to,
+                         const char *wanted)
+{
+    return choose(from, to, asked_for(from, to, wanted))->name;
 }
 
 static uint64_t padded(const struct ek_device *dev, uint64_t bytes)
@@ -353,6 +360,15 @@ void ek_link_memory(const struct ek_device *from, const struct ek_device *to, co
     choose(from, to, mechanism)->bytes(from, to, max_elements, at_from, at_to);
     *at_from = padded(from, *at_from);
     *at_to = padded(to, *at_to);
+}
+
+/* What is known of why a mechanism does not work; NULL: nothing. */
+static const char *lacks(const struct ek_device *from, const struct ek_device *to,
+                         const char *mechanism)
+{
+    if (strcmp(mechanism, "nccl") != 0 || from->ops->channel_lacks == NULL)
+        return NULL;
+    return from->ops->channel_lacks(from, to);
 }
 
 enum ek_status ek_link_open_as(struct ek_device *from, struct ek_device *to, size_t max_elements,
@@ -371,8 +387,9 @@ enum ek_status ek_link_open_as(struct ek_device *from, struct ek_device *to, siz
     l->slot_bytes = message_bytes(from, max_elements);
     l->how = choose(from, to, mechanism);
     if (mechanism != NULL && strcmp(l->how->name, mechanism) != 0) {
-        st = ek_error(EK_EUNSUPPORTED, "link %s to %s: no hand-over by %s", from->spec.name,
-                      to->spec.name, mechanism);
+        const char *why = lacks(from, to, mechanism);
+        st = ek_error(EK_EUNSUPPORTED, "link %s -> %s: no hand-over by %s%s%s", from->spec.name,
+                      to->spec.name, mechanism, why ? ": " : "", why ? why : "");
         goto fail;
     }
     EK_GOTO(l->how->open(l), st, fail);
@@ -384,9 +401,15 @@ fail:
 }
 
 enum ek_status ek_link_open(struct ek_device *from, struct ek_device *to, size_t max_elements,
-                            struct ek_link **out)
+                            const char *wanted, struct ek_link **out)
 {
-    return ek_link_open_as(from, to, max_elements, ek_link_pick(from, to, NULL), out);
+    const char *asked = asked_for(from, to, wanted);
+    enum ek_status st = ek_link_open_as(from, to, max_elements, asked, out);
+
+    if (asked == NULL || st != EK_EUNSUPPORTED)
+        return st;
+    ek_note("%s; by %s instead", ek_last_error(), choose(from, to, NULL)->name);
+    return ek_link_open_as(from, to, max_elements, NULL, out);
 }
 
 void ek_link_abandon(struct ek_link *l)

@@ -172,10 +172,10 @@ size_t ek_link_mechanisms(const struct ek_device *from, const struct ek_device *
  * (NULL: none), where it works; else the usual one. */
 const char *ek_link_pick(const struct ek_device *from, const struct ek_device *to,
                          const char *wanted);
-/* Opens ek_link_pick(from, to, NULL). The types of activations may differ. from == to is allowed.
- */
+/* Opens ek_link_pick(from, to, wanted), with a note where that is not what was asked for. The types
+ * of activations may differ. from == to is allowed. */
 enum ek_status ek_link_open(struct ek_device *from, struct ek_device *to, size_t max_elements,
-                            struct ek_link **out);
+                            const char *wanted, struct ek_link **out);
 /* The same by one mechanism (NULL: the usual one). EK_EUNSUPPORTED where it does not work. */
 enum ek_status ek_link_open_as(struct ek_device *from, struct ek_device *to, size_t max_elements,
                                const char *mechanism, struct ek_link **out);

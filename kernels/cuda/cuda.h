@@ -151,7 +151,7 @@ enum ek_status ek_cuda_flag_wait(struct ek_device *dev, const uint32_t *flag, ui
                                  const uint32_t *stop);
 
 /* nccl.c */
-bool ek_cuda_channel_works(const struct ek_device *dev, const struct ek_device *to);
+const char *ek_cuda_channel_lacks(const struct ek_device *dev, const struct ek_device *to);
 enum ek_status ek_cuda_channel_open(struct ek_device *dev, struct ek_device *to,
                                     struct ek_channel **out);
 enum ek_status ek_cuda_channel_send(struct ek_channel *c, const void *src, void *dst, size_t n,

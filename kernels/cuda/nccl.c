@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Messages between two GPUs by NCCL's send and receive. The library is loaded when it is first
- * asked for, so that programs start without it. Communicators do not block: every call is polled,
+ * Messages between two GPUs by NCCL's send and receive. The library (libnccl.so.2, or the file that
+ * the environment variable EVENKEEL_NCCL names) is loaded when it is first asked for, so that
+ * programs start without it. Communicators do not block: every call is polled,
  * with a deadline, and they are aborted, never finalised, for that may wait for a peer. A channel
  * has both ends in this process; its sender's thread issues the send on its own queue and the
  * receive on a stream beside the receiver's, which waits for an event behind it.
@@ -28,7 +29,7 @@ static struct {
     ncclResult_t (*abort)(ncclComm_t);
     const char *(*text)(ncclResult_t);
 } nccl;
-static bool loaded;
+static char missing[256]; /* why it cannot be used; empty: it can */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 struct ek_channel {
@@ -41,11 +42,15 @@ struct ek_channel {
 
 static void load(void)
 {
+    const char *file = getenv("EVENKEEL_NCCL");
     void *lib;
 
     setenv("NCCL_NVLS_ENABLE", "0", 0); /* multicast of the switch: others may use it */
-    if ((lib = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL)) == NULL)
+    file = file ? file : "libnccl.so.2";
+    if ((lib = dlopen(file, RTLD_NOW | RTLD_LOCAL)) == NULL) {
+        snprintf(missing, sizeof(missing), "%s", dlerror());
         return;
+    }
     *(void **)&nccl.unique_id = dlsym(lib, "ncclGetUniqueId");
     *(void **)&nccl.init = dlsym(lib, "ncclCommInitRankConfig");
     *(void **)&nccl.state = dlsym(lib, "ncclCommGetAsyncError");
@@ -55,17 +60,19 @@ static void load(void)
     *(void **)&nccl.recv = dlsym(lib, "ncclRecv");
     *(void **)&nccl.abort = dlsym(lib, "ncclCommAbort");
     *(void **)&nccl.text = dlsym(lib, "ncclGetErrorString");
-    loaded = nccl.unique_id && nccl.init && nccl.state && nccl.begin && nccl.end && nccl.send &&
-             nccl.recv && nccl.abort && nccl.text;
+    if (!nccl.unique_id || !nccl.init || !nccl.state || !nccl.begin || !nccl.end || !nccl.send ||
+        !nccl.recv || !nccl.abort || !nccl.text)
+        snprintf(missing, sizeof(missing), "%s: not NCCL, or one before 2.14", file);
 }
 
-/* NCCL refuses two ends on one GPU. */
-bool ek_cuda_channel_works(const struct ek_device *dev, const struct ek_device *to)
+const char *ek_cuda_channel_lacks(const struct ek_device *dev, const struct ek_device *to)
 {
-    if (dev->ops != to->ops || dev->spec.index == to->spec.index)
-        return false;
+    if (dev->ops != to->ops)
+        return "one of them is no GPU";
+    if (dev->spec.index == to->spec.index)
+        return "NCCL refuses two ends on one GPU";
     pthread_once(&once, load);
-    return loaded;
+    return missing[0] ? missing : NULL;
 }
 
 static enum ek_status failed(const struct ek_channel *c, const char *what, ncclResult_t r)

@@ -203,7 +203,9 @@ START_TEST(padded_steps_over_stages_equal_their_sequences_alone)
 }
 END_TEST
 
-/* The other process. Its exit code is what a command's would be. */
+/* ---- another process, whose exit code is what a command's would be: the case of a stage that
+ * hangs, or NO_NCCL, where that library is not to be found */
+#define NO_NCCL EK_ARRAY_LEN(hangs)
 static size_t which;
 static int answer = 1;
 
@@ -231,6 +233,34 @@ START_TEST(the_other_process_hangs)
 }
 END_TEST
 
+/* Neither by a plan that names it nor by the environment: another mechanism, and the reason. */
+START_TEST(the_other_process_has_no_nccl)
+{
+    struct ek_device *a = open_device("cuda:0", EK_BF16), *b = open_device(second(), EK_BF16);
+    struct ek_model *m = small_model(4);
+    struct ek_plan *p = two_stages(m, "cuda:0", second());
+    struct ek_link *l = NULL;
+    struct ek_engine *e;
+
+    setenv("EVENKEEL_NCCL", "/nowhere/libnccl.so", 1);
+    ck_assert_int_eq(ek_link_open_as(a, b, MESSAGE, "nccl", &l), EK_EUNSUPPORTED);
+    printf("  %s\n", ek_last_error());
+    ck_assert_ptr_nonnull(strstr(ek_last_error(), n_gpus > 1 ? "/nowhere/libnccl.so" : "one GPU"));
+    ck_ok(ek_link_open(a, b, MESSAGE, "nccl", &l));
+    ck_assert_str_eq(ek_link_mechanism(l), ek_link_pick(a, b, NULL));
+    ek_link_close(l);
+    setenv("EVENKEEL_LINK", "nccl", 1);
+    e = open_engine(m, p);
+    ck_ok(prefill(e, 40));
+    ck_assert(ek_engine_close(e));
+    ek_plan_free(p);
+    ek_model_close(m);
+    ek_device_close(a);
+    ek_device_close(b);
+    answer = 0;
+}
+END_TEST
+
 static void run_suite(Suite *s, int *failed)
 {
     SRunner *sr = srunner_create(s);
@@ -241,14 +271,17 @@ static void run_suite(Suite *s, int *failed)
     srunner_free(sr);
 }
 
-static int hang(void)
+static int be_the_other(void)
 {
-    Suite *s = suite_create("a stage that hangs");
-    TCase *tc = tcase_create("hang");
+    Suite *s = suite_create("another process");
+    TCase *tc = tcase_create("other");
     int failed;
 
     tcase_set_timeout(tc, 0);
-    tcase_add_test(tc, the_other_process_hangs);
+    if (which == NO_NCCL)
+        tcase_add_test(tc, the_other_process_has_no_nccl);
+    else
+        tcase_add_test(tc, the_other_process_hangs);
     suite_add_tcase(s, tc);
     run_suite(s, &failed);
     return failed ? 1 : answer;
@@ -269,24 +302,36 @@ static int wait_for(pid_t child, uint64_t begin)
     return status;
 }
 
-START_TEST(a_stage_that_hangs_ends_in_its_name_and_so_does_the_process)
+static void other_process_exits(size_t number, int code)
 {
-    char number[8];
-    char *args[] = {(char *)(uintptr_t)self, number, NULL};
+    char text[8];
+    char *args[] = {(char *)(uintptr_t)self, text, NULL};
     uint64_t begin = ek_now_ns();
     pid_t child;
     int status;
 
-    if (hangs[_i].gpus > n_gpus)
-        return;
-    printf("stage %s hangs, %zu GPUs, %s\n", hangs[_i].stage, hangs[_i].gpus, hangs[_i].mechanism);
     fflush(stdout);
-    snprintf(number, sizeof(number), "%d", _i);
+    snprintf(text, sizeof(text), "%zu", number);
     ck_assert_int_eq(posix_spawn(&child, self, NULL, NULL, args, environ), 0);
     status = wait_for(child, begin);
     printf("  process: %.2f s\n", (double)(ek_now_ns() - begin) * 1e-9);
     ck_assert(WIFEXITED(status));
-    ck_assert_int_eq(WEXITSTATUS(status), 6);
+    ck_assert_int_eq(WEXITSTATUS(status), code);
+}
+
+START_TEST(a_stage_that_hangs_ends_in_its_name_and_so_does_the_process)
+{
+    if (hangs[_i].gpus > n_gpus)
+        return;
+    printf("stage %s hangs, %zu GPUs, %s\n", hangs[_i].stage, hangs[_i].gpus, hangs[_i].mechanism);
+    other_process_exits((size_t)_i, 6);
+}
+END_TEST
+
+START_TEST(without_nccl_another_mechanism_is_taken)
+{
+    puts("no NCCL");
+    other_process_exits(NO_NCCL, 0);
 }
 END_TEST
 
@@ -379,9 +424,9 @@ int main(int argc, char **argv)
         puts("skipped: no GPU");
         return 77;
     }
-    which = argc > 1 ? strtoul(argv[1], NULL, 10) % EK_ARRAY_LEN(hangs) : 0;
+    which = argc > 1 ? strtoul(argv[1], NULL, 10) % (NO_NCCL + 1) : 0;
     if (argc > 1) { /* as the command does: what runs at a usual exit may wait for the GPU */
-        answer = hang();
+        answer = be_the_other();
         fflush(NULL);
         _exit(answer);
     }
@@ -393,6 +438,7 @@ int main(int argc, char **argv)
     tcase_add_test(tc, a_plan_that_does_not_fit_is_refused_before_it_is_loaded);
     tcase_add_test(tc, a_step_that_finds_no_memory_is_told_and_survived);
     tcase_add_test(tc, padded_steps_over_stages_equal_their_sequences_alone);
+    tcase_add_test(tc, without_nccl_another_mechanism_is_taken);
     suite_add_tcase(s, tc);
     tc = tcase_create("hangs");
     tcase_set_timeout(tc, 0);

@@ -242,7 +242,7 @@ static void exercise(struct ek_device *from, struct ek_device *to, const char *m
     float *src[5], *dst;
     size_t bytes = MESSAGE * ek_dtype_block_bytes(from->act);
 
-    ck_ok(ek_link_open(from, to, MESSAGE, &l));
+    ck_ok(ek_link_open(from, to, MESSAGE, NULL, &l));
     ck_assert_str_eq(ek_link_mechanism(l), mechanism);
     ck_ok(to->ops->alloc(to, EK_TAG_ACTIVATIONS, MESSAGE * sizeof(float), (void **)&dst));
     for (int i = 0; i < 5; i++) {
@@ -317,7 +317,7 @@ START_TEST(links_allocate_what_they_say)
     uint64_t from, to;
 
     ek_link_memory(device, other, NULL, MESSAGE, &from, &to);
-    ck_ok(ek_link_open(device, other, MESSAGE, &l));
+    ck_ok(ek_link_open(device, other, MESSAGE, NULL, &l));
     device->ops->usage(device, at_from);
     other->ops->usage(other, at_to);
     ck_assert_uint_eq(at_from[EK_TAG_COMM].now, from);
@@ -325,7 +325,22 @@ START_TEST(links_allocate_what_they_say)
     ek_link_close(l);
     device->ops->usage(device, at_from);
     ck_assert_uint_eq(at_from[EK_TAG_COMM].now, 0);
-    ck_assert_int_eq(ek_link_open(device, other, 0, &l), EK_EUSAGE);
+    ck_assert_int_eq(ek_link_open(device, other, 0, NULL, &l), EK_EUSAGE);
+    ek_device_close(other);
+}
+END_TEST
+
+START_TEST(a_mechanism_that_is_not_there_is_refused_by_name_or_replaced)
+{
+    struct ek_device *other = open_cpu(1);
+    struct ek_link *l = NULL;
+
+    ck_assert_int_eq(ek_link_open_as(device, other, MESSAGE, "nccl", &l), EK_EUNSUPPORTED);
+    ck_assert_ptr_null(l);
+    ck_assert_str_eq(ek_last_error(), "link cpu:0 -> cpu:1: no hand-over by nccl");
+    ck_ok(ek_link_open(device, other, MESSAGE, "nccl", &l));
+    ck_assert_str_eq(ek_link_mechanism(l), "copy");
+    ek_link_close(l);
     ek_device_close(other);
 }
 END_TEST
@@ -347,6 +362,7 @@ int main(void)
     tcase_add_test(tc, every_mechanism_hands_over_what_was_sent);
     tcase_add_test(tc, a_mechanism_is_picked_by_environment_then_plan_then_what_works);
     tcase_add_test(tc, links_allocate_what_they_say);
+    tcase_add_test(tc, a_mechanism_that_is_not_there_is_refused_by_name_or_replaced);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_ENV);
     failed = srunner_ntests_failed(sr);

@@ -290,7 +290,7 @@ START_TEST(a_wait_for_a_flag_that_is_never_raised_ends_when_the_link_is_abandone
     bad.store = store;
     bad.flag_wait = flag_wait;
     dev[0]->ops = dev[1]->ops = &bad;
-    ck_ok(ek_link_open(dev[0], dev[1], 8, &l));
+    ck_ok(ek_link_open(dev[0], dev[1], 8, NULL, &l));
     ck_assert_str_eq(ek_link_mechanism(l), "peer-store");
     for (int i = 0; i < 3; i++) {
         ck_ok(ek_link_send(l, data, 8));
