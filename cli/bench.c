@@ -24,6 +24,8 @@ static const struct ek_option options[] = {
     {"image-size", "WxH", "or pictures of exactly so many pixels"},
     {"repeats", "N", "timed runs after one that warms up (default 3)"},
     {"db", "FILE", "store predicted and measured in this profile database"},
+    {"output", "FILE", "write the result to this file as --json prints it, beside what is printed"},
+    {"force", NULL, "replace the file of --output"},
     {"account", NULL, "GPU memory by our tags, by the driver's allocations (CUPTI) and by NVML"},
     {"load", NULL, "only how fast the weights get to one device, from storage and from memory"},
     {NULL, NULL, NULL},
@@ -249,6 +251,28 @@ static json_t *bench_json(const struct bench *b)
                      "accounts", ek_account_json(b->rows, b->n_rows));
 }
 
+/* Before anything is run, so that no result is lost. */
+static enum ek_status check_output(const struct ek_args *args)
+{
+    const char *path = ek_arg(args, "output");
+
+    if (path != NULL && ek_file_exists(path) && !ek_arg_flag(args, "force"))
+        return ek_error(EK_EUSAGE, "%s: is there already; --force replaces it", path);
+    return EK_OK;
+}
+
+static enum ek_status write_json(const struct ek_args *args, const struct bench *b)
+{
+    const char *path = ek_arg(args, "output");
+    json_t *json = bench_json(b);
+    char *text = json ? ek_json_text(json) : NULL;
+    enum ek_status st = text ? ek_file_write(path, text, strlen(text), true) : EK_ENOMEM;
+
+    free(text);
+    json_decref(json);
+    return st;
+}
+
 static enum ek_status store_runs(const struct ek_args *args, const struct bench *b)
 {
     struct ek_store_run run = {.batch = b->result.batch,
@@ -351,6 +375,7 @@ static enum ek_status run(const struct ek_args *args)
 
     if (ek_arg_flag(args, "load"))
         return ek_bench_load(args);
+    EK_TRY(check_output(args));
     EK_TRY(read_workload(args, &opt, &need));
     EK_GOTO(need_context(args, &opt, &b.session, &need), st, done);
     if (ek_arg_flag(args, "account"))
@@ -363,6 +388,8 @@ static enum ek_status run(const struct ek_args *args)
     EK_GOTO(add_times(&b), st, done);
     EK_GOTO(add_memory(&b), st, done);
     EK_GOTO(store_runs(args, &b), st, done);
+    if (ek_arg(args, "output"))
+        EK_GOTO(write_json(args, &b), st, done);
     if (ek_arg_flag(args, "json")) {
         st = ek_print_json(bench_json(&b));
     } else {

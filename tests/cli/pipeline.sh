@@ -25,8 +25,10 @@ expect 0 evenkeel check "$model" --plan "$scratch/plan.json" --reference "$refer
 says '"ok": true'
 expect 0 evenkeel run "$model" --plan "$scratch/plan.json" --ids 1,2,3,4 --max-tokens 4 --json
 says '"ids"'
-expect 0 evenkeel bench "$model" --plan "$scratch/plan.json" --db "$db"
+expect 0 evenkeel bench "$model" --plan "$scratch/plan.json" --db "$db" --output "$scratch/bench.json"
 says 'decode'
+expect 0 grep -q '"prefill_tokens_per_s"' "$scratch/bench.json"
+expect 2 evenkeel bench "$model" --plan "$scratch/plan.json" --output "$scratch/bench.json"
 
 # weights written and loaded; what needs a GPU says so
 mkdir "$scratch/written"
