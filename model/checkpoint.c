@@ -252,7 +252,7 @@ enum ek_status ek_model_read(const struct ek_model *m, const struct ek_tensor *t
     if (t->quant && (t->quant->source || !m->files->synthetic))
         return ek_quant_read(m, t, at, n, dst);
     if (m->files->synthetic)
-        return ek_synthetic_read(m->files->seed, t, at, n, dst);
+        return ek_synthetic_read(m->files->seed, m->config.n_experts > 0, t, at, n, dst);
     if (t->unpermute_heads)
         return read_unpermuted(m, t, at, n, dst);
     return read_file(m, t, at, n, dst);

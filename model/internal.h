@@ -198,8 +198,9 @@ enum ek_status ek_heads_bind(struct ek_model *m, int32_t layer, struct ek_tensor
 enum ek_status ek_heads_read(const struct ek_model *m, const struct ek_tensor *t, uint64_t row,
                              uint64_t rows, char *dst);
 
-/* Bytes [at, at + n) of a synthetic tensor. */
-enum ek_status ek_synthetic_read(uint64_t seed, const struct ek_tensor *t, uint64_t at, uint64_t n,
-                                 void *dst);
+/* Bytes [at, at + n) of a synthetic tensor. routed: of a model with routers, whose choices are to
+ * be even. */
+enum ek_status ek_synthetic_read(uint64_t seed, bool routed, const struct ek_tensor *t, uint64_t at,
+                                 uint64_t n, void *dst);
 
 #endif

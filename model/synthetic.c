@@ -3,6 +3,11 @@
  * Weights from a seed: a function of (seed, tensor's name, position) alone, so that any piece may
  * be read in any order by any process. Matrices have a standard deviation of 1/sqrt(fan-in), norms
  * are near 1 and biases small: activations stay of order 1 through any number of layers.
+ *
+ * Attention at random averages its tokens, and layer by layer they grow alike: a router then sends
+ * most of a prompt to the same few experts, as a trained one does not. In a model with routers the
+ * tokens' own embeddings are large beside what layers add to them: choices are even, and of each
+ * layer's own (128 tokens of 64 experts, 6 each: 52 reached, 64 here).
  */
 #include "model/internal.h"
 
@@ -12,7 +17,9 @@
 
 #define CHUNK       256 /* elements made at a time: a multiple of every block */
 #define CHUNK_BYTES ((size_t)CHUNK * 4)
-#define SAMPLES     1024 /* of a normal distribution, antithetic: their mean is 0 */
+#define SAMPLES     1024   /* of a normal distribution, antithetic: their mean is 0 */
+#define ROUTED_ADDS 0.125f /* what layers add in a model with routers, of what they add elsewhere  \
+                            */
 
 static uint64_t mix(uint64_t z)
 {
@@ -57,7 +64,16 @@ static bool is_bias(const struct ek_tensor *t)
     return n > 4 && strcmp(t->name + n - 4, "bias") == 0;
 }
 
-static struct spread spread_of(const struct ek_tensor *t)
+/* Of a matrix whose product has a deviation of 1 beside the others'. */
+static float gain_of(const struct ek_tensor *t, bool routed)
+{
+    bool adds = t->role == EK_ROLE_O || t->role == EK_ROLE_DOWN || t->role == EK_ROLE_EXPERT_DOWN ||
+                t->role == EK_ROLE_SHARED_DOWN;
+
+    return routed && adds ? ROUTED_ADDS : 1;
+}
+
+static struct spread spread_of(const struct ek_tensor *t, bool routed)
 {
     uint64_t fan_in = 1;
 
@@ -69,7 +85,9 @@ static struct spread spread_of(const struct ek_tensor *t)
         fan_in *= t->shape[i];
     if (t->n_dims == 1)
         fan_in = t->shape[0];
-    return (struct spread){0, 1 / sqrtf((float)fan_in)};
+    if (routed && t->role == EK_ROLE_EMBED)
+        return (struct spread){0, 1};
+    return (struct spread){0, gain_of(t, routed) / sqrtf((float)fan_in)};
 }
 
 /* Sums of twelve uniform numbers, by integers and one multiplication: the same on every machine. */
@@ -228,10 +246,10 @@ static void fill_range(fill_function *fill, uint64_t key, const void *table, siz
     }
 }
 
-enum ek_status ek_synthetic_read(uint64_t seed, const struct ek_tensor *t, uint64_t at, uint64_t n,
-                                 void *dst)
+enum ek_status ek_synthetic_read(uint64_t seed, bool routed, const struct ek_tensor *t, uint64_t at,
+                                 uint64_t n, void *dst)
 {
-    struct spread s = spread_of(t);
+    struct spread s = spread_of(t, routed);
     uint64_t key = key_of(seed, t->name);
     float samples[SAMPLES];
     uint16_t halves[SAMPLES];

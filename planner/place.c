@@ -73,8 +73,7 @@ static void note_modules(const struct ek_problem *p, struct ek_placement *out, s
 static void predict(const struct ek_problem *p, struct ek_placement *out)
 {
     const struct ek_workload *w = &p->workload;
-    uint32_t chunk = w->prefill_chunk;
-    double chunks = chunk ? (double)w->batch * ((ek_workload_prompt(w) + chunk - 1) / chunk) : 1;
+    double chunks = fmax((double)ek_prefill_chunks(w, w->batch), 1);
     double prefill = 0, decode = 0, hop = 0;
     double pictures = 0, n = w->images ? w->images : 1;
     double seeing[EK_PLAN_MAX_DEVICES] = {0}, filling[EK_PLAN_MAX_DEVICES] = {0},

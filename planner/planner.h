@@ -77,7 +77,7 @@ struct ek_cost_class { /* identical devices */
     uint64_t overhead;     /* context and libraries */
     uint64_t tp_reserve;   /* communication buffers of a device in a tensor-parallel group */
     double return_s;       /* between two decode steps: ids to the host, the next step queued */
-    double slow_prefill, slow_decode;  /* times are so much longer while other devices work */
+    double slow_prefill, slow_decode;  /* times are so much longer while all others work */
     bool budgeted;                     /* memory was declared for this device, not merely found */
     bool estimate;                     /* costs from a description, not measured */
     struct ek_calibration calibration; /* that the times have in them */
@@ -263,7 +263,7 @@ struct ek_side_group {
 struct ek_problem {
     const struct ek_costs *costs;               /* borrowed */
     struct ek_workload workload;                /* with every default filled in */
-    uint32_t micro_batches, group_size, chunks; /* chunks of one group's prompts */
+    uint32_t micro_batches, group_size, chunks; /* chunks of one group's prompts, at least 1 */
     uint32_t n_items, first_item; /* chain modules are costs->modules[first_item ...] */
     uint32_t n_seeing;            /* of them, at the beginning: parts of a cut tower */
     struct ek_side_group sides[EK_PLAN_MAX_SIDES];
@@ -315,6 +315,8 @@ double ek_problem_picture_hop(const struct ek_problem *p, int32_t i, uint32_t fr
 double ek_problem_side_hop(const struct ek_problem *p, uint32_t from, uint32_t first);
 /* Tokens of one prompt, images included. */
 uint32_t ek_workload_prompt(const struct ek_workload *w);
+/* Steps of their prefill: so many prompts one behind the other, cut into chunks. */
+uint64_t ek_prefill_chunks(const struct ek_workload *w, uint32_t prompts);
 /* Memory of a stage by kind on each of its devices. */
 struct ek_memory_use ek_problem_memory(const struct ek_problem *p, uint32_t kind, int32_t first,
                                        int32_t last, uint32_t sides);

@@ -65,10 +65,7 @@ static enum ek_status fill_workload(struct ek_problem *p, const struct ek_reques
         w->prefill_chunk = ek_workload_prompt(w);
     w->micro_batches = p->micro_batches = m;
     p->group_size = (w->batch + m - 1) / m;
-    p->chunks =
-        w->prefill_chunk
-            ? p->group_size * ((ek_workload_prompt(w) + w->prefill_chunk - 1) / w->prefill_chunk)
-            : 1;
+    p->chunks = (uint32_t)fmin(fmax((double)ek_prefill_chunks(w, p->group_size), 1), UINT32_MAX);
     return EK_OK;
 }
 

@@ -34,6 +34,9 @@ struct ek_cost_space ek_picture_space_at(const struct ek_cost_memory *m, uint32_
 enum ek_prefill_pass { EK_EVERY_CHUNK, EK_LAST_CHUNK /* of a prompt */, EK_PICTURES };
 double ek_prefill_seconds(const struct ek_problem *p, const struct ek_cost_curve *c,
                           enum ek_prefill_pass pass, bool *outside);
+/* Others at work beside a stage, on average while it works: of `stages` like ones that so many jobs
+ * pass through in order. */
+double ek_stages_beside(uint32_t stages, double jobs);
 double ek_decode_seconds(const struct ek_problem *p, const struct ek_cost_curve *c, bool *outside);
 
 /* Memory of a stage, module by module. */

@@ -103,6 +103,15 @@ static void copy(char *out, size_t cap, const char *s)
     snprintf(out, cap, "%.*s", (int)cap - 1, s);
 }
 
+/* With all the other devices of these costs at work. */
+static enum ek_status slow_factor(const struct importer *im, const struct ek_store_device *d,
+                                  enum ek_phase phase, double *factor)
+{
+    EK_TRY(ek_store_slowdown(im->store, d->id, phase, factor));
+    *factor = 1 + (*factor - 1) * (double)(im->n_devices - 1);
+    return EK_OK;
+}
+
 static enum ek_status add_class(struct importer *im, const struct ek_store_device *d)
 {
     struct ek_cost_class *k = &im->c->classes[im->c->n_classes++];
@@ -116,9 +125,8 @@ static enum ek_status add_class(struct importer *im, const struct ek_store_devic
     k->overhead = d->overhead;
     k->budgeted = d->budget > 0;
     k->count = 1;
-    k->slow_prefill = k->slow_decode = 1;
-    EK_TRY(ek_store_slowdown(im->store, d->id, EK_PHASE_PREFILL, &k->slow_prefill));
-    EK_TRY(ek_store_slowdown(im->store, d->id, EK_PHASE_DECODE, &k->slow_decode));
+    EK_TRY(slow_factor(im, d, EK_PHASE_PREFILL, &k->slow_prefill));
+    EK_TRY(slow_factor(im, d, EK_PHASE_DECODE, &k->slow_decode));
     k->devices = ek_calloc(1, sizeof(*k->devices));
     if (k->devices == NULL)
         return EK_ENOMEM;

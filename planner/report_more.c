@@ -70,7 +70,7 @@ static void prefill_timeline(struct ek_report *r, struct timeline *t)
     double chunk = ek_page_number(w, "prefill_chunk");
     double prompt = ek_page_number(w, "prompt") +
                     ek_page_number(w, "images") * ek_page_number(w, "image_tokens");
-    double chunks = chunk > 0 ? r->f->batch * ceil(prompt / chunk) : 1;
+    double chunks = chunk > 0 ? ceil(r->f->batch * prompt / chunk) : 1;
 
     if (prompt == 0)
         return;

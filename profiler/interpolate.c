@@ -107,8 +107,9 @@ static double at_width(const struct view *v, double width, double depth, bool *i
         if (place(v, i, &w, &d) && w == width)
             add_width(&a, depth, d);
     }
-    if (!choose(&a, &d0, &d1))
-        *inside = *inside && isnan(d1); /* a single depth: the module does not depend on it */
+    if (!choose(&a, &d0, &d1)) /* a single depth: the module does not depend on it; below 0: several
+                                * sequences, of which no token sees the others' */
+        *inside = *inside && (isnan(d1) || depth < 0);
     t0 = time_at(v, width, d0);
     t = line(depth, d0, t0, d1, isnan(d1) ? t0 : time_at(v, width, d1));
     return fmax(t, t0 / 4); /* noise must not carry an extrapolation to nothing */

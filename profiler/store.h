@@ -99,8 +99,9 @@ struct ek_store_time_row {
  * context. *out is freed with free(). */
 enum ek_status ek_store_times(struct ek_store *s, int64_t device, const char *signature,
                               struct ek_store_time_row **out, size_t *n);
-/* By how much other devices at work slow a device in a phase: median over its rows with busy > 0 of
- * their time over the row measured alone; at least 1, and 1 where nothing was measured. */
+/* By how much another device at work slows a device in a phase: median over its rows with busy > 0
+ * of their time over the row measured alone, what is over 1 a neighbour; at least 1, and 1 where
+ * nothing was measured. */
 enum ek_status ek_store_slowdown(struct ek_store *s, int64_t device, enum ek_phase phase,
                                  double *factor);
 

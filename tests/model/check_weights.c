@@ -496,7 +496,8 @@ static struct ek_tensor make_tensor(enum ek_dtype dtype, const char *name, enum 
     return t;
 }
 
-static void moments(const struct ek_tensor *t, uint64_t seed, double *mean, double *deviation)
+static void moments_of(const struct ek_tensor *t, uint64_t seed, bool routed, double *mean,
+                       double *deviation)
 {
     size_t n = t->shape[0] * (t->n_dims == 2 ? t->shape[1] : 1);
     unsigned char *raw = malloc(t->bytes);
@@ -504,7 +505,7 @@ static void moments(const struct ek_tensor *t, uint64_t seed, double *mean, doub
     double sum = 0, squares = 0;
     size_t bad = 0; /* an assertion a value would be slow */
 
-    ck_assert_int_eq(ek_synthetic_read(seed, t, 0, t->bytes, raw), EK_OK);
+    ck_assert_int_eq(ek_synthetic_read(seed, routed, t, 0, t->bytes, raw), EK_OK);
     ck_assert_int_eq(ek_dequantize(t->dtype, raw, values, n), EK_OK);
     for (size_t i = 0; i < n; i++) {
         bad += !isfinite(values[i]);
@@ -516,6 +517,11 @@ static void moments(const struct ek_tensor *t, uint64_t seed, double *mean, doub
     *deviation = sqrt(squares / (double)n - *mean * *mean);
     free(raw);
     free(values);
+}
+
+static void moments(const struct ek_tensor *t, uint64_t seed, double *mean, double *deviation)
+{
+    moments_of(t, seed, false, mean, deviation);
 }
 
 START_TEST(seeded_matrices_keep_activations_of_order_one)
@@ -548,23 +554,38 @@ START_TEST(seeded_norms_are_near_one_and_biases_small)
 }
 END_TEST
 
+START_TEST(tokens_stand_out_of_what_layers_add_in_a_model_with_routers)
+{
+    struct ek_tensor embed = make_tensor(EK_F32, "embed.weight", EK_ROLE_EMBED, 64, 768),
+                     down = make_tensor(EK_F32, "down.weight", EK_ROLE_EXPERT_DOWN, 64, 768);
+    double mean, deviation;
+
+    moments_of(&embed, 1, true, &mean, &deviation);
+    ck_assert_double_eq_tol(deviation, 1, 0.05);
+    moments_of(&embed, 1, false, &mean, &deviation);
+    ck_assert_double_eq_tol(deviation, 1 / sqrt(768), 0.05 / sqrt(768));
+    moments_of(&down, 1, true, &mean, &deviation);
+    ck_assert_double_eq_tol(deviation, 0.125 / sqrt(768), 0.01 / sqrt(768));
+}
+END_TEST
+
 START_TEST(seeded_weights_are_the_same_whatever_the_pieces)
 {
     struct ek_tensor t = make_tensor(types[_i].dtype, "a.weight", EK_ROLE_UP, 5, 768);
     char *whole = malloc(t.bytes), *pieces = malloc(t.bytes);
     uint64_t state = 7;
 
-    ck_assert_int_eq(ek_synthetic_read(1, &t, 0, t.bytes, whole), EK_OK);
+    ck_assert_int_eq(ek_synthetic_read(1, false, &t, 0, t.bytes, whole), EK_OK);
     for (uint64_t at = 0, n; at < t.bytes; at += n) {
         n = 1 + ek_random_u64(&state) % 700;
         n = n < t.bytes - at ? n : t.bytes - at;
-        ck_assert_int_eq(ek_synthetic_read(1, &t, at, n, pieces + at), EK_OK);
+        ck_assert_int_eq(ek_synthetic_read(1, false, &t, at, n, pieces + at), EK_OK);
     }
     ck_assert_mem_eq(whole, pieces, t.bytes);
-    ck_assert_int_eq(ek_synthetic_read(2, &t, 0, t.bytes, pieces), EK_OK);
+    ck_assert_int_eq(ek_synthetic_read(2, false, &t, 0, t.bytes, pieces), EK_OK);
     ck_assert_mem_ne(whole, pieces, t.bytes); /* another seed */
     t.name = "b.weight";
-    ck_assert_int_eq(ek_synthetic_read(1, &t, 0, t.bytes, pieces), EK_OK);
+    ck_assert_int_eq(ek_synthetic_read(1, false, &t, 0, t.bytes, pieces), EK_OK);
     ck_assert_mem_ne(whole, pieces, t.bytes); /* another tensor */
     free(whole);
     free(pieces);
@@ -623,7 +644,7 @@ START_TEST(seeded_weights_never_change)
     for (size_t i = 0; i < EK_ARRAY_LEN(known); i++) {
         struct ek_tensor t = make_tensor(known[i].dtype, "a.weight", EK_ROLE_UP, 4, 512);
         char *raw = malloc(t.bytes);
-        ck_assert_int_eq(ek_synthetic_read(1, &t, 0, t.bytes, raw), EK_OK);
+        ck_assert_int_eq(ek_synthetic_read(1, false, &t, 0, t.bytes, raw), EK_OK);
         ek_hash_hex(raw, t.bytes, hash);
         ck_assert_str_eq(hash, known[i].hash);
         free(raw);
@@ -636,7 +657,7 @@ START_TEST(seeded_weights_of_other_types_are_refused)
     struct ek_tensor t = make_tensor(EK_F8_E4M3, "a.weight", EK_ROLE_UP, 4, 512);
     char dst[4];
 
-    ck_assert_int_eq(ek_synthetic_read(1, &t, 0, 4, dst), EK_EUNSUPPORTED);
+    ck_assert_int_eq(ek_synthetic_read(1, false, &t, 0, 4, dst), EK_EUNSUPPORTED);
     ck_assert_msg(strstr(ek_last_error(), "F8_E4M3"), "%s", ek_last_error());
 }
 END_TEST
@@ -669,6 +690,7 @@ int main(void)
     tcase_add_loop_test(seeded, seeded_matrices_keep_activations_of_order_one, 0,
                         EK_ARRAY_LEN(types));
     tcase_add_test(seeded, seeded_norms_are_near_one_and_biases_small);
+    tcase_add_test(seeded, tokens_stand_out_of_what_layers_add_in_a_model_with_routers);
     tcase_add_loop_test(seeded, seeded_weights_are_the_same_whatever_the_pieces, 0,
                         EK_ARRAY_LEN(types));
     tcase_add_test(dirs, written_weights_are_the_models);

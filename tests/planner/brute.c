@@ -122,6 +122,37 @@ static uint64_t of_no_module(const struct brute *b, const struct stage *s)
     return sum;
 }
 
+static uint32_t stages(const struct brute *b)
+{
+    return b->n_devices < b->n_items ? b->n_devices : b->n_items;
+}
+
+static double others(const struct brute *b)
+{
+    return b->n_devices > 1 ? b->n_devices - 1 : 1;
+}
+
+/* Neighbours of a decoding stage, where a round never ends. */
+static double at_once(const struct brute *b)
+{
+    return (stages(b) < b->m ? stages(b) : b->m) - 1;
+}
+
+/* The share of all others that is at work while a stage is, slot by slot. */
+static double beside(const struct brute *b, uint32_t jobs)
+{
+    double busy = 0, pairs = 0;
+
+    for (uint32_t slot = 0; slot < stages(b) + jobs; slot++) {
+        double n = 0;
+        for (uint32_t s = 0; s < stages(b); s++)
+            n += slot >= s && slot - s < jobs;
+        busy += n;
+        pairs += n * (n - 1);
+    }
+    return busy > 0 ? pairs / busy / others(b) : 0;
+}
+
 /* Memory, prefill of a group and decode step of one stage; false where it cannot be. */
 static bool price(const struct brute *b, const struct stage *s, double *prefill, double *decode,
                   double *total)
@@ -172,9 +203,9 @@ static bool price(const struct brute *b, const struct stage *s, double *prefill,
                     message = b->c->memory[p].points[0].comm;
             }
     }
-    *prefill *= !alone && b->chunks > 1 ? k->slow_prefill : 1;
+    *prefill *= alone ? 1 : 1 + (k->slow_prefill - 1) * beside(b, b->chunks * b->m);
     *prefill += seen;
-    *decode *= !alone && b->m > 1 ? k->slow_decode : 1;
+    *decode *= alone ? 1 : 1 + (k->slow_decode - 1) * at_once(b) / others(b);
     if (apart) { /* what a stage takes whatever its modules, once more */
         struct stage beside = *s;
         beside.first = 0;
@@ -425,7 +456,7 @@ static void enumerate(struct brute *b)
     b->group = (w->batch + b->m - 1) / b->m;
     b->prompt = w->prompt + w->images * w->image_tokens;
     chunk = w->prefill_chunk < b->prompt ? w->prefill_chunk : b->prompt;
-    b->chunks = chunk ? b->group * ((b->prompt + chunk - 1) / chunk) : 1;
+    b->chunks = chunk ? (b->group * b->prompt + chunk - 1) / chunk : 1;
     for (uint32_t i = 0; i < b->c->n_sides; i++)
         b->side_of[i] = b->r->split_sides ? i : 0;
     b->n_sides = b->c->n_sides == 0 ? 0 : b->r->split_sides ? (uint32_t)b->c->n_sides : 1;

@@ -503,6 +503,68 @@ START_TEST(the_prefill_chunk_is_chosen_among_what_was_measured)
 }
 END_TEST
 
+/* A layer takes 1 s a step and the head 1 s, whatever is in it. */
+static const struct {
+    uint32_t batch, prompt, chunk;
+    double layer, head; /* steps of a layer, and those with the end of a prompt */
+} streams[] = {
+    {3, 300, 256, 4, 3},      /* 256, 44 + 212, 88 + 168, 132 */
+    {3, 700, 512, 5, 3},      /* 4 whole steps and one of 52 */
+    {4, 512, 512, 4, 4},      /* one each */
+    {4, 1024, 512, 8, 4},     /* two each */
+    {2, 100, 512, 2, 2},      /* a chunk is no longer than a prompt */
+    {8, 96, 64, 12, 8},       /* two of three begin inside of a prompt */
+    {2, 200000, 512, 782, 2}, /* sampled */
+};
+
+START_TEST(prompts_follow_one_another_in_chunks)
+{
+    static const char flat[] = "'prefill':[[1,1,1],[512,512,1],[512,400000,1]]";
+    char *layer = with(small, "'prefill':[[1,1,0.001],[32,32,0.01],[32,64,0.012]]", flat);
+    char *head = with(layer, "'signature':'lm_head','prefill':0.001",
+                      "'signature':'lm_head','prefill':[[1,1,1],[512,512,1]]");
+    char *room = with(head, "'memory':1000,", "'memory':100000000,");
+    json_t *root = parse(room);
+    struct ek_costs *c = NULL;
+    struct ek_solution *s;
+    struct ek_request r;
+    double layers, end, skip;
+    bool outside = false;
+
+    ck_assert_msg(ek_costs_from_json(root, "chunks", &c) == EK_OK, "%s", ek_last_error());
+    r = request_for(c);
+    r.workload.batch = streams[_i].batch;
+    r.workload.prompt = streams[_i].prompt;
+    r.workload.prefill_chunk = streams[_i].chunk;
+    r.workload.micro_batches = 1;
+    s = solve(c, &r);
+    ck_assert(ek_problem_times(s->problem, 0, 1, 2, 0, &layers, &skip, &outside));
+    ck_assert(ek_problem_times(s->problem, 0, 6, 6, 0, &end, &skip, &outside));
+    ck_assert_double_eq_tol(layers, 2 * streams[_i].layer, 1e-9 * layers);
+    ck_assert_double_eq_tol(end, streams[_i].head, 1e-9);
+    ek_solution_free(s);
+    ek_costs_free(c);
+    json_decref(root);
+    free(layer);
+    free(head);
+    free(room);
+}
+END_TEST
+
+static const struct {
+    uint32_t stages;
+    double jobs, others;
+} besides[] = {{1, 9, 0},       {3, 1, 0},        {2, 2, 0.5},        {2, 100, 0.99},
+               {3, 2, 2.0 / 3}, {3, 3, 10.0 / 9}, {3, 300, 1.9911111}};
+
+/* Two stages and two chunks: each of four slots' work has a neighbour in one of two. */
+START_TEST(few_chunks_leave_stages_alone)
+{
+    ck_assert_double_eq_tol(ek_stages_beside(besides[_i].stages, besides[_i].jobs),
+                            besides[_i].others, 1e-6);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("planner");
@@ -514,6 +576,8 @@ int main(void)
     tcase_add_test(t, costs_survive_being_written_and_read);
     tcase_add_loop_test(t, the_prefill_chunk_is_chosen_among_what_was_measured, 0,
                         EK_ARRAY_LEN(chunks));
+    tcase_add_loop_test(t, prompts_follow_one_another_in_chunks, 0, EK_ARRAY_LEN(streams));
+    tcase_add_loop_test(t, few_chunks_leave_stages_alone, 0, EK_ARRAY_LEN(besides));
     tcase_add_loop_test(t, hostile_costs_are_refused_by_field, 0, EK_ARRAY_LEN(hostile_costs));
     tcase_add_test(t, the_same_input_gives_the_same_bytes);
     tcase_add_test(t, pins_bans_and_colocation_are_kept);
