@@ -59,7 +59,7 @@ enum ek_status engine_vision_open(struct ek_engine *e)
 static void job_free(struct engine_encode *job)
 {
     vision_pack_free(&job->pack);
-    free(job->features);
+    engine_block_give(job->block);
     free(job);
 }
 
@@ -77,6 +77,7 @@ void engine_vision_close(struct ek_engine *e)
         if (hop->ended != NULL)
             e->devices[hop->stage->device].dev->ops->event_free(hop->ended);
     }
+    engine_blocks_free(e);
     free(e->vision.path);
     for (int i = 0; i < N_VISION_VECTORS; i++)
         free(e->vision.vectors[i]);
@@ -379,12 +380,12 @@ static enum ek_status encode_visuals(struct encoder *c, const struct ek_vl_rules
     return EK_OK;
 }
 
-/* *features: [n_features][hidden]; NULL afterwards where a part may yet write there: the engine's
- * then. */
+/* *features: room for [n_features][hidden]; NULL afterwards where a part may yet write there: the
+ * engine's then. */
 static enum ek_status encode_all(struct ek_engine *e, const struct ek_vl_rules *rules,
-                                 const struct ek_vl_prompt *p, float **features)
+                                 const struct ek_vl_prompt *p, struct engine_block **features)
 {
-    struct encoder c = {.e = e, .out = *features};
+    struct encoder c = {.e = e, .out = (*features)->data};
     enum ek_status st = EK_ENOMEM, ended;
 
     c.geometries = ek_calloc(p->n_visuals + 1, sizeof(*c.geometries));
@@ -398,7 +399,7 @@ static enum ek_status encode_all(struct ek_engine *e, const struct ek_vl_rules *
     free(c.geometries);
     free(c.ring);
     if (c.lost != NULL) {
-        c.lost->features = *features;
+        c.lost->block = *features;
         *features = NULL;
     }
     return st;
@@ -440,30 +441,39 @@ static bool as_they_are(const struct ek_vl_prompt *p, size_t n_features)
     return true;
 }
 
+/* Memory for copies from the device that the features come from. */
+static enum ek_status take_rows(struct ek_engine *e, size_t n, struct engine_block **out)
+{
+    const struct engine_hop *last = &e->vision.path[e->vision.n_path - 1];
+
+    return engine_block_take(e, e->devices[last->stage->device].dev,
+                             (n ? n : 1) * e->m->config.hidden * sizeof(float), out);
+}
+
 enum ek_status ek_engine_encode(struct ek_engine *e, const struct ek_vl_rules *rules,
                                 const struct ek_vl_prompt *p, struct ek_embeds *out)
 {
-    size_t hidden = e->m->config.hidden, n = 0;
+    struct engine_block *features = NULL;
     struct ek_embeds x = {0};
-    float *features;
     enum ek_status st;
+    size_t n = 0;
 
     if (e->vision.n_path == 0)
         return ek_error(EK_EUNSUPPORTED, "%s takes no pictures", e->m->name);
     for (size_t i = 0; i < p->n_visuals; i++)
         n += p->visuals[i].n_features;
-    if ((features = ek_calloc(n ? n : 1, hidden * sizeof(*features))) == NULL)
-        return EK_ENOMEM;
+    EK_TRY(take_rows(e, n, &features));
     EK_GOTO(encode_all(e, rules, p, &features), st, done);
-    st = EK_ENOMEM;
-    x.values = as_they_are(p, n) ? features
-                                 : ek_calloc(p->n_rows ? p->n_rows : 1, hidden * sizeof(*x.values));
+    if (as_they_are(p, n))
+        x.block = features;
+    else
+        EK_GOTO(take_rows(e, p->n_rows, &x.block), st, done);
+    x.values = x.block->data;
     x.tokens = ek_calloc(p->n_rows ? p->n_rows : 1, sizeof(*x.tokens));
-    if (x.values != NULL && x.tokens != NULL)
-        st = lay_out(e, p, features, n, &x);
+    st = x.tokens != NULL ? lay_out(e, p, features->data, n, &x) : EK_ENOMEM;
 done:
-    if (x.values != features)
-        free(features);
+    if (x.block != features)
+        engine_block_give(features);
     if (st == EK_OK)
         *out = x;
     else
@@ -474,6 +484,6 @@ done:
 void ek_embeds_free(struct ek_embeds *x)
 {
     free(x->tokens);
-    free(x->values);
+    engine_block_give(x->block);
     *x = (struct ek_embeds){0};
 }

@@ -37,9 +37,9 @@ struct engine_step {
     bool issued;    /* the last stage is queued: whoever needs it may finish it */
     bool finishing; /* some thread waits for its end */
     bool done;      /* its results are there */
-    float *embeds;  /* [n_embeds][hidden] for the first stage, and the tokens they are for */
-    size_t embeds_cap;
-    int32_t *places; /* [max_tokens] */
+    float
+        *embeds; /* [n_embeds][hidden] for the first stage, host memory of its device; NULL: ... */
+    int32_t *places; /* ... none yet; and the tokens they are for: both have max_tokens */
     uint32_t n_embeds;
     enum ek_status status;    /* EK_ENOMEM: ended where there was no memory for it */
     char message[256];        /* ... */
@@ -64,13 +64,23 @@ struct engine_stage {
     struct ek_stage_timing timing;
 };
 
+/* Host memory that a device copies to and from at full speed. Allocating it takes longer than what
+ * is copied, so that it is kept for the next pictures. */
+struct engine_block {
+    struct ek_engine *e;
+    struct ek_device *dev; /* whose it is */
+    struct engine_block *next;
+    size_t bytes;
+    void *data;
+};
+
 /* Part of a picture on its way through tower and projector. */
 struct engine_encode {
     struct engine_encode *next;
     struct vision_pack pack;
-    float *out;      /* [features][hidden] */
-    float *features; /* what out is part of, owned, where the caller gave the job up */
-    size_t at;       /* of the path: whose turn it is */
+    float *out;                 /* [features][hidden] */
+    struct engine_block *block; /* what out is part of, where the caller gave the job up */
+    size_t at;                  /* of the path: whose turn it is */
     double packing_s;
     bool running, done;
 };
@@ -87,6 +97,7 @@ struct engine_vision {
     const char *features; /* the module that makes features: the tower or the projector */
     float *vectors[N_VISION_VECTORS]; /* [hidden], host; NULL: the model has none */
     struct engine_encode *jobs;       /* under way, oldest first; the engine's lock covers them */
+    struct engine_block *blocks;      /* that nobody has; so are these */
 };
 
 struct engine_device {
@@ -192,6 +203,13 @@ struct engine_encode *engine_vision_ready(const struct ek_engine *e, uint32_t de
 /* Runs (without the lock) and passes on (lock held) a job that is marked as running. */
 enum ek_status engine_vision_run(struct ek_engine *e, struct engine_encode *job);
 void engine_vision_pass(struct ek_engine *e, struct engine_encode *job, enum ek_status st);
+
+/* ---- blocks.c: without the lock */
+/* A block of the device of at least so many bytes, not cleared. */
+enum ek_status engine_block_take(struct ek_engine *e, struct ek_device *dev, size_t bytes,
+                                 struct engine_block **out);
+void engine_block_give(struct engine_block *b); /* NULL is fine */
+void engine_blocks_free(struct ek_engine *e);
 
 /* ---- steps.c */
 void engine_steps_free(struct ek_engine *e);

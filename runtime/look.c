@@ -10,7 +10,8 @@ struct vision_look { /* kept from one run to the next, for a clock looks on */
     uint32_t tokens;
     struct ek_visual v;
     struct ek_vl_geometry g; /* Qwen */
-    float *features;         /* [n_features][hidden]: what the host is given */
+    float *features;         /* [n_features][hidden]: what the host is given ... */
+    struct ek_device *dev;   /* ... host memory of this, as the engine's is */
 };
 
 /* As square as its number of cells allows. */
@@ -77,7 +78,8 @@ void vision_look_free(struct vision_look *l)
         return;
     ek_vl_geometry_free(&l->g);
     free(l->v.pixels);
-    free(l->features);
+    if (l->features != NULL)
+        l->dev->ops->host_free(l->dev, l->features);
     free(l);
 }
 
@@ -111,8 +113,9 @@ static enum ek_status make_look(const struct ek_stage *s, uint32_t tokens, struc
     }
     if (s->vision->patches)
         EK_TRY(fill(&l->v));
-    if ((l->features = ek_calloc(l->v.n_features, c->hidden * sizeof(float))) == NULL)
-        return EK_ENOMEM;
+    l->dev = s->dev;
+    EK_TRY(s->dev->ops->host_alloc(s->dev, l->v.n_features * c->hidden * sizeof(float),
+                                   (void **)&l->features));
     l->tokens = tokens;
     return EK_OK;
 }

@@ -245,13 +245,14 @@ uint32_t ek_engine_seq_length(const struct ek_engine *e, uint32_t seq);
 /* ---- pictures: rows that take the place of embeddings in a prompt */
 struct ek_embeds {
     uint32_t *tokens; /* [n] ascending */
-    float *values;    /* [n][hidden] */
+    float *values;    /* [n][hidden], of the engine's memory for copies */
     size_t n;
+    struct engine_block *block; /* ... which goes back there */
 };
 /* Runs the tower and what projects its output, on their devices, over the pictures of p, and lays
  * their rows out. Others' steps go on meanwhile; those of several callers take turns. rules:
- * those that p was made with. Freed with ek_embeds_free. EK_EUSAGE when a picture is larger than
- * max_patches. */
+ * those that p was made with. Freed with ek_embeds_free, before the engine closes. EK_EUSAGE when a
+ * picture is larger than max_patches. */
 enum ek_status ek_engine_encode(struct ek_engine *e, const struct ek_vl_rules *rules,
                                 const struct ek_vl_prompt *p, struct ek_embeds *out);
 void ek_embeds_free(struct ek_embeds *x); /* zeroes it; a zeroed one is fine */

@@ -10,6 +10,7 @@
 static void step_free(struct ek_engine *e, struct engine_step *s)
 {
     struct ek_device *head = e->devices[e->stages[e->n_stages - 1].device].dev;
+    struct ek_device *first = e->devices[e->stages[0].device].dev;
 
     for (size_t i = 0; s->pass && i < e->n_stages; i++)
         for (int k = 0; k < N_MARKS; k++)
@@ -21,7 +22,8 @@ static void step_free(struct ek_engine *e, struct engine_step *s)
         head->ops->host_free(head, s->argmax);
     free(s->pass);
     free(s->image);
-    free(s->embeds);
+    if (s->embeds != NULL)
+        first->ops->host_free(first, s->embeds);
     free(s->places);
     free(s);
 }
@@ -162,11 +164,13 @@ static enum ek_status check_step(const struct ek_engine *e, const struct ek_step
 static enum ek_status copy_embeds(const struct ek_engine *e, const struct ek_step *step,
                                   struct engine_step *s)
 {
+    struct ek_device *dev = e->devices[e->stages[0].device].dev;
     size_t hidden = e->m->config.hidden;
 
     s->n_embeds = 0;
-    EK_TRY(ek_grow((void **)&s->embeds, &s->embeds_cap, step->n_embeds * hidden, sizeof(*s->embeds),
-                   SIZE_MAX / sizeof(*s->embeds)));
+    if (s->embeds == NULL && step->n_embeds > 0)
+        EK_TRY(dev->ops->host_alloc(dev, e->opt.max_tokens * hidden * sizeof(*s->embeds),
+                                    (void **)&s->embeds));
     for (uint32_t i = 0; i < step->n_embeds; i++) {
         memcpy(s->embeds + i * hidden, step->embeds[i].values, hidden * sizeof(*s->embeds));
         s->places[i] = (int32_t)step->embeds[i].token;
