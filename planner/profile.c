@@ -258,6 +258,14 @@ static enum ek_status pick(const struct importer *im, const struct ek_store_time
     return note_spread(c);
 }
 
+static void level(struct ek_cost_curve *c, enum ek_phase phase)
+{
+    double s = ek_typical(c->rows, c->n, phase);
+
+    for (size_t i = 0; !c->constant && i < c->n; i++)
+        c->rows[i].time.median_s = s;
+}
+
 static bool has_rows(const struct importer *im, const struct ek_store_time_row *rows, size_t n)
 {
     for (size_t i = 0; i < n; i++)
@@ -284,7 +292,12 @@ static enum ek_status add_times(struct importer *im, uint32_t cls, uint32_t sig)
     t = &im->c->times[im->c->n_times++];
     *t = (struct ek_cost_times){.cls = cls, .sig = sig, .tp = 1};
     EK_GOTO(pick(im, rows, n, EK_PHASE_PREFILL, &t->prefill), st, end);
-    st = pick(im, rows, n, EK_PHASE_DECODE, &t->decode);
+    EK_GOTO(pick(im, rows, n, EK_PHASE_DECODE, &t->decode), st, end);
+    if (sig == EK_SIG_STAGE) {
+        level(&t->prefill, EK_PHASE_PREFILL);
+        level(&t->decode, EK_PHASE_DECODE);
+    }
+    st = EK_OK;
 end:
     free(rows);
     return st;

@@ -9,7 +9,7 @@
 struct rig_batch {
     struct ek_batch_host host;
     uint32_t max_tokens, max_seqs, row; /* row: blocks of a sequence at most */
-    int32_t *tokens, *rows, *ids, *block_ids;
+    int32_t *tokens, *rows, *block_ids;
     uint32_t *n_new, *past;
     const int32_t **blocks;
 };
@@ -27,12 +27,11 @@ enum ek_status rig_batch_new(const struct ek_model *m, uint32_t max_tokens, uint
     b->row = (uint32_t)ek_cache_blocks(1, max_context);
     b->tokens = ek_calloc(max_tokens, sizeof(*b->tokens));
     b->rows = ek_calloc(max_seqs, sizeof(*b->rows));
-    b->ids = ek_calloc(max_seqs, sizeof(*b->ids));
     b->n_new = ek_calloc(max_seqs, sizeof(*b->n_new));
     b->past = ek_calloc(max_seqs, sizeof(*b->past));
     b->blocks = ek_calloc(max_seqs, sizeof(*b->blocks));
     b->block_ids = ek_calloc(max_seqs, b->row * sizeof(*b->block_ids));
-    if (!b->tokens || !b->rows || !b->ids || !b->n_new || !b->past || !b->blocks || !b->block_ids) {
+    if (!b->tokens || !b->rows || !b->n_new || !b->past || !b->blocks || !b->block_ids) {
         rig_batch_free(b);
         return EK_ENOMEM;
     }
@@ -48,7 +47,6 @@ void rig_batch_free(struct rig_batch *b)
         return;
     free(b->tokens);
     free(b->rows);
-    free(b->ids);
     free(b->n_new);
     free(b->past);
     free(b->blocks);
@@ -82,9 +80,4 @@ void rig_batch_set(struct rig_batch *b, const struct ek_point *at)
 const struct ek_batch_host *rig_batch_host(const struct rig_batch *b)
 {
     return &b->host;
-}
-
-int32_t *rig_batch_ids(struct rig_batch *b)
-{
-    return b->ids;
 }

@@ -11,6 +11,7 @@
 #include "profiler/store.h"
 
 #include <math.h>
+#include <stdlib.h>
 
 /* Depth is the context in decode, and the context before this step in prefill. A prefill step of b
  * sequences of t tokens after p is the width w = b t with the same attention as one sequence of w
@@ -144,4 +145,24 @@ double ek_interpolate(const struct ek_store_time_row *rows, size_t n, const stru
     if (outside)
         *outside = !inside;
     return fmax(t, 0);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+double ek_typical(const struct ek_store_time_row *rows, size_t n, enum ek_phase phase)
+{
+    enum { MOST = 256 };
+    double v[MOST];
+    size_t k = 0;
+
+    for (size_t i = 0; i < n && k < MOST; i++)
+        if (rows[i].key.phase == phase)
+            v[k++] = rows[i].time.median_s;
+    qsort(v, k, sizeof(*v), by_value);
+    return k ? (v[(k - 1) / 2] + v[k / 2]) / 2 : 0;
 }

@@ -76,7 +76,6 @@ void rig_batch_free(struct rig_batch *b); /* NULL is fine */
 void rig_batch_set(struct rig_batch *b, const struct ek_point *at);
 /* Of the point set last; logits of the last token of each sequence. Borrowed. */
 const struct ek_batch_host *rig_batch_host(const struct rig_batch *b);
-int32_t *rig_batch_ids(struct rig_batch *b); /* [max_seqs], room for ids */
 
 /* ---- routing.c: which experts tokens go to ------------------------------------------------------
  */

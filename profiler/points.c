@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Which points to measure: the corners of the space first (an early stop leaves something to
- * interpolate in), then, where the interpolation between two widths misses what is measured between
- * them by more than the target, that point, and so on in both halves, the worst gap first.
+ * interpolate in), then a point between two widths, and so on in those halves that do not lie on
+ * the line of the other one, the worst gap first. A kernel that is taken from some width on makes a
+ * step: the point in the middle of its gap may well lie on the gap's own line, and the step is in
+ * the half that rises; so the search closes in on it.
  *
  * What is asked for depends on measured times alone, and the caller answers from the database where
  * it can: a profile that was interrupted takes the same way again.
@@ -16,7 +18,7 @@ enum { MAX_ROWS = 128, MAX_GAPS = 64, DEPTHS_MAX = 3 };
 
 struct gap { /* between two neighbouring widths */
     uint32_t low, high;
-    double miss; /* of the interpolation in the gap that this one is a half of */
+    double miss; /* that is to be feared in it */
 };
 struct points {
     const struct point_space *space;
@@ -95,6 +97,35 @@ static enum ek_status add_width(struct points *p, uint32_t width, double *miss)
     return deep_enough(p->space, width) ? add(p, &ends[1], before[1], miss) : EK_OK;
 }
 
+/* What was measured at one end of a width's contexts; NULL: nothing. */
+static const struct ek_store_time *time_of(const struct points *p, uint32_t width, double depth)
+{
+    struct ek_point at = point_at(p->space, width, depth);
+
+    for (size_t i = 0; i < p->n_rows; i++) {
+        const struct ek_store_key *k = &p->rows[i].key;
+        if (k->batch == at.batch && k->tokens == at.tokens && k->context == at.context)
+            return &p->rows[i].time;
+    }
+    return NULL;
+}
+
+/* By how much the line through near and mid misses far, less what noise explains; and no more than
+ * what lies between mid and far, for times mostly grow. */
+static double bend(const struct points *p, uint32_t near, uint32_t mid, uint32_t far, double depth)
+{
+    const struct ek_store_time *a = time_of(p, near, depth), *b = time_of(p, mid, depth),
+                               *c = time_of(p, far, depth);
+    double reach = ((double)far - near) / ((double)mid - near), noise, line, rise;
+
+    if (!a || !b || !c || !(c->median_s > 0))
+        return 0;
+    line = a->median_s + (b->median_s - a->median_s) * reach;
+    noise = 2 * fmax(timing_error(c), reach * fmax(timing_error(a), timing_error(b)));
+    rise = fabs(c->median_s - b->median_s) / fmax(c->median_s, b->median_s);
+    return fmin(fabs(line - c->median_s) / c->median_s - noise, rise);
+}
+
 static void push_gap(struct points *p, uint32_t low, uint32_t high, double miss)
 {
     if (high > low + 1 && p->n_gaps < MAX_GAPS)
@@ -127,18 +158,27 @@ static uint32_t between(uint32_t low, uint32_t high)
     return power <= low ? low + 1 : power >= high ? high - 1 : power;
 }
 
+/* The gap between mid and far, where it does not go on as from near to mid. */
+static void push_half(struct points *p, uint32_t near, uint32_t mid, uint32_t far)
+{
+    double miss = bend(p, near, mid, far, 0);
+
+    if (deep_enough(p->space, far))
+        miss = fmax(miss, bend(p, near, mid, far, 1));
+    if (miss > p->space->target)
+        push_gap(p, mid < far ? mid : far, mid < far ? far : mid, miss);
+}
+
 static enum ek_status refine_widths(struct points *p)
 {
     while (p->n_gaps && p->n_widths < p->space->max_widths) {
         struct gap g = pop_worst(p);
         uint32_t mid = between(g.low, g.high);
-        double miss = 0;
+        double skip = 0;
 
-        EK_TRY(add_width(p, mid, &miss));
-        if (miss > p->space->target) {
-            push_gap(p, g.low, mid, miss);
-            push_gap(p, mid, g.high, miss);
-        }
+        EK_TRY(add_width(p, mid, &skip));
+        push_half(p, g.high, mid, g.low);
+        push_half(p, g.low, mid, g.high);
     }
     return EK_OK;
 }

@@ -77,7 +77,8 @@ struct point_space profile_space(const struct rig_options *rig, const struct rig
     bool decode = phase == EK_PHASE_DECODE, deep = g->module->kind == EK_MODULE_LAYER;
     bool per_sequence = g->module->kind == EK_MODULE_NORM || g->module->kind == EK_MODULE_HEAD;
     bool visual = ek_module_is_visual(g->module);
-    uint32_t widths = rig->thorough ? 12 : deep ? (decode ? 6 : 8) : visual ? 5 : 3;
+    uint32_t batches = rig->max_batch > 16 ? 10 : 6; /* with kernels for few and for many */
+    uint32_t widths = rig->thorough ? 12 : deep ? (decode ? batches : 8) : visual ? 5 : 3;
 
     return (struct point_space){.phase = phase,
                                 .max_width = decode ? rig->max_batch : rig->max_prompt,
@@ -164,12 +165,10 @@ static enum ek_status stage_overhead(const struct profile_device *d, const struc
                                      double *seconds)
 {
     struct ek_store_time_row *rows;
-    double t;
     size_t n;
 
     EK_TRY(profile_rows(d, EK_STORE_STAGE, &rows, &n));
-    t = ek_interpolate(rows, n, at, NULL);
-    *seconds = t > 0 ? t : 0;
+    *seconds = ek_typical(rows, n, at->phase);
     free(rows);
     return EK_OK;
 }

@@ -24,7 +24,13 @@ enum {
 };
 #define REST_SECONDS  0.2
 #define HEAVY_SECONDS 0.15 /* of sampling */
-#define GPU_SET       (4.0 * (double)EK_GIB)
+#define GPU_SET       (16.0 * (double)EK_GIB)
+
+struct rig_step {
+    struct ek_batch batch;
+    const int32_t *rows;
+    uint32_t n_rows;
+};
 
 struct rig {
     struct rig_options opt;
@@ -33,10 +39,12 @@ struct rig {
     struct ek_stage *stages[2];  /* of n and of 2 n modules; [1] is NULL for a module alone */
     uint32_t n;
     double room; /* bytes for weights and cache */
+    double model_bytes;
     struct ek_stage_options cap;
     struct rig_batch *batch;
     void *in;         /* hidden states or normalised rows that every run starts from */
-    void *ids;        /* of the best logits */
+    void *ids;        /* of the best logits, ... */
+    void *best;       /* ... and where they go on the host, [max_logits] both */
     int32_t *routing; /* of the tokens of a mixture of experts, [max_tokens][top_k]; else NULL */
     int32_t *turned;  /* the same with all experts moved on by `turn` */
     uint32_t turn;
@@ -132,13 +140,14 @@ static double room_of(const struct rig_options *o, const struct rig_group *g)
     return 0.9 * ((double)o->memory - (double)buffers); /* the rest: scratch, allocators' padding */
 }
 
-/* Bytes that the two stages together are to go round in: what no cache holds, and on a GPU more
- * than its tables of addresses reach. */
-static double working_set(const struct ek_device *dev)
+/* Bytes that the two stages together are to go round in: what no cache holds, and on a GPU as much
+ * as the model has, for its tables of addresses have caches too. */
+static double working_set(const struct rig *r)
 {
+    const struct ek_device *dev = r->opt.dev;
     double caches = 2.0 * (double)dev->info.cache_bytes;
 
-    return dev->info.compute_major > 0 ? fmax(caches, GPU_SET) : caches;
+    return dev->info.compute_major > 0 ? fmax(caches, fmin(r->model_bytes, GPU_SET)) : caches;
 }
 
 /* Modules of the shorter stage; both stages hold 3 n. 0: not even n = 1 fits. */
@@ -152,7 +161,7 @@ static uint32_t choose_n(const struct rig *r, const struct ek_point *at)
 
     if (alone(r))
         return bytes < r->room;
-    n = fmin(working_set(r->opt.dev) / (3 * bytes), (r->opt.thorough ? 0.1 : 0.02) / (3 * seconds));
+    n = fmin(working_set(r) / (3 * bytes), (r->opt.thorough ? 0.1 : 0.02) / (3 * seconds));
     n = fmin(fmax(n, 1), r->room / (3 * bytes));
     if (n >= r->group.run / 2)
         return r->group.run / 2;
@@ -266,17 +275,16 @@ static enum ek_status make_buffers(struct rig *r)
     const struct ek_config *c = &r->opt.m->config;
     size_t act = ek_dtype_block_bytes(dev->act);
     size_t in = (size_t)r->cap.max_tokens * c->hidden * act;
-    uint64_t weights = 0, llc = dev->info.cache_bytes;
+    uint64_t llc = dev->info.cache_bytes;
 
     EK_TRY(dev->ops->alloc(dev, EK_TAG_ACTIVATIONS, in, &r->in));
     EK_TRY(rig_fill_random(dev, r->in, in, dev->act));
     EK_TRY(dev->ops->alloc(dev, EK_TAG_ACTIVATIONS, r->cap.max_logits * sizeof(int32_t), &r->ids));
+    EK_TRY(dev->ops->host_alloc(dev, r->cap.max_logits * sizeof(int32_t), &r->best));
     for (int i = 0; i < 2; i++)
         EK_TRY(dev->ops->event_new(dev, &r->mark[i]));
-    for (size_t i = 0; i < r->opt.m->n_modules; i++)
-        weights += r->opt.m->modules[i].weight_bytes;
     /* a module alone, in a model that no cache holds: a stage would have evicted it */
-    if (!alone(r) || weights <= llc || !llc)
+    if (!alone(r) || r->model_bytes <= (double)llc || !llc)
         return EK_OK;
     r->flush_bytes = (size_t)(2 * llc < r->opt.memory / 4 ? 2 * llc : r->opt.memory / 4);
     return dev->ops->alloc(dev, EK_TAG_WORKSPACE, r->flush_bytes, &r->flush);
@@ -298,6 +306,8 @@ enum ek_status rig_new(const struct rig_options *opt, const struct rig_group *gr
         r->waits = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
     r->ceilings = *opt->ceilings;
     r->cap = stage_options(opt, tokens);
+    for (size_t i = 0; i < opt->m->n_modules; i++)
+        r->model_bytes += (double)opt->m->modules[i].weight_bytes;
     r->room = room_of(opt, group);
     EK_GOTO(rig_batch_new(opt->m, tokens, opt->max_batch, opt->max_context, &r->batch), st, fail);
     EK_GOTO(make_routing(r), st, fail);
@@ -322,6 +332,8 @@ void rig_free(struct rig *r)
     for (size_t i = 0; i < EK_ARRAY_LEN(buffers); i++)
         if (buffers[i])
             ops->release(r->opt.dev, buffers[i]);
+    if (r->best)
+        ops->host_free(r->opt.dev, r->best);
     rig_batch_free(r->batch);
     free(r->routing);
     free(r->turned);
@@ -352,28 +364,31 @@ static enum ek_status turn_experts(struct rig *r)
                                    (size_t)rows * k * sizeof(*r->turned));
 }
 
-/* A step as the engine's workers run it: the batch to the device, the modules, the best ids back.
- */
-static enum ek_status step(struct rig *r, struct ek_stage *s)
+/* A step as the engine's workers run it: the batch to the device ... */
+static enum ek_status upload(struct rig *r, struct ek_stage *s, struct rig_step *out)
+{
+    if (ek_module_is_visual(r->group.module))
+        return EK_OK;
+    EK_TRY(turn_experts(r));
+    return ek_stage_upload(s, rig_batch_host(r->batch), &out->batch, &out->rows, &out->n_rows);
+}
+
+/* ... and, what counts as the stage's time, the modules and the best ids on their way back. */
+static enum ek_status step(struct rig *r, struct ek_stage *s, const struct rig_step *in)
 {
     const struct ek_ops *ops = r->opt.dev->ops;
-    const struct ek_batch_host *h = rig_batch_host(r->batch);
     bool head = ek_stage_has_head(s);
-    struct ek_batch batch;
-    const int32_t *rows;
-    uint32_t n_rows;
 
     if (ek_module_is_visual(r->group.module))
         return ek_stage_look(s, r->tokens);
-    EK_TRY(turn_experts(r));
-    EK_TRY(ek_stage_upload(s, h, &batch, &rows, &n_rows));
-    EK_TRY(ek_stage_run(s, &batch, r->in, head ? (void *)ek_stage_logits(s) : ek_stage_hidden(s),
-                        rows, n_rows));
+    EK_TRY(ek_stage_run(s, &in->batch, r->in,
+                        head ? (void *)ek_stage_logits(s) : ek_stage_hidden(s), in->rows,
+                        in->n_rows));
     if (!head)
         return EK_OK;
-    EK_TRY(ops->argmax(r->opt.dev, ek_stage_logits(s), n_rows, r->opt.m->config.vocab, r->ids));
-    return ops->download(r->opt.dev, rig_batch_ids(r->batch), r->ids,
-                         h->n_logits * sizeof(int32_t));
+    EK_TRY(ops->argmax(r->opt.dev, ek_stage_logits(s), in->n_rows, r->opt.m->config.vocab, r->ids));
+    return ops->fetch(r->opt.dev, r->best, r->ids,
+                      rig_batch_host(r->batch)->n_logits * sizeof(int32_t));
 }
 
 /* Seconds that this thread was ready to run and another process had its core. A device of the
@@ -394,13 +409,15 @@ static double waited(const struct rig *r)
 static enum ek_status timed_step(struct rig *r, struct ek_stage *s, double *seconds)
 {
     const struct ek_ops *ops = r->opt.dev->ops;
+    struct rig_step in;
     double before;
 
     if (r->flush)
         EK_TRY(ops->read_bytes(r->opt.dev, r->flush, r->flush_bytes));
+    EK_TRY(upload(r, s, &in));
     before = waited(r);
     EK_TRY(ops->event_record(r->opt.dev, r->mark[0]));
-    EK_TRY(step(r, s));
+    EK_TRY(step(r, s, &in));
     EK_TRY(ops->event_record(r->opt.dev, r->mark[1]));
     EK_TRY(ops->event_sync(r->mark[1]));
     *seconds = ops->event_seconds(r->mark[0], r->mark[1]);
@@ -604,13 +621,15 @@ static enum ek_status traced_step(struct rig *r, int which, const struct tracer 
 {
     const struct ek_ops *ops = r->opt.dev->ops;
     struct trace trace = {.records = NULL};
+    struct rig_step in;
     enum ek_status st;
 
     if (r->flush)
         EK_TRY(ops->read_bytes(r->opt.dev, r->flush, r->flush_bytes));
     EK_TRY(ops->sync(r->opt.dev));
     EK_TRY(t->collect(NULL));
-    EK_TRY(step(r, r->stages[which]));
+    EK_TRY(upload(r, r->stages[which], &in));
+    EK_TRY(step(r, r->stages[which], &in));
     EK_TRY(ops->sync(r->opt.dev));
     EK_GOTO(t->collect(&trace), st, done);
     st = attribution_add(out, which, &trace);

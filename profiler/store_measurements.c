@@ -130,7 +130,8 @@ enum ek_status ek_store_slowdown(struct ek_store *s, int64_t device, enum ek_pha
 
     EK_TRY(ek_store_prepare(
         s, &st,
-        "SELECT 1 + (b.median_s / a.median_s - 1) / b.busy AS ratio FROM measurement a JOIN measurement b"
+        "SELECT 1 + (b.median_s / a.median_s - 1) / b.busy AS ratio FROM measurement a JOIN "
+        "measurement b"
         " USING(device_id, signature_id, phase, batch, tokens, context, act, cache, launch)"
         " WHERE device_id = ? AND phase = ? AND a.busy = 0 AND b.busy > 0 AND a.median_s > 0"
         " ORDER BY ratio",

@@ -260,6 +260,12 @@ static double step(const struct ek_point *p)
     return p->batch == 1 ? 4.9e-5 : 6e-5;
 }
 
+/* Up to 16 sequences a kernel of its own. */
+static double late_step(const struct ek_point *p)
+{
+    return p->batch <= 16 ? 5e-5 + 1e-7 * p->batch : 6.4e-5 + 1e-7 * p->batch;
+}
+
 /* The cache of a long context is slower to read. */
 static double cliff(const struct ek_point *p)
 {
@@ -314,6 +320,7 @@ static const struct {
     {{EK_PHASE_DECODE, 1, 2048, 1 << 20, true, 0.03, 8}, cliff, 5, 5, 1.2},
     {{EK_PHASE_DECODE, 8, 2048, 1 << 20, false, 0.03, 8}, straight, 4, 4, 1},
     {{EK_PHASE_DECODE, 8, 2048, 1 << 20, true, 0.03, 8}, step, 9, 9, 1e-6},
+    {{EK_PHASE_DECODE, 64, 2048, 1 << 20, true, 0.03, 10}, late_step, 17, 21, 0.005},
     {{EK_PHASE_DECODE, 1, 16, 1 << 20, true, 0.03, 8}, straight, 1, 1, 1},
     {{EK_PHASE_PREFILL, 64, 64, 1 << 20, true, 0.03, 8}, straight, 4, 8, 0.01},
 };
