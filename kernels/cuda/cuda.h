@@ -33,7 +33,8 @@ struct ek_cu_memory {
 
 /* Device memory that grows to the largest shape seen. EK_CU_OP is every operation's own, from its
  * first launch to its last, so that a device takes the most of any of them and not their sum; what
- * operations use inside of others has slots of its own, of one size wherever it matters. */
+ * operations use inside of others has slots of its own, of one size wherever it matters: counters
+ * are all there, for any usual batch, as soon as one operation asks for scratch. */
 enum ek_cu_scratch {
     EK_CU_OP,      /* asked for once an operation */
     EK_CU_WEIGHTS, /* a dequantised tile of a matrix */

@@ -10,8 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GRANULE (2u << 20) /* what the driver rounds up to */
-#define SLAB    (8u << 20) /* of small allocations, when nothing was reserved */
+#define COUNTERS ((size_t)16 << 10) /* bytes of each slot of counters, at least */
+#define GRANULE  (2u << 20)         /* what the driver rounds up to */
+#define SLAB     (8u << 20)         /* of small allocations, when nothing was reserved */
 
 struct block { /* address order within a slab */
     struct block *next;
@@ -222,21 +223,29 @@ void ek_cuda_memory_close(struct ek_cuda *d)
     d->memory.slabs = NULL;
 }
 
-enum ek_status ek_cuda_scratch(struct ek_cuda *d, enum ek_cu_scratch which, size_t bytes,
-                               void **out)
+static enum ek_status grow(struct ek_cuda *d, enum ek_cu_scratch which, size_t bytes)
 {
     void *p;
 
-    if (d->scratch[which].bytes < bytes) {
-        if (!d->captured) /* else a graph may hold its address: kept until the device closes */
-            ek_cuda_release(&d->base, d->scratch[which].p);
-        d->scratch[which].p = NULL;
-        d->scratch[which].bytes = 0;
-        EK_TRY(ek_cuda_alloc(&d->base, EK_TAG_WORKSPACE, bytes, &p));
-        d->scratch[which].p = p;
-        d->scratch[which].bytes = bytes;
-        EK_CU_TRY(d, cudaMemsetAsync(p, 0, bytes, d->queue.stream));
-    }
+    if (d->scratch[which].bytes >= bytes)
+        return EK_OK;
+    if (!d->captured) /* else a graph may hold its address: kept until the device closes */
+        ek_cuda_release(&d->base, d->scratch[which].p);
+    d->scratch[which].p = NULL;
+    d->scratch[which].bytes = 0;
+    EK_TRY(ek_cuda_alloc(&d->base, EK_TAG_WORKSPACE, bytes, &p));
+    d->scratch[which].p = p;
+    d->scratch[which].bytes = bytes;
+    EK_CU_TRY(d, cudaMemsetAsync(p, 0, bytes, d->queue.stream));
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_scratch(struct ek_cuda *d, enum ek_cu_scratch which, size_t bytes,
+                               void **out)
+{
+    for (int i = EK_CU_ARRIVED; i <= EK_CU_STORED && which != EK_CU_SINK; i++)
+        EK_TRY(grow(d, (enum ek_cu_scratch)i, COUNTERS));
+    EK_TRY(grow(d, which, bytes));
     *out = d->scratch[which].p;
     return EK_OK;
 }

@@ -27,7 +27,9 @@ enum how {
     STORE_TAKE,       // store and flag | one kernel waits and copies, event
     STORE_AWAIT,      // store and flag | wait kernel, the stage reads the slot, event behind it
     STORE_EARLY,      // the same, the slot's event waited for before the stage, not behind it
-    STORE_TAIL,       // the same, store and flag a node of the stage's graph
+    STORE_CLOCK,      // the same; the kernels note the time in host memory, not events
+    STORE_CLOCK_HERE, // the same, in the GPU's own memory
+    STORE_TAIL,       // as STORE_EARLY, store and flag a node of the stage's graph
     STORE_WAITVALUE,  // the same, the stream waits by cuStreamWaitValue32
     STORE_CREDIT,     // the same as STORE_TAKE, the slot freed by a flag instead of an event
     STORE_GRAPH,      // wait+copy and store are nodes of the stage's graph
@@ -38,6 +40,8 @@ static const char *const names[] = {"store | wait, copy, event",
                                     "store | wait+copy, event",
                                     "store | wait, in the slot",
                                     "the slot, stage, store | wait, in the slot",
+                                    "the same, kernels note the time (host)",
+                                    "the same, kernels note the time (device)",
                                     "the slot, stage with store | wait, in the slot",
                                     "store | stream wait value, in the slot",
                                     "store after credit | wait+copy+credit",
@@ -70,9 +74,20 @@ __global__ void gate_k(const uint32_t *open)
         ;
 }
 
-__global__ void await_k(const uint32_t *flag, uint32_t least, const uint32_t *stop)
+__device__ __forceinline__ void note_time(uint64_t *when)
+{
+    uint64_t now;
+
+    if (!when)
+        return;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    *(volatile uint64_t *)when = now;
+}
+
+__global__ void await_k(const uint32_t *flag, uint32_t least, const uint32_t *stop, uint64_t *when)
 {
     await(flag, least, stop);
+    note_time(when);
 }
 
 __device__ void copy_block(char *dst, const char *src, size_t n)
@@ -86,11 +101,13 @@ __device__ void copy_block(char *dst, const char *src, size_t n)
 // One block where it has a flag. credit: a flag of the sender's, waited for before; number NULL:
 // value.
 __global__ void store_k(char *dst, const char *src, size_t n, uint32_t *flag, uint32_t value,
-                        const uint32_t *credit, const uint32_t *stop, uint32_t *number)
+                        const uint32_t *credit, const uint32_t *stop, uint32_t *number,
+                        uint64_t *when = nullptr)
 {
     __shared__ uint32_t mine;
 
     if (threadIdx.x == 0) {
+        note_time(when);
         mine = number ? *number + 1 : value;
         if (credit && mine > SLOTS)
             await(credit, mine - SLOTS, stop);
@@ -147,7 +164,7 @@ struct side {
     uint32_t sent, taken;
 };
 
-static uint32_t *host_words; // [0] gate, LINE further: stop
+static uint32_t *host_words; // [0] gate, LINE further: stop, then times
 static size_t bytes;
 
 static uint32_t *at(const side &s, int i)
@@ -181,7 +198,26 @@ static cudaGraphExec_t capture(const side &s, const char *x, const side *to, boo
     return exec;
 }
 
-static void send(how h, side &a, side &b)
+// Where the kernels of a side note the time, or NULL.
+static uint64_t *clock_of(how h, const side &s, bool marks)
+{
+    if (!marks || (h != STORE_CLOCK && h != STORE_CLOCK_HERE))
+        return nullptr;
+    return (uint64_t *)(h == STORE_CLOCK ? host_words + 2 * LINE : at(s, 3));
+}
+
+static void mark(side &s, bool marks, int i)
+{
+    if (marks)
+        TRY(cudaEventRecord(s.mark[i], s.stream));
+}
+
+static bool early(how h)
+{
+    return h == STORE_EARLY || h == STORE_CLOCK || h == STORE_CLOCK_HERE || h == STORE_TAIL;
+}
+
+static void send(how h, side &a, side &b, bool marks)
 {
     uint32_t i = a.sent % SLOTS, n = ++a.sent;
     char *slot = b.slots + i * bytes;
@@ -191,27 +227,26 @@ static void send(how h, side &a, side &b)
             TRY(cudaStreamWaitEvent(a.stream, b.empty[i], 0));
         TRY(cudaMemcpyAsync(a.slots + i * bytes, a.x, bytes, cudaMemcpyDeviceToDevice, a.stream));
         TRY(cudaEventRecord(a.full[i], a.stream));
+        mark(a, marks, 3);
         return;
     }
-    if (h != STORE_CREDIT && h != STORE_EARLY && n > SLOTS)
+    if (h != STORE_CREDIT && !early(h) && n > SLOTS)
         TRY(cudaStreamWaitEvent(a.stream, b.empty[i], 0));
     store_k<<<1, 512, 0, a.stream>>>(slot, a.x, bytes, at(b, 0), n,
                                      h == STORE_CREDIT ? at(a, 1) : nullptr, host_words + LINE,
-                                     nullptr);
+                                     nullptr, clock_of(h, a, marks));
+    if (clock_of(h, a, marks))
+        TRY(cudaEventRecord(a.full[i], a.stream));
+    else
+        mark(a, marks, 3);
 }
 
 typedef CUresult (*wait_value_fn)(CUstream, CUdeviceptr, cuuint32_t, unsigned);
 static wait_value_fn wait_value;
 
-static void mark(side &s, bool marks, int i)
-{
-    if (marks)
-        TRY(cudaEventRecord(s.mark[i], s.stream));
-}
-
 static bool stage_in_slot(how h)
 {
-    return h == STORE_AWAIT || h == STORE_EARLY || h == STORE_TAIL || h == STORE_WAITVALUE;
+    return h == STORE_AWAIT || h == STORE_WAITVALUE || early(h);
 }
 
 // The slot that the stage's own message goes to is free.
@@ -228,7 +263,7 @@ static void turn(how h, side &b, side &a, bool marks)
     const uint32_t *stop = host_words + LINE;
     char *slot = b.slots + i * bytes;
 
-    if (h == STORE_EARLY || h == STORE_TAIL)
+    if (early(h))
         wait_for_slot(b, a);
     if (h == COPY_EVENT) {
         TRY(cudaStreamWaitEvent(b.stream, a.full[i], 0));
@@ -239,16 +274,16 @@ static void turn(how h, side &b, side &a, bool marks)
     } else if (h == STORE_WAITVALUE) {
         wait_value((CUstream)b.stream, (CUdeviceptr)at(b, 0), n, CU_STREAM_WAIT_VALUE_GEQ);
     } else {
-        await_k<<<1, 1, 0, b.stream>>>(at(b, 0), n, stop);
+        await_k<<<1, 1, 0, b.stream>>>(at(b, 0), n, stop, clock_of(h, b, marks));
         if (h == STORE_AWAIT_COPY)
             store_k<<<1, 512, 0, b.stream>>>(b.x, slot, bytes, nullptr, 0, nullptr, stop, nullptr);
     }
     bool in_slot = stage_in_slot(h);
     if (!in_slot && h != STORE_CREDIT)
         TRY(cudaEventRecord(b.empty[i], b.stream));
-    mark(b, marks, 0);
+    mark(b, marks && !clock_of(h, b, marks), 0);
     TRY(cudaGraphLaunch(h == STORE_TAIL ? b.tail[i] : b.stage[in_slot ? i : 0], b.stream));
-    mark(b, marks, 2);
+    mark(b, marks && !clock_of(h, b, marks), 2);
     b.sent += h == STORE_TAIL;
     if (in_slot)
         TRY(cudaEventRecord(b.empty[i], b.stream));
@@ -270,8 +305,7 @@ static void issue(how h, side s[2], bool marks)
         }
         if (h != STORE_TAIL) {
             use(a);
-            send(h, a, b);
-            mark(a, marks, 3);
+            send(h, a, b, marks);
         }
         use(b);
         turn(h, b, a, marks);
@@ -308,7 +342,7 @@ static double elapsed(how h, side s[2], bool chain, bool marks)
                                            host_words + LINE, at(s[1], 2));
     if (chain && h == STORE_TAIL) {
         uint32_t i = s[1].taken % SLOTS;
-        await_k<<<1, 1, 0, s[1].stream>>>(at(s[1], 0), ++s[1].taken, host_words + LINE);
+        await_k<<<1, 1, 0, s[1].stream>>>(at(s[1], 0), ++s[1].taken, host_words + LINE, nullptr);
         TRY(cudaEventRecord(s[1].empty[i], s[1].stream));
     }
     use(s[0]);
@@ -390,7 +424,7 @@ int main(int argc, char **argv)
     TRY(cudaGetDriverEntryPointByVersion("cuStreamWaitValue32", &entry, 12000, cudaEnableDefault,
                                          nullptr));
     wait_value = (wait_value_fn)entry;
-    TRY(cudaHostAlloc(&host_words, 2 * LINE * sizeof(uint32_t), cudaHostAllocPortable));
+    TRY(cudaHostAlloc(&host_words, 3 * LINE * sizeof(uint32_t), cudaHostAllocPortable));
     host_words[LINE] = 0;
     int gpus[2] = {0, n > 1};
     for (int i = 0; i < 2 && n > 1; i++) {

@@ -2,54 +2,67 @@
 # SPDX-License-Identifier: Apache-2.0
 # Several GPUs against one, and our plan against others on the same profile: throughput of prefill with
 # one micro-batch a prompt, decode with few and many sequences, predicted beside measured for every plan.
-# Usage: cases.sh MODEL   (a folder with a config.json whose language model has LAYERS layers)
-# Environment: OUT, LAYERS (default 36), LIMIT (seconds a command may take).
+# Usage: cases.sh MODEL   (a folder with a config.json of a model that only reads)
+# Environment: that of common.sh; WHAT (default "load decode"; "load": our plan, one GPU and worse ones
+# with 64 sequences, "few": only the first two of them, "decode": few sequences), LAYERS (default: the
+# configuration's), MAX_CONTEXT.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
-OUT=${OUT:-.}
-. "$here/cuda-path.sh"
+. "$here/common.sh"
 model=$1
-layers=${LAYERS:-36}
+layers=${LAYERS:-$(layers_of "$model")}
 name=$(basename "$model")
 db=$OUT/$name.cases.db
-gpus=$(nvidia-smi -L | wc -l)
-devices=$(seq -s ' ' -f 'cuda:%g' 0 $((gpus - 1)))
-failed=0
-say() {
-    echo "\$ evenkeel $*"
-    timeout "${LIMIT:-120}" "$here/bin/evenkeel" "$@"
-    rc=$?
-    [ $rc -eq 0 ] || { echo "exit $rc"; failed=1; }
-    return $rc
+names=$(devices "${DEVICES:-$gpus}")
+n=$(echo "$names" | wc -w)
+batch=${BATCH:-64}
+prompt=${PROMPT:-512}
+context=${MAX_CONTEXT:-$((prompt + 128))}
+load="--batch $batch --prompt $prompt --generate 16 --context $context --prefill-chunk $prompt"
+
+# splits "a,b,...": as many layers each; one each and the rest last; most on the first
+even() {
+    for i in $(seq "$n"); do
+        printf '%d,' $(((layers * i) / n - (layers * (i - 1)) / n))
+    done
 }
-try() { # LABEL plan-options...: plan and bench
+skewed() {
+    for i in $(seq $((n - 1))); do printf '1,'; done
+    echo $((layers - n + 1))
+}
+heavy() {
+    first=$((layers * 2 / 3))
+    printf '%d,' "$first"
+    for i in $(seq $((n - 1))); do
+        printf '%d,' $(((layers - first) * i / (n - 1) - (layers - first) * (i - 1) / (n - 1)))
+    done
+}
+against() { # LABEL plan-options...
     label=$1
     shift
-    echo "== $label"
-    say plan "$model" --db "$db" "$@" -o "$OUT/$name.$label.json" --force &&
-        say bench "$model" --plan "$OUT/$name.$label.json" --db "$db"
+    # shellcheck disable=SC2086
+    try "$name-load" "$label" "$model" "$db" $load "$@"
 }
-say devices --devices "$devices" --measure
-say profile "$model" --db "$db" --devices "$devices" --max-batch 64 --max-prompt 512 --max-context 1024
-load="--batch 64 --prompt 512 --generate 16 --context 640 --prefill-chunk 512"
-# shellcheck disable=SC2086
-{
-    try one-gpu $load --devices cuda:0 --micro-batches 1
-    try all-gpus $load --use-all
-    for batch in 1 16; do
-        try decode-$batch --batch $batch --prompt 512 --generate 64 --context 640
-    done
-    # deliberately worse ones: as many layers each, all else on GPU 0; one layer each and the rest last
-    even=
-    skewed=
-    for i in $(seq "$gpus"); do
-        even="$even$(((layers * i) / gpus - (layers * (i - 1)) / gpus)),"
-        [ "$i" -lt "$gpus" ] && skewed="${skewed}1," || skewed="$skewed$((layers - gpus + 1))"
-    done
-    try even $load --from "equal split"
-    try guide $load --from "[$even]"
-    try skewed $load --from "[$skewed]"
-    # what those runs took corrects a workload that was not among them
-    try calibrated --batch 32 --prompt 256 --generate 32 --context 640 --calibrated
-}
+
+say 0 profile "$model" --db "$db" --devices "$names" --max-batch "$batch" --max-prompt "$prompt" \
+    --max-context "$context" --quiet || exit 1
+for what in ${WHAT:-load decode}; do
+    case $what in
+    load | few)
+        against one-gpu --devices "$BACKEND:0" --micro-batches 1
+        against ours --use-all
+        ;;
+    decode)
+        for few in 1 16; do
+            try "$name-decode-$few" ours "$model" "$db" --batch $few --prompt "$prompt" \
+                --generate 64 --context "$context" --use-all
+        done
+        ;;
+    esac
+    [ "$what" = load ] && [ "$n" -gt 1 ] || continue
+    against equal-split --from "equal split"
+    against guide --from "[$(even | sed 's/,$//')]"
+    against skewed --from "[$(skewed)]"
+    against heavy --from "[$(heavy | sed 's/,$//')]"
+done
 exit $failed

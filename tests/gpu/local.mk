@@ -3,11 +3,12 @@
 GPU_TEST_LIBS = libkernels.a libbase.a $(CUDA_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
 GPU_TESTS = tests/gpu/check_devices tests/gpu/check_ops tests/gpu/check_attention \
 	tests/gpu/check_links tests/gpu/check_deepseek tests/gpu/check_vision tests/gpu/check_runtime
-EXTRA_DIST += tests/gpu/full_size.py tests/gpu/beside_transformers.py
+EXTRA_DIST += tests/gpu/full_size.py tests/gpu/beside_transformers.py \
+	tests/gpu/balanced_transformers.py tests/gpu/summary.py
 GPU_BENCHES = tests/gpu/bench_kernels tests/gpu/bench_deepseek tests/gpu/bench_vision \
 	tests/gpu/bench_handoff
 EXTRA_DIST += tests/gpu/run-gpu.sh tests/gpu/main-job.sh tests/gpu/cases.sh \
-	tests/gpu/vl-cases.sh tests/gpu/cuda-path.sh
+	tests/gpu/vl-cases.sh tests/gpu/many-gpus.sh tests/gpu/common.sh tests/gpu/cuda-path.sh
 if HAVE_CUDA
 check_PROGRAMS += $(GPU_TESTS) $(GPU_BENCHES)
 TESTS += $(GPU_TESTS)
@@ -61,4 +62,4 @@ relocatable: $(carried_programs)
 	  strip -o $(carried)/bin/`basename $$p` $$p || exit 1; \
 	  ldd $$p | grep -vE '$(host_libraries)' | awk '/=> \// { print $$3 }' | \
 	    xargs -r cp -L -t $(carried)/lib || exit 1; \
-	done; cp $(top_srcdir)/tests/gpu/*.sh $(carried)/
+	done; cp $(top_srcdir)/tests/gpu/*.sh $(top_srcdir)/tests/gpu/*.py $(carried)/

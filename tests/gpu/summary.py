@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What plans predicted beside what their runs took: GROUP.LABEL.plan.json and .bench.json of a folder.
+
+usage: summary.py FOLDER
+
+Plans of a group have one workload. Exit code 1 where two plans of a group that are predicted over 3 %
+apart come in the other order, or where a device's memory is under its prediction by anything or over by
+more than 64 MiB and 1 %. Where devices share a GPU their times say little: no order is asked for.
+"""
+
+import collections
+import json
+import pathlib
+import statistics
+import sys
+
+APART, MARGIN, SHARE = 1.03, 64 << 20, 0.01
+HEAD = ("plan", "prefill", "error", "round", "error", "a batch", "error", "prefill tok/s",
+        "decode tok/s", "memory over")  # fmt: skip
+Run = collections.namedtuple("Run", "group label plan bench")
+
+
+def load(folder):
+    groups = collections.defaultdict(list)
+    for path in sorted(folder.glob("*.bench.json")):
+        group, label = path.name[: -len(".bench.json")].rsplit(".", 1)
+        plan = json.loads((folder / f"{group}.{label}.plan.json").read_text())
+        groups[group].append(Run(group, label, plan, json.loads(path.read_text())))
+    return groups
+
+
+def line(run, what):
+    return next(x for x in run.bench["lines"] if x["what"] == what)
+
+
+def batch_of(run, which):
+    rounds = max(run.bench["generate"] - 1, 0)
+    return line(run, "prefill")[which] + rounds * line(run, "decode, a token of all")[which]
+
+
+def off(predicted, measured):
+    return f"{100 * (predicted / measured - 1):+.1f} %" if predicted and measured else "-"
+
+
+def totals(run):
+    return [x for x in run.bench["lines"] if x["unit"] == "bytes" and x["what"].endswith(" total")]
+
+
+def memory_misses(run):
+    for x in totals(run):
+        over = x["predicted"] - x["measured"]
+        if over < 0 or over > max(MARGIN, SHARE * x["measured"]):
+            yield f"{run.group} {run.label}: {x['what']}: {over / (1 << 20):+.2f} MiB"
+
+
+def shares_a_gpu(run):
+    uuids = [d.get("uuid") or d["name"] for d in run.plan["devices"]]
+    return len(set(uuids)) < len(uuids)
+
+
+def order_misses(runs):
+    runs = [r for r in runs if not shares_a_gpu(r)]
+    for a in runs:
+        for b in runs:
+            said = batch_of(b, "predicted") / batch_of(a, "predicted")
+            if said > APART and batch_of(b, "measured") <= batch_of(a, "measured"):
+                yield f"{a.group}: {a.label} before {b.label} by {100 * said - 100:.1f} %, it was not"
+
+
+def stage_errors(runs):
+    for r in runs:
+        for x in r.bench["lines"]:
+            if x["what"].startswith("stage ") and "error" in x and not shares_a_gpu(r):
+                yield abs(x["error"])
+
+
+def row(run):
+    cells = [run.label + (" (shared GPUs)" if shares_a_gpu(run) else "")]
+    for what in ("prefill", "decode, a token of all"):
+        x = line(run, what)
+        cells += [f"{1e3 * x['measured']:.2f} ms", off(x["predicted"], x["measured"])]
+    p, m = batch_of(run, "predicted"), batch_of(run, "measured")
+    cells += [f"{1e3 * m:.1f} ms", off(p, m)]
+    cells += [f"{run.bench[k]:.0f}" for k in ("prefill_tokens_per_s", "decode_tokens_per_s")]
+    over = [(x["predicted"] - x["measured"]) / (1 << 20) for x in totals(run)]
+    return [*cells, f"{min(over):.2f} to {max(over):.2f} MiB"]
+
+
+def print_table(head, rows):
+    widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
+    for r in [head, ["-" * w for w in widths], *rows]:
+        cells = [r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:]))]
+        print("  ".join(cells).rstrip())
+
+
+def print_group(name, runs):
+    b = runs[0].bench
+    print(
+        f"\n{name}: batch {b['batch']}, prompt {b['prompt']}, pictures {b['images']} x "
+        f"{b['image_tokens']}, generate {b['generate']}; measured, predicted over measured"
+    )
+    print_table(HEAD, [row(r) for r in runs])
+    one = next((r for r in runs if r.label == "one-gpu"), None)
+    for r in runs if one else []:
+        gain = line(one, "prefill")["measured"] / line(r, "prefill")["measured"]
+        print(f"{r.label}: prefill {gain:.2f} times one GPU's, {len(r.plan['stages'])} stages")
+
+
+def find(groups, name, label="ours"):
+    return next((r for r in groups.get(name, []) if r.label == label), None)
+
+
+def print_beside(groups, folder):
+    """transformers with accelerate's balanced map, where it was measured."""
+    path, rows = folder / "transformers.json", []
+    if not path.exists():
+        return
+    report = json.loads(path.read_text())
+    for name, theirs in report["models"].items():
+        run = find(groups, f"{name}-load")
+        speeds = [("prefill 64 x 512", run, "prefill_tokens_per_s", theirs["prefill"])]
+        for n, speed in theirs["decode"].items():
+            few = find(groups, f"{name}-decode-{n}") or (run if n == "64" else None)
+            speeds.append((f"decode, {n} sequences", few, "decode_tokens_per_s", speed))
+        for what, ours, key, speed in speeds:
+            we = ours.bench[key] if ours else 0
+            rows.append([name, what, f"{we:.0f}" if we else "-", f"{speed:.0f}",
+                         f"{we / speed:.1f}" if we else "-"])  # fmt: skip
+    print(f"\ntransformers {report['transformers']}, torch {report['torch']}, balanced; tokens/s")
+    print_table(("model", "what", "Evenkeel", "transformers", "ours / theirs"), rows)
+
+
+def main():
+    folder = pathlib.Path(sys.argv[1])
+    groups = load(folder)
+    misses = []
+    for name, runs in groups.items():
+        print_group(name, runs)
+        misses += order_misses(runs)
+        for r in runs:
+            misses += memory_misses(r)
+    print_beside(groups, folder)
+    errors = sorted(e for runs in groups.values() for e in stage_errors(runs))
+    if errors:
+        print(
+            f"\n{len(errors)} stage times of devices alone on their GPU: error "
+            f"{100 * statistics.median(errors):.1f} % in the median, {100 * errors[-1]:.1f} % worst"
+        )
+    print("\n".join(f"MISSED: {m}" for m in misses) or "order and memory are as predicted")
+    return 1 if misses or not groups else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
