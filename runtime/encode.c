@@ -239,11 +239,13 @@ void engine_vision_pass(struct ek_engine *e, struct engine_encode *job, enum ek_
 }
 
 /* ---- the caller's side */
-/* Parts under way: as many as there are stages, so that all of them work. */
+/* Parts under way: as many as there are stages, so that all of them work, and one that is laid out
+ * on the host meanwhile. */
 struct encoder {
     struct ek_engine *e;
     struct ek_vl_geometry *geometries; /* of every picture of the prompt (Qwen) */
-    struct engine_encode **ring;       /* [n_path] */
+    struct engine_encode **ring;       /* [n_ring] */
+    size_t n_ring;
     size_t put, got;
     float *out;                 /* where the next part's features go */
     struct engine_encode *lost; /* a part that did not come back, and may yet write there */
@@ -275,7 +277,7 @@ static enum ek_status submit(struct ek_engine *e, struct engine_encode *job)
 static enum ek_status collect(struct encoder *c)
 {
     struct ek_engine *e = c->e;
-    struct engine_encode *job = c->ring[c->got++ % e->vision.n_path], **at = &e->vision.jobs;
+    struct engine_encode *job = c->ring[c->got++ % c->n_ring], **at = &e->vision.jobs;
     enum ek_status st = EK_OK;
     bool returned;
 
@@ -317,8 +319,6 @@ static enum ek_status encode_slices(struct encoder *c, const struct ek_visual *v
     uint64_t begin;
     enum ek_status st;
 
-    if (c->put - c->got == c->e->vision.n_path)
-        EK_TRY(collect(c));
     if ((job = ek_calloc(1, sizeof(*job))) == NULL)
         return EK_ENOMEM;
     job->out = c->out;
@@ -326,8 +326,10 @@ static enum ek_status encode_slices(struct encoder *c, const struct ek_visual *v
     EK_GOTO(vision_pack(config, v, g, at, n, &job->pack), st, fail);
     job->packing_s = (double)(ek_now_ns() - begin) * 1e-9;
     c->out += (size_t)job->pack.features * config->hidden;
+    if (c->put - c->got == c->n_ring)
+        EK_GOTO(collect(c), st, fail);
     EK_GOTO(submit(c->e, job), st, fail);
-    c->ring[c->put++ % c->e->vision.n_path] = job;
+    c->ring[c->put++ % c->n_ring] = job;
     return EK_OK;
 fail:
     job_free(job);
@@ -385,11 +387,11 @@ static enum ek_status encode_visuals(struct encoder *c, const struct ek_vl_rules
 static enum ek_status encode_all(struct ek_engine *e, const struct ek_vl_rules *rules,
                                  const struct ek_vl_prompt *p, struct engine_block **features)
 {
-    struct encoder c = {.e = e, .out = (*features)->data};
+    struct encoder c = {.e = e, .out = (*features)->data, .n_ring = e->vision.n_path + 1};
     enum ek_status st = EK_ENOMEM, ended;
 
     c.geometries = ek_calloc(p->n_visuals + 1, sizeof(*c.geometries));
-    c.ring = ek_calloc(e->vision.n_path, sizeof(*c.ring));
+    c.ring = ek_calloc(c.n_ring, sizeof(*c.ring));
     if (c.geometries != NULL && c.ring != NULL)
         st = encode_visuals(&c, rules, p);
     ended = collect_all(&c);

@@ -8,7 +8,8 @@ EXTRA_DIST += tests/gpu/full_size.py tests/gpu/beside_transformers.py \
 GPU_BENCHES = tests/gpu/bench_kernels tests/gpu/bench_deepseek tests/gpu/bench_vision \
 	tests/gpu/bench_handoff
 EXTRA_DIST += tests/gpu/run-gpu.sh tests/gpu/main-job.sh tests/gpu/cases.sh \
-	tests/gpu/vl-cases.sh tests/gpu/many-gpus.sh tests/gpu/common.sh tests/gpu/cuda-path.sh
+	tests/gpu/vl-cases.sh tests/gpu/many-gpus.sh tests/gpu/predict.sh tests/gpu/common.sh \
+	tests/gpu/cuda-path.sh
 if HAVE_CUDA
 check_PROGRAMS += $(GPU_TESTS) $(GPU_BENCHES)
 TESTS += $(GPU_TESTS)
