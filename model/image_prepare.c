@@ -92,7 +92,7 @@ static uint64_t row_of(const struct ek_vl_rules *r, const struct ek_visual *v, u
     return block * m * m + (uint64_t)(py % m) * m + px % m;
 }
 
-/* One resized frame into all slices and places in their patches that show it. */
+/* One resized frame into all patches of a slice, at one of their places. */
 static void fill_frame(const struct ek_vl_rules *r, const struct levels *l,
                        const struct ek_image *frame, size_t slice, uint32_t place,
                        struct ek_visual *v)
@@ -106,6 +106,17 @@ static void fill_frame(const struct ek_vl_rules *r, const struct levels *l,
                       base + row_of(r, v, x, y) * v->row_size);
 }
 
+/* The frame of the place before is shown once more. */
+static void repeat_frame(const struct ek_vl_rules *r, size_t slice, uint32_t place,
+                         struct ek_visual *v)
+{
+    size_t plane = (size_t)r->patch * r->patch, rows = (size_t)v->h * v->w;
+    float *at = v->pixels + slice * rows * v->row_size + place * plane;
+
+    for (size_t i = 0; i < 3 * rows; i++, at += plane * r->temporal) /* of all colours */
+        memcpy(at, at - plane, plane * sizeof(*at));
+}
+
 /* The last frame fills up the last slice; a picture is one frame. */
 static enum ek_status fill_qwen(const struct ek_vl_rules *r, const struct ek_vl_item *item,
                                 const struct levels *l, struct ek_visual *v)
@@ -115,8 +126,13 @@ static enum ek_status fill_qwen(const struct ek_vl_rules *r, const struct ek_vl_
     for (size_t i = 0; i < item->n_frames; i++) {
         size_t slots = (size_t)v->t * r->temporal, last = i + 1 == item->n_frames ? slots : i + 1;
         EK_TRY(ek_image_resize(&item->frames[i], v->to_width, v->to_height, &small));
-        for (size_t slot = i; slot < last; slot++)
-            fill_frame(r, l, &small, slot / r->temporal, (uint32_t)(slot % r->temporal), v);
+        for (size_t slot = i; slot < last; slot++) {
+            uint32_t place = (uint32_t)(slot % r->temporal);
+            if (slot > i && place > 0)
+                repeat_frame(r, slot / r->temporal, place, v);
+            else
+                fill_frame(r, l, &small, slot / r->temporal, place, v);
+        }
         ek_image_free(&small);
     }
     return EK_OK;
