@@ -9,12 +9,10 @@
 #include "profiler/measure.h"
 #include "profiler/tracer.h"
 
-#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 enum {
     WARM_UP = 2, /* a graph is captured at the second run */
@@ -52,7 +50,6 @@ struct rig {
     void *flush;   /* read before a run of a module alone, so that its weights are cold */
     size_t flush_bytes;
     struct ek_event *mark[2];
-    int waits;       /* this thread's schedstat, -1: none */
     uint32_t tokens; /* of the point: a picture's, for visual modules */
     double least[2]; /* seconds of the quickest run of either stage at this point */
 };
@@ -301,9 +298,6 @@ enum ek_status rig_new(const struct rig_options *opt, const struct rig_group *gr
         return EK_ENOMEM;
     r->opt = *opt;
     r->group = *group;
-    r->waits = -1;
-    if (opt->dev->info.simd[0]) /* computes on the host's own cores */
-        r->waits = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
     r->ceilings = *opt->ceilings;
     r->cap = stage_options(opt, tokens);
     for (size_t i = 0; i < opt->m->n_modules; i++)
@@ -337,8 +331,6 @@ void rig_free(struct rig *r)
     rig_batch_free(r->batch);
     free(r->routing);
     free(r->turned);
-    if (r->waits >= 0)
-        close(r->waits);
     free(r);
 }
 
@@ -391,37 +383,20 @@ static enum ek_status step(struct rig *r, struct ek_stage *s, const struct rig_s
                       rig_batch_host(r->batch)->n_logits * sizeof(int32_t));
 }
 
-/* Seconds that this thread was ready to run and another process had its core. A device of the
- * host's own cores loses them; a plan does not answer for what else the machine does, so they are
- * taken off (the memory bus that the others used meanwhile cannot be). */
-static double waited(const struct rig *r)
-{
-    char text[96];
-    ssize_t n = r->waits < 0 ? -1 : pread(r->waits, text, sizeof(text) - 1, 0);
-    unsigned long long ran, waiting;
-
-    if (n <= 0)
-        return 0;
-    text[n] = '\0';
-    return sscanf(text, "%llu %llu", &ran, &waiting) == 2 ? (double)waiting * 1e-9 : 0;
-}
-
 static enum ek_status timed_step(struct rig *r, struct ek_stage *s, double *seconds)
 {
     const struct ek_ops *ops = r->opt.dev->ops;
     struct rig_step in;
-    double before;
 
     if (r->flush)
         EK_TRY(ops->read_bytes(r->opt.dev, r->flush, r->flush_bytes));
     EK_TRY(upload(r, s, &in));
-    before = waited(r);
     EK_TRY(ops->event_record(r->opt.dev, r->mark[0]));
     EK_TRY(step(r, s, &in));
     EK_TRY(ops->event_record(r->opt.dev, r->mark[1]));
     EK_TRY(ops->event_sync(r->mark[1]));
     *seconds = ops->event_seconds(r->mark[0], r->mark[1]);
-    *seconds = fmax(*seconds - (waited(r) - before), 0);
+    *seconds = fmax(*seconds, 0);
     return EK_OK;
 }
 
