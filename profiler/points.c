@@ -158,6 +158,12 @@ static uint32_t between(uint32_t low, uint32_t high)
     return power <= low ? low + 1 : power >= high ? high - 1 : power;
 }
 
+/* Prompts go in long steps: a short one is the end of a prompt, and its error as small as it is. */
+static double weight(const struct point_space *s, uint32_t width)
+{
+    return s->phase == EK_PHASE_PREFILL ? sqrt((double)width / s->max_width) : 1;
+}
+
 /* The gap between mid and far, where it does not go on as from near to mid. */
 static void push_half(struct points *p, uint32_t near, uint32_t mid, uint32_t far)
 {
@@ -165,6 +171,7 @@ static void push_half(struct points *p, uint32_t near, uint32_t mid, uint32_t fa
 
     if (deep_enough(p->space, far))
         miss = fmax(miss, bend(p, near, mid, far, 1));
+    miss *= weight(p->space, mid > far ? mid : far);
     if (miss > p->space->target)
         push_gap(p, mid < far ? mid : far, mid < far ? far : mid, miss);
 }
@@ -246,8 +253,9 @@ static enum ek_status measure_widths(struct points *p)
         double before = miss;
         miss = s->phase == EK_PHASE_DECODE ? INFINITY : 0; /* nothing comes between 1 and 2 */
         EK_TRY(add_width(p, known[i], &miss));
-        if (fmax(before, miss) > s->target)
-            push_gap(p, low, known[i], fmax(before, miss));
+        before = fmax(before, miss) * weight(s, known[i]);
+        if (before > s->target)
+            push_gap(p, low, known[i], before);
         low = known[i];
     }
     if (miss > s->target)

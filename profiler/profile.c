@@ -68,8 +68,20 @@ enum ek_status profile_groups(const struct ek_model *m, struct rig_group **out, 
     return EK_OK;
 }
 
+#define LARGE_PICTURE 2048u /* tokens */
+
 /* ---- Points of a module -----------------------------------------------------------------------
  */
+
+/* Of the largest picture to measure: it is looked at whole, however long a step of the prefill is.
+ * (A CPU would take minutes.) */
+static uint32_t picture_tokens(const struct rig_options *rig)
+{
+    bool gpu = rig->dev && rig->dev->info.compute_major > 0;
+    uint32_t most = rig->max_context < LARGE_PICTURE ? rig->max_context : LARGE_PICTURE;
+
+    return gpu && most > rig->max_prompt ? most : rig->max_prompt;
+}
 
 struct point_space profile_space(const struct rig_options *rig, const struct rig_group *g,
                                  enum ek_phase phase, double target)
@@ -78,10 +90,11 @@ struct point_space profile_space(const struct rig_options *rig, const struct rig
     bool per_sequence = g->module->kind == EK_MODULE_NORM || g->module->kind == EK_MODULE_HEAD;
     bool visual = ek_module_is_visual(g->module);
     uint32_t batches = rig->max_batch > 16 ? 10 : 6; /* with kernels for few and for many */
-    uint32_t widths = rig->thorough ? 12 : deep ? (decode ? batches : 8) : visual ? 5 : 3;
+    uint32_t widths = rig->thorough ? 12 : deep ? (decode ? batches : 8) : visual ? 6 : 3;
+    uint32_t longest = visual ? picture_tokens(rig) : rig->max_prompt;
 
     return (struct point_space){.phase = phase,
-                                .max_width = decode ? rig->max_batch : rig->max_prompt,
+                                .max_width = decode ? rig->max_batch : longest,
                                 .max_context = rig->max_context,
                                 .max_cached = rig_max_cached(rig, g),
                                 .deep = deep,

@@ -18,11 +18,12 @@ enum {
     WARM_UP = 2, /* a graph is captured at the second run */
     ATTEMPTS = 3,
     TRACED_STEPS = 10,
-    HEAVY_TOKENS = 128, /* from so many on a GPU rests before a point, which is short */
+    HEAVY_TOKENS = 128, /* from so many on a GPU rests between samples */
 };
-#define REST_SECONDS  0.2
-#define HEAVY_SECONDS 0.15 /* of sampling */
-#define GPU_SET       (16.0 * (double)EK_GIB)
+#define REST_BEFORE   0.1 /* seconds before a point, and ... */
+#define REST_BETWEEN  3   /* ... times a sample's own before the next */
+#define HEAVY_SECONDS 0.6 /* of sampling, rests included */
+#define GPU_SET       (64.0 * (double)EK_GIB)
 
 struct rig_step {
     struct ek_batch batch;
@@ -51,6 +52,7 @@ struct rig {
     size_t flush_bytes;
     struct ek_event *mark[2];
     uint32_t tokens; /* of the point: a picture's, for visual modules */
+    double rest_s;   /* before the next sample of many tokens */
     double least[2]; /* seconds of the quickest run of either stage at this point */
 };
 
@@ -400,19 +402,38 @@ static enum ek_status timed_step(struct rig *r, struct ek_stage *s, double *seco
     return EK_OK;
 }
 
+/* A GPU lowers its clocks when products have drawn their power for some tens of milliseconds.
+ * Prompts mostly come between steps that draw less: samples of many tokens have rests between them.
+ */
+static bool is_heavy(const struct rig *r)
+{
+    return r->opt.dev->info.compute_major > 0 && rig_batch_host(r->batch)->n_tokens >= HEAVY_TOKENS;
+}
+
+static void rest(double seconds)
+{
+    struct timespec t = {.tv_sec = (time_t)seconds, .tv_nsec = (long)(fmod(seconds, 1) * 1e9)};
+
+    nanosleep(&t, NULL);
+}
+
 /* [0]: of one module; [1]: of a stage without any. */
 static enum ek_status sample(void *ctx, double values[TIMING_VALUES])
 {
     struct rig *r = ctx;
     double one, two;
 
+    if (is_heavy(r))
+        rest(r->rest_s);
     EK_TRY(timed_step(r, r->stages[0], &one));
+    r->rest_s = REST_BETWEEN * one;
     r->least[0] = fmin(r->least[0], one);
     if (alone(r)) {
         values[0] = one;
         return EK_OK;
     }
     EK_TRY(timed_step(r, r->stages[1], &two));
+    r->rest_s += REST_BETWEEN * two;
     r->least[1] = fmin(r->least[1], two);
     values[0] = (two - one) / r->n;
     values[1] = 2 * one - two;
@@ -425,22 +446,12 @@ static uint64_t clock_of_host(void *ctx)
     return ek_now_ns();
 }
 
-/* A GPU lowers its clocks when products have drawn their power for some tenths of a second. Prompts
- * mostly come between steps that draw less: a point of many tokens is measured after a rest, and
- * soon over. */
-static bool is_heavy(const struct rig *r)
-{
-    return r->opt.dev->info.compute_major > 0 && rig_batch_host(r->batch)->n_tokens >= HEAVY_TOKENS;
-}
-
 /* Ten samples and a little more of what the last run to warm up took. */
 static enum ek_status warm_up(struct rig *r, struct timing_rule *rule)
 {
     double skip[TIMING_VALUES], seconds = 0;
-    struct timespec rest = {.tv_nsec = (long)(REST_SECONDS * 1e9)};
 
-    if (is_heavy(r))
-        nanosleep(&rest, NULL);
+    r->rest_s = 0;
     for (int i = 0; i < WARM_UP; i++) {
         uint64_t begin = ek_now_ns();
         EK_TRY(sample(r, skip));
@@ -449,8 +460,10 @@ static enum ek_status warm_up(struct rig *r, struct timing_rule *rule)
     *rule = (struct timing_rule)TIMING_RULE_INIT;
     rule->timeout_s = r->opt.thorough ? fmin(2 + 50 * seconds, 60) : fmin(0.3 + 12 * seconds, 4);
     rule->noise = r->opt.thorough ? 0.0025 : 0.005;
-    if (is_heavy(r))
+    if (is_heavy(r)) {
         rule->timeout_s = fmin(rule->timeout_s, HEAVY_SECONDS);
+        r->rest_s = REST_BEFORE;
+    }
     return EK_OK;
 }
 

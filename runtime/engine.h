@@ -34,12 +34,11 @@ struct engine_step {
     int32_t *image; /* the packed batch */
     struct batch_counts counts;
     bool argmax_only;
-    bool issued;    /* the last stage is queued: whoever needs it may finish it */
-    bool finishing; /* some thread waits for its end */
-    bool done;      /* its results are there */
-    float
-        *embeds; /* [n_embeds][hidden] for the first stage, host memory of its device; NULL: ... */
-    int32_t *places; /* ... none yet; and the tokens they are for: both have max_tokens */
+    bool issued;                 /* the last stage is queued: whoever needs it may finish it */
+    bool finishing;              /* some thread waits for its end */
+    bool done;                   /* its results are there */
+    struct ek_embed_row *embeds; /* the caller's rows for the first stage, ... */
+    int32_t *places;             /* ... and the tokens they are for, both [max_tokens] */
     uint32_t n_embeds;
     enum ek_status status;    /* EK_ENOMEM: ended where there was no memory for it */
     char message[256];        /* ... */

@@ -90,22 +90,34 @@ static enum ek_status run_feed_forward(struct ek_stage *s, const struct stage_la
     return stage_run_linear(s, &l->down, h, inner, n, x, c->hidden, EK_LINEAR_ADD);
 }
 
-enum ek_status stage_replace(struct ek_stage *s, const float *rows, const int32_t *places,
-                             uint32_t n)
+/* Rows that follow one another in memory go in one piece: a picture's do. */
+static enum ek_status upload_rows(struct ek_stage *s, const struct ek_embed_row *rows, uint32_t n)
 {
-    const struct ek_ops *ops = s->dev->ops;
+    size_t hidden = s->m->config.hidden;
+    float *to = stage_at(s, s->at.embeds);
 
+    for (uint32_t i = 0, k; i < n; i += k) {
+        for (k = 1; i + k < n && rows[i + k].values == rows[i].values + k * hidden;)
+            k++;
+        EK_TRY(
+            s->dev->ops->upload(s->dev, to + i * hidden, rows[i].values, k * hidden * sizeof(*to)));
+    }
+    return EK_OK;
+}
+
+enum ek_status stage_replace(struct ek_stage *s, const struct ek_embed_row *rows,
+                             const int32_t *places, uint32_t n)
+{
     s->n_replaced = n;
     if (n == 0)
         return EK_OK;
     if (s->at.embeds == SIZE_MAX || n > s->opt.max_tokens)
         return ek_error(EK_EUSAGE, "stage: %u embeddings to replace, at most %u", n,
                         s->at.embeds == SIZE_MAX ? 0 : s->opt.max_tokens);
-    if (ops->scatter_rows == NULL)
+    if (s->dev->ops->scatter_rows == NULL)
         return ek_error(EK_EUNSUPPORTED, "%s cannot put pictures into a prompt", s->dev->spec.name);
-    EK_TRY(ops->upload(s->dev, stage_at(s, s->at.embeds), rows,
-                       (size_t)n * s->m->config.hidden * sizeof(*rows)));
-    return ops->upload(s->dev, stage_at(s, s->at.places), places, n * sizeof(*places));
+    EK_TRY(upload_rows(s, rows, n));
+    return s->dev->ops->upload(s->dev, stage_at(s, s->at.places), places, n * sizeof(*places));
 }
 
 enum ek_status stage_fetch(struct ek_stage *s, const void *from, size_t n, float *out)

@@ -268,8 +268,8 @@ struct ek_step {
     const uint32_t *seqs, *n_tokens;
     const int32_t *tokens;
     const int32_t *positions;          /* M-RoPE: [3][tokens]; NULL: as they follow one another */
-    const struct ek_embed_row *embeds; /* [n_embeds], taken at once: these tokens are not looked */
-    uint32_t n_embeds;                 /* up in the embedding */
+    const struct ek_embed_row *embeds; /* [n_embeds]: these tokens are not looked up in the */
+    uint32_t n_embeds;                 /* embedding. Values stay until the step has ended */
     enum ek_logits logits;             /* EK_LOGITS_LAST: of the last new token of each sequence */
     bool argmax_only;                  /* logits stay on the device: wait gives argmax alone */
 };

@@ -136,9 +136,9 @@ enum ek_status stage_run_norm_linear(struct ek_stage *s, const float *norm,
                                      const struct stage_linear *l, uint32_t n, const void *x,
                                      void *out);
 /* The next run's embeddings are replaced: n F32 rows of hidden elements go to the tokens `places`
- * of its batch. Both host arrays stay until the queue has passed. n 0: none. */
-enum ek_status stage_replace(struct ek_stage *s, const float *rows, const int32_t *places,
-                             uint32_t n);
+ * of its batch. Values and places stay until the queue has passed. n 0: none. */
+enum ek_status stage_replace(struct ek_stage *s, const struct ek_embed_row *rows,
+                             const int32_t *places, uint32_t n);
 /* n activations to F32 on the host; returns when they are there. */
 enum ek_status stage_fetch(struct ek_stage *s, const void *from, size_t n, float *out);
 /* Embedding and layers, from in to the stage's x. */

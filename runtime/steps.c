@@ -10,7 +10,6 @@
 static void step_free(struct ek_engine *e, struct engine_step *s)
 {
     struct ek_device *head = e->devices[e->stages[e->n_stages - 1].device].dev;
-    struct ek_device *first = e->devices[e->stages[0].device].dev;
 
     for (size_t i = 0; s->pass && i < e->n_stages; i++)
         for (int k = 0; k < N_MARKS; k++)
@@ -22,8 +21,7 @@ static void step_free(struct ek_engine *e, struct engine_step *s)
         head->ops->host_free(head, s->argmax);
     free(s->pass);
     free(s->image);
-    if (s->embeds != NULL)
-        first->ops->host_free(first, s->embeds);
+    free(s->embeds);
     free(s->places);
     free(s);
 }
@@ -49,6 +47,7 @@ static enum ek_status step_new(struct ek_engine *e, struct engine_step **out)
     if (s == NULL)
         return st;
     if ((s->image = ek_calloc(batch_words(&e->shape), sizeof(*s->image))) == NULL ||
+        (s->embeds = ek_calloc(e->opt.max_tokens, sizeof(*s->embeds))) == NULL ||
         (s->places = ek_calloc(e->opt.max_tokens, sizeof(*s->places))) == NULL ||
         (s->pass = ek_calloc(e->n_stages, sizeof(*s->pass))) == NULL)
         goto fail;
@@ -160,23 +159,14 @@ static enum ek_status check_step(const struct ek_engine *e, const struct ek_step
     return EK_OK;
 }
 
-/* The rows of a step, copied; the lock is held. */
-static enum ek_status copy_embeds(const struct ek_engine *e, const struct ek_step *step,
-                                  struct engine_step *s)
+/* Where the rows of a step are; the lock is held. */
+static void note_embeds(const struct ek_step *step, struct engine_step *s)
 {
-    struct ek_device *dev = e->devices[e->stages[0].device].dev;
-    size_t hidden = e->m->config.hidden;
-
-    s->n_embeds = 0;
-    if (s->embeds == NULL && step->n_embeds > 0)
-        EK_TRY(dev->ops->host_alloc(dev, e->opt.max_tokens * hidden * sizeof(*s->embeds),
-                                    (void **)&s->embeds));
     for (uint32_t i = 0; i < step->n_embeds; i++) {
-        memcpy(s->embeds + i * hidden, step->embeds[i].values, hidden * sizeof(*s->embeds));
+        s->embeds[i] = step->embeds[i];
         s->places[i] = (int32_t)step->embeds[i].token;
     }
     s->n_embeds = step->n_embeds;
-    return EK_OK;
 }
 
 static void draft_rows(const struct ek_step *step, struct draft *d)
@@ -259,7 +249,7 @@ static enum ek_status enqueue(struct ek_engine *e, const struct ek_step *step, s
     if (e->failed != EK_OK)
         return engine_failed(e);
     EK_TRY(step_take(e, &s));
-    EK_GOTO(copy_embeds(e, step, s), st, fail);
+    note_embeds(step, s);
     EK_GOTO(cache_reserve(&e->cache, step->seqs, step->n_tokens, step->n_seqs), st, fail);
     for (uint32_t i = 0; i < step->n_seqs; i++) {
         d->past[i] = e->cache.seqs[step->seqs[i]].length;
