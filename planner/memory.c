@@ -250,17 +250,27 @@ void ek_use_add(const struct ek_problem *p, uint32_t kind, uint32_t module, bool
         u->comm = c->space.comm;
 }
 
+/* Its workspace is what a library that hands over takes of a device, once. */
+static void use_hand_over(const struct ek_cost_space *s, uint64_t *library, struct ek_memory_use *u)
+{
+    u->comm += s->comm;
+    *library = s->workspace > *library ? s->workspace : *library;
+}
+
 void ek_use_cross(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
                   struct ek_memory_use *u)
 {
     int32_t end = (int32_t)p->n_seeing - 1; /* its features go by the host */
     uint32_t cls = p->groups[p->kinds[kind].group].cls, tp = p->kinds[kind].tp;
+    uint64_t library = 0;
 
     if (first > last)
         return;
-    u->comm += first > 0 ? ek_stage_space(p, cls, tp, EK_SIG_INCOMING)->comm : 0;
-    u->comm +=
-        last + 1 < (int32_t)p->n_items ? ek_stage_space(p, cls, tp, EK_SIG_OUTGOING)->comm : 0;
+    if (first > 0)
+        use_hand_over(ek_stage_space(p, cls, tp, EK_SIG_INCOMING), &library, u);
+    if (last + 1 < (int32_t)p->n_items)
+        use_hand_over(ek_stage_space(p, cls, tp, EK_SIG_OUTGOING), &library, u);
+    u->overhead += library;
     u->comm += first > 0 && first <= end ? u->crossing : 0;
     u->comm += last < end ? u->crossing : 0;
 }

@@ -102,12 +102,6 @@ static bool has_link(const struct ek_store_link *links, size_t n, const char *fr
     return false;
 }
 
-/* The time of a hand-over of ordinary size. */
-static double typical(const struct ek_store_link *l)
-{
-    return l->alpha_s + 65536 / l->beta_bytes_s;
-}
-
 /* Where GPUs reach each other, messages by a library are never faster, and it takes seconds and
  * memory to begin with: `devices --measure` looks all the same. */
 static bool worth_a_look(const char *const *names, size_t n, size_t i)
@@ -129,7 +123,7 @@ static enum ek_status measure_fastest(struct ek_device *from, struct ek_device *
         if (!worth_a_look(names, n, i))
             continue;
         EK_TRY(ek_measure_link_as(from, to, names[i], &l));
-        if (i == 0 || typical(&l) < CLEARLY * typical(out))
+        if (i == 0 || link_typical(&l) < CLEARLY * link_typical(out))
             *out = l;
     }
     return EK_OK;

@@ -2,7 +2,7 @@
  *
  * A link, measured the way a step crosses it. A message goes there and one comes back by the link
  * in the other direction, so that one clock sees both ways; what is kept is half of it. Where the
- * two queues pass messages on by themselves, a chain of round trips is queued behind other work, as
+ * two queues pass messages on by themselves, a chain of round trips is queued behind a gate, as
  * the engine queues a stage while the one before it runs, and the device's clock times it. Else
  * there is one thread a device: the sender copies into the link and wakes the receiver, who copies
  * out.
@@ -11,12 +11,12 @@
 
 #include <math.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { SIZES = 8, WARM = 3, ROUNDS = 25 };
-enum { CHAIN = 4 };                   /* round trips queued at once; ... */
-enum { HELD = 64, MAX_HELD = 512 };   /* ... reads that hold the queue meanwhile, more as needed */
+enum { CHAIN = 4 };                   /* round trips queued at once */
 #define PATIENCE_S  10.0              /* for a chain to end */
 #define LEAST_BYTES ((size_t)1 << 10) /* then times 4: up to 16 MiB */
 
@@ -27,7 +27,8 @@ struct table { /* of a ping-pong */
     void *slot[2];            /* a message that came to it and lies there; NULL: in buffer */
     struct ek_event *mark[2]; /* of dev[0]: around a chain */
     size_t max, n;            /* activations: of the buffers, of this message */
-    unsigned held;            /* reads that a chain is queued behind */
+    _Atomic uint32_t *gate;   /* host memory of dev[0]: how many chains may begin, ... */
+    uint32_t chains;          /* ... of so many queued */
     pthread_mutex_t lock;
     pthread_cond_t turn_changed;
     uint32_t sent[2]; /* messages in either direction */
@@ -159,40 +160,37 @@ static enum ek_status passes(struct table *t)
     return st;
 }
 
-/* A chain; *ahead: all of it was queued before it began, so that the host had no part in it. */
-static enum ek_status run_chain(struct table *t, bool *ahead)
+static enum ek_status queue_chain(struct table *t)
 {
     struct ek_device *d = t->dev[0];
-    size_t bytes = t->max * ek_dtype_block_bytes(d->act);
 
-    for (unsigned i = 0; i < t->held; i++)
-        EK_TRY(d->ops->read_bytes(d, t->buffer[0], bytes));
     EK_TRY(d->ops->event_record(d, t->mark[0]));
     for (int i = 0; i < 2 * CHAIN; i++)
         EK_TRY(cross(t, i % 2));
     EK_TRY(d->ops->event_record(d, t->mark[1]));
-    *ahead = d->ops->event_passed(t->mark[0]) == EK_NO;
-    EK_TRY(keep(t));
-    return passes(t);
+    return keep(t);
 }
 
-/* A round trip without the host. */
+/* A round trip without the host: all of a chain is queued before it begins. Not the first, for
+ * kernels may have to be loaded, which waits for those that run. */
 static enum ek_status chained_trip(struct table *t, double *seconds)
 {
-    bool ahead;
+    struct ek_device *d = t->dev[0];
+    enum ek_status st;
 
-    EK_TRY(run_chain(t, &ahead));
-    while (!ahead && t->held < MAX_HELD) {
-        t->held *= 2;
-        EK_TRY(run_chain(t, &ahead));
-    }
-    *seconds = t->dev[0]->ops->event_seconds(t->mark[0], t->mark[1]) / CHAIN;
+    if (t->chains++ > 0)
+        EK_TRY(d->ops->flag_wait(d, (const uint32_t *)t->gate, t->chains, NULL));
+    st = queue_chain(t);
+    atomic_store(t->gate, t->chains);
+    EK_TRY(st);
+    EK_TRY(passes(t));
+    *seconds = d->ops->event_seconds(t->mark[0], t->mark[1]) / CHAIN;
     return EK_OK;
 }
 
 static bool chained(const struct table *t)
 {
-    return ek_link_queued(t->link[0]) && ek_link_queued(t->link[1]);
+    return t->gate != NULL && ek_link_queued(t->link[0]) && ek_link_queued(t->link[1]);
 }
 
 static enum ek_status any_trip(struct table *t, double *seconds)
@@ -237,6 +235,24 @@ void link_fit(const double *bytes, const double *seconds, size_t n, struct ek_st
     for (size_t i = 0; i < n; i++)
         out->residual =
             fmax(out->residual, fabs(alpha + bytes[i] * slope - seconds[i]) / seconds[i]);
+}
+
+double link_typical(const struct ek_store_link *l)
+{
+    return l->alpha_s + 65536 / l->beta_bytes_s;
+}
+
+const struct ek_store_link *link_fastest(const struct ek_store_link *links, size_t n,
+                                         const char *from, const char *to)
+{
+    const struct ek_store_link *best = NULL;
+
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(links[i].from, from) == 0 && strcmp(links[i].to, to) == 0 &&
+            strchr(links[i].mechanism, ' ') == NULL &&
+            (best == NULL || link_typical(&links[i]) < link_typical(best)))
+            best = &links[i];
+    return best;
 }
 
 /* ---- Set-up -----------------------------------------------------------------------------------
@@ -296,6 +312,8 @@ static void close_table(struct table *t)
         if (t->buffer[i])
             t->dev[i]->ops->release(t->dev[i], t->buffer[i]);
     }
+    if (t->gate)
+        t->dev[0]->ops->host_free(t->dev[0], (void *)(uintptr_t)t->gate);
     pthread_cond_destroy(&t->turn_changed);
     pthread_mutex_destroy(&t->lock);
 }
@@ -310,6 +328,10 @@ static enum ek_status open_table(struct table *t, const char *mechanism)
         EK_TRY(d->ops->alloc(d, EK_TAG_WORKSPACE, bytes, &t->buffer[i]));
         EK_TRY(rig_fill_random(d, t->buffer[i], bytes, d->act));
     }
+    if (t->dev[0]->ops->flag_wait == NULL)
+        return EK_OK;
+    EK_TRY(t->dev[0]->ops->host_alloc(t->dev[0], sizeof(*t->gate), (void **)&t->gate));
+    atomic_store(t->gate, 0);
     return EK_OK;
 }
 
@@ -332,7 +354,7 @@ static enum ek_status measure(struct table *t, struct ek_store_link *out)
 enum ek_status ek_measure_link_as(struct ek_device *from, struct ek_device *to,
                                   const char *mechanism, struct ek_store_link *out)
 {
-    struct table t = {.dev = {from, to}, .held = HELD, .status = EK_OK};
+    struct table t = {.dev = {from, to}, .status = EK_OK};
     struct ek_store_link l = {.n = 0};
     enum ek_status st;
 

@@ -37,6 +37,11 @@ double timing_error(const struct ek_store_time *t);
 /* ---- links.c */
 /* alpha, beta and residual of n messages of so many bytes. */
 void link_fit(const double *bytes, const double *seconds, size_t n, struct ek_store_link *out);
+/* The time of a hand-over of ordinary size, and the row of two devices that has the least, as the
+ * planner chooses it; NULL: there is none. */
+double link_typical(const struct ek_store_link *l);
+const struct ek_store_link *link_fastest(const struct ek_store_link *links, size_t n,
+                                         const char *from, const char *to);
 
 /* ---- gate.c: what cannot be true --------------------------------------------------------------
  */

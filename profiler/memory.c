@@ -307,21 +307,49 @@ enum ek_status memory_measure(const struct rig_options *opt, const struct rig_gr
     return EK_OK;
 }
 
-/* Most bytes that messages of so many elements take on devices[i]: to one other and from one. */
-static void link_bytes(struct ek_device *const *devices, size_t n, size_t i, size_t elements,
-                       uint64_t *out, uint64_t *in)
-{
-    uint64_t here, there;
+/* Devices that exchange messages, and how. */
+struct peers {
+    struct ek_device *const *devices;
+    size_t n;
+    struct ek_store_link *links; /* of the store, owned */
+    size_t n_links;
+};
+struct message_bytes {
+    uint64_t in, out, once; /* of a device; once: what a library takes there for good */
+};
 
-    *out = *in = 0;
-    for (size_t j = 0; j < n; j++) {
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* By the mechanism that plans will name. */
+static enum ek_status bytes_between(const struct peers *p, size_t from, size_t to, size_t elements,
+                                    struct ek_link_bytes *out)
+{
+    const struct ek_store_link *l =
+        link_fastest(p->links, p->n_links, p->devices[from]->spec.name, p->devices[to]->spec.name);
+
+    return ek_link_memory(p->devices[from], p->devices[to], l ? l->mechanism : NULL, elements, out);
+}
+
+/* Most bytes that messages of so many elements take on device i: to one other and from one. */
+static enum ek_status bytes_at(const struct peers *p, size_t i, size_t elements,
+                               struct message_bytes *m)
+{
+    struct ek_link_bytes to, from;
+
+    *m = (struct message_bytes){.in = 0};
+    for (size_t j = 0; j < p->n; j++) {
         if (j == i)
             continue;
-        ek_link_memory(devices[i], devices[j], NULL, elements, &here, &there);
-        *out = here > *out ? here : *out;
-        ek_link_memory(devices[j], devices[i], NULL, elements, &there, &here);
-        *in = here > *in ? here : *in;
+        EK_TRY(bytes_between(p, i, j, elements, &to));
+        EK_TRY(bytes_between(p, j, i, elements, &from));
+        m->out = larger(m->out, to.at_from);
+        m->in = larger(m->in, from.at_to);
+        m->once = larger(m->once, larger(to.once_from, from.once_to));
     }
+    return EK_OK;
 }
 
 enum ek_status memory_of_links(const struct rig_options *opt, struct ek_device *const *devices,
@@ -329,40 +357,52 @@ enum ek_status memory_of_links(const struct rig_options *opt, struct ek_device *
 {
     uint32_t max = opt->max_prompt > opt->max_batch ? opt->max_prompt : opt->max_batch;
     struct sizes tokens = ladder(16, max);
-    uint64_t out, in;
+    struct peers p = {.devices = devices, .n = n};
+    struct message_bytes m;
+    enum ek_status st;
 
-    for (size_t t = 0; t < tokens.n; t++) {
+    EK_TRY(ek_store_links(store, &p.links, &p.n_links));
+    st = EK_OK;
+    for (size_t t = 0; t < tokens.n && st == EK_OK; t++) {
         struct ek_store_memory row =
             row_at(opt, device, EK_STORE_INCOMING, opt->max_batch, tokens.at[t]);
-        link_bytes(devices, n, i, (size_t)tokens.at[t] * opt->m->config.hidden, &out, &in);
-        row.comm = in;
-        EK_TRY(ek_store_put_memory(store, &row));
+        EK_GOTO(bytes_at(&p, i, (size_t)tokens.at[t] * opt->m->config.hidden, &m), st, done);
+        row.comm = m.in;
+        row.workspace = m.once;
+        EK_GOTO(ek_store_put_memory(store, &row), st, done);
         strcpy(row.signature, EK_STORE_OUTGOING);
-        row.comm = out;
-        EK_TRY(ek_store_put_memory(store, &row));
+        row.comm = m.out;
+        st = ek_store_put_memory(store, &row);
     }
-    return EK_OK;
+done:
+    free(p.links);
+    return st;
 }
 
 enum ek_status memory_of_cuts(const struct rig_options *opt, struct ek_device *const *devices,
                               size_t n, size_t i, const char *signature, struct ek_store *store,
                               int64_t device)
 {
+    struct peers p = {.devices = devices, .n = n};
     struct ek_stage_options o = {0};
-    struct ek_store_memory *rows;
-    uint64_t out, in;
-    enum ek_status st = EK_OK;
+    struct ek_store_memory *rows = NULL;
+    struct message_bytes m;
+    enum ek_status st;
     size_t count;
 
-    EK_TRY(ek_store_memories(store, device, signature, &rows, &count));
-    for (size_t k = 0; k < count && st == EK_OK; k++) {
+    EK_TRY(ek_store_links(store, &p.links, &p.n_links));
+    EK_GOTO(ek_store_memories(store, device, signature, &rows, &count), st, done);
+    for (size_t k = 0; k < count; k++) {
         if (strcmp(rows[k].act, ek_dtype_name(opt->dev->act)) != 0)
             continue;
         o.max_context = rows[k].context;
-        link_bytes(devices, n, i, ek_picture_message(opt->m, &o), &out, &in);
-        rows[k].comm = out > in ? out : in;
-        st = ek_store_put_memory(store, &rows[k]);
+        EK_GOTO(bytes_at(&p, i, ek_picture_message(opt->m, &o), &m), st, done);
+        rows[k].comm = larger(m.out, m.in);
+        EK_GOTO(ek_store_put_memory(store, &rows[k]), st, done);
     }
+    st = EK_OK;
+done:
+    free(p.links);
     free(rows);
     return st;
 }

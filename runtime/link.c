@@ -299,7 +299,7 @@ static const struct mechanism mechanisms[] = {
      false},
     {"host-staged", staged_works, staged_bytes, staged_open, staged_send, same_wait, staged_recv,
      NULL, false, false},
-    /* slower to open, and with memory of its own that no plan counts: only when asked for */
+    /* slower to open, and with memory of its own: only when asked for */
     {"nccl", channel_works, channel_bytes, channel_open, channel_send, copy_wait, store_recv,
      channel_check, true, true},
 };
@@ -354,12 +354,25 @@ static uint64_t padded(const struct ek_device *dev, uint64_t bytes)
     return bytes && dev->ops->alloc_bytes ? dev->ops->alloc_bytes(dev, bytes) : bytes;
 }
 
-void ek_link_memory(const struct ek_device *from, const struct ek_device *to, const char *mechanism,
-                    size_t max_elements, uint64_t *at_from, uint64_t *at_to)
+enum ek_status ek_link_memory(struct ek_device *from, struct ek_device *to, const char *mechanism,
+                              size_t max_elements, struct ek_link_bytes *out)
 {
-    choose(from, to, mechanism)->bytes(from, to, max_elements, at_from, at_to);
-    *at_from = padded(from, *at_from);
-    *at_to = padded(to, *at_to);
+    const struct mechanism *how = choose(from, to, mechanism);
+    struct ek_link_bytes b = {.at_from = 0};
+
+    how->bytes(from, to, max_elements, &b.at_from, &b.at_to);
+    b.at_from = padded(from, b.at_from);
+    b.at_to = padded(to, b.at_to);
+    if (how->works == channel_works) {
+        struct ek_channel_bytes c;
+        EK_TRY(from->ops->channel_bytes(from, to, &c));
+        b.at_from += c.each[0];
+        b.at_to += c.each[1];
+        b.once_from = c.once[0];
+        b.once_to = c.once[1];
+    }
+    *out = b;
+    return EK_OK;
 }
 
 /* What is known of why a mechanism does not work; NULL: nothing. */

@@ -9,6 +9,7 @@
 
 struct need {
     uint64_t tag[EK_N_TAGS], overhead, total; /* total: of all tags */
+    uint64_t once;                            /* of the overhead, what a library takes */
     uint64_t budget, free;                    /* budget 0: none */
     uint64_t missing;
 };
@@ -44,26 +45,43 @@ static enum ek_status add_stages(const struct ek_engine *e, uint32_t context, st
     return EK_OK;
 }
 
-static void add_link(const struct ek_engine *e, const struct engine_stage *a,
-                     const struct engine_stage *b, size_t n, struct need *needs)
+/* What a library takes once is in the plan's overhead where the plan was made for it. */
+static void add_once(const struct ek_engine *e, uint32_t device, uint64_t bytes, struct need *needs)
 {
-    uint64_t at_from, at_to;
+    const struct ek_plan *p = e->plan;
 
-    ek_link_memory(e->devices[a->device].dev, e->devices[b->device].dev,
-                   engine_mechanism(e, a->device, b->device), n, &at_from, &at_to);
-    needs[a->device].tag[EK_TAG_COMM] += at_from;
-    needs[b->device].tag[EK_TAG_COMM] += at_to;
+    for (size_t i = 0; i < p->n_links; i++)
+        if ((p->links[i].from == device || p->links[i].to == device) &&
+            strcmp(p->links[i].mechanism, "nccl") == 0)
+            return;
+    if (bytes > needs[device].once)
+        needs[device].once = bytes;
 }
 
-static void add_links(const struct ek_engine *e, struct need *needs)
+static enum ek_status add_link(const struct ek_engine *e, const struct engine_stage *a,
+                               const struct engine_stage *b, size_t n, struct need *needs)
+{
+    struct ek_link_bytes l;
+
+    EK_TRY(ek_link_memory(e->devices[a->device].dev, e->devices[b->device].dev,
+                          engine_mechanism(e, a->device, b->device), n, &l));
+    needs[a->device].tag[EK_TAG_COMM] += l.at_from;
+    needs[b->device].tag[EK_TAG_COMM] += l.at_to;
+    add_once(e, a->device, l.once_from, needs);
+    add_once(e, b->device, l.once_to, needs);
+    return EK_OK;
+}
+
+static enum ek_status add_links(const struct ek_engine *e, struct need *needs)
 {
     size_t n = (size_t)e->opt.max_tokens * e->m->config.hidden;
 
     for (size_t i = 1; i < e->n_stages; i++)
-        add_link(e, &e->stages[i - 1], &e->stages[i], n, needs);
+        EK_TRY(add_link(e, &e->stages[i - 1], &e->stages[i], n, needs));
     for (size_t i = 1; i < e->vision.n_path; i++)
-        add_link(e, e->vision.path[i - 1].stage, e->vision.path[i].stage,
-                 ek_picture_message(e->m, &e->opt), needs);
+        EK_TRY(add_link(e, e->vision.path[i - 1].stage, e->vision.path[i].stage,
+                        ek_picture_message(e->m, &e->opt), needs));
+    return EK_OK;
 }
 
 /* The least of the device's and the plan's; 0: none. */
@@ -109,14 +127,14 @@ static enum ek_status measure(const struct ek_engine *e, uint32_t context, struc
 
     memset(needs, 0, n * sizeof(*needs));
     EK_TRY(add_stages(e, context, needs));
-    add_links(e, needs);
+    EK_TRY(add_links(e, needs));
     for (size_t i = 0; i < n; i++) {
         struct need *d = &needs[i];
         struct ek_device *dev = e->devices[i].dev;
         if (dev == NULL)
             continue;
         d->tag[EK_TAG_WORKSPACE] += e->plan->memory[i].workspace;
-        d->overhead = e->plan->memory[i].overhead;
+        d->overhead = e->plan->memory[i].overhead + d->once;
         for (int t = 0; t < EK_N_TAGS; t++)
             d->total += d->tag[t];
         d->budget = budget_of(dev, &e->plan->memory[i]);

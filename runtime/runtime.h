@@ -187,9 +187,13 @@ void ek_link_close(struct ek_link *l); /* NULL is fine; both devices must be idl
 const char *ek_link_mechanism(const struct ek_link *l);
 /* True when send and recv only queue: no host thread has to wake between the two devices. */
 bool ek_link_queued(const struct ek_link *l);
-/* Bytes that ek_link_open_as allocates under EK_TAG_COMM on either device. */
-void ek_link_memory(const struct ek_device *from, const struct ek_device *to, const char *mechanism,
-                    size_t max_elements, uint64_t *at_from, uint64_t *at_to);
+struct ek_link_bytes {
+    uint64_t at_from, at_to;     /* under EK_TAG_COMM, of each link */
+    uint64_t once_from, once_to; /* that the first link of a process takes for good: a library's */
+};
+/* Bytes that ek_link_open_as takes on either device. What a library takes is tried out. */
+enum ek_status ek_link_memory(struct ek_device *from, struct ek_device *to, const char *mechanism,
+                              size_t max_elements, struct ek_link_bytes *out);
 /* True when a slot is free: send may be called. */
 bool ek_link_ready(const struct ek_link *l);
 /* Called by the thread of `from`: queues n activations at src; src may change once its queue

@@ -34,7 +34,7 @@ struct ek_cu_memory {
 /* Device memory that grows to the largest shape seen. EK_CU_OP is every operation's own, from its
  * first launch to its last, so that a device takes the most of any of them and not their sum; what
  * operations use inside of others has slots of its own, of one size wherever it matters: counters
- * are all there, for any usual batch, as soon as one operation asks for scratch. */
+ * are there for any usual batch as soon as the device is open. */
 enum ek_cu_scratch {
     EK_CU_OP,      /* asked for once an operation */
     EK_CU_WEIGHTS, /* a dequantised tile of a matrix */
@@ -104,6 +104,9 @@ enum ek_status ek_cuda_info(int gpu, struct ek_device_info *out);
 enum ek_status ek_cuda_list(struct ek_device_info **infos, size_t *n);
 
 /* memory.c */
+/* Memory that a library took (or gave back) is counted as ours; what the driver says is free. */
+void ek_cuda_count(struct ek_cuda *d, enum ek_tag tag, int64_t bytes);
+uint64_t ek_cuda_avail(const struct ek_cuda *d);
 enum ek_status ek_cuda_alloc(struct ek_device *dev, enum ek_tag tag, size_t bytes, void **out);
 void ek_cuda_release(struct ek_device *dev, void *p);
 enum ek_status ek_cuda_reserve(struct ek_device *dev, enum ek_tag tag, uint64_t bytes);
@@ -115,6 +118,7 @@ void ek_cuda_memory_close(struct ek_cuda *d);
 /* *out: at least bytes, valid until the next larger request; zeroed when fresh. */
 enum ek_status ek_cuda_scratch(struct ek_cuda *d, enum ek_cu_scratch which, size_t bytes,
                                void **out);
+enum ek_status ek_cuda_counters(struct ek_cuda *d);
 enum ek_status ek_cuda_host_alloc(struct ek_device *dev, size_t bytes, void **out);
 void ek_cuda_host_free(struct ek_device *dev, void *p);
 
@@ -155,6 +159,8 @@ enum ek_status ek_cuda_flag_wait(struct ek_device *dev, const uint32_t *flag, ui
 const char *ek_cuda_channel_lacks(const struct ek_device *dev, const struct ek_device *to);
 enum ek_status ek_cuda_channel_open(struct ek_device *dev, struct ek_device *to,
                                     struct ek_channel **out);
+enum ek_status ek_cuda_channel_bytes(struct ek_device *dev, struct ek_device *to,
+                                     struct ek_channel_bytes *out);
 enum ek_status ek_cuda_channel_send(struct ek_channel *c, const void *src, void *dst, size_t n,
                                     struct ek_event *before, struct ek_event *after);
 enum ek_status ek_cuda_channel_check(const struct ek_channel *c);

@@ -212,6 +212,7 @@ static enum ek_status device_open(const struct ek_device_spec *spec, enum ek_dty
     d->streams = d->queue.pdl && ek_cu_stream_fits(d->gpu);
     ek_cuda_use(d);
     EK_GOTO(ek_cuda_queue_open(d), st, fail);
+    EK_GOTO(ek_cuda_counters(d), st, fail);
     EK_GOTO(ek_cuda_gemm_open(d), st, fail);
     EK_GOTO(enable_peers(d), st, fail);
     *out = &d->base;
@@ -260,6 +261,7 @@ const struct ek_ops ek_ops_cuda = {
     .store = ek_cuda_store,
     .flag_wait = ek_cuda_flag_wait,
     .channel_lacks = ek_cuda_channel_lacks,
+    .channel_bytes = ek_cuda_channel_bytes,
     .channel_open = ek_cuda_channel_open,
     .channel_send = ek_cuda_channel_send,
     .channel_check = ek_cuda_channel_check,

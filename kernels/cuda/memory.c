@@ -87,12 +87,12 @@ static struct block *slab_cut(struct ek_cu_slab *s, enum ek_tag tag, size_t byte
     return NULL;
 }
 
-static void count(struct ek_cu_memory *m, enum ek_tag tag, size_t bytes)
+void ek_cuda_count(struct ek_cuda *d, enum ek_tag tag, int64_t bytes)
 {
-    struct ek_usage *u = &m->usage[tag];
+    struct ek_usage *u = &d->memory.usage[tag];
 
-    u->now += bytes;
-    m->total += bytes;
+    u->now += (uint64_t)bytes;
+    d->memory.total += (uint64_t)bytes;
     if (u->now > u->peak)
         u->peak = u->now;
 }
@@ -133,7 +133,7 @@ enum ek_status ek_cuda_alloc(struct ek_device *dev, enum ek_tag tag, size_t byte
         if ((b = slab_cut(s, tag, bytes)) == NULL)
             return EK_ENOMEM;
     }
-    count(&d->memory, tag, bytes);
+    ek_cuda_count(d, tag, (int64_t)bytes);
     *out = s->base + b->at;
     return EK_OK;
 }
@@ -174,8 +174,7 @@ void ek_cuda_release(struct ek_device *dev, void *p)
         if (b == NULL || !b->used)
             return;
         b->used = false;
-        d->memory.usage[b->tag].now -= b->bytes;
-        d->memory.total -= b->bytes;
+        ek_cuda_count(d, b->tag, -(int64_t)b->bytes);
         merge_free(s);
         if (!s->blocks->used && s->blocks->next == NULL) {
             *at = s->next;
@@ -197,15 +196,19 @@ void ek_cuda_reset_peaks(struct ek_device *dev)
         ek_cuda(dev)->memory.usage[t].peak = ek_cuda(dev)->memory.usage[t].now;
 }
 
+uint64_t ek_cuda_avail(const struct ek_cuda *d)
+{
+    size_t avail = 0, total = 0;
+
+    ek_cuda_use(d);
+    return cudaMemGetInfo(&avail, &total) == cudaSuccess ? avail : 0;
+}
+
 uint64_t ek_cuda_memory_free(struct ek_device *dev)
 {
     const struct ek_cuda *d = ek_cuda(dev);
-    size_t avail = 0, total = 0;
-    uint64_t left;
+    uint64_t avail = ek_cuda_avail(d), left;
 
-    ek_cuda_use(d);
-    if (cudaMemGetInfo(&avail, &total) != cudaSuccess)
-        return 0;
     if (d->memory.budget == 0)
         return avail;
     left = d->memory.budget > d->memory.total ? d->memory.budget - d->memory.total : 0;
@@ -223,30 +226,31 @@ void ek_cuda_memory_close(struct ek_cuda *d)
     d->memory.slabs = NULL;
 }
 
-static enum ek_status grow(struct ek_cuda *d, enum ek_cu_scratch which, size_t bytes)
-{
-    void *p;
-
-    if (d->scratch[which].bytes >= bytes)
-        return EK_OK;
-    if (!d->captured) /* else a graph may hold its address: kept until the device closes */
-        ek_cuda_release(&d->base, d->scratch[which].p);
-    d->scratch[which].p = NULL;
-    d->scratch[which].bytes = 0;
-    EK_TRY(ek_cuda_alloc(&d->base, EK_TAG_WORKSPACE, bytes, &p));
-    d->scratch[which].p = p;
-    d->scratch[which].bytes = bytes;
-    EK_CU_TRY(d, cudaMemsetAsync(p, 0, bytes, d->queue.stream));
-    return EK_OK;
-}
-
 enum ek_status ek_cuda_scratch(struct ek_cuda *d, enum ek_cu_scratch which, size_t bytes,
                                void **out)
 {
-    for (int i = EK_CU_ARRIVED; i <= EK_CU_STORED && which != EK_CU_SINK; i++)
-        EK_TRY(grow(d, (enum ek_cu_scratch)i, COUNTERS));
-    EK_TRY(grow(d, which, bytes));
+    void *p;
+
+    if (d->scratch[which].bytes < bytes) {
+        if (!d->captured) /* else a graph may hold its address: kept until the device closes */
+            ek_cuda_release(&d->base, d->scratch[which].p);
+        d->scratch[which].p = NULL;
+        d->scratch[which].bytes = 0;
+        EK_TRY(ek_cuda_alloc(&d->base, EK_TAG_WORKSPACE, bytes, &p));
+        d->scratch[which].p = p;
+        d->scratch[which].bytes = bytes;
+        EK_CU_TRY(d, cudaMemsetAsync(p, 0, bytes, d->queue.stream));
+    }
     *out = d->scratch[which].p;
+    return EK_OK;
+}
+
+enum ek_status ek_cuda_counters(struct ek_cuda *d)
+{
+    void *p;
+
+    for (int i = EK_CU_ARRIVED; i <= EK_CU_STORED; i++)
+        EK_TRY(ek_cuda_scratch(d, (enum ek_cu_scratch)i, COUNTERS, &p));
     return EK_OK;
 }
 

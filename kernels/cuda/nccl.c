@@ -32,9 +32,18 @@ static struct {
 static char missing[256]; /* why it cannot be used; empty: it can */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
+/* What channels took of a GPU: the first of the process, and one more as sender or receiver. */
+#define MAX_GPUS 64
+static struct {
+    uint64_t first, each[2];
+    bool used, known[2];
+} taken[MAX_GPUS];
+
 struct ek_channel {
     struct ek_cuda *end[2];
     ncclComm_t comm[2];
+    uint64_t bytes[2];   /* that it took at its ends */
+    bool counted;        /* these are in the ends' accounts */
     cudaStream_t side;   /* of the receiver */
     pthread_t thread;    /* that aborts */
     atomic_bool aborted; /* the thread was started */
@@ -122,6 +131,7 @@ static enum ek_status connect_ends(struct ek_channel *c)
     ncclResult_t r = nccl.unique_id(&id), ended;
 
     config.blocking = 0;
+    config.minCTAs = config.maxCTAs = 1; /* more take memory, and hidden states need no more */
     if (r != ncclSuccess)
         return failed(c, "ncclGetUniqueId", r);
     nccl.begin();
@@ -133,28 +143,54 @@ static enum ek_status connect_ends(struct ek_channel *c)
     return settle(c, "ncclCommInitRankConfig", r == ncclInProgress ? ended : r ? r : ended, OPEN_S);
 }
 
-/* The first message connects the two ends, which takes long. */
-static enum ek_status warm_up(struct ek_channel *c)
+/* The first message connects the two ends, which takes long, and memory. */
+static enum ek_status connect_and_send(struct ek_channel *c, void *const p[2])
 {
+    EK_TRY(connect_ends(c));
+    EK_TRY(ek_cuda_channel_send(c, p[0], p[1], EK_CU_ALIGN, NULL, NULL));
+    for (int i = 0; i < 2; i++) {
+        cudaStream_t queue = i ? c->side : c->end[0]->queue.stream;
+        ek_cuda_use(c->end[i]);
+        EK_TRY(ek_cuda_issued(c->end[i], cudaStreamSynchronize(queue), "nccl"));
+    }
+    return EK_OK;
+}
+
+/* By how much less is free, all at once: nobody else of this process allocates meanwhile. */
+static void note_bytes(struct ek_channel *c, const uint64_t before[2])
+{
+    for (int i = 0; i < 2; i++) {
+        uint64_t now = ek_cuda_avail(c->end[i]);
+        int gpu = c->end[i]->gpu;
+        c->bytes[i] = before[i] > now ? before[i] - now : 0;
+        if (gpu >= MAX_GPUS || taken[gpu].used)
+            continue;
+        taken[gpu].used = true;
+        taken[gpu].first = c->bytes[i];
+    }
+}
+
+static enum ek_status connect_noted(struct ek_channel *c)
+{
+    uint64_t before[2];
     void *p[2] = {NULL, NULL};
     enum ek_status st = EK_OK;
 
     for (int i = 0; i < 2 && st == EK_OK; i++)
         st = ek_cuda_alloc(&c->end[i]->base, EK_TAG_COMM, EK_CU_ALIGN, &p[i]);
+    for (int i = 0; i < 2; i++)
+        before[i] = ek_cuda_avail(c->end[i]);
     if (st == EK_OK)
-        st = ek_cuda_channel_send(c, p[0], p[1], EK_CU_ALIGN, NULL, NULL);
-    for (int i = 0; i < 2; i++) {
-        ek_cuda_use(c->end[i]);
-        if (st == EK_OK)
-            st = ek_cuda_issued(
-                c->end[i], cudaStreamSynchronize(i ? c->side : c->end[0]->queue.stream), "nccl");
+        st = connect_and_send(c, p);
+    if (st == EK_OK)
+        note_bytes(c, before);
+    for (int i = 0; i < 2; i++)
         ek_cuda_release(&c->end[i]->base, p[i]);
-    }
     return st;
 }
 
-enum ek_status ek_cuda_channel_open(struct ek_device *dev, struct ek_device *to,
-                                    struct ek_channel **out)
+static enum ek_status open_uncounted(struct ek_device *dev, struct ek_device *to,
+                                     struct ek_channel **out)
 {
     struct ek_channel *c = ek_calloc(1, sizeof(*c));
     cudaError_t e;
@@ -167,13 +203,58 @@ enum ek_status ek_cuda_channel_open(struct ek_device *dev, struct ek_device *to,
     ek_cuda_use(c->end[1]);
     e = cudaStreamCreateWithFlags(&c->side, cudaStreamNonBlocking);
     EK_GOTO(ek_cuda_issued(c->end[1], e, "cudaStreamCreate"), st, fail);
-    EK_GOTO(connect_ends(c), st, fail);
-    EK_GOTO(warm_up(c), st, fail);
+    EK_GOTO(connect_noted(c), st, fail);
     *out = c;
     return EK_OK;
 fail:
     ek_cuda_channel_close(c);
     return st;
+}
+
+enum ek_status ek_cuda_channel_open(struct ek_device *dev, struct ek_device *to,
+                                    struct ek_channel **out)
+{
+    EK_TRY(open_uncounted(dev, to, out));
+    for (int i = 0; i < 2; i++)
+        ek_cuda_count((*out)->end[i], EK_TAG_COMM, (int64_t)(*out)->bytes[i]);
+    (*out)->counted = true;
+    return EK_OK;
+}
+
+/* Two, for the first of a process takes what the next do not. */
+static enum ek_status try_out(struct ek_device *dev, struct ek_device *to)
+{
+    struct ek_channel *a = NULL, *b = NULL;
+    enum ek_status st;
+
+    EK_GOTO(open_uncounted(dev, to, &a), st, done);
+    EK_GOTO(open_uncounted(dev, to, &b), st, done);
+    for (int i = 0; i < 2; i++) {
+        taken[b->end[i]->gpu].each[i] = b->bytes[i];
+        taken[b->end[i]->gpu].known[i] = true;
+    }
+done:
+    ek_cuda_channel_close(b);
+    ek_cuda_channel_close(a);
+    return st;
+}
+
+enum ek_status ek_cuda_channel_bytes(struct ek_device *dev, struct ek_device *to,
+                                     struct ek_channel_bytes *out)
+{
+    int gpu[2] = {ek_cuda(dev)->gpu, ek_cuda(to)->gpu};
+    uint64_t least;
+
+    if (gpu[0] >= MAX_GPUS || gpu[1] >= MAX_GPUS)
+        return ek_error(EK_EUNSUPPORTED, "nccl: GPU %d: at most %d", gpu[0], MAX_GPUS);
+    if (!taken[gpu[0]].known[0] || !taken[gpu[1]].known[1])
+        EK_TRY(try_out(dev, to));
+    for (int i = 0; i < 2; i++)
+        out->each[i] = taken[gpu[i]].each[i];
+    least = out->each[0] < out->each[1] ? out->each[0] : out->each[1];
+    for (int i = 0; i < 2; i++) /* the first was one of either end */
+        out->once[i] = taken[gpu[i]].first > least ? taken[gpu[i]].first - least : 0;
+    return EK_OK;
 }
 
 enum ek_status ek_cuda_channel_send(struct ek_channel *c, const void *src, void *dst, size_t n,
@@ -220,6 +301,8 @@ void ek_cuda_channel_close(struct ek_channel *c)
     ek_cuda_channel_abort(c);
     if (atomic_load(&c->aborted))
         pthread_join(c->thread, NULL);
+    for (int i = 0; i < 2 && c->counted; i++)
+        ek_cuda_count(c->end[i], EK_TAG_COMM, -(int64_t)c->bytes[i]);
     ek_cuda_use(c->end[1]);
     if (c->side != NULL)
         cudaStreamDestroy(c->side);

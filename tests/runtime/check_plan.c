@@ -226,7 +226,8 @@ START_TEST(predicted_memory_is_what_is_allocated)
     struct ek_plan *p = split_plan(m);
     struct ek_stage_options o = ek_plan_stage_options(p, NULL);
     struct ek_engine *e = open_engine(m, p);
-    uint64_t want[2][EK_N_TAGS] = {{0}}, by_tag[EK_N_TAGS], at_from, at_to;
+    uint64_t want[2][EK_N_TAGS] = {{0}}, by_tag[EK_N_TAGS];
+    struct ek_link_bytes link;
     size_t at = 0;
 
     for (size_t i = 0; i < p->n_stages; i++) {
@@ -240,10 +241,10 @@ START_TEST(predicted_memory_is_what_is_allocated)
             want[p->stages[i].device][t] += by_tag[t];
         if (i + 1 == p->n_stages)
             break;
-        ek_link_memory(dev, ek_engine_device(e, p->stages[i + 1].device), NULL,
-                       (size_t)o.max_tokens * m->config.hidden, &at_from, &at_to);
-        want[p->stages[i].device][EK_TAG_COMM] += at_from;
-        want[p->stages[i + 1].device][EK_TAG_COMM] += at_to;
+        ck_ok(ek_link_memory(dev, ek_engine_device(e, p->stages[i + 1].device), NULL,
+                             (size_t)o.max_tokens * m->config.hidden, &link));
+        want[p->stages[i].device][EK_TAG_COMM] += link.at_from;
+        want[p->stages[i + 1].device][EK_TAG_COMM] += link.at_to;
     }
     for (size_t d = 0; d < 2; d++) {
         struct ek_usage use[EK_N_TAGS];

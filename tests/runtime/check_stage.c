@@ -314,14 +314,14 @@ START_TEST(links_allocate_what_they_say)
     struct ek_device *other = open_cpu(1);
     struct ek_usage at_from[EK_N_TAGS], at_to[EK_N_TAGS];
     struct ek_link *l = NULL;
-    uint64_t from, to;
+    struct ek_link_bytes said;
 
-    ek_link_memory(device, other, NULL, MESSAGE, &from, &to);
+    ck_ok(ek_link_memory(device, other, NULL, MESSAGE, &said));
     ck_ok(ek_link_open(device, other, MESSAGE, NULL, &l));
     device->ops->usage(device, at_from);
     other->ops->usage(other, at_to);
-    ck_assert_uint_eq(at_from[EK_TAG_COMM].now, from);
-    ck_assert_uint_eq(at_to[EK_TAG_COMM].now, to);
+    ck_assert_uint_eq(at_from[EK_TAG_COMM].now, said.at_from);
+    ck_assert_uint_eq(at_to[EK_TAG_COMM].now, said.at_to);
     ek_link_close(l);
     device->ops->usage(device, at_from);
     ck_assert_uint_eq(at_from[EK_TAG_COMM].now, 0);
