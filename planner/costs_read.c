@@ -181,6 +181,9 @@ static enum ek_status read_class(struct reader *r, const json_t *o)
     k->slow_prefill = k->slow_decode = 1;
     EK_TRY(ek_json_opt_real(o, at(r), "slow_prefill", 1, 1000, &k->slow_prefill));
     EK_TRY(ek_json_opt_real(o, at(r), "slow_decode", 1, 1000, &k->slow_decode));
+    k->sustained = 1;
+    EK_TRY(ek_json_opt_real(o, at(r), "sustained", 1, 1000, &k->sustained));
+    EK_TRY(ek_json_opt_real(o, at(r), "burst_s", 0, 1000, &k->burst_s));
     EK_TRY(ek_json_opt_real(o, at(r), "return_s", 0, 1, &k->return_s));
     EK_TRY(ek_json_opt_bool(o, at(r), "budgeted", &k->budgeted));
     EK_TRY(ek_json_opt_bool(o, at(r), "estimate", &k->estimate));

@@ -22,6 +22,11 @@ static json_t *class_json(const struct ek_cost_class *k)
                           "budgeted", k->budgeted, "estimate", k->estimate, "slow_prefill",
                           k->slow_prefill, "slow_decode", k->slow_decode);
 
+    if (k->sustained > 1) {
+        json_object_set_new(o, "sustained", json_real(k->sustained));
+        json_object_set_new(o, "burst_s", json_real(k->burst_s));
+    }
+
     for (uint32_t i = 0; i < k->count; i++) {
         const struct ek_cost_device *d = &k->devices[i];
         json_array_append_new(devices, json_pack("{s:s s:I s:s s:s}", "name", d->name, "index",

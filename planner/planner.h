@@ -77,9 +77,10 @@ struct ek_cost_class { /* identical devices */
     uint64_t overhead;     /* context and libraries */
     uint64_t tp_reserve;   /* communication buffers of a device in a tensor-parallel group */
     double return_s;       /* between two decode steps: ids to the host, the next step queued */
-    double slow_prefill, slow_decode;  /* times are so much longer while all others work */
-    bool budgeted;                     /* memory was declared for this device, not merely found */
-    bool estimate;                     /* costs from a description, not measured */
+    double slow_prefill, slow_decode; /* times are so much longer while all others work */
+    double sustained, burst_s; /* prefill takes so much longer from so many seconds of it on */
+    bool budgeted;             /* memory was declared for this device, not merely found */
+    bool estimate;             /* costs from a description, not measured */
     struct ek_calibration calibration; /* that the times have in them */
     struct ek_cost_device *devices;
     uint32_t count;

@@ -103,12 +103,53 @@ static void copy(char *out, size_t cap, const char *s)
     snprintf(out, cap, "%.*s", (int)cap - 1, s);
 }
 
+static bool of_types(const struct importer *im, const char *act, const char *cache)
+{
+    return strcmp(act, ek_dtype_name(im->act)) == 0 && strcmp(cache, ek_dtype_name(im->cache)) == 0;
+}
+
 /* With all the other devices of these costs at work. */
 static enum ek_status slow_factor(const struct importer *im, const struct ek_store_device *d,
                                   enum ek_phase phase, double *factor)
 {
     EK_TRY(ek_store_slowdown(im->store, d->id, phase, factor));
     *factor = 1 + (*factor - 1) * (double)(im->n_devices - 1);
+    return EK_OK;
+}
+
+/* Of rows of one signature: *ratio to those with rests, or (a stage's) *burst_s. */
+static void read_sustained(const struct importer *im, bool stage,
+                           const struct ek_store_time_row *rows, size_t n, struct ek_cost_class *k)
+{
+    for (size_t i = 0; i < n; i++) {
+        const struct ek_store_key *a = &rows[i].key;
+        if (strcmp(a->launch, EK_STORE_SUSTAINED) != 0 || !of_types(im, a->act, a->cache))
+            continue;
+        if (stage)
+            k->burst_s = rows[i].time.median_s;
+        for (size_t j = 0; !stage && j < n; j++) {
+            const struct ek_store_key *b = &rows[j].key;
+            if (strcmp(b->launch, "eager") == 0 && b->phase == a->phase && b->batch == a->batch &&
+                b->tokens == a->tokens && b->context == a->context &&
+                of_types(im, b->act, b->cache) && rows[j].time.median_s > 0)
+                k->sustained = rows[i].time.median_s / rows[j].time.median_s;
+        }
+    }
+    k->sustained = k->sustained > 1 ? k->sustained : 1;
+}
+
+static enum ek_status sustained(const struct importer *im, const struct ek_store_device *d,
+                                struct ek_cost_class *k)
+{
+    struct ek_store_time_row *rows;
+    size_t n;
+
+    k->sustained = 1;
+    for (uint32_t s = 0; s < im->c->n_signatures; s++) {
+        EK_TRY(ek_store_times(im->store, d->id, im->c->signatures[s], &rows, &n));
+        read_sustained(im, s == EK_SIG_STAGE, rows, n, k);
+        free(rows);
+    }
     return EK_OK;
 }
 
@@ -127,6 +168,7 @@ static enum ek_status add_class(struct importer *im, const struct ek_store_devic
     k->count = 1;
     EK_TRY(slow_factor(im, d, EK_PHASE_PREFILL, &k->slow_prefill));
     EK_TRY(slow_factor(im, d, EK_PHASE_DECODE, &k->slow_decode));
+    EK_TRY(sustained(im, d, k));
     k->devices = ek_calloc(1, sizeof(*k->devices));
     if (k->devices == NULL)
         return EK_ENOMEM;
@@ -197,11 +239,6 @@ static enum ek_status choose_types(struct importer *im)
         st = ek_error(EK_EFORMAT, "the profile has rows of unknown types");
     free(rows);
     return st;
-}
-
-static bool of_types(const struct importer *im, const char *act, const char *cache)
-{
-    return strcmp(act, ek_dtype_name(im->act)) == 0 && strcmp(cache, ek_dtype_name(im->cache)) == 0;
 }
 
 /* ---- Times --------------------------------------------------------------------------------------

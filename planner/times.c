@@ -204,6 +204,21 @@ static void slow_down(const struct ek_problem *p, uint32_t cls, int32_t first, i
     s->decode *= 1 + (k->slow_decode - 1) * (fmin(stages, p->micro_batches) - 1) / others;
 }
 
+/* Seconds of work that go on lower a GPU's clocks at some point. */
+static double last_longer(const struct ek_cost_class *k, double seconds)
+{
+    return seconds + (k->sustained - 1) * fmax(seconds - k->burst_s, 0);
+}
+
+static void go_on(const struct ek_problem *p, uint32_t cls, struct sums *s)
+{
+    double all = (s->prefill + s->seen) * p->micro_batches;
+    double longer = all > 0 ? last_longer(&p->costs->classes[cls], all) / all : 1;
+
+    s->prefill *= longer;
+    s->seen *= longer;
+}
+
 bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
                       uint32_t sides, double *prefill, double *decode, bool *outside)
 {
@@ -231,6 +246,7 @@ bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, 
             if (!add_module(p, cls, k->tp, p->sides[s].modules[j], &t))
                 return false;
     slow_down(p, cls, first, last, &t);
+    go_on(p, cls, &t);
     *prefill = t.prefill + t.seen;
     *decode = t.decode;
     *outside = *outside || t.outside;

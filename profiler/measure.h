@@ -14,6 +14,7 @@ struct timing_rule {
     uint32_t min_n, max_n; /* samples; min_n is not waited for beyond the timeout (but 3 are) */
     double noise;          /* standard error of the median to reach, relative */
     double timeout_s;
+    bool mean; /* samples differ by what they do: their mean, without the outer tenths, is taken */
 };
 #define TIMING_RULE_INIT                                                                           \
     {                                                                                              \
@@ -33,6 +34,10 @@ double timing_median(double *values, size_t n);
 double timing_mad(const double *values, size_t n, double median, double *scratch);
 /* Standard error of a median, relative to it. */
 double timing_error(const struct ek_store_time *t);
+
+/* Of at most 512 runs of equal work behind a rest: by how much the last third takes longer than the
+ * first (1: no more than clocks tell), and how long they went on before they did. */
+void sustain_read(const double *seconds, size_t n, double *ratio, double *burst_s);
 
 /* ---- links.c */
 /* alpha, beta and residual of n messages of so many bytes. */
@@ -58,10 +63,11 @@ struct point_space {
     enum ek_phase phase;
     uint32_t max_width; /* batch (decode) or tokens (prefill) */
     uint32_t max_context;
-    uint32_t max_cached; /* tokens of all sequences that fit into the cache together */
-    bool deep;           /* the time depends on the context */
-    double target;       /* relative error of interpolation that is good enough */
-    uint32_t max_widths; /* at most so many widths, however badly interpolation does */
+    uint32_t max_cached;  /* tokens of all sequences that fit into the cache together */
+    bool deep;            /* the time depends on the context */
+    double target;        /* relative error of interpolation that is good enough */
+    uint32_t max_widths;  /* at most so many widths, however badly interpolation does */
+    uint32_t first, step; /* widths between the ends are first + whole steps; step 0: any */
 };
 /* Measures a point, or finds it measured already. EK_NO: refused, go on without. */
 typedef enum ek_status (*point_fn)(void *ctx, const struct ek_point *at, struct ek_store_time *out);
@@ -84,12 +90,11 @@ const struct ek_batch_host *rig_batch_host(const struct rig_batch *b);
 
 /* ---- routing.c: which experts tokens go to ------------------------------------------------------
  */
-/* [tokens][top_k] experts of n: each token to different ones, and the first t tokens together to as
- * many as t tokens that choose evenly and independently reach on average, whatever t. The same for
- * the same arguments. top_k <= n. Freed with free(). */
-enum ek_status routing_even(uint32_t n_experts, uint32_t top_k, uint32_t tokens, int32_t **out);
-/* How many different experts rows [0, tokens) name. */
-uint32_t routing_reached(const int32_t *ids, uint32_t n_experts, uint32_t top_k, uint32_t tokens);
+/* ids: [tokens][top_k] different experts of n for each token. top_k <= n. */
+void routing_draw(uint32_t n_experts, uint32_t top_k, uint32_t tokens, uint64_t *seed,
+                  int32_t *ids);
+/* How many different ones they are on average. */
+double routing_reached(uint32_t n_experts, uint32_t top_k, uint64_t tokens);
 
 /* ---- rig.c: the runtime's own stages under the clock ------------------------------------------
  */
@@ -126,6 +131,10 @@ enum ek_status rig_trace(struct rig *r, const struct ek_point *at, const struct 
                          struct attribution *out, double *per, double *seconds);
 /* Most tokens that caches of the rig can hold within its memory (without a device: all). */
 uint32_t rig_max_cached(const struct rig_options *opt, const struct rig_group *group);
+/* Runs a point over and over for so long, after a rest: seconds of its runs, of the same work each,
+ * at most max. */
+enum ek_status rig_sustain(struct rig *r, const struct ek_point *at, double seconds, double *out,
+                           size_t max, size_t *n);
 /* Runs a point over and over until *stop: a neighbour at work. */
 enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, volatile const bool *stop);
 

@@ -15,6 +15,7 @@
 #include <string.h>
 
 enum { MAX_ROWS = 128, MAX_GAPS = 64, DEPTHS_MAX = 3 };
+#define FAR 4.0 /* a line's reach from which on its noise is no excuse for not looking */
 
 struct gap { /* between two neighbouring widths */
     uint32_t low, high;
@@ -121,7 +122,7 @@ static double bend(const struct points *p, uint32_t near, uint32_t mid, uint32_t
     if (!a || !b || !c || !(c->median_s > 0))
         return 0;
     line = a->median_s + (b->median_s - a->median_s) * reach;
-    noise = 2 * fmax(timing_error(c), reach * fmax(timing_error(a), timing_error(b)));
+    noise = 2 * fmax(timing_error(c), fmin(reach, FAR) * fmax(timing_error(a), timing_error(b)));
     rise = fabs(c->median_s - b->median_s) / fmax(c->median_s, b->median_s);
     return fmin(fabs(line - c->median_s) / c->median_s - noise, rise);
 }
@@ -148,11 +149,16 @@ static struct gap pop_worst(struct points *p)
 
 /* Between two widths: a power of two where there is one (chunks and batches usually are), nearest
  * to the geometric mean. */
-static uint32_t between(uint32_t low, uint32_t high)
+static uint32_t between(const struct point_space *s, uint32_t low, uint32_t high)
 {
     double mean = sqrt((double)low * high);
     uint32_t power = (uint32_t)lround(exp2(round(log2(mean) + 1e-9)));
 
+    if (s->step > 0) {
+        double steps = fmax(round((mean - s->first) / s->step), 0);
+        power = s->first + (uint32_t)steps * s->step;
+        return power <= low ? power + s->step : power >= high ? power - s->step : power;
+    }
     if (power <= low || power >= high)
         power = (uint32_t)lround(mean);
     return power <= low ? low + 1 : power >= high ? high - 1 : power;
@@ -180,9 +186,11 @@ static enum ek_status refine_widths(struct points *p)
 {
     while (p->n_gaps && p->n_widths < p->space->max_widths) {
         struct gap g = pop_worst(p);
-        uint32_t mid = between(g.low, g.high);
+        uint32_t mid = between(p->space, g.low, g.high);
         double skip = 0;
 
+        if (mid <= g.low || mid >= g.high) /* no whole step lies between them */
+            continue;
         EK_TRY(add_width(p, mid, &skip));
         push_half(p, g.high, mid, g.low);
         push_half(p, g.low, mid, g.high);

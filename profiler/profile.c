@@ -83,6 +83,17 @@ static uint32_t picture_tokens(const struct rig_options *rig)
     return gpu && most > rig->max_prompt ? most : rig->max_prompt;
 }
 
+/* Pictures of DeepSeek-VL2 are of whole tiles; so many tokens the first takes, and another. */
+static void whole_tiles(const struct ek_config *c, struct point_space *s)
+{
+    uint32_t cells = (c->vision_image / c->vision_patch + c->vision_merge - 1) / c->vision_merge;
+
+    s->first = cells * (cells + 1) + 1;
+    s->step = cells * cells + cells / 2;
+    if (s->max_width > s->first)
+        s->max_width -= (s->max_width - s->first) % s->step;
+}
+
 struct point_space profile_space(const struct rig_options *rig, const struct rig_group *g,
                                  enum ek_phase phase, double target)
 {
@@ -93,13 +104,17 @@ struct point_space profile_space(const struct rig_options *rig, const struct rig
     uint32_t widths = rig->thorough ? 12 : deep ? (decode ? batches : 8) : visual ? 6 : 3;
     uint32_t longest = visual ? picture_tokens(rig) : rig->max_prompt;
 
-    return (struct point_space){.phase = phase,
-                                .max_width = decode ? rig->max_batch : longest,
-                                .max_context = rig->max_context,
-                                .max_cached = rig_max_cached(rig, g),
-                                .deep = deep,
-                                .target = target,
-                                .max_widths = !decode && per_sequence ? 2 : widths};
+    struct point_space s = {.phase = phase,
+                            .max_width = decode ? rig->max_batch : longest,
+                            .max_context = rig->max_context,
+                            .max_cached = rig_max_cached(rig, g),
+                            .deep = deep,
+                            .target = target,
+                            .max_widths = !decode && per_sequence ? 2 : widths};
+
+    if (visual && rig->m->config.vision == EK_VISION_VL2)
+        whole_tiles(&rig->m->config, &s);
+    return s;
 }
 
 static const char *launch_of(const struct ek_device *dev, enum ek_phase phase)
@@ -329,6 +344,8 @@ static enum ek_status measure_times(struct profile *p, size_t i)
     st = twins_times(&d);
     for (size_t g = 0; g < p->n_groups && st == EK_OK; g++)
         st = measure_group(&d, &p->groups[g]);
+    if (st == EK_OK)
+        st = profile_sustained(&d);
     ek_device_close(d.rig.dev);
     return st;
 }

@@ -46,6 +46,9 @@ enum ek_status twins_links(struct ek_store *store, const char *from, const char 
 /* ---- busy.c: devices with the others at work ---- */
 enum ek_status profile_busy(struct profile *p);
 
+/* ---- sustain.c: a GPU when products go on ---- */
+enum ek_status profile_sustained(const struct profile_device *d);
+
 /* ---- kernels.c: where the time goes, by devices' tracers ---- */
 enum ek_status profile_kernels(struct profile *p);
 

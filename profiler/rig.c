@@ -12,18 +12,20 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum {
     WARM_UP = 2, /* a graph is captured at the second run */
     ATTEMPTS = 3,
     TRACED_STEPS = 10,
-    HEAVY_TOKENS = 128, /* from so many on a GPU rests between samples */
+    HEAVY_TOKENS = 128, /* from so many on a GPU rests between samples, and is woken ... */
+    WAKING = 16,        /* ... by so many reads */
 };
-#define REST_BEFORE   0.1 /* seconds before a point, and ... */
-#define REST_BETWEEN  3   /* ... times a sample's own before the next */
-#define HEAVY_SECONDS 0.6 /* of sampling, rests included */
-#define GPU_SET       (64.0 * (double)EK_GIB)
+#define REST_BEFORE   0.1  /* seconds before a point, and ... */
+#define REST_BETWEEN  1    /* ... times a sample's own before the next */
+#define HEAVY_SECONDS 0.4  /* of sampling, rests included */
+#define ROUTED_NOISE  0.01 /* samples that go to other experts differ: ... */
+#define ROUTED_LEAST  32   /* ... more of them */
+#define GPU_SET       (16.0 * (double)EK_GIB)
 
 struct rig_step {
     struct ek_batch batch;
@@ -45,10 +47,9 @@ struct rig {
     void *ids;        /* of the best logits, ... */
     void *best;       /* ... and where they go on the host, [max_logits] both */
     int32_t *routing; /* of the tokens of a mixture of experts, [max_tokens][top_k]; else NULL */
-    int32_t *turned;  /* the same with all experts moved on by `turn` */
-    uint32_t turn;
-    void *experts; /* turned, on the device */
-    void *flush;   /* read before a run of a module alone, so that its weights are cold */
+    uint64_t drawn;   /* state of what they are drawn by */
+    void *experts;    /* routing, on the device */
+    void *flush;      /* read before a run of a module alone, so that its weights are cold */
     size_t flush_bytes;
     struct ek_event *mark[2];
     uint32_t tokens; /* of the point: a picture's, for visual modules */
@@ -100,8 +101,7 @@ static double weights_read(const struct rig *r, uint64_t tokens)
         return ek_module_read_bytes(r->opt.m, r->group.module, tokens);
     none = ek_module_read_bytes(r->opt.m, r->group.module, 0);
     all = ek_module_read_bytes(r->opt.m, r->group.module, UINT32_MAX);
-    return none + (all - none) / c->n_experts *
-                      routing_reached(r->routing, c->n_experts, c->top_k, (uint32_t)tokens);
+    return none + (all - none) / c->n_experts * routing_reached(c->n_experts, c->top_k, tokens);
 }
 
 static struct gate_work work_at(const struct rig *r, const struct ek_point *at)
@@ -260,8 +260,7 @@ static enum ek_status make_routing(struct rig *r)
 
     if (ek_module_tensor(r->group.module, EK_ROLE_ROUTER, -1) == NULL)
         return EK_OK;
-    EK_TRY(routing_even(c->n_experts, c->top_k, r->cap.max_tokens, &r->routing));
-    if ((r->turned = ek_calloc(1, bytes)) == NULL)
+    if ((r->routing = ek_calloc(1, bytes)) == NULL)
         return EK_ENOMEM;
     EK_TRY(r->opt.dev->ops->alloc(r->opt.dev, EK_TAG_ACTIVATIONS, bytes, &r->experts));
     r->cap.experts = r->experts;
@@ -301,6 +300,7 @@ enum ek_status rig_new(const struct rig_options *opt, const struct rig_group *gr
     r->opt = *opt;
     r->group = *group;
     r->ceilings = *opt->ceilings;
+    r->drawn = 5;
     r->cap = stage_options(opt, tokens);
     for (size_t i = 0; i < opt->m->n_modules; i++)
         r->model_bytes += (double)opt->m->modules[i].weight_bytes;
@@ -332,16 +332,15 @@ void rig_free(struct rig *r)
         ops->host_free(r->opt.dev, r->best);
     rig_batch_free(r->batch);
     free(r->routing);
-    free(r->turned);
     free(r);
 }
 
 /* ---- Running ----------------------------------------------------------------------------------
  */
 
-/* Other experts from step to step, as tokens go to: the weights of the last ones are no warmer.
+/* Other experts from sample to sample, as tokens go to: the weights of the last ones are no warmer.
  * Sequences that a decode batch is padded with go where the first one goes. */
-static enum ek_status turn_experts(struct rig *r)
+static enum ek_status draw_experts(struct rig *r)
 {
     const struct ek_config *c = &r->opt.m->config;
     uint32_t used = rig_batch_host(r->batch)->n_tokens, k = c->top_k;
@@ -349,13 +348,11 @@ static enum ek_status turn_experts(struct rig *r)
 
     if (!r->routing)
         return EK_OK;
-    r->turn = (r->turn + k + 1) % c->n_experts;
-    for (uint32_t i = 0; i < rows * k; i++) {
-        uint32_t from = i < used * k ? i : i % k;
-        r->turned[i] = (int32_t)(((uint32_t)r->routing[from] + r->turn) % c->n_experts);
-    }
-    return r->opt.dev->ops->upload(r->opt.dev, r->experts, r->turned,
-                                   (size_t)rows * k * sizeof(*r->turned));
+    routing_draw(c->n_experts, k, used, &r->drawn, r->routing);
+    for (uint32_t i = used * k; i < rows * k; i++)
+        r->routing[i] = r->routing[i % k];
+    return r->opt.dev->ops->upload(r->opt.dev, r->experts, r->routing,
+                                   (size_t)rows * k * sizeof(*r->routing));
 }
 
 /* A step as the engine's workers run it: the batch to the device ... */
@@ -363,7 +360,6 @@ static enum ek_status upload(struct rig *r, struct ek_stage *s, struct rig_step 
 {
     if (ek_module_is_visual(r->group.module))
         return EK_OK;
-    EK_TRY(turn_experts(r));
     return ek_stage_upload(s, rig_batch_host(r->batch), &out->batch, &out->rows, &out->n_rows);
 }
 
@@ -407,14 +403,23 @@ static enum ek_status timed_step(struct rig *r, struct ek_stage *s, double *seco
  */
 static bool is_heavy(const struct rig *r)
 {
-    return r->opt.dev->info.compute_major > 0 && rig_batch_host(r->batch)->n_tokens >= HEAVY_TOKENS;
+    return !ek_module_is_visual(r->group.module) && r->opt.dev->info.compute_major > 0 &&
+           rig_batch_host(r->batch)->n_tokens >= HEAVY_TOKENS;
 }
 
-static void rest(double seconds)
+/* The host stays awake, and the GPU is woken by reads: the first launches after an idle moment take
+ * some hundred microseconds longer. */
+static enum ek_status rest(struct rig *r, double seconds)
 {
-    struct timespec t = {.tv_sec = (time_t)seconds, .tv_nsec = (long)(fmod(seconds, 1) * 1e9)};
+    const struct ek_ops *ops = r->opt.dev->ops;
+    size_t bytes = (size_t)r->cap.max_tokens * r->opt.m->config.hidden;
+    uint64_t until = ek_now_ns() + (uint64_t)(seconds * 1e9);
 
-    nanosleep(&t, NULL);
+    while (ek_now_ns() < until)
+        ;
+    for (int i = 0; i < WAKING; i++)
+        EK_TRY(ops->read_bytes(r->opt.dev, r->in, bytes));
+    return ops->sync(r->opt.dev);
 }
 
 /* [0]: of one module; [1]: of a stage without any. */
@@ -424,7 +429,8 @@ static enum ek_status sample(void *ctx, double values[TIMING_VALUES])
     double one, two;
 
     if (is_heavy(r))
-        rest(r->rest_s);
+        EK_TRY(rest(r, r->rest_s));
+    EK_TRY(draw_experts(r));
     EK_TRY(timed_step(r, r->stages[0], &one));
     r->rest_s = REST_BETWEEN * one;
     r->least[0] = fmin(r->least[0], one);
@@ -460,6 +466,11 @@ static enum ek_status warm_up(struct rig *r, struct timing_rule *rule)
     *rule = (struct timing_rule)TIMING_RULE_INIT;
     rule->timeout_s = r->opt.thorough ? fmin(2 + 50 * seconds, 60) : fmin(0.3 + 12 * seconds, 4);
     rule->noise = r->opt.thorough ? 0.0025 : 0.005;
+    if (r->routing) {
+        rule->min_n = ROUTED_LEAST;
+        rule->noise = fmax(rule->noise, ROUTED_NOISE);
+        rule->mean = true;
+    }
     if (is_heavy(r)) {
         rule->timeout_s = fmin(rule->timeout_s, HEAVY_SECONDS);
         r->rest_s = REST_BEFORE;
@@ -591,13 +602,29 @@ enum ek_status rig_measure(struct rig *r, const struct ek_point *at, double over
     return st;
 }
 
+enum ek_status rig_sustain(struct rig *r, const struct ek_point *at, double seconds, double *out,
+                           size_t max, size_t *n)
+{
+    double skip, spent = 0;
+
+    EK_TRY(prepare(r, at));
+    EK_TRY(draw_experts(r));
+    EK_TRY(timed_step(r, r->stages[0], &skip));
+    EK_TRY(rest(r, 2 * REST_BEFORE));
+    for (*n = 0; *n < max && spent < seconds; spent += out[(*n)++])
+        EK_TRY(timed_step(r, r->stages[0], &out[*n]));
+    return EK_OK;
+}
+
 enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, volatile const bool *stop)
 {
     double skip;
 
     EK_TRY(prepare(r, at));
-    while (!*stop)
+    while (!*stop) {
+        EK_TRY(draw_experts(r));
         EK_TRY(timed_step(r, r->stages[0], &skip));
+    }
     return EK_OK;
 }
 
@@ -616,6 +643,7 @@ static enum ek_status traced_step(struct rig *r, int which, const struct tracer 
         EK_TRY(ops->read_bytes(r->opt.dev, r->flush, r->flush_bytes));
     EK_TRY(ops->sync(r->opt.dev));
     EK_TRY(t->collect(NULL));
+    EK_TRY(draw_experts(r));
     EK_TRY(upload(r, r->stages[which], &in));
     EK_TRY(step(r, r->stages[which], &in));
     EK_TRY(ops->sync(r->opt.dev));

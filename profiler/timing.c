@@ -41,10 +41,22 @@ double timing_error(const struct ek_store_time *t)
     return MEDIAN_OF_SEM * SIGMA_OF_MAD * t->mad_s / sqrt(t->n) / t->median_s;
 }
 
+/* Of sorted values, without a tenth at either end. */
+static double middle_mean(const double *values, size_t n)
+{
+    size_t cut = n / 10;
+    double sum = 0;
+
+    for (size_t i = cut; i < n - cut; i++)
+        sum += values[i];
+    return sum / (double)(n - 2 * cut);
+}
+
 struct samples {
     double *values[TIMING_VALUES]; /* max_n each */
     double *scratch;
     uint32_t n;
+    bool mean;
     double noise[STABLE_WINDOW]; /* the last relative spreads, a ring */
 };
 
@@ -55,6 +67,8 @@ static struct ek_store_time summary(const struct samples *s, int which)
     memcpy(s->scratch, s->values[which], s->n * sizeof(double));
     t.median_s = timing_median(s->scratch, s->n);
     t.min_s = s->scratch[0]; /* sorted by now */
+    if (s->mean)
+        t.median_s = middle_mean(s->scratch, s->n);
     t.mad_s = timing_mad(s->values[which], s->n, t.median_s, s->scratch);
     return t;
 }
@@ -113,7 +127,7 @@ enum ek_status timing_run(const struct timing_rule *rule, timing_sample_fn sampl
                           timing_clock_fn clock, void *ctx, struct ek_store_time out[TIMING_VALUES])
 {
     double *all = ek_calloc(rule->max_n, (TIMING_VALUES + 1) * sizeof(double));
-    struct samples s = {.n = 0};
+    struct samples s = {.mean = rule->mean};
     const char *stop = NULL;
     enum ek_status st = EK_ENOMEM;
 
@@ -129,4 +143,31 @@ enum ek_status timing_run(const struct timing_rule *rule, timing_sample_fn sampl
     }
     free(all);
     return st;
+}
+
+/* ---- Work that goes on --------------------------------------------------------------------------
+ */
+enum { MOST_RUNS = 512, FEWEST_RUNS = 6 };
+#define TOLD_APART 1.01
+
+void sustain_read(const double *seconds, size_t n, double *ratio, double *burst_s)
+{
+    size_t third = n / 3, i = 1;
+    double last[MOST_RUNS], first;
+
+    *ratio = 1;
+    *burst_s = 0;
+    if (n < FEWEST_RUNS || n > MOST_RUNS)
+        return;
+    memcpy(last, seconds + n - third, third * sizeof(*last));
+    first = fmin(seconds[0], seconds[1]);
+    *ratio = timing_median(last, third) / first;
+    if (!(*ratio > TOLD_APART)) {
+        *ratio = 1;
+        return;
+    }
+    /* until two in a row are half as much longer as they will be */
+    *burst_s = seconds[0];
+    while (i + 1 < n && fmin(seconds[i], seconds[i + 1]) < first * (1 + (*ratio - 1) / 2))
+        *burst_s += seconds[i++];
 }

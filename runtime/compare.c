@@ -40,7 +40,6 @@ static enum ek_status take_oldest(struct ek_engine *e, struct chunk *c, bool log
 struct extras {
     int32_t *positions;        /* [3][chunk], or NULL */
     struct ek_embed_row *rows; /* [chunk], or NULL */
-    uint32_t hidden;
 };
 
 static void extras_close(struct extras *x)
@@ -49,12 +48,10 @@ static void extras_close(struct extras *x)
     free(x->rows);
 }
 
-static enum ek_status extras_open(struct extras *x, const struct ek_engine *e,
-                                  const struct ek_prompt *prompt, size_t chunk)
+static enum ek_status extras_open(struct extras *x, const struct ek_prompt *prompt, size_t chunk)
 {
     bool rows = prompt->positions != NULL || prompt->delta != 0;
 
-    x->hidden = ek_engine_model(e)->config.hidden;
     if ((rows && (x->positions = ek_calloc(3 * chunk, sizeof(*x->positions))) == NULL) ||
         (prompt->embeds && (x->rows = ek_calloc(chunk, sizeof(*x->rows))) == NULL))
         return EK_ENOMEM;
@@ -67,7 +64,7 @@ static void extras_fill(struct extras *x, const struct ek_prompt *p, size_t at, 
     if (x->positions != NULL)
         prompt_positions(p, at, n, x->positions, n);
     if (x->rows != NULL)
-        step->n_embeds = prompt_embeds(p, at, n, 0, x->hidden, x->rows);
+        step->n_embeds = prompt_embeds(p, at, n, 0, x->rows);
     step->positions = x->positions;
     step->embeds = x->rows;
 }
@@ -81,7 +78,7 @@ static enum ek_status run_chunks(struct ek_engine *e, uint32_t seq, const struct
     struct chunk ring[WINDOW];
     size_t most = ek_engine_plan(e)->prefill_chunk, put = 0, got = 0;
     size_t window = want == EK_LOGITS_ALL && !argmax_only ? WINDOW_ALL : WINDOW;
-    enum ek_status st = extras_open(&x, e, prompt, most);
+    enum ek_status st = extras_open(&x, prompt, most);
 
     for (size_t at = 0; at < n && st == EK_OK; at += ring[(put - 1) % WINDOW].n) {
         struct chunk *c = &ring[put % WINDOW];

@@ -424,23 +424,11 @@ static enum ek_status lay_out(const struct ek_engine *e, const struct ek_vl_prom
         if (from == NULL)
             return ek_error(EK_EUSAGE, "token %u: the model %s has no row %u of source %u",
                             r->token, e->m->name, r->row, r->source);
-        if (from != out->values + i * hidden)
-            memcpy(out->values + i * hidden, from, hidden * sizeof(*from));
+        out->rows[i] = from;
         out->tokens[i] = r->token;
     }
     out->n = p->n_rows;
     return EK_OK;
-}
-
-/* Qwen's prompts: the features one by one. */
-static bool as_they_are(const struct ek_vl_prompt *p, size_t n_features)
-{
-    if (p->n_rows != n_features)
-        return false;
-    for (size_t i = 0; i < p->n_rows; i++)
-        if (p->rows[i].source != EK_VL_FEATURE || p->rows[i].row != i)
-            return false;
-    return true;
 }
 
 /* Memory for copies from the device that the features come from. */
@@ -466,16 +454,11 @@ enum ek_status ek_engine_encode(struct ek_engine *e, const struct ek_vl_rules *r
         n += p->visuals[i].n_features;
     EK_TRY(take_rows(e, n, &features));
     EK_GOTO(encode_all(e, rules, p, &features), st, done);
-    if (as_they_are(p, n))
-        x.block = features;
-    else
-        EK_GOTO(take_rows(e, p->n_rows, &x.block), st, done);
-    x.values = x.block->data;
-    x.tokens = ek_calloc(p->n_rows ? p->n_rows : 1, sizeof(*x.tokens));
-    st = x.tokens != NULL ? lay_out(e, p, features->data, n, &x) : EK_ENOMEM;
+    x.tokens = ek_calloc(p->n_rows, sizeof(*x.tokens));
+    x.rows = ek_calloc(p->n_rows, sizeof(*x.rows));
+    st = x.tokens && x.rows ? lay_out(e, p, features->data, n, &x) : EK_ENOMEM;
 done:
-    if (x.block != features)
-        engine_block_give(features);
+    x.block = features;
     if (st == EK_OK)
         *out = x;
     else
@@ -486,6 +469,7 @@ done:
 void ek_embeds_free(struct ek_embeds *x)
 {
     free(x->tokens);
+    free((void *)x->rows);
     engine_block_give(x->block);
     *x = (struct ek_embeds){0};
 }

@@ -28,13 +28,14 @@ static void shape_qwen(const struct ek_config *c, uint32_t tokens, struct ek_vis
     v->n_features = tokens;
 }
 
-/* Tiles of a picture of at least so many tokens: rows of cells end with a newline. */
+/* Tiles of a picture of about so many tokens: the view of all of it, whose rows of cells end with a
+ * newline, a separator, and tiles whose rows mostly have a newline for two of them. */
 static void shape_vl2(const struct ek_config *c, uint32_t tokens, struct ek_visual *v)
 {
-    uint64_t cells = vision_cells(c), tile = cells * (cells + 1), more = cells + 1;
-    uint64_t grid = vision_grid(c);
+    uint64_t cells = vision_cells(c), tile = cells * cells + cells / 2;
+    uint64_t grid = vision_grid(c), whole = cells * (cells + 1) + 1;
 
-    v->t = tokens <= more + tile ? 1 : (uint32_t)((tokens - more + tile - 1) / tile);
+    v->t = tokens <= whole ? 1 : 1 + (uint32_t)((tokens - whole + tile / 2) / tile);
     v->h = v->w = (uint32_t)grid;
     v->n_rows = v->t * grid * grid;
     v->n_features = (uint32_t)(v->t * cells * cells);

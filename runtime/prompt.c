@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 uint32_t prompt_embeds(const struct ek_prompt *p, size_t at, uint32_t n, uint32_t base,
-                       uint32_t hidden, struct ek_embed_row *rows)
+                       struct ek_embed_row *rows)
 {
     const struct ek_embeds *x = p->embeds;
     size_t low = 0, high = x ? x->n : 0;
@@ -18,8 +18,7 @@ uint32_t prompt_embeds(const struct ek_prompt *p, size_t at, uint32_t n, uint32_
             high = mid;
     }
     for (; x && low < x->n && x->tokens[low] < at + n; low++)
-        rows[count++] =
-            (struct ek_embed_row){base + (uint32_t)(x->tokens[low] - at), x->values + low * hidden};
+        rows[count++] = (struct ek_embed_row){base + (uint32_t)(x->tokens[low] - at), x->rows[low]};
     return count;
 }
 

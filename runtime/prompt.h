@@ -10,7 +10,7 @@
 /* Rows of tokens [at, at + n) of the prompt, appended to rows; base: the first of these tokens in
  * the step. Returns how many. */
 uint32_t prompt_embeds(const struct ek_prompt *p, size_t at, uint32_t n, uint32_t base,
-                       uint32_t hidden, struct ek_embed_row *rows);
+                       struct ek_embed_row *rows);
 /* Positions of tokens [at, at + n), those behind the prompt's too: rows t, h, w, ld apart. */
 void prompt_positions(const struct ek_prompt *p, size_t at, uint32_t n, int32_t *out, size_t ld);
 /* The model has positions of three rows. */

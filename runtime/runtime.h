@@ -248,10 +248,10 @@ uint32_t ek_engine_seq_length(const struct ek_engine *e, uint32_t seq);
 
 /* ---- pictures: rows that take the place of embeddings in a prompt */
 struct ek_embeds {
-    uint32_t *tokens; /* [n] ascending */
-    float *values;    /* [n][hidden], of the engine's memory for copies */
+    uint32_t *tokens;   /* [n] ascending */
+    const float **rows; /* [n], [hidden] each, in the engine's memory ... */
     size_t n;
-    struct engine_block *block; /* ... which goes back there */
+    struct engine_block *block; /* ... for copies, which goes back there */
 };
 /* Runs the tower and what projects its output, on their devices, over the pictures of p, and lays
  * their rows out. Others' steps go on meanwhile; those of several callers take turns. rules:

@@ -159,14 +159,33 @@ static enum ek_status check_step(const struct ek_engine *e, const struct ek_step
     return EK_OK;
 }
 
-/* Where the rows of a step are; the lock is held. */
-static void note_embeds(const struct ek_step *step, struct engine_step *s)
+static bool follows(const struct ek_embed_row *row, const float *values, size_t hidden)
 {
-    for (uint32_t i = 0; i < step->n_embeds; i++) {
-        s->embeds[i] = step->embeds[i];
-        s->places[i] = (int32_t)step->embeds[i].token;
+    return values != NULL && row->values == values + hidden;
+}
+
+/* Where the rows of a step are: first those that lie one behind the other in memory, so that they
+ * are copied in one piece (features of a picture, between which are newlines); the lock is held. */
+static void note_embeds(const struct ek_engine *e, const struct ek_step *step,
+                        struct engine_step *s)
+{
+    size_t hidden = e->m->config.hidden;
+    const struct ek_embed_row *rows = step->embeds;
+
+    s->n_embeds = 0;
+    for (int others = 0; others < 2; others++) {
+        const float *last = NULL;
+        for (uint32_t i = 0; i < step->n_embeds; i++) {
+            bool begins =
+                !last && i + 1 < step->n_embeds && follows(&rows[i + 1], rows[i].values, hidden);
+            bool in_row = begins || follows(&rows[i], last, hidden);
+            last = in_row ? rows[i].values : last;
+            if (in_row == !others) {
+                s->places[s->n_embeds] = (int32_t)rows[i].token;
+                s->embeds[s->n_embeds++] = rows[i];
+            }
+        }
     }
-    s->n_embeds = step->n_embeds;
 }
 
 static void draft_rows(const struct ek_step *step, struct draft *d)
@@ -249,7 +268,7 @@ static enum ek_status enqueue(struct ek_engine *e, const struct ek_step *step, s
     if (e->failed != EK_OK)
         return engine_failed(e);
     EK_TRY(step_take(e, &s));
-    note_embeds(step, s);
+    note_embeds(e, step, s);
     EK_GOTO(cache_reserve(&e->cache, step->seqs, step->n_tokens, step->n_seqs), st, fail);
     for (uint32_t i = 0; i < step->n_seqs; i++) {
         d->past[i] = e->cache.seqs[step->seqs[i]].length;

@@ -72,9 +72,7 @@ static void put_extras(struct wave *w, const struct ek_prompt *p, size_t from, u
     if (w->positions != NULL)
         prompt_positions(p, from, k, w->positions + at, w->most);
     if (w->rows != NULL)
-        step->n_embeds +=
-            prompt_embeds(p, from, k, (uint32_t)at, ek_engine_model(w->e)->config.hidden,
-                          w->rows + step->n_embeds);
+        step->n_embeds += prompt_embeds(p, from, k, (uint32_t)at, w->rows + step->n_embeds);
 }
 
 /* The step of n tokens has them all: rows of positions brought together. */

@@ -551,6 +551,34 @@ START_TEST(prompts_follow_one_another_in_chunks)
 }
 END_TEST
 
+/* 64 tokens in two chunks of 10 and 12 ms a layer: a stage of four takes 44 ms a prompt. */
+START_TEST(prefill_that_goes_on_takes_longer_than_its_points)
+{
+    char *text = with(small, "'name':'fast','count':2,'memory':1000",
+                      "'name':'fast','count':2,'memory':1000,'sustained':1.1,'burst_s':0.028");
+    json_t *root = parse(text);
+    struct ek_costs *c = NULL;
+    struct ek_solution *s;
+    struct ek_request r;
+    double prefill, skip;
+    bool outside = false;
+
+    ck_assert_msg(ek_costs_from_json(root, "clocks", &c) == EK_OK, "%s", ek_last_error());
+    r = request_for(c);
+    r.workload.micro_batches = 1;
+    s = solve(c, &r);
+    ck_assert_uint_eq(s->problem->kinds[0].tp, 1);
+    ck_assert(ek_problem_times(s->problem, 0, 1, 4, 0, &prefill, &skip, &outside));
+    ck_assert_double_eq_tol(prefill, 2 * 0.088 + 0.1 * (2 * 0.088 - 0.028), 1e-9);
+    ck_assert(ek_problem_times(s->problem, 0, 0, 0, 0, &prefill, &skip, &outside));
+    ck_assert_double_eq_tol(prefill, 0.001, 1e-9); /* over before clocks fall */
+    ek_solution_free(s);
+    ek_costs_free(c);
+    json_decref(root);
+    free(text);
+}
+END_TEST
+
 static const struct {
     uint32_t stages;
     double jobs, others;
@@ -577,6 +605,7 @@ int main(void)
     tcase_add_loop_test(t, the_prefill_chunk_is_chosen_among_what_was_measured, 0,
                         EK_ARRAY_LEN(chunks));
     tcase_add_loop_test(t, prompts_follow_one_another_in_chunks, 0, EK_ARRAY_LEN(streams));
+    tcase_add_test(t, prefill_that_goes_on_takes_longer_than_its_points);
     tcase_add_loop_test(t, few_chunks_leave_stages_alone, 0, EK_ARRAY_LEN(besides));
     tcase_add_loop_test(t, hostile_costs_are_refused_by_field, 0, EK_ARRAY_LEN(hostile_costs));
     tcase_add_test(t, the_same_input_gives_the_same_bytes);

@@ -125,7 +125,7 @@ END_TEST
 
 static const struct {
     uint32_t n_experts, top_k, tokens;
-} routings[] = {{64, 6, 512}, {160, 6, 64}, {8, 2, 33}, {4, 4, 5}, {256, 8, 1}};
+} routings[] = {{64, 6, 7}, {160, 6, 64}, {8, 2, 3}, {4, 4, 5}, {256, 8, 1}};
 
 static void check_different(const int32_t *ids, uint32_t n, uint32_t n_experts)
 {
@@ -137,21 +137,26 @@ static void check_different(const int32_t *ids, uint32_t n, uint32_t n_experts)
     }
 }
 
-START_TEST(even_routing_reaches_as_many_experts_as_independent_tokens_do)
+START_TEST(tokens_reach_as_many_experts_as_independent_even_choices_do)
 {
-    uint32_t n = routings[_i].n_experts, k = routings[_i].top_k;
-    int32_t *ids, *again;
+    enum { DRAWS = 200 };
+    uint32_t n = routings[_i].n_experts, k = routings[_i].top_k, tokens = routings[_i].tokens;
+    int32_t *ids = malloc(tokens * k * sizeof(*ids));
+    uint64_t seed = 5;
+    double sum = 0;
 
-    ck_assert_int_eq(routing_even(n, k, routings[_i].tokens, &ids), EK_OK);
-    ck_assert_int_eq(routing_even(n, k, routings[_i].tokens, &again), EK_OK);
-    ck_assert_mem_eq(ids, again, routings[_i].tokens * k * sizeof(*ids));
-    for (uint32_t t = 1; t <= routings[_i].tokens; t++) {
-        double mean = n * (1 - pow(1 - (double)k / n, t));
-        check_different(ids + (size_t)(t - 1) * k, k, n);
-        ck_assert_double_eq_tol(routing_reached(ids, n, k, t), mean, 0.51);
+    for (int draw = 0; draw < DRAWS; draw++) {
+        bool there[256] = {false};
+        routing_draw(n, k, tokens, &seed, ids);
+        for (uint32_t t = 0; t < tokens; t++)
+            check_different(ids + (size_t)t * k, k, n);
+        for (uint32_t i = 0; i < tokens * k; i++) {
+            sum += !there[ids[i]];
+            there[ids[i]] = true;
+        }
     }
+    ck_assert_double_eq_tol(sum / DRAWS, routing_reached(n, k, tokens), 0.01 * n);
     free(ids);
-    free(again);
 }
 END_TEST
 
@@ -225,6 +230,33 @@ START_TEST(kernels_are_named_without_their_parameters)
     longest[sizeof(longest) - 1] = '\0';
     attribution_name(longest, name);
     ck_assert_uint_eq(strlen(name), EK_STORE_MAX_NAME - 1);
+}
+END_TEST
+
+/* ---- Work that goes on --------------------------------------------------------------------------
+ */
+
+/* Runs of 10 ms: so many at full clocks, then longer ones. */
+static const struct {
+    size_t n, quick;
+    double longer, ratio, burst;
+} going_on[] = {
+    {60, 5, 1.08, 1.08, 0.05}, /* as an H200 with dense products */
+    {60, 60, 1.08, 1, 0},      /* never */
+    {60, 3, 1.005, 1, 0},      /* less than clocks tell */
+    {5, 2, 1.2, 1, 0},         /* too few to tell */
+};
+
+START_TEST(clocks_that_fall_are_seen_and_when)
+{
+    double took[64] = {0}, ratio, burst;
+
+    for (size_t i = 0; i < going_on[_i].n; i++)
+        took[i] = 0.01 * (i < going_on[_i].quick ? 1 : going_on[_i].longer);
+    took[3] *= going_on[_i].n > 5 ? 1.5 : 1; /* one run that something else held up */
+    sustain_read(took, going_on[_i].n, &ratio, &burst);
+    ck_assert_double_eq_tol(ratio, going_on[_i].ratio, 1e-9);
+    ck_assert_double_eq_tol(burst, going_on[_i].burst, 0.0051);
 }
 END_TEST
 
@@ -313,16 +345,16 @@ static const struct {
     size_t least, most; /* points */
     double miss;
 } spaces[] = {
-    {{EK_PHASE_DECODE, 8, 2048, 1 << 20, true, 0.03, 8}, straight, 9, 9, 1e-6},
-    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 8}, straight, 7, 13, 0.02},
-    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 16}, roofline, 11, 35, 0.06},
-    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 5}, roofline, 11, 13, 1},
-    {{EK_PHASE_DECODE, 1, 2048, 1 << 20, true, 0.03, 8}, cliff, 5, 5, 1.2},
-    {{EK_PHASE_DECODE, 8, 2048, 1 << 20, false, 0.03, 8}, straight, 4, 4, 1},
-    {{EK_PHASE_DECODE, 8, 2048, 1 << 20, true, 0.03, 8}, step, 9, 9, 1e-6},
-    {{EK_PHASE_DECODE, 64, 2048, 1 << 20, true, 0.03, 10}, late_step, 17, 21, 0.005},
-    {{EK_PHASE_DECODE, 1, 16, 1 << 20, true, 0.03, 8}, straight, 1, 1, 1},
-    {{EK_PHASE_PREFILL, 64, 64, 1 << 20, true, 0.03, 8}, straight, 4, 8, 0.01},
+    {{EK_PHASE_DECODE, 8, 2048, 1 << 20, true, 0.03, 8, 0, 0}, straight, 9, 9, 1e-6},
+    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 8, 0, 0}, straight, 7, 13, 0.02},
+    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 16, 0, 0}, roofline, 11, 35, 0.06},
+    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 5, 0, 0}, roofline, 11, 13, 1},
+    {{EK_PHASE_DECODE, 1, 2048, 1 << 20, true, 0.03, 8, 0, 0}, cliff, 5, 5, 1.2},
+    {{EK_PHASE_DECODE, 8, 2048, 1 << 20, false, 0.03, 8, 0, 0}, straight, 4, 4, 1},
+    {{EK_PHASE_DECODE, 8, 2048, 1 << 20, true, 0.03, 8, 0, 0}, step, 9, 9, 1e-6},
+    {{EK_PHASE_DECODE, 64, 2048, 1 << 20, true, 0.03, 10, 0, 0}, late_step, 17, 21, 0.005},
+    {{EK_PHASE_DECODE, 1, 16, 1 << 20, true, 0.03, 8, 0, 0}, straight, 1, 1, 1},
+    {{EK_PHASE_PREFILL, 64, 64, 1 << 20, true, 0.03, 8, 0, 0}, straight, 4, 8, 0.01},
 };
 
 START_TEST(points_are_added_where_interpolation_misses)
@@ -342,10 +374,29 @@ START_TEST(points_are_added_where_interpolation_misses)
 }
 END_TEST
 
+/* 2.5 ms and 1.5 ms a tile, of 211 tokens and then 203. */
+static double tiles(const struct ek_point *p)
+{
+    return 2.5e-3 + 1.5e-3 * (p->tokens <= 211 ? 0 : round((p->tokens - 211) / 203.0));
+}
+
+START_TEST(pictures_of_tiles_are_measured_at_whole_ones)
+{
+    struct world w = {.cost = tiles};
+    struct point_space s = {EK_PHASE_PREFILL, 2038, 2048, 1 << 20, false, 0.03, 6, 211, 203};
+    struct ek_point at = {EK_PHASE_PREFILL, 1, 1023, 1023};
+
+    ck_assert_int_eq(points_measure(&s, measure, &w), EK_OK);
+    for (size_t i = 0; i < w.n; i++)
+        ck_assert_uint_eq(w.rows[i].key.tokens == 1 ? 0 : (w.rows[i].key.tokens - 211) % 203, 0);
+    ck_assert_double_eq_tol(ek_interpolate(w.rows, w.n, &at, NULL), 8.5e-3, 0.02 * 8.5e-3);
+}
+END_TEST
+
 START_TEST(a_refused_point_leaves_the_others)
 {
     struct world w = {.cost = straight, .refuse_first = true};
-    struct point_space s = {EK_PHASE_DECODE, 8, 2048, 1 << 20, true, 0.03, 8};
+    struct point_space s = {EK_PHASE_DECODE, 8, 2048, 1 << 20, true, 0.03, 8, 0, 0};
 
     ck_assert_int_eq(points_measure(&s, measure, &w), EK_OK);
     ck_assert_uint_ge(w.n, 7);
@@ -362,7 +413,7 @@ static double noisy(const struct ek_point *p)
 START_TEST(the_same_measurements_lead_to_the_same_points)
 {
     struct world a = {.cost = noisy}, b = {.cost = noisy};
-    struct point_space s = {EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 12};
+    struct point_space s = {EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 12, 0, 0};
 
     ck_assert_int_eq(points_measure(&s, measure, &a), EK_OK);
     ck_assert_int_eq(points_measure(&s, measure, &b), EK_OK);
@@ -383,12 +434,14 @@ int main(void)
     tcase_add_test(tc, a_failing_sample_is_passed_on);
     tcase_add_test(tc, median_and_its_deviation);
     tcase_add_test(tc, times_that_beat_the_ceilings_are_refused);
-    tcase_add_loop_test(tc, even_routing_reaches_as_many_experts_as_independent_tokens_do, 0,
+    tcase_add_loop_test(tc, tokens_reach_as_many_experts_as_independent_even_choices_do, 0,
                         EK_ARRAY_LEN(routings));
     tcase_add_test(tc, attribution_adds_up_to_a_module);
     tcase_add_loop_test(tc, kernels_are_named_without_their_parameters, 0,
                         EK_ARRAY_LEN(kernel_names));
+    tcase_add_loop_test(tc, clocks_that_fall_are_seen_and_when, 0, EK_ARRAY_LEN(going_on));
     tcase_add_loop_test(tc, points_are_added_where_interpolation_misses, 0, EK_ARRAY_LEN(spaces));
+    tcase_add_test(tc, pictures_of_tiles_are_measured_at_whole_ones);
     tcase_add_test(tc, a_refused_point_leaves_the_others);
     tcase_add_test(tc, the_same_measurements_lead_to_the_same_points);
     suite_add_tcase(suite, tc);
