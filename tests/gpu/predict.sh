@@ -3,31 +3,21 @@
 # Predicted beside measured on workloads that no profile has seen: every line of every bench with its
 # signed error, then median and worst of each kind of line.
 # Usage: predict.sh CONFIGS    (a folder with folders of config.json; weights from a seed)
-# Environment: OUT, GROUPS_RUN (default: all below but cpu, which needs no GPU), LIMIT (seconds a
-# command may take).
+# Environment: that of common.sh; GROUPS_RUN (default: all below but cpu, which wants BACKEND=cpu).
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
-OUT=${OUT:-.}
-EVENKEEL=${EVENKEEL:-$here/bin/evenkeel}
+. "$here/common.sh"
 configs=$1
 lines=$OUT/lines.txt
-failed=0
 : >"$lines"
-start=$(date +%s)
-[ "${GROUPS_RUN:-}" = cpu ] || . "$here/cuda-path.sh"
 
-say() { # command...
-    timeout "${LIMIT:-120}" "$EVENKEEL" "$@"
-    rc=$?
-    [ $rc -eq 0 ] || { echo "FAILED: evenkeel $*: exit $rc"; failed=1; }
-    return $rc
-}
 profile() { # NAME MODEL DEVICES options...
     name=$1 model=$configs/$2 devices=$3
     shift 3
     db=$OUT/$name.db
     begin=$(date +%s)
-    say profile "$model" --db "$db" --devices "$devices" --quiet "$@" >"$OUT/$name.profile.txt" || return
+    say 0 profile "$model" --db "$db" --devices "$devices" "$@" >"$OUT/$name.profile.txt" 2>&1 ||
+        { tail -3 "$OUT/$name.profile.txt"; return 1; }
     echo "== $name: profiled on $devices ($*) in $(($(date +%s) - begin)) s"
 }
 # Lines of a bench as "KIND<tab>error<tab>text"; KIND: whole or stage, and the phase; memory's totals.
@@ -52,9 +42,10 @@ try() { # LABEL plan-options...: with the profile made last
     label=$1
     shift
     plan=$OUT/$(echo "$label" | tr -c 'a-zA-Z0-9\n' '-').json
-    say plan "$model" --db "$db" --devices "$devices" --force -o "$plan" --quiet "$@" \
-        >"$OUT/plan.txt" || { tail -5 "$OUT/plan.txt"; return; }
-    say bench "$model" --plan "$plan" --quiet >"$OUT/bench.txt" || return
+    say 0 plan "$model" --db "$db" --devices "$devices" --force -o "$plan" "$@" \
+        >"$OUT/plan.txt" 2>&1 || { tail -5 "$OUT/plan.txt"; return; }
+    say 0 bench "$model" --plan "$plan" --quiet >"$OUT/bench.txt" 2>&1 ||
+        { tail -5 "$OUT/bench.txt"; return; }
     errors "$label" <"$OUT/bench.txt" >>"$lines"
     errors "$label" <"$OUT/bench.txt" | cut -f3
 }
@@ -116,7 +107,7 @@ for group in ${GROUPS_RUN:-3b 7b lite tiny small declared}; do
         try "SmolLM2 on a CPU, 3 x 90 + 32" --batch 3 --prompt 90 --generate 32
         ;;
     esac
-    echo "   at $(($(date +%s) - start)) s"
+    echo "   at $(($(date +%s) - started)) s"
 done
 summary
 exit $failed
