@@ -153,6 +153,20 @@ struct ek_experts {
     uint32_t n, inner;
 };
 
+/* How the token of a row of logits is drawn: temperature, top-k, top-p, min-p, in this order. What
+ * equals the last that a rule keeps is kept too. */
+struct ek_draw {
+    float scale;     /* log2(e) / temperature; 0: the largest logit, nothing else is looked at */
+    uint32_t top_k;  /* 0: all */
+    float top_p;     /* 1: all */
+    float min_p;     /* 0: all */
+    uint64_t random; /* evenly distributed bits */
+};
+/* Draws from logits on the host: the same token as any device's `sample`. *id: -1 when the largest
+ * logit is not finite. */
+enum ek_status ek_draw_token(const struct ek_draw *d, const float *logits, uint32_t vocab,
+                             int32_t *id);
+
 enum {                        /* flags of linear */
        EK_LINEAR_ADD = 1,     /* out += instead of out = (the residual) */
        EK_LINEAR_OUT_F32 = 2, /* out is F32 whatever the activations are (logits) */
@@ -298,9 +312,19 @@ struct ek_ops {
     /* out[i, c] = x[i, order[c]] of n rows of dim elements; order: device memory */
     enum ek_status (*permute)(struct ek_device *dev, const void *x, size_t ldx,
                               const int32_t *order, uint32_t n, uint32_t dim, void *out);
-    /* ids[i] = index of the largest of logits (F32) row i, the lowest index on ties */
+    /* ids[i] = index of the largest of logits (F32) row i, the lowest index on ties; ids: of this
+     * device, or of any device's host_alloc */
     enum ek_status (*argmax)(struct ek_device *dev, const float *logits, uint32_t n, uint32_t vocab,
                              int32_t *ids);
+    /* ids[i] of row i of logits as draws[i] says; both of any device's host_alloc, draws unchanged
+     * until the queue has passed; NULL: see ek_draw_token */
+    enum ek_status (*sample)(struct ek_device *dev, const float *logits, uint32_t n, uint32_t vocab,
+                             const struct ek_draw *draws, int32_t *ids);
+    /* n words from src to dst; of the first n_ids of them those below 0 become ids[-1 - word], or 0
+     * where that is below 0 (ids NULL: they stay). src and ids: of any device's host_alloc,
+     * unchanged until the queue has passed */
+    enum ek_status (*take)(struct ek_device *dev, int32_t *dst, const int32_t *src, size_t n,
+                           uint32_t n_ids, const int32_t *ids);
     /* n elements of dtype from (device memory) to dtype to, for hand-overs between unlike devices
      */
     enum ek_status (*convert)(struct ek_device *dev, const void *x, enum ek_dtype from, void *out,

@@ -13,7 +13,8 @@ CPU_KERNEL_SOURCES += kernels/cpu/simd_avx2.c kernels/cpu/simd_avx512.c \
 	kernels/cpu/simd/bytes_avx2.h kernels/cpu/simd/vec_avx2.h \
 	kernels/cpu/simd/vec_avx512.h
 endif
-libkernels_a_SOURCES = kernels/kernels.h kernels/registry.c $(CPU_KERNEL_SOURCES)
+libkernels_a_SOURCES = kernels/kernels.h kernels/registry.c kernels/sample.c kernels/sample.h \
+	$(CPU_KERNEL_SOURCES)
 
 # Part of the key of every measurement: what the CPU kernels were built from.
 kernels/cpu/hash.h: $(CPU_KERNEL_SOURCES)
@@ -34,7 +35,7 @@ CUDA_KERNEL_SOURCES = kernels/cuda/cuda.h kernels/cuda/launch.h kernels/cuda/dev
 	kernels/cuda/one.cu kernels/cuda/stream.cu kernels/cuda/units.cuh kernels/cuda/deepseek.c kernels/cuda/deepseek.h \
 	kernels/cuda/experts_few.cu kernels/cuda/experts_many.cu kernels/cuda/experts_one.cu \
 	kernels/cuda/latent.cu kernels/cuda/latent_attention.cu kernels/cuda/route.cu \
-	kernels/cuda/rope.cu kernels/cuda/rows.cu kernels/cuda/weights.cuh kernels/cuda/wgmma.cuh
+	kernels/cuda/rope.cu kernels/cuda/rows.cu kernels/cuda/sample.cu kernels/cuda/weights.cuh kernels/cuda/wgmma.cuh
 libkernels_a_SOURCES += $(CUDA_KERNEL_SOURCES)
 kernels/cuda/hash.h: $(CUDA_KERNEL_SOURCES)
 	@$(MKDIR_P) kernels/cuda

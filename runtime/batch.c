@@ -165,19 +165,14 @@ static uint32_t round_kv(const struct ek_stage *s, uint32_t max_kv)
     return (uint32_t)(r < top ? r : top);
 }
 
-enum ek_status stage_upload_image(struct ek_stage *s, const int32_t *image,
-                                  const struct batch_counts *c, struct ek_batch *out,
-                                  const int32_t **rows, uint32_t *n_rows)
+/* What a packed image is once it lies on the device. */
+static void describe(struct ek_stage *s, const struct batch_counts *c, struct ek_batch *out,
+                     const int32_t **rows, uint32_t *n_rows)
 {
     struct batch_shape shape = stage_batch_shape(s);
-    char *to = stage_at(s, s->at.batch);
-    struct image im = image_at(&shape, c->cap, (int32_t *)(void *)to);
+    struct image im = image_at(&shape, c->cap, stage_at(s, s->at.batch));
     bool replay = s->dev->ops->graph_begin != NULL && c->n_tokens == c->n_seqs;
-    size_t bytes = c->words * sizeof(int32_t);
 
-    for (size_t at = 0; at < bytes; at += UPLOAD_PIECE)
-        EK_TRY(s->dev->ops->upload(s->dev, to + at, (const char *)image + at,
-                                   bytes - at < UPLOAD_PIECE ? bytes - at : UPLOAD_PIECE));
     *out = (struct ek_batch){.n_tokens = replay ? c->padded : c->n_tokens,
                              .n_seqs = replay ? c->padded : c->n_seqs,
                              .max_q = c->max_q,
@@ -193,6 +188,27 @@ enum ek_status stage_upload_image(struct ek_stage *s, const int32_t *image,
     *rows = im.rows;
     *n_rows = replay && c->n_logits == c->n_seqs && c->padded <= s->opt.max_logits ? c->padded
                                                                                    : c->n_logits;
+}
+
+enum ek_status stage_take_image(struct ek_stage *s, const int32_t *image, const int32_t *ids,
+                                const struct batch_counts *c, struct ek_batch *out,
+                                const int32_t **rows, uint32_t *n_rows)
+{
+    uint32_t n_ids = c->n_tokens > c->padded ? c->n_tokens : c->padded;
+
+    EK_TRY(s->dev->ops->take(s->dev, stage_at(s, s->at.batch), image, c->words, n_ids, ids));
+    describe(s, c, out, rows, n_rows);
+    return EK_OK;
+}
+
+static enum ek_status upload(struct ek_stage *s, const int32_t *image, size_t words)
+{
+    char *to = stage_at(s, s->at.batch);
+    size_t bytes = words * sizeof(*image);
+
+    for (size_t at = 0; at < bytes; at += UPLOAD_PIECE)
+        EK_TRY(s->dev->ops->upload(s->dev, to + at, (const char *)image + at,
+                                   bytes - at < UPLOAD_PIECE ? bytes - at : UPLOAD_PIECE));
     return EK_OK;
 }
 
@@ -208,7 +224,9 @@ enum ek_status ek_stage_upload(struct ek_stage *s, const struct ek_batch_host *h
         return st;
     st = batch_pack(&shape, h, image, &c);
     if (st == EK_OK)
-        st = stage_upload_image(s, image, &c, out, rows, n_rows);
+        st = upload(s, image, c.words);
+    if (st == EK_OK)
+        describe(s, &c, out, rows, n_rows);
     free(image);
     return st;
 }

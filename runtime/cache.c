@@ -44,16 +44,22 @@ enum ek_status cache_seq_open(struct cache *c, uint32_t *seq)
     return ek_error(EK_ENOMEM, "all %u sequence slots are in use", c->n_seqs);
 }
 
-void cache_seq_close(struct cache *c, uint32_t seq)
+void cache_trim(struct cache *c, uint32_t seq, uint32_t length)
 {
     struct cache_seq *s = seq < c->n_seqs ? &c->seqs[seq] : NULL;
 
-    if (s == NULL || !s->open)
+    if (s == NULL || !s->open || length > s->length)
         return;
-    while (s->n_blocks > 0)
+    s->length = length;
+    while (s->n_blocks > (length + c->page - 1) / c->page)
         c->free_blocks[c->n_free++] = s->blocks[--s->n_blocks];
-    s->length = 0;
-    s->open = false;
+}
+
+void cache_seq_close(struct cache *c, uint32_t seq)
+{
+    cache_trim(c, seq, 0);
+    if (seq < c->n_seqs)
+        c->seqs[seq].open = false;
 }
 
 static uint32_t more_blocks(const struct cache *c, const struct cache_seq *s, uint32_t n_new)

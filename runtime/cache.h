@@ -29,6 +29,8 @@ enum ek_status cache_open(struct cache *c, uint32_t n_blocks, uint32_t page, uin
 void cache_close(struct cache *c);
 enum ek_status cache_seq_open(struct cache *c, uint32_t *seq);
 void cache_seq_close(struct cache *c, uint32_t seq);
+/* Forgets the tokens from `length` on; blocks that hold no others are free again. */
+void cache_trim(struct cache *c, uint32_t seq, uint32_t length);
 /* Blocks for n_new[i] more tokens of seqs[i], for all or, on failure, for none. EK_EUSAGE when a
  * sequence is not open, twice in the list or over max_context; EK_ENOMEM when blocks run out. */
 enum ek_status cache_reserve(struct cache *c, const uint32_t *seqs, const uint32_t *n_new,

@@ -71,13 +71,13 @@ static void extras_fill(struct extras *x, const struct ek_prompt *p, size_t at, 
 
 /* want ALL: logits of every chunk; LAST: of the last token of the last chunk; NONE. */
 static enum ek_status run_chunks(struct ek_engine *e, uint32_t seq, const struct ek_prompt *prompt,
-                                 size_t n, enum ek_logits want, bool argmax_only, chunk_fn fn,
+                                 size_t n, enum ek_logits want, bool ids_only, chunk_fn fn,
                                  void *user)
 {
     struct extras x = {0};
     struct chunk ring[WINDOW];
     size_t most = ek_engine_plan(e)->prefill_chunk, put = 0, got = 0;
-    size_t window = want == EK_LOGITS_ALL && !argmax_only ? WINDOW_ALL : WINDOW;
+    size_t window = want == EK_LOGITS_ALL && !ids_only ? WINDOW_ALL : WINDOW;
     enum ek_status st = extras_open(&x, prompt, most);
 
     for (size_t at = 0; at < n && st == EK_OK; at += ring[(put - 1) % WINDOW].n) {
@@ -89,9 +89,9 @@ static enum ek_status run_chunks(struct ek_engine *e, uint32_t seq, const struct
                                .tokens = prompt->ids + at,
                                .logits =
                                    want == EK_LOGITS_LAST && at + k < n ? EK_LOGITS_NONE : want,
-                               .argmax_only = argmax_only};
+                               .ids_only = ids_only};
         if (put - got == window)
-            EK_GOTO(take_oldest(e, &ring[got++ % WINDOW], !argmax_only, fn, user), st, drain);
+            EK_GOTO(take_oldest(e, &ring[got++ % WINDOW], !ids_only, fn, user), st, drain);
         *c = (struct chunk){.first = at, .n = k};
         extras_fill(&x, prompt, at, k, &step);
         EK_GOTO(ek_engine_submit(e, &step, &c->ticket), st, drain);
@@ -101,7 +101,7 @@ drain:
     for (; got < put; got++) {
         struct chunk *c = &ring[got % WINDOW];
         if (st == EK_OK)
-            st = take_oldest(e, c, !argmax_only, fn, user);
+            st = take_oldest(e, c, !ids_only, fn, user);
         else
             ek_engine_release(e, c->ticket);
     }

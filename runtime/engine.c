@@ -149,6 +149,16 @@ static enum ek_status open_devices(struct ek_engine *e)
     return EK_OK;
 }
 
+/* A device with memory of its own reads the host's only where it was pinned for it. */
+static void choose_pins(struct ek_engine *e)
+{
+    for (size_t i = 0; i < e->plan->n_devices; i++) {
+        struct ek_device *dev = e->devices[i].dev;
+        if (dev != NULL && (e->pins == NULL || e->pins->ops->host))
+            e->pins = dev;
+    }
+}
+
 /* Waits for `done` end by themselves now and then, by a clock that nobody sets. */
 static bool make_done(struct ek_engine *e)
 {
@@ -239,6 +249,7 @@ static enum ek_status open_all(struct ek_engine *e, const struct ek_engine_optio
     EK_TRY(make_locks(e));
     EK_TRY(make_stages(e));
     EK_TRY(open_devices(e));
+    choose_pins(e);
     EK_TRY(engine_preflight(e));
     EK_TRY(cache_open(&e->cache, e->opt.n_blocks, e->opt.page, e->max_seqs, e->opt.max_context));
     EK_TRY(start_workers(e));
@@ -345,8 +356,8 @@ bool ek_engine_close(struct ek_engine *e)
 size_t ek_engine_timings(struct ek_engine *e, struct ek_stage_timing *out, size_t cap)
 {
     pthread_mutex_lock(&e->lock);
-    while (e->ended != NULL && e->failed == EK_OK)
-        engine_settle(e);
+    while (e->failed == EK_OK && engine_settle(e))
+        ;
     for (size_t i = 0; i < e->n_all && i < cap; i++)
         out[i] = e->stages[i].timing;
     pthread_mutex_unlock(&e->lock);
@@ -356,8 +367,8 @@ size_t ek_engine_timings(struct ek_engine *e, struct ek_stage_timing *out, size_
 void ek_engine_reset_timings(struct ek_engine *e)
 {
     pthread_mutex_lock(&e->lock);
-    while (e->ended != NULL && e->failed == EK_OK)
-        engine_settle(e);
+    while (e->failed == EK_OK && engine_settle(e))
+        ;
     for (size_t i = 0; i < e->n_all; i++)
         e->stages[i].timing = (struct ek_stage_timing){.device = e->stages[i].device,
                                                        .stage = e->stages[i].timing.stage};

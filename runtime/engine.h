@@ -24,19 +24,22 @@ enum { MARK_BEGIN, MARK_RECEIVED, MARK_RAN, MARK_SENT, N_MARKS };
 struct engine_pass {
     struct ek_event *mark[N_MARKS];
     atomic_uint recorded; /* marks that are queued */
-    unsigned received;    /* the mark behind which the hidden states are there */
+    unsigned received;    /* the mark behind which the hidden states are there, and ... */
+    unsigned sent;        /* ... behind which they have gone on, or the ids are there */
     uint64_t order;       /* when its worker took it, among all of the engine; 0: not yet */
 };
 
 struct engine_step {
     struct engine_step *next; /* in the list of active or of idle steps */
     uint64_t ticket;
-    int32_t *image; /* the packed batch */
+    int32_t *image; /* the packed batch; host memory that every device reads */
     struct batch_counts counts;
-    bool argmax_only;
-    bool issued;                 /* the last stage is queued: whoever needs it may finish it */
-    bool finishing;              /* some thread waits for its end */
-    bool done;                   /* its results are there */
+    struct engine_step *from; /* whose ids some of its tokens are, until it is done; NULL: none */
+    uint32_t followers;       /* steps under way that this one is `from` of */
+    bool ids_only, drawn;     /* logits stay on the device; ids are chosen by draws */
+    bool issued;              /* the last stage is queued: whoever needs it may finish it */
+    bool finishing;           /* some thread waits for its end */
+    bool done;                /* its results are there */
     struct ek_embed_row *embeds; /* the caller's rows for the first stage, ... */
     int32_t *places;             /* ... and the tokens they are for, both [max_tokens] */
     uint32_t n_embeds;
@@ -46,7 +49,8 @@ struct engine_step {
     uint32_t rows;            /* of logits */
     float *logits;            /* host memory of the head's device, [rows][vocab]; */
     size_t logits_cap;        /* floats */
-    int32_t *argmax;          /* so is this, [max_tokens] */
+    int32_t *ids;             /* chosen, [max_tokens], and ... */
+    struct ek_draw *draws;    /* ... how, [max_tokens]; host memory that every device reads */
     struct engine_pass *pass; /* [n_stages] */
 };
 
@@ -119,6 +123,7 @@ struct ek_engine {
     struct ek_stage_options opt;
     uint32_t max_seqs, max_in_flight;
     struct engine_device *devices; /* [plan->n_devices] */
+    struct ek_device *pins;        /* whose host memory every device reads */
     struct engine_stage *stages;   /* [n_all]: the language model's, then those that only see */
     size_t n_stages, n_all;
     struct engine_vision vision;
@@ -168,8 +173,8 @@ enum ek_status engine_failed(const struct ek_engine *e);
 void engine_push(struct ek_engine *e, size_t stage, struct engine_step *step);
 /* Waits for the end of a step that is issued; the lock is held, but not while waiting. */
 void engine_finish(struct ek_engine *e, struct engine_step *step);
-/* Adds the times of one released step to its stages; the lock is held. */
-void engine_settle(struct ek_engine *e);
+/* Adds the times of one released step to its stages; false when there is none. The lock is held. */
+bool engine_settle(struct ek_engine *e);
 void engine_wake(struct engine_device *d);
 
 /* ---- watch.c: the lock is held in all of these, but not while they wait */

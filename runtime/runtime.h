@@ -245,6 +245,9 @@ bool ek_engine_close(struct ek_engine *e);
 enum ek_status ek_engine_seq_open(struct ek_engine *e, uint32_t *seq);
 void ek_engine_seq_close(struct ek_engine *e, uint32_t seq); /* its blocks are free again */
 uint32_t ek_engine_seq_length(const struct ek_engine *e, uint32_t seq);
+/* Forgets the tokens from `length` on, those of steps under way too: what a step computed ahead of
+ * an end that nobody knew of. */
+void ek_engine_seq_trim(struct ek_engine *e, uint32_t seq, uint32_t length);
 
 /* ---- pictures: rows that take the place of embeddings in a prompt */
 struct ek_embeds {
@@ -267,25 +270,33 @@ struct ek_embed_row {
     uint32_t token;      /* of the step, not of the prompt */
     const float *values; /* [hidden] */
 };
+/* A token that is not known yet: row r of the ids that step `from` will choose. */
+#define EK_TOKEN_OF_ROW(r) (-1 - (int32_t)(r))
 struct ek_step {
     uint32_t n_seqs;
     const uint32_t *seqs, *n_tokens;
-    const int32_t *tokens;
+    const int32_t *tokens; /* ids, or EK_TOKEN_OF_ROW: the step follows `from` on the devices */
+    uint64_t from;         /* ticket of that step, not released; where a token is EK_TOKEN_OF_ROW */
     const int32_t *positions;          /* M-RoPE: [3][tokens]; NULL: as they follow one another */
     const struct ek_embed_row *embeds; /* [n_embeds]: these tokens are not looked up in the */
     uint32_t n_embeds;                 /* embedding. Values stay until the step has ended */
     enum ek_logits logits;             /* EK_LOGITS_LAST: of the last new token of each sequence */
-    bool argmax_only;                  /* logits stay on the device: wait gives argmax alone */
+    const struct ek_draw *draws;       /* [rows of logits], taken at once: how the id of each is
+                                        * chosen (see ek_engine_draws). NULL: the largest logit */
+    bool ids_only;                     /* logits stay on the device: wait gives ids alone */
 };
+/* The device of the head draws tokens: steps may have draws. */
+bool ek_engine_draws(const struct ek_engine *e);
 /* Queues a micro-batch and returns at once: stages overlap over the steps in flight. A sequence may
  * be in several steps in flight (prefill chunks); they keep their order. */
 enum ek_status ek_engine_submit(struct ek_engine *e, const struct ek_step *step, uint64_t *ticket);
-/* Waits for a step. *logits: F32 [rows][vocab], borrowed until ek_engine_release(ticket); argmax:
- * [rows]. Either may be NULL. EK_EDEVICE when a device failed: the engine is then unusable.
- * EK_ENOMEM when a device had no memory for this step: its sequences are to be closed, the engine
- * and other sequences go on. */
+/* Waits for a step. *logits: F32 [rows][vocab], borrowed until ek_engine_release(ticket); ids:
+ * [rows], -1 where logits were not finite (draws alone). Either may be NULL. EK_EDEVICE when a
+ * device failed: the engine is then unusable. EK_ENOMEM when a device had no memory for this step,
+ * or for one that it follows: its sequences are to be closed, the engine and other sequences go on.
+ */
 enum ek_status ek_engine_wait(struct ek_engine *e, uint64_t ticket, const float **logits,
-                              const int32_t **argmax, uint32_t *rows);
+                              const int32_t **ids, uint32_t *rows);
 void ek_engine_release(struct ek_engine *e, uint64_t ticket);
 /* Whole prompts through prefill chunks, then rows of logits as asked (convenience over submit). */
 enum ek_status ek_engine_prefill(struct ek_engine *e, uint32_t seq, const int32_t *tokens, size_t n,
@@ -325,8 +336,13 @@ struct ek_sampling {
     {                                                                                              \
         .temperature = 0, .top_k = 0, .top_p = 1, .min_p = 0, .seed = 1                            \
     }
-/* Draws one id from logits; state is the stream of random numbers (start it with the seed). Order
- * as Hugging Face: temperature, top-k, top-p, min-p. */
+/* What a device is told to draw one id by; takes a number from state, the stream of random numbers,
+ * unless greedy. EK_EUSAGE when a setting is out of its bounds. */
+enum ek_status ek_sampling_draw(const struct ek_sampling *s, uint64_t *state, struct ek_draw *out);
+/* EK_EDEVICE when a drawn id says that the logits were not finite. */
+enum ek_status ek_drawn_check(int32_t id);
+/* Draws one id from logits, here; state is the stream of random numbers (start it with the seed).
+ * Order as Hugging Face: temperature, top-k, top-p, min-p. */
 enum ek_status ek_sample(const struct ek_sampling *s, const float *logits, uint32_t vocab,
                          uint64_t *state, int32_t *id);
 

@@ -1,44 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Drawing a token: temperature, top-k, top-p, min-p, in the order and with the meaning of Hugging
- * Face's generate; then one draw from what is left.
+ * Face's generate; then one draw from what is left, on the device that has the logits or here.
  */
 #include "runtime/runtime.h"
 
 #include <math.h>
-#include <stdlib.h>
 
-struct candidate {
-    int32_t id;
-    float logit;
-    double p; /* not normalised: exp((logit - best) / temperature) */
-};
-
-/* Best first; equal logits by id. */
-static int best_first(const void *a, const void *b)
+static enum ek_status check(const struct ek_sampling *s)
 {
-    const struct candidate *x = a, *y = b;
-
-    if (x->logit != y->logit)
-        return x->logit < y->logit ? 1 : -1;
-    return x->id < y->id ? -1 : x->id > y->id;
-}
-
-/* The largest logit, the lowest id on ties; -1 when none is a number. */
-static int32_t best_of(const float *logits, uint32_t vocab)
-{
-    int32_t best = -1;
-
-    for (uint32_t i = 0; i < vocab; i++)
-        if (!isnan(logits[i]) && (best < 0 || logits[i] > logits[best]))
-            best = (int32_t)i;
-    return best;
-}
-
-static enum ek_status check(const struct ek_sampling *s, uint32_t vocab)
-{
-    if (vocab == 0 || vocab > INT32_MAX)
-        return ek_error(EK_EUSAGE, "sampling: vocabulary of %u", vocab);
     if (!isfinite(s->temperature) || s->temperature < 0)
         return ek_error(EK_EUSAGE, "sampling: temperature must be 0 or more, got %g",
                         s->temperature);
@@ -50,91 +20,34 @@ static enum ek_status check(const struct ek_sampling *s, uint32_t vocab)
     return EK_OK;
 }
 
-static double sum_of(const struct candidate *c, size_t n)
+enum ek_status ek_sampling_draw(const struct ek_sampling *s, uint64_t *state, struct ek_draw *out)
 {
-    double sum = 0;
-
-    for (size_t i = 0; i < n; i++)
-        sum += c[i].p;
-    return sum;
-}
-
-/* Keeps the candidates with p >= least, order kept. */
-static size_t keep_at_least(struct candidate *c, size_t n, double least)
-{
-    size_t kept = 0;
-
-    for (size_t i = 0; i < n; i++)
-        if (c[i].p >= least)
-            c[kept++] = c[i];
-    return kept;
-}
-
-/* The k best and whatever equals the k-th. */
-static size_t keep_top_k(struct candidate *c, size_t n, uint32_t k)
-{
-    if (k == 0 || k >= n)
-        return n;
-    qsort(c, n, sizeof(*c), best_first);
-    while (k < n && c[k].logit == c[k - 1].logit)
-        k++;
-    return k;
-}
-
-/* The fewest best whose probabilities reach top_p. Candidates so unlikely that all of them together
- * stay under 1 - top_p are dropped before the sort. */
-static size_t keep_top_p(struct candidate *c, size_t n, double top_p)
-{
-    double sum = sum_of(c, n), have = 0;
-    size_t kept = 0;
-
-    if (top_p >= 1)
-        return n;
-    n = keep_at_least(c, n, (1 - top_p) / (double)n * sum);
-    qsort(c, n, sizeof(*c), best_first);
-    while (kept < n && (kept == 0 || have < top_p * sum))
-        have += c[kept++].p;
-    return kept;
-}
-
-static int32_t draw(const struct candidate *c, size_t n, uint64_t *state)
-{
-    double left = ek_random_unit(state) * sum_of(c, n);
-
-    for (size_t i = 0; i + 1 < n; i++) {
-        left -= c[i].p;
-        if (left < 0)
-            return c[i].id;
+    EK_TRY(check(s));
+    *out = (struct ek_draw){.top_k = s->top_k, .top_p = (float)s->top_p, .min_p = (float)s->min_p};
+    if (s->temperature > 0) {
+        /* colder or hotter than a float can say: only the best, or all alike */
+        out->scale = (float)fmax(fmin(M_LOG2E / s->temperature, 0x1p100), 0x1p-100);
+        out->random = ek_random_u64(state);
     }
-    return c[n - 1].id;
+    return EK_OK;
 }
 
 enum ek_status ek_sample(const struct ek_sampling *s, const float *logits, uint32_t vocab,
                          uint64_t *state, int32_t *id)
 {
-    struct candidate *c;
-    size_t n = 0;
-    int32_t best;
+    struct ek_draw draw;
+    int32_t drawn;
 
-    EK_TRY(check(s, vocab));
-    best = best_of(logits, vocab);
-    if (best < 0 || isinf(logits[best]))
-        return ek_error(EK_EDEVICE, "sampling: the logits are not finite");
-    if (s->temperature == 0) {
-        *id = best;
-        return EK_OK;
-    }
-    if ((c = ek_calloc(vocab, sizeof(*c))) == NULL)
-        return EK_ENOMEM;
-    for (uint32_t i = 0; i < vocab; i++)
-        if (!isnan(logits[i]))
-            c[n++] = (struct candidate){(int32_t)i, logits[i],
-                                        exp(((double)logits[i] - (double)logits[best]) /
-                                            s->temperature)};
-    n = keep_top_k(c, n, s->top_k);
-    n = keep_top_p(c, n, s->top_p);
-    n = keep_at_least(c, n, s->min_p); /* p of the best is 1 */
-    *id = draw(c, n, state);
-    free(c);
+    if (vocab == 0 || vocab > INT32_MAX)
+        return ek_error(EK_EUSAGE, "sampling: vocabulary of %u", vocab);
+    EK_TRY(ek_sampling_draw(s, state, &draw));
+    EK_TRY(ek_draw_token(&draw, logits, vocab, &drawn));
+    EK_TRY(ek_drawn_check(drawn));
+    *id = drawn;
     return EK_OK;
+}
+
+enum ek_status ek_drawn_check(int32_t id)
+{
+    return id >= 0 ? EK_OK : ek_error(EK_EDEVICE, "sampling: the logits are not finite");
 }

@@ -79,7 +79,6 @@ static bool lay_out(struct ek_stage *s)
                              .scratch = SIZE_MAX,
                              .rows = SIZE_MAX,
                              .logits = SIZE_MAX,
-                             .argmax = SIZE_MAX,
                              .embeds = SIZE_MAX,
                              .places = SIZE_MAX};
 
@@ -98,8 +97,7 @@ static bool lay_out(struct ek_stage *s)
         at.places = at.scratch + places;
     }
     if (s->has_head && (!stage_take(&n, l, c->hidden, a, &at.rows) ||
-                        !stage_take(&n, l, c->vocab, sizeof(float), &at.logits) ||
-                        !stage_take(&n, l, 1, sizeof(int32_t), &at.argmax)))
+                        !stage_take(&n, l, c->vocab, sizeof(float), &at.logits)))
         return false;
     if (!stage_take(&n, batch_words(&shape), 1, sizeof(int32_t), &at.batch))
         return false;

@@ -45,7 +45,6 @@ struct stage_arena {
     size_t scratch; /* qkv and attention's output, or gate|up and their product */
     size_t rows;    /* [L][hidden]: normalised rows for the head */
     size_t logits;  /* F32 [L][vocab] */
-    size_t argmax;  /* I32 [L] */
     size_t embeds; /* F32 [T][hidden]: rows that take the place of embeddings, with the embedding of
                     * a model that sees */
     size_t places; /* I32 [T]: whose place */
@@ -115,10 +114,12 @@ size_t batch_words(const struct batch_shape *shape); /* of the largest image */
 enum ek_status batch_pack(const struct batch_shape *shape, const struct ek_batch_host *h,
                           int32_t *image, struct batch_counts *out);
 struct batch_shape stage_batch_shape(const struct ek_stage *s);
-/* As ek_stage_upload, from a packed image. */
-enum ek_status stage_upload_image(struct ek_stage *s, const int32_t *image,
-                                  const struct batch_counts *c, struct ek_batch *out,
-                                  const int32_t **rows, uint32_t *n_rows);
+/* As ek_stage_upload, from a packed image in host memory that the device reads, unchanged until its
+ * queue has passed; tokens that are EK_TOKEN_OF_ROW come from ids (NULL: they are not looked at).
+ */
+enum ek_status stage_take_image(struct ek_stage *s, const int32_t *image, const int32_t *ids,
+                                const struct batch_counts *c, struct ek_batch *out,
+                                const int32_t **rows, uint32_t *n_rows);
 
 /* ---- stage.c */
 /* Appends a part of rows x cols x size bytes, aligned, to *at; false on overflow. */

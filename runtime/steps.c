@@ -17,10 +17,9 @@ static void step_free(struct ek_engine *e, struct engine_step *s)
                 e->devices[e->stages[i].device].dev->ops->event_free(s->pass[i].mark[k]);
     if (s->logits != NULL)
         head->ops->host_free(head, s->logits);
-    if (s->argmax != NULL)
-        head->ops->host_free(head, s->argmax);
+    if (s->image != NULL)
+        e->pins->ops->host_free(e->pins, s->image);
     free(s->pass);
-    free(s->image);
     free(s->embeds);
     free(s->places);
     free(s);
@@ -38,22 +37,33 @@ void engine_steps_free(struct ek_engine *e)
     e->active = e->idle = e->ended = NULL;
 }
 
+/* One piece of memory that devices read and write: the batch, ids, draws. */
+static enum ek_status step_pin(struct ek_engine *e, struct engine_step *s)
+{
+    size_t ids = ek_round_up(batch_words(&e->shape) * sizeof(*s->image), STAGE_ALIGN);
+    size_t draws = ek_round_up(ids + e->opt.max_tokens * sizeof(*s->ids), STAGE_ALIGN);
+    size_t bytes = draws + e->opt.max_tokens * sizeof(*s->draws);
+    char *p;
+
+    EK_TRY(e->pins->ops->host_alloc(e->pins, bytes, (void **)&p));
+    s->image = (void *)p;
+    s->ids = (void *)(p + ids);
+    s->draws = (void *)(p + draws);
+    return EK_OK;
+}
+
 static enum ek_status step_new(struct ek_engine *e, struct engine_step **out)
 {
     struct engine_step *s = ek_calloc(1, sizeof(*s));
-    struct ek_device *head = e->devices[e->stages[e->n_stages - 1].device].dev;
     enum ek_status st = EK_ENOMEM;
 
     if (s == NULL)
         return st;
-    if ((s->image = ek_calloc(batch_words(&e->shape), sizeof(*s->image))) == NULL ||
-        (s->embeds = ek_calloc(e->opt.max_tokens, sizeof(*s->embeds))) == NULL ||
+    if ((s->embeds = ek_calloc(e->opt.max_tokens, sizeof(*s->embeds))) == NULL ||
         (s->places = ek_calloc(e->opt.max_tokens, sizeof(*s->places))) == NULL ||
         (s->pass = ek_calloc(e->n_stages, sizeof(*s->pass))) == NULL)
         goto fail;
-    EK_GOTO(head->ops->host_alloc(head, e->opt.max_tokens * sizeof(*s->argmax),
-                                  (void **)&s->argmax),
-            st, fail);
+    EK_GOTO(step_pin(e, s), st, fail);
     for (size_t i = 0; i < e->n_stages; i++) {
         struct ek_device *dev = e->devices[e->stages[i].device].dev;
         for (int k = 0; k < N_MARKS; k++)
@@ -72,7 +82,7 @@ static enum ek_status step_take(struct ek_engine *e, struct engine_step **out)
     struct engine_step *s;
 
     if (e->idle == NULL && e->n_ended > e->max_in_flight)
-        engine_settle(e);
+        (void)engine_settle(e);
     s = e->idle;
     if (s == NULL) {
         EK_TRY(step_new(e, out));
@@ -104,6 +114,13 @@ void ek_engine_seq_close(struct ek_engine *e, uint32_t seq)
 {
     pthread_mutex_lock(&e->lock);
     cache_seq_close(&e->cache, seq);
+    pthread_mutex_unlock(&e->lock);
+}
+
+void ek_engine_seq_trim(struct ek_engine *e, uint32_t seq, uint32_t length)
+{
+    pthread_mutex_lock(&e->lock);
+    cache_trim(&e->cache, seq, length);
     pthread_mutex_unlock(&e->lock);
 }
 
@@ -148,7 +165,7 @@ static enum ek_status check_step(const struct ek_engine *e, const struct ek_step
         return ek_error(EK_EUSAGE, "step: %llu tokens, from 1 to %u possible",
                         (unsigned long long)n, e->opt.max_tokens);
     for (uint64_t i = 0; i < n; i++)
-        if (step->tokens[i] < 0 || (uint32_t)step->tokens[i] >= e->m->config.vocab)
+        if (step->tokens[i] >= 0 && (uint32_t)step->tokens[i] >= e->m->config.vocab)
             return ek_error(EK_EUSAGE, "step: token %d is not in the vocabulary of %u",
                             step->tokens[i], e->m->config.vocab);
     for (uint32_t i = 0; i < step->n_embeds; i++)
@@ -256,28 +273,89 @@ static struct engine_step *oldest(const struct ek_engine *e)
     return best;
 }
 
+static struct engine_step *find(const struct ek_engine *e, uint64_t ticket)
+{
+    struct engine_step *s = e->active;
+
+    while (s != NULL && s->ticket != ticket)
+        s = s->next;
+    return s;
+}
+
+/* The step whose ids are tokens of this one, or NULL; the lock is held. */
+static enum ek_status find_from(const struct ek_engine *e, const struct ek_step *step, uint32_t n,
+                                struct engine_step **from)
+{
+    int32_t least = 0;
+
+    *from = NULL;
+    for (uint32_t i = 0; i < n; i++)
+        least = step->tokens[i] < least ? step->tokens[i] : least;
+    if (least == 0)
+        return EK_OK;
+    if ((*from = find(e, step->from)) == NULL)
+        return ek_error(EK_EUSAGE, "step: token %d, and no step has ticket %llu", least,
+                        (unsigned long long)step->from);
+    if (-1 - least >= (int32_t)(*from)->rows)
+        return ek_error(EK_EUSAGE, "step: token %d, and step %llu has %u rows", least,
+                        (unsigned long long)step->from, (*from)->rows);
+    return EK_OK;
+}
+
+/* Ids that are there already take their places in the batch. */
+static enum ek_status resolve(struct engine_step *s, const struct engine_step *from)
+{
+    uint32_t n = s->counts.n_tokens > s->counts.padded ? s->counts.n_tokens : s->counts.padded;
+
+    if (from->status != EK_OK)
+        return ek_error(from->status, "%s", from->message);
+    for (uint32_t i = 0; i < n; i++)
+        if (s->image[i] < 0)
+            s->image[i] = from->ids[-1 - s->image[i]] > 0 ? from->ids[-1 - s->image[i]] : 0;
+    return EK_OK;
+}
+
+/* What is asked of the head; the lock is held. */
+static enum ek_status copy_wishes(const struct ek_engine *e, const struct ek_step *step,
+                                  uint32_t rows, struct engine_step *s)
+{
+    s->rows = rows;
+    s->ids_only = step->ids_only;
+    s->drawn = step->draws != NULL;
+    if (s->drawn && !ek_engine_draws(e))
+        return ek_error(EK_EUNSUPPORTED, "step: draws, and the head's device has none");
+    if (s->drawn)
+        memcpy(s->draws, step->draws, rows * sizeof(*s->draws));
+    return EK_OK;
+}
+
 /* The lock is held. */
 static enum ek_status enqueue(struct ek_engine *e, const struct ek_step *step, struct draft *d,
                               uint64_t *ticket)
 {
-    struct engine_step *s = NULL;
+    struct engine_step *s = NULL, *from;
     enum ek_status st;
 
     while (e->failed == EK_OK && e->in_flight >= e->max_in_flight)
         advance(e, oldest(e));
     if (e->failed != EK_OK)
         return engine_failed(e);
+    EK_TRY(find_from(e, step, d->h.n_tokens, &from));
     EK_TRY(step_take(e, &s));
     note_embeds(e, step, s);
+    EK_GOTO(copy_wishes(e, step, d->h.n_logits, s), st, fail);
     EK_GOTO(cache_reserve(&e->cache, step->seqs, step->n_tokens, step->n_seqs), st, fail);
     for (uint32_t i = 0; i < step->n_seqs; i++) {
         d->past[i] = e->cache.seqs[step->seqs[i]].length;
         d->blocks[i] = e->cache.seqs[step->seqs[i]].blocks;
     }
     EK_GOTO(batch_pack(&e->shape, &d->h, s->image, &s->counts), st, fail);
+    if (from != NULL && from->done)
+        EK_GOTO(resolve(s, from), st, fail);
     cache_advance(&e->cache, step->seqs, step->n_tokens, step->n_seqs);
-    s->argmax_only = step->argmax_only;
-    s->rows = d->h.n_logits;
+    s->from = from && !from->done ? from : NULL;
+    if (s->from != NULL)
+        s->from->followers++;
     s->last_stage = last_stage(e, s->rows);
     s->issued = s->finishing = s->done = false;
     s->status = EK_OK;
@@ -312,17 +390,13 @@ enum ek_status ek_engine_submit(struct ek_engine *e, const struct ek_step *step,
 }
 
 /* ---- results */
-static struct engine_step *find(const struct ek_engine *e, uint64_t ticket)
+bool ek_engine_draws(const struct ek_engine *e)
 {
-    struct engine_step *s = e->active;
-
-    while (s != NULL && s->ticket != ticket)
-        s = s->next;
-    return s;
+    return e->devices[e->stages[e->n_stages - 1].device].dev->ops->sample != NULL;
 }
 
 enum ek_status ek_engine_wait(struct ek_engine *e, uint64_t ticket, const float **logits,
-                              const int32_t **argmax, uint32_t *rows)
+                              const int32_t **ids, uint32_t *rows)
 {
     struct engine_step *s;
     enum ek_status st = EK_OK;
@@ -337,14 +411,14 @@ enum ek_status ek_engine_wait(struct ek_engine *e, uint64_t ticket, const float 
         st = engine_failed(e);
     else if (s->status != EK_OK)
         st = ek_error(s->status, "%s", s->message);
-    else if (logits != NULL && s->argmax_only)
-        st = ek_error(EK_EUSAGE, "step %llu was submitted for its argmax only",
+    else if (logits != NULL && s->ids_only)
+        st = ek_error(EK_EUSAGE, "step %llu was submitted for its ids only",
                       (unsigned long long)ticket);
     if (st == EK_OK) {
         if (logits != NULL)
             *logits = s->rows ? s->logits : NULL;
-        if (argmax != NULL)
-            *argmax = s->argmax;
+        if (ids != NULL)
+            *ids = s->ids;
         if (rows != NULL)
             *rows = s->rows;
     }

@@ -31,8 +31,9 @@ static enum ek_status make_groups(struct wave *w)
         struct wave_group *p = &w->groups[g];
         p->first = g * size;
         p->end = p->first + size < w->n ? p->first + size : w->n;
-        if ((p->members = ek_calloc(size, sizeof(*p->members))) == NULL)
-            return EK_ENOMEM;
+        for (int k = 0; k < WAVE_AHEAD; k++)
+            if ((p->steps[k].members = ek_calloc(size, sizeof(*p->steps[k].members))) == NULL)
+                return EK_ENOMEM;
     }
     return EK_OK;
 }
@@ -91,8 +92,10 @@ enum ek_status wave_open(struct wave *w, struct ek_engine *e, const struct ek_ge
     enum ek_status st = EK_ENOMEM;
 
     *w = (struct wave){.e = e, .opt = opt, .seqs = seqs, .n = n};
+    w->draws = !greedy(w) && ek_engine_draws(e);
     if ((w->slots = ek_calloc(n, sizeof(*w->slots))) == NULL ||
         (w->counts = ek_calloc(n, sizeof(*w->counts))) == NULL ||
+        (w->drawn = ek_calloc(n, sizeof(*w->drawn))) == NULL ||
         (w->tokens = ek_calloc(chunk > n ? chunk : n, sizeof(*w->tokens))) == NULL)
         goto fail;
     w->most = chunk > n ? chunk : n;
@@ -113,15 +116,18 @@ void wave_close(struct wave *w)
             w->seqs[i].open = false;
         }
     for (uint32_t g = 0; w->groups && g < w->n_groups; g++)
-        free(w->groups[g].members);
+        for (int k = 0; k < WAVE_AHEAD; k++)
+            free(w->groups[g].steps[k].members);
     free(w->groups);
     free(w->slots);
     free(w->counts);
+    free(w->drawn);
     free(w->tokens);
     free(w->positions);
     free(w->rows);
     w->groups = NULL;
     w->slots = w->counts = NULL;
+    w->drawn = NULL;
     w->tokens = NULL;
     w->positions = NULL;
     w->rows = NULL;
@@ -155,15 +161,53 @@ static enum ek_status accept(struct wave *w, struct wave_seq *s, int32_t id)
     return EK_OK;
 }
 
-/* Token of row i of a step's results. */
+/* ---- how tokens are chosen: on the device of the head; or, where that cannot draw, here */
+static bool needs_logits(const struct wave *w)
+{
+    return !greedy(w) && !w->draws;
+}
+
+/* The step's wishes for row `row`, which belongs to a sequence. */
+static enum ek_status wish(struct wave *w, const struct wave_seq *s, uint32_t row,
+                           struct ek_step *step)
+{
+    uint64_t state = s->random; /* it moves on when the step is submitted */
+
+    step->ids_only = !needs_logits(w);
+    step->draws = w->draws ? w->drawn : NULL;
+    return w->draws ? ek_sampling_draw(&w->opt->sampling, &state, &w->drawn[row]) : EK_OK;
+}
+
+/* The step that draws the sequence's next token is submitted. */
+static void wished(const struct wave *w, struct wave_seq *s)
+{
+    if (w->draws)
+        (void)ek_random_u64(&s->random);
+    s->ahead++;
+}
+
+static enum ek_status wait_for(const struct wave *w, uint64_t ticket, const float **logits,
+                               const int32_t **ids)
+{
+    return ek_engine_wait(w->e, ticket, needs_logits(w) ? logits : NULL, ids, NULL);
+}
+
+/* Token of a row of a step's results. What was computed for a sequence that has ended meanwhile is
+ * forgotten. */
 static enum ek_status choose(struct wave *w, struct wave_seq *s, const float *logits,
-                             const int32_t *argmax, uint32_t row)
+                             const int32_t *ids, uint32_t row)
 {
     uint32_t vocab = ek_engine_model(w->e)->config.vocab;
-    int32_t id = argmax[row];
+    int32_t id = ids[row];
 
-    if (!greedy(w))
+    s->ahead--;
+    if (!s->running) {
+        ek_engine_seq_trim(w->e, s->slot, (uint32_t)(s->prompt->n + s->out->n - 1));
+        return EK_OK;
+    }
+    if (needs_logits(w))
         EK_TRY(ek_sample(&w->opt->sampling, logits + (size_t)row * vocab, vocab, &s->random, &id));
+    EK_TRY(ek_drawn_check(id));
     return accept(w, s, id);
 }
 
@@ -173,9 +217,7 @@ static enum ek_status choose(struct wave *w, struct wave_seq *s, const float *lo
 struct prefill {
     struct {
         uint64_t ticket;
-        uint32_t first, n; /* sequences [first, first + n) are in the chunk */
-        bool last_ends;    /* the last of them ends in it (the others do) */
-        bool ends;         /* some prompt ends in it: there are logits */
+        uint32_t first, ends; /* prompts [first, first + ends) end in the chunk */
     } ring[WINDOW];
     size_t put, got;
     uint32_t seq; /* next prompt */
@@ -186,13 +228,11 @@ static enum ek_status take_chunk(struct wave *w, struct prefill *p)
 {
     size_t i = p->got++ % WINDOW;
     const float *logits = NULL;
-    const int32_t *argmax;
-    enum ek_status st =
-        ek_engine_wait(w->e, p->ring[i].ticket, greedy(w) ? NULL : &logits, &argmax, NULL);
+    const int32_t *ids = NULL;
+    enum ek_status st = wait_for(w, p->ring[i].ticket, &logits, &ids);
 
-    for (uint32_t k = 0; k < p->ring[i].n && st == EK_OK && p->ring[i].ends; k++)
-        if (k + 1 < p->ring[i].n || p->ring[i].last_ends)
-            st = choose(w, &w->seqs[p->ring[i].first + k], logits, argmax, k);
+    for (uint32_t k = 0; k < p->ring[i].ends && st == EK_OK; k++)
+        st = choose(w, &w->seqs[p->ring[i].first + k], logits, ids, k);
     ek_engine_release(w->e, p->ring[i].ticket);
     return st;
 }
@@ -201,31 +241,30 @@ static enum ek_status take_chunk(struct wave *w, struct prefill *p)
 static enum ek_status put_chunk(struct wave *w, struct prefill *p)
 {
     size_t room = ek_engine_plan(w->e)->prefill_chunk, i = p->put % WINDOW, n = 0;
-    struct ek_step step = {
-        .seqs = w->slots, .n_tokens = w->counts, .tokens = w->tokens, .argmax_only = greedy(w)};
+    struct ek_step step = {.seqs = w->slots, .n_tokens = w->counts, .tokens = w->tokens};
 
     p->ring[i].first = p->seq;
-    p->ring[i].last_ends = p->ring[i].ends = false;
     while (n < room && p->seq < w->n) {
         const struct wave_seq *s = &w->seqs[p->seq];
         size_t k = s->prompt->n - p->at < room - n ? s->prompt->n - p->at : room - n;
         memcpy(w->tokens + n, s->prompt->ids + p->at, k * sizeof(*w->tokens));
+        put_extras(w, s->prompt, p->at, (uint32_t)k, n, &step);
+        EK_TRY(wish(w, s, step.n_seqs, &step));
         w->slots[step.n_seqs] = s->slot;
         w->counts[step.n_seqs++] = (uint32_t)k;
-        put_extras(w, s->prompt, p->at, (uint32_t)k, n, &step);
         n += k;
         p->at += k;
-        p->ring[i].last_ends = p->at == s->prompt->n;
-        p->ring[i].ends |= p->ring[i].last_ends;
-        if (p->ring[i].last_ends) {
+        if (p->at == s->prompt->n) {
             p->seq++;
             p->at = 0;
         }
     }
     end_extras(w, n, &step);
-    p->ring[i].n = step.n_seqs;
+    p->ring[i].ends = p->seq - p->ring[i].first;
     step.logits = p->ring[i].ends ? EK_LOGITS_LAST : EK_LOGITS_NONE;
     EK_TRY(ek_engine_submit(w->e, &step, &p->ring[i].ticket));
+    for (uint32_t k = 0; k < p->ring[i].ends; k++)
+        wished(w, &w->seqs[p->ring[i].first + k]);
     p->put++;
     return EK_OK;
 }
@@ -248,45 +287,95 @@ enum ek_status wave_prefill(struct wave *w)
     return st;
 }
 
-/* ---- decode: every group has a step under way until its sequences are done */
+/* ---- decode: every group has steps under way until its sequences are done. A step that follows
+ * another that is under way takes its tokens on the devices; the host reads them behind it. */
+static bool under_way(const struct wave_group *g)
+{
+    return g->put > g->got;
+}
+
+/* Whether a token behind those that are known and under way is wanted, as accept() has it. */
+static bool goes_on(const struct wave *w, const struct wave_seq *s)
+{
+    size_t n = s->out->n + s->ahead;
+
+    return s->running && n < w->opt->max_tokens && s->prompt->n + n <= ek_engine_max_context(w->e);
+}
+
+/* Member i of the step. row: of the step that it follows, where the token comes from there. */
+static enum ek_status put_member(struct wave *w, struct wave_step *to, uint32_t i, uint32_t row,
+                                 struct ek_step *step)
+{
+    const struct wave_seq *s = &w->seqs[i];
+    uint32_t k = step->n_seqs++;
+
+    to->members[k] = i;
+    w->slots[k] = s->slot;
+    w->counts[k] = 1;
+    w->tokens[k] = s->ahead ? EK_TOKEN_OF_ROW(row) : s->last;
+    put_extras(w, s->prompt, s->prompt->n + s->out->n + s->ahead - 1, 1, k, step);
+    return wish(w, s, k, step);
+}
+
+/* The group's next step, if any sequence goes on. */
 static enum ek_status put_group(struct wave *w, struct wave_group *g)
 {
-    struct ek_step step = {.seqs = w->slots,
-                           .n_tokens = w->counts,
-                           .tokens = w->tokens,
-                           .logits = EK_LOGITS_LAST,
-                           .argmax_only = greedy(w)};
+    struct ek_step step = {
+        .seqs = w->slots, .n_tokens = w->counts, .tokens = w->tokens, .logits = EK_LOGITS_LAST};
+    struct wave_step *to = &g->steps[g->put % WAVE_AHEAD];
+    const struct wave_step *before = NULL;
+    uint32_t n = g->end - g->first;
+    enum ek_status st;
 
-    g->n = 0;
-    for (uint32_t i = g->first; i < g->end; i++) {
-        if (!w->seqs[i].running)
-            continue;
-        g->members[g->n] = i;
-        w->slots[g->n] = w->seqs[i].slot;
-        w->counts[g->n] = 1;
-        put_extras(w, w->seqs[i].prompt, w->seqs[i].prompt->n + w->seqs[i].out->n - 1, 1, g->n,
-                   &step);
-        w->tokens[g->n++] = w->seqs[i].last;
+    if (under_way(g)) {
+        before = &g->steps[(g->put - 1) % WAVE_AHEAD];
+        step.from = before->ticket;
+        n = before->n;
     }
-    if (g->n == 0)
+    for (uint32_t k = 0; k < n; k++) {
+        uint32_t i = before ? before->members[k] : g->first + k;
+        if (goes_on(w, &w->seqs[i]))
+            EK_TRY(put_member(w, to, i, k, &step));
+    }
+    if (step.n_seqs == 0)
         return EK_OK;
-    end_extras(w, g->n, &step);
-    step.n_seqs = g->n;
-    EK_TRY(ek_engine_submit(w->e, &step, &g->ticket));
-    g->under_way = true;
+    end_extras(w, step.n_seqs, &step);
+    st = ek_engine_submit(w->e, &step, &to->ticket);
+    if (st == EK_ENOMEM && before != NULL)
+        return EK_OK; /* no block is free, yet: who is under way may end */
+    EK_TRY(st);
+    to->n = step.n_seqs;
+    for (uint32_t k = 0; k < to->n; k++)
+        wished(w, &w->seqs[to->members[k]]);
+    g->put++;
+    return EK_OK;
+}
+
+static uint32_t most_ahead(const struct wave *w)
+{
+    return needs_logits(w) ? 1 : WAVE_AHEAD;
+}
+
+/* Steps of the group until so many are under way, or it has no more. */
+static enum ek_status fill_group(struct wave *w, struct wave_group *g, uint32_t n)
+{
+    for (uint64_t before = g->put - 1; g->put != before && g->put - g->got < n;) {
+        before = g->put;
+        EK_TRY(put_group(w, g));
+    }
     return EK_OK;
 }
 
 static enum ek_status take_group(struct wave *w, struct wave_group *g)
 {
+    struct wave_step *s = &g->steps[g->got++ % WAVE_AHEAD];
     const float *logits = NULL;
-    const int32_t *argmax;
-    enum ek_status st = ek_engine_wait(w->e, g->ticket, greedy(w) ? NULL : &logits, &argmax, NULL);
+    const int32_t *ids = NULL;
+    enum ek_status st = wait_for(w, s->ticket, &logits, &ids);
 
-    for (uint32_t i = 0; i < g->n && st == EK_OK; i++)
-        st = choose(w, &w->seqs[g->members[i]], logits, argmax, i);
-    ek_engine_release(w->e, g->ticket);
-    g->under_way = false;
+    for (uint32_t i = 0; i < s->n && st == EK_OK; i++)
+        st = choose(w, &w->seqs[s->members[i]], logits, ids, i);
+    ek_engine_release(w->e, s->ticket);
     return st;
 }
 
@@ -296,14 +385,25 @@ static enum ek_status round_of_groups(struct wave *w, bool *any)
     *any = false;
     for (uint32_t i = 0; i < w->n_groups; i++) {
         struct wave_group *g = &w->groups[i];
-        if (!g->under_way)
+        if (!under_way(g))
             continue;
         EK_TRY(take_group(w, g));
         if (cancelled(w))
             return ek_error(EK_EINTR, "interrupted");
-        EK_TRY(put_group(w, g));
-        *any |= g->under_way;
+        EK_TRY(fill_group(w, g, most_ahead(w)));
+        *any |= under_way(g);
     }
+    return EK_OK;
+}
+
+/* The first steps of every group, then those that follow them. */
+static enum ek_status put_first(struct wave *w, bool *any)
+{
+    for (uint32_t k = 1; k <= most_ahead(w); k++)
+        for (uint32_t i = 0; i < w->n_groups; i++) {
+            EK_TRY(fill_group(w, &w->groups[i], k));
+            *any |= under_way(&w->groups[i]);
+        }
     return EK_OK;
 }
 
@@ -311,12 +411,8 @@ enum ek_status wave_decode(struct wave *w)
 {
     bool any = false;
     uint64_t from = ek_now_ns(), now;
-    enum ek_status st = EK_OK;
+    enum ek_status st = put_first(w, &any);
 
-    for (uint32_t i = 0; i < w->n_groups && st == EK_OK; i++) {
-        st = put_group(w, &w->groups[i]);
-        any |= w->groups[i].under_way;
-    }
     for (w->n_rounds = 0; st == EK_OK && any; w->n_rounds++) {
         st = round_of_groups(w, &any);
         now = ek_now_ns();
@@ -325,7 +421,7 @@ enum ek_status wave_decode(struct wave *w)
         from = now;
     }
     for (uint32_t i = 0; i < w->n_groups; i++)
-        if (w->groups[i].under_way)
-            ek_engine_release(w->e, w->groups[i].ticket);
+        for (struct wave_group *g = &w->groups[i]; under_way(g); g->got++)
+            ek_engine_release(w->e, g->steps[g->got % WAVE_AHEAD].ticket);
     return st;
 }

@@ -14,16 +14,21 @@ struct wave_seq {
     uint32_t slot;   /* of the engine */
     uint64_t random; /* the stream of draws */
     int32_t last;    /* newest token */
+    uint32_t ahead;  /* steps under way whose token of it is not known */
     bool open, running;
     struct ek_completion *out;
     size_t cap; /* of out->ids */
 };
 
+#define WAVE_AHEAD 2 /* steps of a group under way: one follows the other on the devices */
+
 struct wave_group {
-    uint64_t ticket;
-    bool under_way;
-    uint32_t n;          /* sequences in the step under way */
-    uint32_t *members;   /* [max members] which of the wave's */
+    struct wave_step {
+        uint64_t ticket;
+        uint32_t n;        /* sequences in it */
+        uint32_t *members; /* [max members] which of the wave's */
+    } steps[WAVE_AHEAD];
+    uint64_t put, got;   /* steps submitted, and taken */
     uint32_t first, end; /* its part of the wave's sequences */
 };
 
@@ -35,6 +40,8 @@ struct wave {
     struct wave_group *groups;
     uint32_t *slots, *counts; /* [n] scratch of a step */
     int32_t *tokens;          /* [most] tokens of a step */
+    bool draws;               /* on the device of the head; else (not greedy) from logits, here */
+    struct ek_draw *drawn;    /* [n] of a step */
     size_t most;
     int32_t *positions;        /* [3][most]; NULL: no prompt says any */
     struct ek_embed_row *rows; /* [most]; NULL: no prompt has pictures */

@@ -56,18 +56,35 @@ void engine_push(struct ek_engine *e, size_t stage, struct engine_step *step)
     engine_wake(&e->devices[s->device]);
 }
 
-/* Whether a message is there. A queue that waits for one holds up what the device's other stages
- * have to do: a device that is visited more than once queues no step before its message has come.
- */
+static struct ek_device *device_of(const struct ek_engine *e, size_t stage)
+{
+    return e->devices[e->stages[stage].device].dev;
+}
+
+/* Behind it the ids of a step that is issued are there. */
+static struct ek_event *end_of(const struct engine_step *step)
+{
+    const struct engine_pass *last = &step->pass[step->last_stage];
+
+    return last->mark[last->sent];
+}
+
+/* Whether what a step needs is there, or its queue may wait for it: the ids of the step that it
+ * follows, or a message. A queue that waits holds up what the device's other stages have to do: a
+ * device that is visited more than once queues no step before that has come. A queue waits for
+ * devices of its own kind alone. */
 static bool arrived(const struct ek_engine *e, size_t i, const struct engine_step *step)
 {
-    const struct ek_device *from;
+    const struct ek_device *dev = device_of(e, i), *other;
+    bool revisited = e->devices[e->stages[i].device].revisited;
 
-    if (i == 0 || !e->devices[e->stages[i].device].revisited ||
-        e->stages[i - 1].device == e->stages[i].device)
+    if (i == 0 && step->from == NULL)
         return true;
-    from = e->devices[e->stages[i - 1].device].dev;
-    return from->ops->event_passed(step->pass[i - 1].mark[MARK_SENT]) != EK_NO;
+    other = device_of(e, i == 0 ? step->from->last_stage : i - 1);
+    if (other == dev || (!revisited && (i > 0 || other->ops == dev->ops)))
+        return true;
+    return other->ops->event_passed(i == 0 ? end_of(step->from)
+                                           : step->pass[i - 1].mark[MARK_SENT]) != EK_NO;
 }
 
 /* Oldest step that can run on the device; *coming: there are others whose messages are under way.
@@ -83,6 +100,8 @@ static struct engine_step *pick(struct ek_engine *e, uint32_t device, size_t *st
             continue;
         first = s->queue[s->head];
         if (first->last_stage != i && !ek_link_ready(s->out))
+            continue;
+        if (i == 0 && first->from != NULL && !first->from->issued)
             continue;
         if (!arrived(e, i, first)) {
             *coming = true;
@@ -111,7 +130,7 @@ static size_t boundary(const struct ek_engine *e, const struct engine_stage *to,
 
 static enum ek_status mark(struct ek_engine *e, size_t i, struct engine_step *step, unsigned which)
 {
-    struct ek_device *dev = e->devices[e->stages[i].device].dev;
+    struct ek_device *dev = device_of(e, i);
 
     EK_TRY(dev->ops->event_record(dev, step->pass[i].mark[which]));
     atomic_store(&step->pass[i].recorded, which + 1);
@@ -175,7 +194,7 @@ static enum ek_status make_room(struct ek_device *dev, struct engine_step *step,
 {
     size_t need = (size_t)step->rows * vocab;
 
-    if (step->argmax_only || need <= step->logits_cap)
+    if (step->ids_only || need <= step->logits_cap)
         return EK_OK;
     if (step->logits != NULL)
         dev->ops->host_free(dev, step->logits);
@@ -186,17 +205,18 @@ static enum ek_status make_room(struct ek_device *dev, struct engine_step *step,
     return EK_OK;
 }
 
-/* The best ids and, when asked for, the logits of rows at .. at + n to the host. */
+/* Ids and, when asked for, the logits of rows at .. at + n to the host. */
 static enum ek_status fetch(struct ek_engine *e, struct ek_stage *s, struct engine_step *step,
                             uint32_t at, uint32_t n)
 {
     uint32_t vocab = e->m->config.vocab;
-    int32_t *ids = stage_at(s, s->at.argmax);
     const float *logits = ek_stage_logits(s);
 
-    EK_TRY(s->dev->ops->argmax(s->dev, logits, n, vocab, ids));
-    EK_TRY(s->dev->ops->fetch(s->dev, step->argmax + at, ids, n * sizeof(*ids)));
-    if (step->argmax_only)
+    if (step->drawn)
+        EK_TRY(s->dev->ops->sample(s->dev, logits, n, vocab, step->draws + at, step->ids + at));
+    else
+        EK_TRY(s->dev->ops->argmax(s->dev, logits, n, vocab, step->ids + at));
+    if (step->ids_only)
         return EK_OK;
     return s->dev->ops->fetch(s->dev, step->logits + (size_t)at * vocab, logits,
                               (size_t)n * vocab * sizeof(*logits));
@@ -252,6 +272,8 @@ static enum ek_status work(struct ek_engine *e, size_t i, struct engine_step *st
     struct engine_stage *s = &e->stages[i];
     void *x = ek_stage_hidden(s->stage);
 
+    if (i == 0 && step->from != NULL && step->from->status != EK_OK)
+        return ek_error(step->from->status, "%s", step->from->message);
     EK_TRY(engine_hang(e, i));
     if (s->head_mod)
         EK_TRY(run_with_head(e, s->stage, step, batch, rows, n_rows));
@@ -261,6 +283,31 @@ static enum ek_status work(struct ek_engine *e, size_t i, struct engine_step *st
         EK_TRY(trace(e, s, step));
     EK_TRY(mark(e, i, step, MARK_RAN));
     return step->last_stage == i ? EK_OK : ek_link_send(s->out, x, boundary(e, s + 1, step));
+}
+
+/* The stage has sent on what it made; the last one has sent nothing. */
+static enum ek_status end_pass(struct ek_engine *e, size_t i, struct engine_step *step)
+{
+    step->pass[i].sent = step->last_stage == i ? MARK_RAN : MARK_SENT;
+    if (step->last_stage != i)
+        return mark(e, i, step, MARK_SENT);
+    atomic_store(&step->pass[i].recorded, N_MARKS);
+    return EK_OK;
+}
+
+/* The batch, with the ids of the step that this one follows: its queue waits for them where they
+ * are made elsewhere. */
+static enum ek_status take_batch(struct ek_engine *e, size_t i, const struct engine_step *step,
+                                 struct ek_batch *batch, const int32_t **rows, uint32_t *n_rows)
+{
+    const struct engine_step *from = i == 0 ? step->from : NULL;
+    struct ek_device *dev = device_of(e, i), *other;
+
+    other = from ? device_of(e, from->last_stage) : dev;
+    if (other != dev && other->ops == dev->ops)
+        EK_TRY(dev->ops->event_wait(dev, end_of(from)));
+    return stage_take_image(e->stages[i].stage, step->image, from ? from->ids : NULL, &step->counts,
+                            batch, rows, n_rows);
 }
 
 /* A stage that finds no memory ends its step there, and nothing else: what came is taken, what was
@@ -284,7 +331,7 @@ static enum ek_status run_step(struct ek_engine *e, size_t i, struct engine_step
     enum ek_status st;
 
     /* the batch's description is there before the hidden states are */
-    EK_TRY(stage_upload_image(s->stage, step->image, &step->counts, &batch, &rows, &n_rows));
+    EK_TRY(take_batch(e, i, step, &batch, &rows, &n_rows));
     if (s->embed)
         EK_TRY(stage_replace(s->stage, step->embeds, step->places, step->n_embeds));
     EK_TRY(receive(e, i, step, &batch));
@@ -292,35 +339,40 @@ static enum ek_status run_step(struct ek_engine *e, size_t i, struct engine_step
     if (st == EK_ENOMEM)
         st = end_step(e, i, step);
     EK_TRY(st);
-    EK_TRY(mark(e, i, step, MARK_SENT));
+    EK_TRY(end_pass(e, i, step));
     return s->in && ek_link_slot(s->in) == ek_stage_hidden(s->stage) ? take(e, i, step) : EK_OK;
 }
 
-void engine_settle(struct ek_engine *e)
+bool engine_settle(struct ek_engine *e)
 {
-    struct engine_step *step = e->ended;
+    struct engine_step **at = &e->ended, *step;
 
-    if (step == NULL)
-        return;
-    e->ended = step->next;
+    while (*at != NULL && (*at)->followers > 0)
+        at = &(*at)->next;
+    if ((step = *at) == NULL)
+        return false;
+    *at = step->next;
     e->n_ended--;
     for (size_t i = 0; i <= step->last_stage; i++) {
         struct ek_stage_timing *t = &e->stages[i].timing;
         const struct ek_ops *ops = e->devices[e->stages[i].device].dev->ops;
-        struct ek_event **mark = step->pass[i].mark, *received;
+        struct ek_event **mark = step->pass[i].mark, *received, *sent;
         /* the end of the last stage is after all sends, but not after their marks */
-        if (ops->event_sync(mark[MARK_SENT]) != EK_OK)
+        sent = mark[step->pass[i].sent];
+        if (ops->event_sync(sent) != EK_OK)
             break;
         t->steps++;
         t->tokens += step->counts.n_tokens;
         received = mark[step->pass[i].received];
         t->busy_s += ops->event_seconds(received, mark[MARK_RAN]);
-        t->handoff_s += ops->event_seconds(mark[MARK_RAN], mark[MARK_SENT]);
+        if (sent != mark[MARK_RAN])
+            t->handoff_s += ops->event_seconds(mark[MARK_RAN], sent);
         if (received != mark[MARK_BEGIN])
             t->handoff_s += ops->event_seconds(mark[MARK_BEGIN], received);
     }
     step->next = e->idle;
     e->idle = step;
+    return true;
 }
 
 void engine_finish(struct ek_engine *e, struct engine_step *step)
@@ -329,12 +381,15 @@ void engine_finish(struct ek_engine *e, struct engine_step *step)
     enum ek_status st;
 
     step->finishing = true;
-    st = engine_await(e, dev, step->pass[step->last_stage].mark[MARK_SENT]);
+    st = engine_await(e, dev, end_of(step));
     if (st != EK_OK && e->failed == EK_OK)
         engine_fail(e, st);
     if (e->failed != EK_OK) /* what is there may come from a link that was cut */
         return;
     step->done = true;
+    if (step->from != NULL)
+        step->from->followers--;
+    step->from = NULL;
     e->in_flight--;
     engine_moved(e);
     pthread_cond_broadcast(&e->done);
@@ -396,7 +451,7 @@ static bool next_work(struct engine_device *d, size_t *stage, struct engine_step
                                    (step = pick(e, d->index, stage, &coming)) == NULL))) {
         unsigned seen = atomic_load(&d->signals);
         if (e->failed == EK_OK)
-            engine_settle(e); /* there is time for it now */
+            (void)engine_settle(e); /* there is time for it now */
         if (coming && e->failed == EK_OK) {
             coming = false;
             look_again(d, seen);
@@ -426,10 +481,11 @@ static void encode(struct ek_engine *e, struct engine_encode *job)
     engine_vision_pass(e, job, st);
 }
 
-/* The lock is held. */
+/* Who waits for it may finish it, and a step that follows it may begin; the lock is held. */
 static void issued(struct ek_engine *e, struct engine_step *step)
 {
     step->issued = true;
+    engine_wake(&e->devices[e->stages[0].device]);
     pthread_cond_broadcast(&e->done);
 }
 

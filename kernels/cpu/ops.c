@@ -173,6 +173,47 @@ enum ek_status cpu_argmax(struct ek_device *dev, const float *logits, uint32_t n
     return EK_OK;
 }
 
+struct sample_job {
+    const float *logits;
+    uint32_t vocab;
+    const struct ek_draw *draws;
+    int32_t *ids;
+    _Atomic int status;
+};
+
+static void sample_row(void *arg, uint32_t i, uint32_t thread)
+{
+    struct sample_job *a = arg;
+    enum ek_status st =
+        ek_draw_token(&a->draws[i], a->logits + (size_t)i * a->vocab, a->vocab, &a->ids[i]);
+
+    (void)thread;
+    if (st != EK_OK)
+        a->status = st;
+}
+
+enum ek_status cpu_sample(struct ek_device *dev, const float *logits, uint32_t n, uint32_t vocab,
+                          const struct ek_draw *draws, int32_t *ids)
+{
+    struct sample_job a = {.logits = logits, .vocab = vocab, .draws = draws, .ids = ids};
+
+    cpu_run_rows(cpu_of(dev), n, vocab, sample_row, &a);
+    return a.status == EK_OK ? EK_OK : ek_error(EK_ENOMEM, "out of memory for a draw");
+}
+
+enum ek_status cpu_take(struct ek_device *dev, int32_t *dst, const int32_t *src, size_t n,
+                        uint32_t n_ids, const int32_t *ids)
+{
+    (void)dev;
+    memcpy(dst, src, n * sizeof(*dst));
+    for (uint32_t i = 0; ids != NULL && i < n_ids; i++)
+        if (dst[i] < 0) {
+            int32_t id = ids[-1 - dst[i]];
+            dst[i] = id > 0 ? id : 0;
+        }
+    return EK_OK;
+}
+
 /* ---- Conversion ------------------------------------------------------------------------------ */
 
 enum { CONVERT_CHUNK = 4096 }; /* elements: a multiple of every block */

@@ -223,6 +223,10 @@ enum ek_status ek_cuda_permute(struct ek_device *dev, const void *x, size_t ldx,
                                const int32_t *order, uint32_t n, uint32_t dim, void *out);
 enum ek_status ek_cuda_argmax(struct ek_device *dev, const float *logits, uint32_t n,
                               uint32_t vocab, int32_t *ids);
+enum ek_status ek_cuda_sample(struct ek_device *dev, const float *logits, uint32_t n,
+                              uint32_t vocab, const struct ek_draw *draws, int32_t *ids);
+enum ek_status ek_cuda_take(struct ek_device *dev, int32_t *dst, const int32_t *src, size_t n,
+                            uint32_t n_ids, const int32_t *ids);
 enum ek_status ek_cuda_convert(struct ek_device *dev, const void *x, enum ek_dtype from, void *out,
                                enum ek_dtype to, size_t n);
 enum ek_status ek_cuda_rope_append(struct ek_device *dev, void *qkv, size_t ld,

@@ -105,6 +105,11 @@ cudaError_t ek_cu_convert(const struct ek_cu_queue *q, const void *x, enum ek_dt
 #define EK_CU_ARGMAX 64
 cudaError_t ek_cu_argmax(const struct ek_cu_queue *q, const float *logits, uint32_t n,
                          uint32_t vocab, void *partial, uint32_t *arrived, int32_t *ids);
+/* sample.cu: see kernels.h */
+cudaError_t ek_cu_sample(const struct ek_cu_queue *q, const float *logits, uint32_t n,
+                         uint32_t vocab, const struct ek_draw *draws, int32_t *ids);
+cudaError_t ek_cu_take(const struct ek_cu_queue *q, int32_t *dst, const int32_t *src, size_t n,
+                       uint32_t n_ids, const int32_t *ids);
 /* sink: 4 bytes of device memory that are written only if the sum of all words is a magic number */
 cudaError_t ek_cu_read(const struct ek_cu_queue *q, const void *p, size_t n, uint32_t *sink);
 

@@ -86,6 +86,22 @@ enum ek_status ek_cuda_argmax(struct ek_device *dev, const float *logits, uint32
     return issue(dev, ek_cu_argmax(&d->queue, logits, n, vocab, best, counted, ids), "argmax");
 }
 
+enum ek_status ek_cuda_sample(struct ek_device *dev, const float *logits, uint32_t n,
+                              uint32_t vocab, const struct ek_draw *draws, int32_t *ids)
+{
+    if (n == 0)
+        return EK_OK;
+    return issue(dev, ek_cu_sample(queue(dev), logits, n, vocab, draws, ids), "sample");
+}
+
+enum ek_status ek_cuda_take(struct ek_device *dev, int32_t *dst, const int32_t *src, size_t n,
+                            uint32_t n_ids, const int32_t *ids)
+{
+    if (n == 0)
+        return EK_OK;
+    return issue(dev, ek_cu_take(queue(dev), dst, src, n, n_ids, ids), "take");
+}
+
 enum ek_status ek_cuda_convert(struct ek_device *dev, const void *x, enum ek_dtype from, void *out,
                                enum ek_dtype to, size_t n)
 {

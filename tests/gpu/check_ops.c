@@ -151,6 +151,104 @@ static void check_argmax(uint32_t n, uint32_t vocab)
     both_free(&pr, &logits);
 }
 
+/* ---- tokens */
+static const struct {
+    double temperature;
+    uint32_t top_k;
+    float top_p, min_p;
+} draw_cases[] = {
+    {0, 0, 1, 0},       {1, 0, 1, 0},       {0.7, 50, 1, 0},     {1, 0, 0.9f, 0},
+    {1.2, 0, 1, 0.1f},  {0.8, 20, 0.8f, 0}, {2, 0, 0.3f, 0.01f}, {0.9, 1000, 0.95f, 0.05f},
+    {0.01, 0, 0.5f, 0}, {30, 3, 0.99f, 0},
+};
+enum { DRAWS = 8, N_DRAW_CASES = EK_ARRAY_LEN(draw_cases) };
+
+/* Rows of all kinds: usual, all alike, in steps with many ties, one without a number. */
+static void draw_row(float *x, uint32_t vocab, uint32_t kind)
+{
+    for (uint32_t i = 0; i < vocab; i++)
+        x[i] = kind == 1 ? 2.5f : 3 * ek_random_normal(&seed);
+    for (uint32_t i = 0; i < vocab && kind == 2; i++)
+        x[i] = floorf(x[i]);
+    for (uint32_t i = 0; i < vocab && kind == 3; i += 3)
+        x[i] = i % 2 ? NAN : -INFINITY;
+    x[vocab / 2] = kind == 4 ? INFINITY : x[vocab / 2];
+}
+
+static void check_draws(uint32_t vocab)
+{
+    float *x = ek_calloc((size_t)DRAWS * vocab, sizeof(*x));
+    struct ek_draw *draws;
+    void *logits;
+    int32_t *ids, want;
+
+    need(pr.gpu->ops->alloc(pr.gpu, EK_TAG_ACTIVATIONS, (size_t)DRAWS * vocab * 4, &logits));
+    need(pr.gpu->ops->host_alloc(pr.gpu, DRAWS * sizeof(*draws), (void **)&draws));
+    need(pr.gpu->ops->host_alloc(pr.gpu, DRAWS * sizeof(*ids), (void **)&ids));
+    for (uint32_t i = 0; i < DRAWS; i++)
+        draw_row(x + (size_t)i * vocab, vocab, i);
+    need(pr.gpu->ops->upload(pr.gpu, logits, x, (size_t)DRAWS * vocab * 4));
+    for (size_t c = 0; c < 8 * N_DRAW_CASES; c++) {
+        double t = draw_cases[c % N_DRAW_CASES].temperature;
+        for (uint32_t i = 0; i < DRAWS; i++)
+            draws[i] = (struct ek_draw){.scale = t > 0 ? (float)(1.4426950408889634 / t) : 0,
+                                        .top_k = draw_cases[c % N_DRAW_CASES].top_k,
+                                        .top_p = draw_cases[c % N_DRAW_CASES].top_p,
+                                        .min_p = draw_cases[c % N_DRAW_CASES].min_p,
+                                        .random = ek_random_u64(&seed)};
+        need(pr.gpu->ops->sample(pr.gpu, logits, DRAWS, vocab, draws, ids));
+        need(pr.gpu->ops->sync(pr.gpu));
+        for (uint32_t i = 0; i < DRAWS; i++) {
+            need(ek_draw_token(&draws[i], x + (size_t)i * vocab, vocab, &want));
+            ck_assert_msg(ids[i] == want, "vocabulary %u, case %zu, row %u: %d, not %d", vocab,
+                          c % N_DRAW_CASES, i, ids[i], want);
+        }
+    }
+    pr.gpu->ops->host_free(pr.gpu, draws);
+    pr.gpu->ops->host_free(pr.gpu, ids);
+    pr.gpu->ops->release(pr.gpu, logits);
+    free(x);
+}
+
+START_TEST(draws_are_those_of_the_host_to_the_token)
+{
+    static const uint32_t vocabs[] = {5, 257, 32003, 102400, 151936, 400000};
+
+    open_act(0);
+    for (size_t i = 0; i < EK_ARRAY_LEN(vocabs); i++)
+        check_draws(vocabs[i]);
+    pair_close(&pr);
+}
+END_TEST
+
+START_TEST(a_batch_is_taken_with_the_ids_of_the_step_before)
+{
+    enum { WORDS = 5000, IDS = 1200 };
+    int32_t *src, *ids, got[WORDS];
+    void *dst;
+
+    open_act(0);
+    need(pr.gpu->ops->host_alloc(pr.gpu, WORDS * sizeof(*src), (void **)&src));
+    need(pr.gpu->ops->host_alloc(pr.gpu, IDS * sizeof(*ids), (void **)&ids));
+    need(pr.gpu->ops->alloc(pr.gpu, EK_TAG_ACTIVATIONS, sizeof(got), &dst));
+    for (int32_t i = 0; i < WORDS; i++)
+        src[i] = i % 3 == 1 ? -1 - i % IDS : i;
+    for (int32_t i = 0; i < IDS; i++)
+        ids[i] = i % 7 == 4 ? -1 : 100000 + i;
+    need(pr.gpu->ops->take(pr.gpu, dst, src, WORDS, IDS, ids));
+    need(pr.gpu->ops->download(pr.gpu, got, dst, sizeof(got)));
+    for (int32_t i = 0; i < WORDS; i++)
+        ck_assert_int_eq(got[i], src[i] >= 0 || i >= IDS ? src[i] : i % 7 == 4 ? 0 : ids[i]);
+    need(pr.gpu->ops->take(pr.gpu, dst, src, WORDS, IDS, NULL));
+    need(pr.gpu->ops->download(pr.gpu, got, dst, sizeof(got)));
+    ck_assert_mem_eq(got, src, sizeof(got));
+    pr.gpu->ops->host_free(pr.gpu, src);
+    pr.gpu->ops->host_free(pr.gpu, ids);
+    pr.gpu->ops->release(pr.gpu, dst);
+    pair_close(&pr);
+}
+END_TEST
+
 START_TEST(argmax_takes_the_lowest_index_of_a_tie)
 {
     open_act(0);
@@ -321,6 +419,8 @@ int main(void)
     tcase_set_timeout(tc, 0);
     tcase_add_loop_test(tc, rows_are_normalised_activated_and_gathered_as_on_the_cpu, 0, N_ACTS);
     tcase_add_test(tc, argmax_takes_the_lowest_index_of_a_tie);
+    tcase_add_test(tc, draws_are_those_of_the_host_to_the_token);
+    tcase_add_test(tc, a_batch_is_taken_with_the_ids_of_the_step_before);
     tcase_add_test(tc, converted_numbers_are_those_of_the_host);
     tcase_add_loop_test(tc, products_agree_for_every_weight_type_and_number_of_tokens, 0,
                         N_ACTS * N_WEIGHTS);

@@ -151,6 +151,33 @@ START_TEST(many_prompts_generate_what_each_does_alone)
 }
 END_TEST
 
+/* A step's tokens come from the step before on the devices, over graphs and between devices. */
+START_TEST(steps_that_follow_one_another_choose_what_they_do_one_by_one)
+{
+    enum { SEQS = 3, STEPS = 60 };
+    static const struct ek_sampling samplings[] = {
+        EK_SAMPLING_GREEDY, {0.9, 40, 0.95, 0.01, 5}, {1.3, 0, 1, 0, 6}};
+    struct ek_model *m = fixture_model("qwen2-tied");
+    struct ek_plan *p = plan_for(m, _i);
+    struct ek_engine *e = open_engine(m, p);
+    int32_t *first = random_ids(m, SEQS, 4);
+
+    for (size_t k = 0; k < EK_ARRAY_LEN(samplings); k++) {
+        int32_t *want = decode_ids(e, first, SEQS, STEPS, 1, &samplings[k]);
+        for (uint32_t ahead = 2; ahead <= 3; ahead++) {
+            int32_t *got = decode_ids(e, first, SEQS, STEPS, ahead, &samplings[k]);
+            ck_assert_int_eq(memcmp(got, want, SEQS * STEPS * sizeof(*got)), 0);
+            free(got);
+        }
+        free(want);
+    }
+    free(first);
+    ek_engine_close(e);
+    ek_plan_free(p);
+    ek_model_close(m);
+}
+END_TEST
+
 START_TEST(predicted_memory_is_what_is_allocated)
 {
     struct ek_model *m = fixture_model("llama-mha");
@@ -319,6 +346,7 @@ int main(void)
     tcase_set_timeout(tc, 300);
     tcase_add_loop_test(tc, logits_equal_the_official_ones_wherever_the_stages_lie, 0, n);
     tcase_add_loop_test(tc, decoding_with_graphs_equals_prefill, 0, n);
+    tcase_add_loop_test(tc, steps_that_follow_one_another_choose_what_they_do_one_by_one, 0, n);
     tcase_add_loop_test(tc, many_prompts_generate_what_each_does_alone, 0, n);
     tcase_add_loop_test(tc,
                         pictures_give_the_official_logits_and_the_same_tokens_wherever_modules_lie,

@@ -319,7 +319,7 @@ START_TEST(misuse_is_refused_and_leaves_the_engine_whole)
                            .n_tokens = &one,
                            .tokens = &ok,
                            .logits = EK_LOGITS_LAST,
-                           .argmax_only = true};
+                           .ids_only = true};
     struct ek_step steps[6];
     uint64_t ticket;
     const float *logits;

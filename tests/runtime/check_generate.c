@@ -145,6 +145,34 @@ START_TEST(a_stop_id_ends_its_sequence_alone)
 }
 END_TEST
 
+/* The cache has no block for a step ahead of an end: it waits, and the tokens are the same. */
+START_TEST(a_full_cache_holds_nobody_up_who_ends_in_time)
+{
+    struct ek_generate_options opt = {.sampling = EK_SAMPLING_GREEDY, .max_tokens = 25};
+    struct ek_prompt two[] = {{.ids = ids, .n = 31}, {.ids = ids + 40, .n = 33}};
+    struct ek_engine_options tight = {.cache_tokens = 96}; /* 3 blocks */
+    struct ek_plan *p = plan_of(2, 2, 1, 64);
+    struct ek_engine *e = open_engine(model, p), *few = NULL;
+    struct ek_completion *want = NULL, *got = NULL;
+
+    ck_ok(ek_generate(e, two, 2, &opt, &want, NULL));
+    opt.stop = &want[0].ids[1]; /* the first prompt ends with the last token of its block */
+    opt.n_stop = 1;
+    ck_ok(ek_engine_open(model, p, &tight, &few));
+    for (int k = 0; k < 3; k++) {
+        ck_ok(ek_generate(few, two, 2, &opt, &got, NULL));
+        for (int i = 0; i < 2; i++)
+            ck_assert_mem_eq(got[i].ids, want[i].ids, got[i].n * sizeof(int32_t));
+        ck_assert_int_eq(got[0].finish, EK_FINISH_STOP);
+        ek_completions_free(got, 2);
+    }
+    ek_completions_free(want, 2);
+    ek_engine_close(e);
+    ek_engine_close(few);
+    ek_plan_free(p);
+}
+END_TEST
+
 START_TEST(generation_ends_where_the_context_does)
 {
     struct ek_generate_options opt = {.sampling = EK_SAMPLING_GREEDY, .max_tokens = 1000};
@@ -289,6 +317,7 @@ int main(void)
     tcase_add_test(tc, the_tokens_do_not_depend_on_devices_groups_or_chunks);
     tcase_add_test(tc, greedy_generation_equals_teacher_forcing);
     tcase_add_test(tc, a_stop_id_ends_its_sequence_alone);
+    tcase_add_test(tc, a_full_cache_holds_nobody_up_who_ends_in_time);
     tcase_add_test(tc, generation_ends_where_the_context_does);
     tcase_add_test(tc, tokens_are_streamed_and_a_callback_ends_its_sequence);
     tcase_add_test(tc, an_interrupt_gives_what_there_is_and_frees_the_engine);

@@ -6,6 +6,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { VOCAB = 5, DRAWS = 10000 };
 /* logarithms of 0.4, 0.3, 0.15, 0.1, 0.05, shuffled and shifted */
@@ -115,6 +116,97 @@ START_TEST(equals_of_the_kth_stay)
 }
 END_TEST
 
+/* ---- the rules by a sort, in doubles: the same ids are left */
+struct sorted {
+    float logit;
+    double p;
+    int32_t id;
+};
+
+static int best_first(const void *a, const void *b)
+{
+    const struct sorted *x = a, *y = b;
+
+    return x->logit != y->logit ? (x->logit < y->logit ? 1 : -1) : x->id - y->id;
+}
+
+static size_t with_equals(const struct sorted *c, size_t n, size_t k)
+{
+    while (k < n && c[k].logit == c[k - 1].logit)
+        k++;
+    return k;
+}
+
+/* left[i]: id i may be drawn. Logits are far enough apart for rounding not to matter. */
+static void sort_out(const struct ek_sampling *s, const float *logits, uint32_t n, bool *left)
+{
+    struct sorted *c = ek_calloc(n, sizeof(*c));
+    double sum = 0, have = 0;
+    size_t kept = n, k = 0;
+
+    for (uint32_t i = 0; i < n; i++)
+        c[i] = (struct sorted){logits[i], exp(logits[i] / s->temperature), (int32_t)i};
+    qsort(c, n, sizeof(*c), best_first);
+    if (s->top_k > 0 && s->top_k < n)
+        kept = with_equals(c, n, s->top_k);
+    for (size_t i = 0; i < kept; i++)
+        sum += c[i].p;
+    while (s->top_p < 1 && k < kept && have < s->top_p * sum)
+        have += c[k++].p;
+    kept = s->top_p < 1 ? with_equals(c, kept, k) : kept;
+    while (c[kept - 1].p < s->min_p * c[0].p)
+        kept--;
+    memset(left, 0, n * sizeof(*left));
+    for (size_t i = 0; i < kept; i++)
+        left[c[i].id] = true;
+    free(c);
+}
+
+START_TEST(what_is_left_is_what_a_sort_leaves)
+{
+    enum { WIDE = 300, TRIES = 40, EACH = 200 };
+    uint64_t random = 7, state = 1;
+    float logits[WIDE];
+    bool left[WIDE];
+
+    for (int k = 0; k < TRIES; k++) {
+        struct ek_sampling s = {.temperature = 0.5 + ek_random_unit(&random),
+                                .top_k = k % 3 ? (uint32_t)(ek_random_u64(&random) % WIDE) : 0,
+                                .top_p = k % 2 ? 0.05 + 0.9 * ek_random_unit(&random) : 1,
+                                .min_p = k % 5 == 4 ? 0.2 * ek_random_unit(&random) : 0};
+        for (int i = 0; i < WIDE; i++)
+            logits[i] = k % 4 ? 2 * ek_random_normal(&random) : (float)(i % 7);
+        sort_out(&s, logits, WIDE, left);
+        for (int i = 0; i < EACH; i++) {
+            int32_t id;
+            ck_ok(ek_sample(&s, logits, WIDE, &state, &id));
+            ck_assert_msg(left[id], "try %d: %d was sorted out", k, id);
+        }
+    }
+}
+END_TEST
+
+/* The first and the last of all random numbers draw the first and the last id that is left. */
+START_TEST(the_ends_of_the_random_numbers_are_the_ends_of_what_is_left)
+{
+    float logits[] = {-1, 3, 2, NAN, 2.5f, -INFINITY, 0};
+    struct ek_draw d = {.scale = 1.4427f, .top_k = 3, .top_p = 1, .random = 0};
+    int32_t id;
+
+    ck_ok(ek_draw_token(&d, logits, 7, &id));
+    ck_assert_int_eq(id, 1);
+    d.random = UINT64_MAX;
+    ck_ok(ek_draw_token(&d, logits, 7, &id));
+    ck_assert_int_eq(id, 4);
+    d.top_k = 0;
+    ck_ok(ek_draw_token(&d, logits, 7, &id));
+    ck_assert_int_eq(id, 6);
+    d.scale = 0x1p100f; /* as cold as can be */
+    ck_ok(ek_draw_token(&d, logits, 7, &id));
+    ck_assert_int_eq(id, 1);
+}
+END_TEST
+
 START_TEST(bad_settings_and_logits_are_refused)
 {
     static const struct ek_sampling bad[] = {{-1, 0, 1, 0, 0},  {NAN, 0, 1, 0, 0},
@@ -146,6 +238,8 @@ int main(void)
     tcase_add_test(tc, a_seed_gives_the_same_tokens_and_another_seed_others);
     tcase_add_test(tc, greedy_takes_the_largest_and_the_lowest_of_equals);
     tcase_add_test(tc, equals_of_the_kth_stay);
+    tcase_add_test(tc, what_is_left_is_what_a_sort_leaves);
+    tcase_add_test(tc, the_ends_of_the_random_numbers_are_the_ends_of_what_is_left);
     tcase_add_test(tc, bad_settings_and_logits_are_refused);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_ENV);

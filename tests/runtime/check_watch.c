@@ -228,6 +228,46 @@ START_TEST(a_step_without_memory_ends_alone_and_others_go_on)
 }
 END_TEST
 
+/* A step whose tokens would have come from one that found no memory ends as that one did. */
+START_TEST(what_follows_a_step_without_memory_ends_with_it)
+{
+    struct ek_model *m;
+    struct ek_plan *p;
+    struct ek_engine *e = open_three(&m, &p, 10);
+    int32_t token = 3, row = EK_TOKEN_OF_ROW(0);
+    uint32_t one = 1, seq;
+    uint64_t tickets[3];
+    float *want, *got;
+    int32_t *ids = random_ids(m, 40, 1);
+
+    want = all_logits(e, ids, 40);
+    make_slow(e, (size_t)_i, 0, 1);
+    bad.attention = poor_attention;
+    ck_ok(ek_engine_seq_open(e, &seq));
+    for (int k = 0; k < 3; k++) {
+        struct ek_step step = {.n_seqs = 1,
+                               .seqs = &seq,
+                               .n_tokens = &one,
+                               .tokens = k ? &row : &token,
+                               .from = k ? tickets[k - 1] : 0,
+                               .logits = EK_LOGITS_LAST};
+        ck_ok(ek_engine_submit(e, &step, &tickets[k]));
+    }
+    for (int k = 0; k < 3; k++) {
+        ck_assert_int_eq(ek_engine_wait(e, tickets[k], NULL, NULL, NULL), EK_ENOMEM);
+        assert_says("out of memory, for a test");
+        ek_engine_release(e, tickets[k]);
+    }
+    ek_engine_seq_close(e, seq);
+    got = all_logits(e, ids, 40);
+    ck_assert_mem_eq(got, want, 40 * m->config.vocab * sizeof(*got));
+    free(got);
+    free(want);
+    free(ids);
+    close_three(e, m, p);
+}
+END_TEST
+
 START_TEST(the_deadline_of_the_environment_is_a_number)
 {
     struct ek_model *m = small_model(2);
@@ -325,6 +365,7 @@ int main(void)
     tcase_add_test(tc, a_message_that_does_not_come_is_told_with_its_link);
     tcase_add_test(tc, a_tower_that_goes_on_meets_no_deadline_and_one_that_does_not_is_told);
     tcase_add_loop_test(tc, a_step_without_memory_ends_alone_and_others_go_on, 0, 3);
+    tcase_add_loop_test(tc, what_follows_a_step_without_memory_ends_with_it, 0, 3);
     tcase_add_loop_test(tc, the_deadline_of_the_environment_is_a_number, 0, 2);
     tcase_add_test(tc, a_wait_for_a_flag_that_is_never_raised_ends_when_the_link_is_abandoned);
     suite_add_tcase(s, tc);

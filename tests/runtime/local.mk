@@ -63,3 +63,9 @@ TESTS += tests/runtime/check_watch
 tests_runtime_check_watch_SOURCES = tests/runtime/check_watch.c tests/runtime/support.c
 tests_runtime_check_watch_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_runtime_check_watch_LDADD = $(RUNTIME_TEST_LIBS)
+
+check_PROGRAMS += tests/runtime/check_chain
+TESTS += tests/runtime/check_chain
+tests_runtime_check_chain_SOURCES = tests/runtime/check_chain.c tests/runtime/support.c
+tests_runtime_check_chain_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_runtime_check_chain_LDADD = $(RUNTIME_TEST_LIBS)

@@ -148,6 +148,59 @@ float *all_logits(struct ek_engine *e, const int32_t *ids, size_t n)
     return logits;
 }
 
+static uint64_t put_decode(struct ek_engine *e, const uint32_t *seqs, uint32_t n,
+                           const int32_t *tokens, uint64_t from, const struct ek_sampling *sampling,
+                           uint64_t *states)
+{
+    uint32_t ones[64];
+    struct ek_draw draws[64];
+    struct ek_step step = {.n_seqs = n,
+                           .seqs = seqs,
+                           .n_tokens = ones,
+                           .tokens = tokens,
+                           .from = from,
+                           .logits = EK_LOGITS_LAST,
+                           .draws = draws,
+                           .ids_only = true};
+    uint64_t ticket;
+
+    for (uint32_t i = 0; i < n; i++) {
+        ones[i] = 1;
+        ck_ok(ek_sampling_draw(sampling, &states[i], &draws[i]));
+    }
+    ck_ok(ek_engine_submit(e, &step, &ticket));
+    return ticket;
+}
+
+int32_t *decode_ids(struct ek_engine *e, const int32_t *first, uint32_t n_seqs, size_t n_steps,
+                    uint32_t ahead, const struct ek_sampling *sampling)
+{
+    int32_t *out = ek_calloc(n_steps * n_seqs, sizeof(*out)), rows[64];
+    uint32_t seqs[64];
+    uint64_t states[64], tickets[8];
+    const int32_t *ids;
+
+    for (uint32_t i = 0; i < n_seqs; i++) {
+        ck_ok(ek_engine_seq_open(e, &seqs[i]));
+        states[i] = sampling->seed + i;
+        rows[i] = EK_TOKEN_OF_ROW(i);
+    }
+    for (size_t put = 0, got = 0; got < n_steps; got++) {
+        for (; put < n_steps && put - got < ahead; put++) {
+            const int32_t *known = put ? out + (put - 1) * n_seqs : first;
+            tickets[put % 8] = put == got ? put_decode(e, seqs, n_seqs, known, 0, sampling, states)
+                                          : put_decode(e, seqs, n_seqs, rows,
+                                                       tickets[(put - 1) % 8], sampling, states);
+        }
+        ck_ok(ek_engine_wait(e, tickets[got % 8], NULL, &ids, NULL));
+        memcpy(out + got * n_seqs, ids, n_seqs * sizeof(*ids));
+        ek_engine_release(e, tickets[got % 8]);
+    }
+    for (uint32_t i = 0; i < n_seqs; i++)
+        ek_engine_seq_close(e, seqs[i]);
+    return out;
+}
+
 double largest_difference(const float *a, const float *b, size_t n)
 {
     double d = 0;

@@ -42,6 +42,10 @@ struct ek_engine *open_engine(const struct ek_model *m, const struct ek_plan *p)
 int32_t *random_ids(const struct ek_model *m, size_t n, uint64_t seed);
 /* Logits of all n tokens of one sequence, chunk by chunk: [n][vocab], freed with free(). */
 float *all_logits(struct ek_engine *e, const int32_t *ids, size_t n);
+/* n_steps tokens of each of n_seqs new sequences that begin with first[i]: [n_steps][n_seqs], freed
+ * with free(). `ahead` steps are under way, 1: none follows another on the devices. */
+int32_t *decode_ids(struct ek_engine *e, const int32_t *first, uint32_t n_seqs, size_t n_steps,
+                    uint32_t ahead, const struct ek_sampling *sampling);
 double largest_difference(const float *a, const float *b, size_t n);
 double largest(const float *a, size_t n);
 
