@@ -101,7 +101,7 @@ struct ek_stage_options {
  *   activations = T*hidden*a (hidden states) + T*hidden*a (normalised)
  *               + T*a * max(q+k+v rows + heads*v_dim, 3*intermediate, hidden with the final norm)
  *               (at least T*hidden*4 + T*4 with the embedding of a model that takes pictures)
- *               + L*hidden*a + L*vocab*4 + L*4 with the head
+ *               + L*hidden*a + L*vocab*4 with the head
  *               + 4*(4*T + 2*S + 1 + S*B) (the batch; 6*T with M-RoPE),
  * terms of layers only in stages with layers: affine in T, L and S*B, whatever the layers' number.
  * Visual modules use the same memory at other times, so the larger counts. With R = max_patches, H

@@ -16,6 +16,29 @@ template <int W, int R> constexpr int UNROLL = (W == EK_F32 ? 4 : 8) / R;
 #define ONE_RESIDENT 2
 
 // ---- the token
+#define NORM_BYTES ((size_t)64 << 10) // of a token and its norm's weights in shared memory
+
+template <typename T> __host__ __device__ constexpr size_t token_bytes(uint32_t cols, bool norm)
+{
+    size_t both = cols * (sizeof(T) + sizeof(float));
+
+    return norm && both <= NORM_BYTES ? both : cols * sizeof(T);
+}
+
+// The weights of the norm behind the token, while the kernel ahead is at work; they are as cold as
+// the matrix. Too many of them stay where they are.
+template <typename T>
+__device__ __forceinline__ const float *stage_norm(const float *norm, uint32_t cols, T *token)
+{
+    float *to = reinterpret_cast<float *>(token + cols);
+
+    if (norm == nullptr || token_bytes<T>(cols, true) == cols * sizeof(T))
+        return norm;
+    for (uint32_t i = threadIdx.x; i < cols / 4; i += ONE_THREADS)
+        copy16(shared_at(to + 4 * i), norm + 4 * i);
+    return to;
+}
+
 template <typename T>
 __device__ __forceinline__ void stage_token(const T *x, const float *norm, float eps, uint32_t cols,
                                             T *to)
@@ -106,12 +129,14 @@ __global__ void __launch_bounds__(ONE_THREADS, ONE_RESIDENT)
             at[r] = Unit<MODE>::data(p, m, r) + row[r] * p.row_bytes;
         next.load(at, lane, chunks);
     };
+    T *token = reinterpret_cast<T *>(shared);
+    const float *norm = STAGED ? stage_norm(p.norm, p.cols, token) : nullptr;
     if (u < units)
         open(u);
     pdl_next();
     pdl_wait();
     if (STAGED)
-        stage_token((const T *)p.x, p.norm, p.eps, p.cols, reinterpret_cast<T *>(shared));
+        stage_token((const T *)p.x, norm, p.eps, p.cols, token);
     while (u < units) {
         uint32_t this_u = u, this_m = m, this_row[R];
         Finish<T, MODE> finish;
@@ -162,7 +187,7 @@ static cudaError_t one_launch(const struct ek_cu_queue *q, const struct ek_cu_pr
         return launch(q, one_k<W, T, MODE, MODE != EK_CU_LINEAR>, one_blocks(q, units), ONE_THREADS,
                       0, *p, units);
     return launch(q, one_k<W, T, MODE, true>, one_blocks(q, units), ONE_THREADS,
-                  p->cols * sizeof(T), *p, units);
+                  token_bytes<T>(p->cols, p->norm != NULL), *p, units);
 }
 
 template <int W>

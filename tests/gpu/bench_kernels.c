@@ -99,6 +99,7 @@ static const struct shape models[] = {
 struct layer {
     struct ek_mat qkv[3], o, gate_up[2], down;
     struct ek_kv kv;
+    float *norms[2], *bias; /* as cold as the matrices */
 };
 struct model {
     const struct shape *s;
@@ -106,7 +107,7 @@ struct model {
     struct ek_mat head;
     struct ek_batch batch;
     struct ek_rope rope;
-    float *norm, *bias;
+    float *norm;
     void *x, *qkv, *attn, *act, *last;
     float *logits;
     int32_t *ids;
@@ -121,21 +122,21 @@ static uint32_t qkv_rows(const struct shape *s)
 static void run_layer(struct model *m, struct layer *l)
 {
     const struct shape *s = m->s;
-    const float *biases[3] = {m->bias, m->bias, m->bias};
     uint32_t n = m->batch.n_tokens, hd = s->heads * s->dim;
+    const float *biases[3] = {l->bias, l->bias + hd, l->bias + hd};
 
     if (ops->norm_qkv_rope && !m->separate) {
-        need(ops->norm_qkv_rope(dev, m->x, m->norm, 1e-6f, &m->batch, l->qkv, biases, &m->rope,
+        need(ops->norm_qkv_rope(dev, m->x, l->norms[0], 1e-6f, &m->batch, l->qkv, biases, &m->rope,
                                 &l->kv, m->qkv, qkv_rows(s)));
     } else {
-        need(
-            ops->norm_linear(dev, m->x, m->norm, 1e-6f, n, l->qkv, 3, biases, m->qkv, qkv_rows(s)));
+        need(ops->norm_linear(dev, m->x, l->norms[0], 1e-6f, n, l->qkv, 3, biases, m->qkv,
+                              qkv_rows(s)));
         need(ops->rope_append(dev, m->qkv, qkv_rows(s), &m->rope, &m->batch, s->heads, &l->kv));
     }
     need(ops->attention(dev, m->qkv, qkv_rows(s), &m->batch, &l->kv, s->heads, 0.0884f, m->attn,
                         hd));
     need(ops->linear(dev, m->attn, hd, n, &l->o, NULL, m->x, s->hidden, EK_LINEAR_ADD));
-    need(ops->norm_gate_up(dev, m->x, m->norm, 1e-6f, n, l->gate_up, m->act, s->ffn));
+    need(ops->norm_gate_up(dev, m->x, l->norms[1], 1e-6f, n, l->gate_up, m->act, s->ffn));
     need(ops->linear(dev, m->act, s->ffn, n, &l->down, NULL, m->x, s->hidden, EK_LINEAR_ADD));
 }
 
@@ -241,11 +242,13 @@ static void make_model(struct model *m, const struct shape *s)
         l->gate_up[0] = matrix(EK_BF16, s->ffn, s->hidden);
         l->gate_up[1] = matrix(EK_BF16, s->ffn, s->hidden);
         l->down = matrix(EK_BF16, s->hidden, s->ffn);
+        l->norms[0] = take_ones(s->hidden);
+        l->norms[1] = take_ones(s->hidden);
+        l->bias = take_ones(qkv_rows(s));
     }
     for (uint32_t i = 0; i < s->dim / 2; i++)
         f[i] = powf(1e6f, -2.0f * (float)i / (float)s->dim);
     m->norm = take_ones(s->ffn);
-    m->bias = take_ones(s->ffn);
     m->rope = (struct ek_rope){
         .inv_freq = take_ints((int32_t *)f, s->dim / 2), .dim = s->dim, .amplitude = 1};
     need(ops->sync(dev));
