@@ -15,13 +15,36 @@ static const struct ek_option options[] = {
     {"act", "TYPE", "data type of activations: F32, BF16, F16 (default F32; CUDA: BF16)"},
     {"cache", "TYPE", "data type of the KV cache (default: that of the activations)"},
     {"max-batch", "N", "most sequences at once (default 8)"},
-    {"max-prompt", "N", "longest prompt chunk (default 512)"},
-    {"max-context", "N", "longest context (default 2048)"},
+    {"max-prompt", "N", "longest prompt chunk (default 512; GPUs alone: 4096)"},
+    {"max-context", "N", "longest context (default 2048; GPUs alone: 4096)"},
     {"target-error", "F", "of interpolation between points (default 0.03)"},
     {"kernels", NULL, "trace which kernels a few points of each module go to (GPUs)"},
     {"thorough", NULL, "more points, longer sampling"},
     {NULL, NULL, NULL},
 };
+
+#define GPU_CHUNK 4096u /* the products of a GPU are faster the more tokens they have */
+
+static bool gpus_alone(const struct ek_profile_options *o)
+{
+    for (size_t i = 0; i < o->n_devices; i++)
+        if (strcmp(o->devices[i].backend, "cpu") == 0)
+            return false;
+    return true;
+}
+
+/* A plan's chunks are at most as long as the longest that was measured. */
+static enum ek_status read_lengths(const struct ek_args *a, struct ek_profile_options *o)
+{
+    bool gpus = gpus_alone(o);
+
+    if (gpus)
+        o->max_context = GPU_CHUNK;
+    EK_TRY(ek_arg_u32(a, "max-context", 2, 1u << 22, &o->max_context));
+    if (gpus)
+        o->max_prompt = o->max_context < GPU_CHUNK ? o->max_context : GPU_CHUNK;
+    return ek_arg_u32(a, "max-prompt", 1, 1u << 20, &o->max_prompt);
+}
 
 static enum ek_status read_options(const struct ek_args *a, const struct ek_device_spec *devices,
                                    size_t n, struct ek_profile_options *o)
@@ -36,8 +59,7 @@ static enum ek_status read_options(const struct ek_args *a, const struct ek_devi
     o->cache = o->act;
     EK_TRY(ek_arg_dtype(a, "cache", &o->cache));
     EK_TRY(ek_arg_u32(a, "max-batch", 1, 4096, &o->max_batch));
-    EK_TRY(ek_arg_u32(a, "max-prompt", 1, 1u << 20, &o->max_prompt));
-    EK_TRY(ek_arg_u32(a, "max-context", 2, 1u << 22, &o->max_context));
+    EK_TRY(read_lengths(a, o));
     return ek_arg_double(a, "target-error", 0.001, 1, &o->target_error);
 }
 

@@ -6,6 +6,7 @@
 #include "kernels/kernels.h"
 #include "kernels/sample.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #define BINS 65536u

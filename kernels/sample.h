@@ -1,15 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The arithmetic of drawing a token, shared by the host and by devices: the same logits give the
- * same token on either, for every rounding is written out and sums are of integers. Only kernels/
- * includes this.
+ * same token on either, for every product and sum is rounded and sums of many are of integers. Only
+ * kernels/ includes this.
  */
 #ifndef EK_KERNELS_SAMPLE_H
 #define EK_KERNELS_SAMPLE_H
 
-#include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+#ifdef __clang__ /* no product and sum in one rounding */
+#pragma STDC FP_CONTRACT OFF
+#elif !defined(__CUDACC__)
+#pragma GCC optimize("fp-contract=off")
+#endif
 
 #ifdef __CUDACC__
 #define EK_SAMPLE static __host__ __device__ __forceinline__
@@ -28,6 +33,16 @@ EK_SAMPLE uint32_t ek_sample_key(float x)
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+/* p x + c, both rounded. */
+EK_SAMPLE float ek_sample_step(float p, float x, float c)
+{
+#ifdef __CUDA_ARCH__
+    return __fadd_rn(__fmul_rn(p, x), c);
+#else
+    return p * x + c;
+#endif
+}
+
 /* 2^(scale * (x - best)) in units of 2^-40, to 24 bits; 0 from 2^-40 on, and for what is no number.
  * scale: log2(e) / temperature. */
 EK_SAMPLE uint64_t ek_sample_weight(float x, float best, float scale)
@@ -40,13 +55,13 @@ EK_SAMPLE uint64_t ek_sample_weight(float x, float best, float scale)
     whole = (int)d;
     g = d - (float)whole - 0.5f; /* 2^-(g + 1/2) by the series of 2^-g */
     p = 1.07853115e-05f;
-    p = fmaf(p, -g, 1.08919408e-04f);
-    p = fmaf(p, -g, 9.42824938e-04f);
-    p = fmaf(p, -g, 6.80104431e-03f);
-    p = fmaf(p, -g, 3.92473316e-02f);
-    p = fmaf(p, -g, 1.69865792e-01f);
-    p = fmaf(p, -g, 4.90129072e-01f);
-    p = fmaf(p, -g, 7.07106781e-01f);
+    p = ek_sample_step(p, -g, 1.08919408e-04f);
+    p = ek_sample_step(p, -g, 9.42824938e-04f);
+    p = ek_sample_step(p, -g, 6.80104431e-03f);
+    p = ek_sample_step(p, -g, 3.92473316e-02f);
+    p = ek_sample_step(p, -g, 1.69865792e-01f);
+    p = ek_sample_step(p, -g, 4.90129072e-01f);
+    p = ek_sample_step(p, -g, 7.07106781e-01f);
     return ((uint64_t)(uint32_t)(p * 16777216.0f) << 16) >> whole;
 }
 

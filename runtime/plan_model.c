@@ -39,7 +39,7 @@ enum ek_status ek_plan_single(const struct ek_model *m, const struct ek_device_s
                               uint32_t batch, uint32_t context, struct ek_plan **out)
 {
     struct ek_plan *p;
-    uint32_t chunk;
+    uint64_t chunk, most = (uint64_t)batch * context;
     enum ek_status st = EK_ENOMEM;
 
     if (batch == 0 || context == 0)
@@ -63,7 +63,7 @@ enum ek_status ek_plan_single(const struct ek_model *m, const struct ek_device_s
     p->generate = context - p->prompt;
     p->micro_batches = 1;
     chunk = strcmp(device->backend, "cpu") == 0 ? CPU_CHUNK : GPU_CHUNK;
-    p->prefill_chunk = context < chunk ? context : chunk;
+    p->prefill_chunk = (uint32_t)(most < chunk ? most : chunk);
     p->act = p->cache = default_act(m, device);
     EK_GOTO(single_stage(m, p), st, fail);
     *out = p;

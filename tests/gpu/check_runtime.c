@@ -334,7 +334,7 @@ static bool gpu_is_here(void)
 int main(void)
 {
     Suite *s = suite_create("runtime on a GPU");
-    TCase *tc = tcase_create("gpu");
+    TCase *tc = tcase_create("gpu"), *tokens = tcase_create("tokens");
     SRunner *sr = srunner_create(s);
     int failed, n = (int)EK_ARRAY_LEN(layouts);
 
@@ -346,13 +346,15 @@ int main(void)
     tcase_set_timeout(tc, 300);
     tcase_add_loop_test(tc, logits_equal_the_official_ones_wherever_the_stages_lie, 0, n);
     tcase_add_loop_test(tc, decoding_with_graphs_equals_prefill, 0, n);
-    tcase_add_loop_test(tc, steps_that_follow_one_another_choose_what_they_do_one_by_one, 0, n);
-    tcase_add_loop_test(tc, many_prompts_generate_what_each_does_alone, 0, n);
+    tcase_set_timeout(tokens, 300);
+    tcase_add_loop_test(tokens, steps_that_follow_one_another_choose_what_they_do_one_by_one, 0, n);
+    tcase_add_loop_test(tokens, many_prompts_generate_what_each_does_alone, 0, n);
     tcase_add_loop_test(tc,
                         pictures_give_the_official_logits_and_the_same_tokens_wherever_modules_lie,
                         0, (int)EK_ARRAY_LEN(views));
     tcase_add_test(tc, predicted_memory_is_what_is_allocated);
     suite_add_tcase(s, tc);
+    suite_add_tcase(s, tokens);
     srunner_set_fork_status(sr, CK_NOFORK); /* a CUDA context does not survive a fork */
     srunner_run_all(sr, CK_ENV);
     failed = srunner_ntests_failed(sr);
