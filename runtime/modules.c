@@ -158,7 +158,8 @@ enum ek_status stage_run_layers(struct ek_stage *s, const struct ek_batch *batch
     return EK_OK;
 }
 
-/* The rows asked for, normalised, to out. The norm is of each row alone: gathered first. */
+/* The rows asked for (NULL: the first n), normalised, to out. The norm is of each row alone:
+ * gathered first. */
 static enum ek_status run_norm(struct ek_stage *s, const void *from, const int32_t *rows,
                                uint32_t n, void *out)
 {
@@ -166,8 +167,11 @@ static enum ek_status run_norm(struct ek_stage *s, const void *from, const int32
     uint32_t hidden = s->m->config.hidden;
     void *picked = stage_at(s, s->at.xn);
 
-    EK_TRY(ops->gather(s->dev, from, hidden, rows, n, hidden, picked));
-    return ops->rms_norm(s->dev, picked, hidden, s->final_norm, (float)s->m->config.norm_eps, n,
+    if (rows != NULL) {
+        EK_TRY(ops->gather(s->dev, from, hidden, rows, n, hidden, picked));
+        from = picked;
+    }
+    return ops->rms_norm(s->dev, from, hidden, s->final_norm, (float)s->m->config.norm_eps, n,
                          hidden, out, hidden);
 }
 
@@ -192,6 +196,8 @@ enum ek_status stage_run_eager(struct ek_stage *s, const struct ek_batch *batch,
     size_t row = s->m->config.hidden * stage_act_bytes(s);
     const void *hidden = s->has_embed || s->n_layers > 0 || s->has_norm ? x : in;
 
+    if (n_rows == batch->n_tokens)
+        rows = NULL; /* they ascend: these are all */
     EK_TRY(stage_run_layers(s, batch, in));
     if (s->has_head)
         return n_rows ? stage_run_head(s, hidden, rows, n_rows, out) : EK_OK;

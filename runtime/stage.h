@@ -144,8 +144,8 @@ enum ek_status stage_replace(struct ek_stage *s, const struct ek_embed_row *rows
 enum ek_status stage_fetch(struct ek_stage *s, const void *from, size_t n, float *out);
 /* Embedding and layers, from in to the stage's x. */
 enum ek_status stage_run_layers(struct ek_stage *s, const struct ek_batch *batch, const void *in);
-/* Final norm and head over n <= max_logits rows of `from` (x; or normalised rows without a norm).
- */
+/* Final norm and head over n <= max_logits rows of `from` (x; or normalised rows without a norm);
+ * rows NULL: the first n. */
 enum ek_status stage_run_head(struct ek_stage *s, const void *from, const int32_t *rows, uint32_t n,
                               float *logits);
 /* Everything, as ek_stage_run. */
