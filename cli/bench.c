@@ -7,9 +7,12 @@
 #include "cli/session.h"
 #include "profiler/store.h"
 
+#include <dirent.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define NOTED_LOSS 0.02 /* of a run's time */
 
 static const struct ek_option options[] = {
     {"plan", "FILE", "the plan to run (default: everything on one device, nothing predicted)"},
@@ -366,6 +369,44 @@ static enum ek_status read_workload(const struct ek_args *args, struct ek_bench_
     return read_pictures(args, o);
 }
 
+/* Seconds that threads of this process were ready to run and other processes had the cores. */
+static double waited(void)
+{
+    DIR *tasks = opendir("/proc/self/task");
+    unsigned long long ran, waits;
+    double sum = 0;
+
+    for (struct dirent *d; tasks != NULL && (d = readdir(tasks)) != NULL;) {
+        char path[300];
+        FILE *f;
+        snprintf(path, sizeof(path), "/proc/self/task/%s/schedstat", d->d_name);
+        if (d->d_name[0] == '.' || (f = fopen(path, "re")) == NULL)
+            continue;
+        if (fscanf(f, "%llu %llu", &ran, &waits) == 2)
+            sum += (double)waits * 1e-9;
+        fclose(f);
+    }
+    if (tasks != NULL)
+        closedir(tasks);
+    return sum;
+}
+
+/* Times of stages do not have it in them (as a profile's rows), those of the whole do. */
+static enum ek_status time_it(struct bench *b, const struct ek_bench_options *opt)
+{
+    uint64_t begin = ek_now_ns();
+    double before = waited(), lost, seconds;
+
+    EK_TRY(ek_bench_run(b->session.engine, opt, &b->result));
+    lost = waited() - before;
+    seconds = (double)(ek_now_ns() - begin) * 1e-9;
+    if (lost > NOTED_LOSS * seconds)
+        ek_note("other processes had this machine's cores: of %.1f s threads waited %.1f s, which "
+                "times of the whole have in them and those of CPU stages do not",
+                seconds, lost);
+    return EK_OK;
+}
+
 static enum ek_status run(const struct ek_args *args)
 {
     struct ek_bench_options opt = {.repeats = 3, .seed = 1};
@@ -382,7 +423,7 @@ static enum ek_status run(const struct ek_args *args)
         EK_GOTO(ek_account_begin(&b.account), st, done);
     EK_GOTO(ek_session_open(args, args->operands[0], &need, &b.session), st, done);
     ek_catch_interrupts();
-    EK_GOTO(ek_bench_run(b.session.engine, &opt, &b.result), st, done);
+    EK_GOTO(time_it(&b, &opt), st, done);
     if (b.account)
         EK_GOTO(ek_account_of(b.account, b.session.engine, &b.rows, &b.n_rows), st, done);
     EK_GOTO(add_times(&b), st, done);
