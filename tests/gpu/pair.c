@@ -119,6 +119,23 @@ static float *random_floats(size_t n, float base, float scale, uint64_t *seed)
     return v;
 }
 
+/* Weights by the hundred million: even values of the same spread, which are ten times faster made.
+ */
+static float *random_weights(size_t n, float scale, uint64_t *seed)
+{
+    float *v = malloc(n * sizeof(float)), step = scale * 1.7320508f / 0x80000000u;
+
+    ck_assert(v != NULL);
+    for (size_t i = 0; i < n; i += 2) {
+        uint64_t u = ek_random_u64(seed);
+
+        v[i] = step * (float)(int32_t)u;
+        if (i + 1 < n)
+            v[i + 1] = step * (float)(int32_t)(u >> 32);
+    }
+    return v;
+}
+
 struct both both_new(struct pair *p, size_t n)
 {
     float *v = calloc(n, sizeof(float));
@@ -235,7 +252,7 @@ void mats_random(struct pair *p, enum ek_dtype t, uint32_t rows, uint32_t cols, 
     if (t >= EK_Q4_0) {
         random_blocks(t, data, bytes, scale, seed);
     } else {
-        float *v = random_floats(n, 0, scale, seed);
+        float *v = random_weights(n, scale, seed);
 
         narrow(v, t, data, n);
         free(v);
