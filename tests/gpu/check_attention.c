@@ -258,10 +258,10 @@ START_TEST(fused_qkv_rotates_and_appends)
     const struct shape *s =
         &shapes[2 + (size_t)_i / 3 % 2 * 7]; /* M-RoPE; interleaved and partial */
     struct shape one = *s;
-    static const uint32_t tokens[] = {1, 5, 13};
+    static const uint32_t tokens[] = {1, 5, 13, 40};
     static const enum ek_dtype types[] = {EK_F32 /* the activations' */, EK_Q4_0, EK_G4_64,
                                           EK_Q5_K};
-    uint32_t n = tokens[_i / 6 % 3], cols = 512;
+    uint32_t n = tokens[_i / 6 % 4], cols = 512;
     uint32_t rows[3] = {s->heads * s->dim, s->kv_heads * s->dim, s->kv_heads * s->dim};
     struct both x, norm, bias[3];
     const float *gb[3], *cb[3];
@@ -274,7 +274,7 @@ START_TEST(fused_qkv_rotates_and_appends)
     one.n_seqs = 1;
     one.past[0] = 300;
     one.n_new[0] = n;
-    t = _i / 18 ? types[_i / 18] : pr.act;
+    t = _i / 24 ? types[_i / 24] : pr.act;
     setup(&u, &one);
     x = both_random(&pr, (size_t)n * cols, 2, &seed);
     norm = both_floats(&pr, cols, 1, 0.1f, &seed);
@@ -344,7 +344,7 @@ int main(void)
     tcase_add_loop_test(tc, rotation_cache_and_attention_agree_with_the_cpu, 0,
                         3 * EK_ARRAY_LEN(shapes));
     tcase_add_test(tc, one_captured_graph_serves_growing_contexts);
-    tcase_add_loop_test(tc, fused_qkv_rotates_and_appends, 0, 72);
+    tcase_add_loop_test(tc, fused_qkv_rotates_and_appends, 0, 96);
     tcase_add_test(tc, the_same_input_gives_the_same_bits);
     srunner_set_fork_status(sr, CK_NOFORK);
     srunner_run_all(sr, CK_NORMAL);
