@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Drawing a token on the host: the reference of what devices do. Every rule keeps an upper set of
- * the logits in their order, found by two histograms of half a key each; no sort.
+ * the logits in their order, found by histograms of a third of a key each; no sort.
  */
 #include "kernels/kernels.h"
 #include "kernels/sample.h"
@@ -9,7 +9,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define BINS 65536u
+#define BITS 11 /* of a key, looked at together */
+#define BINS (1u << BITS)
 
 struct candidate {
     int32_t id;
@@ -17,37 +18,31 @@ struct candidate {
     uint64_t weight;
 };
 
-/* The largest half key whose candidates, with those above it, measure at least `need` (in all they
- * do); *above: without its own. */
-static uint32_t descend(const uint64_t *bins, uint64_t need, uint64_t *above)
+/* The highest bin that, with those above it, measures at least *need, which is in them all; *need:
+ * what those above leave for it. */
+static uint32_t descend(const uint64_t bins[BINS], uint64_t *need)
 {
     uint32_t bin = BINS - 1;
 
-    for (*above = 0; bin > 0 && *above + bins[bin] < need; bin--)
-        *above += bins[bin];
+    for (; bin > 0 && bins[bin] < *need; bin--)
+        *need -= bins[bin];
     return bin;
 }
 
 /* The largest key t for which the candidates of keys >= t measure at least `need`: their number, or
  * (weigh) the sum of their weights. */
-static enum ek_status threshold(const struct candidate *c, size_t n, bool weigh, uint64_t need,
-                                uint32_t *t)
+static uint32_t threshold(const struct candidate *c, size_t n, bool weigh, uint64_t need)
 {
-    uint64_t *bins = ek_calloc(BINS, sizeof(*bins)), above;
-    uint32_t high;
+    uint64_t bins[BINS], t = 0;
 
-    if (bins == NULL)
-        return EK_ENOMEM;
-    for (size_t i = 0; i < n; i++)
-        bins[c[i].key >> 16] += weigh ? c[i].weight : 1;
-    high = descend(bins, need, &above);
-    memset(bins, 0, BINS * sizeof(*bins));
-    for (size_t i = 0; i < n; i++)
-        if (c[i].key >> 16 == high)
-            bins[c[i].key & (BINS - 1)] += weigh ? c[i].weight : 1;
-    *t = high << 16 | descend(bins, need - above, &above);
-    free(bins);
-    return EK_OK;
+    for (int shift = 2 * BITS; shift >= 0; shift -= BITS) {
+        memset(bins, 0, sizeof(bins));
+        for (size_t i = 0; i < n; i++)
+            if ((uint64_t)c[i].key >> (shift + BITS) == t)
+                bins[c[i].key >> shift & (BINS - 1)] += weigh ? c[i].weight : 1;
+        t = t << BITS | descend(bins, &need);
+    }
+    return (uint32_t)t;
 }
 
 /* Keeps the candidates of keys >= key and weights >= weight, in their order. */
@@ -70,25 +65,19 @@ static uint64_t sum_of(const struct candidate *c, size_t n)
     return sum;
 }
 
-/* The rules, in their order; *n: how many are left. */
-static enum ek_status apply(const struct ek_draw *d, const float *logits, float best,
-                            struct candidate *c, size_t *n)
+/* The rules, in their order; returns how many are left. */
+static size_t apply(const struct ek_draw *d, const float *logits, float best, struct candidate *c,
+                    size_t n)
 {
-    uint32_t key;
-
-    if (d->top_k > 0 && d->top_k < *n) {
-        EK_TRY(threshold(c, *n, false, d->top_k, &key));
-        *n = keep(c, *n, key, 0);
-    }
-    for (size_t i = 0; i < *n; i++)
+    if (d->top_k > 0 && d->top_k < n)
+        n = keep(c, n, threshold(c, n, false, d->top_k), 0);
+    for (size_t i = 0; i < n; i++)
         c[i].weight = ek_sample_weight(logits[c[i].id], best, d->scale);
-    if (d->top_p < 1) {
-        EK_TRY(threshold(c, *n, true, ek_sample_share(sum_of(c, *n), d->top_p), &key));
-        *n = keep(c, *n, key, 0);
-    }
+    if (d->top_p < 1)
+        n = keep(c, n, threshold(c, n, true, ek_sample_share(sum_of(c, n), d->top_p)), 0);
     if (d->min_p > 0)
-        *n = keep(c, *n, 0, ek_sample_share(ek_sample_weight(best, best, d->scale), d->min_p));
-    return EK_OK;
+        n = keep(c, n, 0, ek_sample_share(ek_sample_weight(best, best, d->scale), d->min_p));
+    return n;
 }
 
 static int32_t draw(const struct candidate *c, size_t n, uint64_t random)
@@ -118,7 +107,6 @@ enum ek_status ek_draw_token(const struct ek_draw *d, const float *logits, uint3
     int32_t best = best_of(logits, vocab);
     struct candidate *c;
     size_t n = 0;
-    enum ek_status st;
 
     if (best < 0 || d->scale == 0) {
         *id = best;
@@ -129,9 +117,7 @@ enum ek_status ek_draw_token(const struct ek_draw *d, const float *logits, uint3
     for (uint32_t i = 0; i < vocab; i++)
         if (!isnan(logits[i]))
             c[n++] = (struct candidate){.id = (int32_t)i, .key = ek_sample_key(logits[i])};
-    st = apply(d, logits, logits[best], c, &n);
-    if (st == EK_OK)
-        *id = draw(c, n, d->random);
+    *id = draw(c, apply(d, logits, logits[best], c, n), d->random);
     free(c);
-    return st;
+    return EK_OK;
 }

@@ -234,6 +234,7 @@ int main(void)
     SRunner *sr = srunner_create(s);
     int failed;
 
+    tcase_set_timeout(tc, 60);
     tcase_add_loop_test(tc, draws_follow_the_distribution, 0, EK_ARRAY_LEN(cases));
     tcase_add_test(tc, a_seed_gives_the_same_tokens_and_another_seed_others);
     tcase_add_test(tc, greedy_takes_the_largest_and_the_lowest_of_equals);
