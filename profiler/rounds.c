@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What lies between two rounds of decoding: the newest ids go to the host, which queues the next
- * step. Measured with the engine itself, on a model so small that the round is little else.
+ * What lies between two rounds of decoding: the device takes over the next step's batch, with the
+ * ids that it has just chosen. Measured with the engine itself, on a model that is small, but large
+ * enough for the host to stay ahead.
  */
 #include "profiler/measure.h"
 
@@ -16,7 +17,7 @@ static const char config[] =
     "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_act\": "
     "\"silu\","
     " \"hidden_size\": 1024, \"intermediate_size\": 2816, \"num_attention_heads\": 16,"
-    " \"num_key_value_heads\": 4, \"num_hidden_layers\": 2, \"vocab_size\": 1024,"
+    " \"num_key_value_heads\": 4, \"num_hidden_layers\": 8, \"vocab_size\": 1024,"
     " \"max_position_embeddings\": 1024, \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0,"
     " \"tie_word_embeddings\": false, \"torch_dtype\": \"bfloat16\", \"bos_token_id\": 1,"
     " \"eos_token_id\": 2}\n";
