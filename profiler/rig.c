@@ -46,9 +46,9 @@ struct rig {
     void *in;         /* hidden states or normalised rows that every run starts from */
     void *ids;        /* of the best logits, ... */
     void *best;       /* ... and where they go on the host, [max_logits] both */
-    int32_t *routing; /* of the tokens of a mixture of experts, [max_tokens][top_k]; else NULL */
+    int32_t *routing; /* of the tokens at a layer of experts, [max_tokens][top_k]; else NULL */
     uint64_t drawn;   /* state of what they are drawn by */
-    void *experts;    /* routing, on the device */
+    void *experts;    /* on the device, routing for each layer of a stage */
     void *flush;      /* read before a run of a module alone, so that its weights are cold */
     size_t flush_bytes;
     struct ek_event *mark[2];
@@ -262,7 +262,8 @@ static enum ek_status make_routing(struct rig *r)
         return EK_OK;
     if ((r->routing = ek_calloc(1, bytes)) == NULL)
         return EK_ENOMEM;
-    EK_TRY(r->opt.dev->ops->alloc(r->opt.dev, EK_TAG_ACTIVATIONS, bytes, &r->experts));
+    EK_TRY(
+        r->opt.dev->ops->alloc(r->opt.dev, EK_TAG_ACTIVATIONS, r->group.run * bytes, &r->experts));
     r->cap.experts = r->experts;
     return EK_OK;
 }
@@ -338,21 +339,30 @@ void rig_free(struct rig *r)
 /* ---- Running ----------------------------------------------------------------------------------
  */
 
-/* Other experts from sample to sample, as tokens go to: the weights of the last ones are no warmer.
- * Sequences that a decode batch is padded with go where the first one goes. */
-static enum ek_status draw_experts(struct rig *r)
+/* Of one layer. Sequences that a decode batch is padded with go where the first one goes. */
+static enum ek_status draw_layer(struct rig *r, uint32_t layer)
 {
     const struct ek_config *c = &r->opt.m->config;
     uint32_t used = rig_batch_host(r->batch)->n_tokens, k = c->top_k;
     uint32_t rows = used > r->opt.max_batch ? used : r->opt.max_batch;
+    int32_t *to = (int32_t *)r->experts + (size_t)layer * r->cap.max_tokens * k;
 
-    if (!r->routing)
-        return EK_OK;
     routing_draw(c->n_experts, k, used, &r->drawn, r->routing);
     for (uint32_t i = used * k; i < rows * k; i++)
         r->routing[i] = r->routing[i % k];
-    return r->opt.dev->ops->upload(r->opt.dev, r->experts, r->routing,
-                                   (size_t)rows * k * sizeof(*r->routing));
+    EK_TRY(r->opt.dev->ops->upload(r->opt.dev, to, r->routing, (size_t)rows * k * sizeof(*to)));
+    return r->opt.dev->ops->sync(r->opt.dev); /* routing is drawn anew */
+}
+
+/* Other experts from layer to layer and from sample to sample, as tokens go to: the weights of the
+ * last ones are no warmer. */
+static enum ek_status draw_experts(struct rig *r)
+{
+    uint32_t layers = alone(r) ? 1 : 2 * r->n;
+
+    for (uint32_t i = 0; r->routing && i < layers; i++)
+        EK_TRY(draw_layer(r, i));
+    return EK_OK;
 }
 
 /* A step as the engine's workers run it: the batch to the device ... */
@@ -428,9 +438,9 @@ static enum ek_status sample(void *ctx, double values[TIMING_VALUES])
     struct rig *r = ctx;
     double one, two;
 
+    EK_TRY(draw_experts(r));
     if (is_heavy(r))
         EK_TRY(rest(r, r->rest_s));
-    EK_TRY(draw_experts(r));
     EK_TRY(timed_step(r, r->stages[0], &one));
     r->rest_s = REST_BETWEEN * one;
     r->least[0] = fmin(r->least[0], one);

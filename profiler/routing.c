@@ -3,8 +3,7 @@
  * Routing of the tokens that mixtures of experts are measured with. What a router makes of random
  * hidden states says nothing of real ones, and how many experts a step reaches is most of its time:
  * so the rig's tokens go where tokens go that choose evenly and independently, which is what
- * routers are trained for. Kernels take experts in waves: a step of the mean number of experts
- * takes less than the mean step, so that every sample has choices of its own.
+ * routers are trained for.
  */
 #include "profiler/measure.h"
 

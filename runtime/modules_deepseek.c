@@ -182,7 +182,9 @@ enum ek_status stage_run_experts(struct ek_stage *s, const struct stage_layer *l
 
     lay_out_experts(s, &p); /* did not overflow when the stage was made */
     chosen = (int32_t *)(void *)(scratch + p.ids);
-    ids = s->opt.experts ? s->opt.experts : chosen;
+    ids = chosen;
+    if (s->opt.experts)
+        ids = s->opt.experts + (size_t)(l - s->layers) * s->opt.max_tokens * c->top_k;
     weights = (float *)(void *)(scratch + p.weights);
     EK_TRY(ops->rms_norm(s->dev, x, c->hidden, l->norm2, (float)c->norm_eps, n, c->hidden, xn,
                          c->hidden));

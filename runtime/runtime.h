@@ -85,9 +85,9 @@ struct ek_stage_options {
     uint32_t max_patches; /* rows of a vision tower in one run; 0: what max_context tokens take, up
                            * to 65536 (Qwen2.5-VL), 10 tiles (DeepSeek-VL2) */
     enum ek_dtype cache;
-    /* For measuring: device memory, [max_tokens][top_k], the experts that tokens of every layer go
-     * to whatever the router says (it runs all the same, its weights are taken). NULL: it decides.
-     */
+    /* For measuring: device memory, [layers][max_tokens][top_k], the experts that tokens of each of
+     * the stage's layers go to whatever the router says (it runs all the same, its weights are
+     * taken). NULL: it decides. */
     const int32_t *experts;
     struct ek_load_times *load; /* filled by ek_stage_new, which takes long then; NULL: not asked */
     bool shared_embed;          /* a tied head uses the embedding of another stage of this device */
