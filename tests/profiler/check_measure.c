@@ -75,6 +75,38 @@ START_TEST(sampling_stops_when_the_median_is_known_or_time_is_up)
 }
 END_TEST
 
+START_TEST(samples_that_differ_by_what_they_do_are_averaged)
+{
+    struct timing_rule rule = TIMING_RULE_INIT;
+    struct machine m = {.mean = 1e-3, .spread = 0.06, .seed = 11};
+    struct ek_store_time t[TIMING_VALUES];
+
+    rule.mean = true;
+    rule.min_n = 32;
+    rule.noise = 0.01;
+    ck_assert_int_eq(timing_run(&rule, sample, simulated, &m, t), EK_OK);
+    ck_assert_str_eq(t[0].stop, "converged");
+    ck_assert_uint_ge(t[0].n, 32);
+    ck_assert_double_eq_tol(t[0].median_s, m.mean, m.mean * 0.03);
+}
+END_TEST
+
+/* What a stage takes by itself is seen through the noise of large times. */
+START_TEST(a_stages_own_time_is_the_median_of_its_rows)
+{
+    static const double us[] = {40, 0, 21, 20, 29, 0, 17};
+    struct ek_store_time_row rows[EK_ARRAY_LEN(us) + 1] = {{.time = {.median_s = 1}}};
+
+    rows[EK_ARRAY_LEN(us)].key.phase = EK_PHASE_DECODE;
+    rows[EK_ARRAY_LEN(us)].time.median_s = 9e-6;
+    for (size_t i = 0; i < EK_ARRAY_LEN(us); i++)
+        rows[i].time.median_s = us[i] * 1e-6;
+    ck_assert_double_eq_tol(ek_typical(rows, EK_ARRAY_LEN(rows), EK_PHASE_PREFILL), 20e-6, 1e-12);
+    ck_assert_double_eq_tol(ek_typical(rows, EK_ARRAY_LEN(rows), EK_PHASE_DECODE), 9e-6, 1e-12);
+    ck_assert_double_eq(ek_typical(rows, 0, EK_PHASE_DECODE), 0);
+}
+END_TEST
+
 START_TEST(a_failing_sample_is_passed_on)
 {
     struct timing_rule rule = TIMING_RULE_INIT;
@@ -439,6 +471,8 @@ int main(void)
     tcase_add_test(tc, attribution_adds_up_to_a_module);
     tcase_add_loop_test(tc, kernels_are_named_without_their_parameters, 0,
                         EK_ARRAY_LEN(kernel_names));
+    tcase_add_test(tc, samples_that_differ_by_what_they_do_are_averaged);
+    tcase_add_test(tc, a_stages_own_time_is_the_median_of_its_rows);
     tcase_add_loop_test(tc, clocks_that_fall_are_seen_and_when, 0, EK_ARRAY_LEN(going_on));
     tcase_add_loop_test(tc, points_are_added_where_interpolation_misses, 0, EK_ARRAY_LEN(spaces));
     tcase_add_test(tc, pictures_of_tiles_are_measured_at_whole_ones);
