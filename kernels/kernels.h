@@ -393,6 +393,15 @@ struct ek_ops {
                                           const struct ek_rope *rope, const struct ek_batch *batch,
                                           const struct ek_latent *l, const struct ek_mat *kv_b,
                                           void *out, size_t ldo);
+    /* latent_append, then latent_query, attention and latent_value in one, out[i] = [heads][v]: for
+     * batches where keys and values of every head, made of the cached latents by kv_b, cost less
+     * than queries in the latent space. Else *taken is false, and nothing was issued. */
+    enum ek_status (*latent_prefill)(struct ek_device *dev, const void *ckv, size_t ld,
+                                     const float *norm_weight, float eps, const struct ek_kv *kv,
+                                     const void *q, size_t ldq, const struct ek_rope *rope,
+                                     const struct ek_batch *batch, const struct ek_latent *l,
+                                     const struct ek_mat *kv_b, float scale, void *out, size_t ldo,
+                                     bool *taken);
     /* experts of one token, and the feed-forward layer that every token goes to: shared holds its
      * gate and up (one matrix, gate first) and its down */
     enum ek_status (*experts_token)(struct ek_device *dev, const void *x, const int32_t *ids,

@@ -68,37 +68,54 @@ static enum ek_status make_queries(struct ek_stage *s, const struct stage_layer 
     return stage_run_linear(s, &l->q_b, scratch + p->normed, rank, n, scratch + p->q, *ldq, 0);
 }
 
-enum ek_status stage_run_latent(struct ek_stage *s, const struct stage_layer *l,
-                                const struct ek_batch *batch, void *x)
+/* Latents into the cache, and attention's values of all heads, from the queries. */
+static enum ek_status attend(struct ek_stage *s, const struct stage_layer *l,
+                             const struct ek_batch *batch, const struct latent_parts *p,
+                             const void *q, size_t ldq)
 {
     const struct ek_ops *ops = s->dev->ops;
     const struct ek_config *c = &s->m->config;
     const struct ek_latent shape = {c->n_heads, c->kv_lora, c->qk_nope, c->qk_rope, c->v_head};
-    size_t kv_a = c->kv_lora + c->qk_rope, ldq, ld = l->qkv.rows;
-    size_t lq = c->n_heads * kv_a, lm = (size_t)c->n_heads * c->kv_lora;
-    size_t lo = (size_t)c->n_heads * c->v_head;
-    uint32_t n = batch->n_tokens;
-    char *scratch = stage_at(s, s->at.scratch);
-    struct latent_parts p;
-    const void *q, *ckv;
+    size_t kv_a = c->kv_lora + c->qk_rope, ld = l->qkv.rows, lq = c->n_heads * kv_a;
+    size_t lm = (size_t)c->n_heads * c->kv_lora, lo = (size_t)c->n_heads * c->v_head;
+    char *scratch = stage_at(s, s->at.scratch), *query = scratch + p->query;
+    char *mixed = scratch + p->mixed, *out = scratch + p->out;
+    const void *ckv = scratch + p->first + (ld - kv_a) * stage_act_bytes(s);
+    bool taken = false;
 
-    lay_out_latent(s, &p); /* did not overflow when the stage was made */
-    ckv = scratch + p.first + (ld - kv_a) * stage_act_bytes(s);
-    EK_TRY(stage_run_norm_linear(s, l->norm, &l->qkv, n, x, scratch + p.first));
-    EK_TRY(make_queries(s, l, n, &p, scratch, &q, &ldq));
+    if (ops->latent_prefill)
+        EK_TRY(ops->latent_prefill(s->dev, ckv, ld, l->kv_a_norm, LATENT_EPS, &l->kv, q, ldq,
+                                   &s->rope, batch, &shape, &l->kv_b, s->softmax_scale, out, lo,
+                                   &taken));
+    if (taken)
+        return EK_OK;
     if (ops->latent_append_query) {
         EK_TRY(ops->latent_append_query(s->dev, ckv, ld, l->kv_a_norm, LATENT_EPS, &l->kv, q, ldq,
-                                        &s->rope, batch, &shape, &l->kv_b, scratch + p.query, lq));
+                                        &s->rope, batch, &shape, &l->kv_b, query, lq));
     } else {
         EK_TRY(
             ops->latent_append(s->dev, ckv, ld, l->kv_a_norm, LATENT_EPS, &s->rope, batch, &l->kv));
-        EK_TRY(ops->latent_query(s->dev, q, ldq, &s->rope, batch, &shape, &l->kv_b,
-                                 scratch + p.query, lq));
+        EK_TRY(ops->latent_query(s->dev, q, ldq, &s->rope, batch, &shape, &l->kv_b, query, lq));
     }
-    EK_TRY(ops->attention(s->dev, scratch + p.query, lq, batch, &l->kv, c->n_heads,
-                          s->softmax_scale, scratch + p.mixed, lm));
     EK_TRY(
-        ops->latent_value(s->dev, scratch + p.mixed, lm, n, &shape, &l->kv_b, scratch + p.out, lo));
+        ops->attention(s->dev, query, lq, batch, &l->kv, c->n_heads, s->softmax_scale, mixed, lm));
+    return ops->latent_value(s->dev, mixed, lm, batch->n_tokens, &shape, &l->kv_b, out, lo);
+}
+
+enum ek_status stage_run_latent(struct ek_stage *s, const struct stage_layer *l,
+                                const struct ek_batch *batch, void *x)
+{
+    const struct ek_config *c = &s->m->config;
+    size_t lo = (size_t)c->n_heads * c->v_head, ldq;
+    char *scratch = stage_at(s, s->at.scratch);
+    uint32_t n = batch->n_tokens;
+    struct latent_parts p;
+    const void *q;
+
+    lay_out_latent(s, &p); /* did not overflow when the stage was made */
+    EK_TRY(stage_run_norm_linear(s, l->norm, &l->qkv, n, x, scratch + p.first));
+    EK_TRY(make_queries(s, l, n, &p, scratch, &q, &ldq));
+    EK_TRY(attend(s, l, batch, &p, q, ldq));
     return stage_run_linear(s, &l->o, scratch + p.out, lo, n, x, c->hidden, EK_LINEAR_ADD);
 }
 

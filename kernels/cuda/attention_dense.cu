@@ -6,8 +6,8 @@
 template <typename T, int D>
 static cudaError_t dense(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
 {
-    return a->batch.max_q <= TILE_KV ? tiles_launch<T, D, 4, 1, RowSource>(q, a)
-                                     : tiles_launch<T, D, 8, 2, RowSource>(q, a);
+    return a->batch.max_q <= TILE_KV ? tiles_launch<T, 4, 1, RowSource<D, 1>>(q, a)
+                                     : tiles_launch<T, 8, 2, RowSource<D, 2>>(q, a);
 }
 
 template <typename T>

@@ -391,7 +391,7 @@ static cudaError_t prefill(const struct ek_cu_queue *q, const struct ek_cu_atten
 
     return boxes && hopper_built() && a->batch.max_q > 64
                ? prefill_hopper<T, D>(q, a, rows)
-               : tiles_launch<T, D, 8, 2, PagedSource<D>>(q, a);
+               : tiles_launch<T, 8, 2, PagedSource<D>>(q, a);
 }
 
 extern "C" cudaError_t ek_cu_attention_prefill(const struct ek_cu_queue *q, enum ek_dtype act,

@@ -3,8 +3,9 @@
 // they see 64 tokens at a time through buffers in shared memory: while one is multiplied the next
 // is copied. Scores never leave registers. Tiles in shared memory are 64 columns wide and swizzled,
 // as wgmma reads them and as ldmatrix meets no bank twice; Hopper multiplies by wgmma, other GPUs
-// by mma. Keys and values come from a source: the paged cache, causally (attention_prefill.cu), or
-// rows beside the queries, all of a segment (attention_dense.cu).
+// by mma. Keys (DK elements) and values (DV) come from a source: the paged cache, causally
+// (attention_prefill.cu), rows beside the queries, all of a segment (attention_dense.cu), or what
+// was made of a latent cache, a span of the context at a time (attention_expanded.cu).
 #ifndef EK_CUDA_ATTENTION_TILES_CUH
 #define EK_CUDA_ATTENTION_TILES_CUH
 
@@ -25,9 +26,11 @@ template <int D> constexpr int tile_columns()
 {
     return (D + 63) / 64 * 64;
 }
-template <typename T, int D, int WARPS, int BUFFERS> struct TileShared {
-    T q[16 * WARPS * tile_columns<D>()];
-    T k[BUFFERS][TILE_KV * tile_columns<D>()], v[BUFFERS][TILE_KV * tile_columns<D>()];
+// Keys that are long leave room for one buffer of values: they are copied while their step's scores
+// are made, where VALUES is 1 and BUFFERS 2.
+template <typename T, int DK, int DV, int WARPS, int BUFFERS, int VALUES> struct TileShared {
+    T q[16 * WARPS * tile_columns<DK>()];
+    T k[BUFFERS][TILE_KV * tile_columns<DK>()], v[VALUES][TILE_KV * tile_columns<DV>()];
 };
 
 // ---- what a block works on: rows of one sequence or segment, one head
@@ -36,12 +39,40 @@ struct TileSpan {
     uint32_t token; // its first row among all
     uint32_t n;     // rows, at most 16 a warp
     uint32_t past;  // tokens of the context before its first row
-    uint32_t end;   // tokens that any of its rows sees
+    uint32_t begin; // first token of the context that this launch takes
+    uint32_t end;   // tokens that any of its rows sees, of those up to the launch's last
     uint32_t open;  // tokens that all of its rows see
+    bool done;      // no later launch has more of the context
+};
+
+// The rows of block y of one head and their causal context; false: there are none.
+__device__ __forceinline__ bool causal_span(const ek_cu_attention &a, uint32_t rows, TileSpan &s)
+{
+    uint32_t tile = gridDim.y - 1 - blockIdx.y; // the longest contexts of all heads first
+    uint32_t first = (uint32_t)a.batch.seq_start[s.seq];
+    uint32_t n_new = (uint32_t)a.batch.seq_start[s.seq + 1] - first;
+    uint32_t len = (uint32_t)max(a.batch.kv_len[s.seq], 0);
+
+    if (rows * tile >= n_new)
+        return false;
+    s.token = first + rows * tile;
+    s.n = min(n_new - rows * tile, rows);
+    s.past = len - n_new + rows * tile;
+    s.end = s.past + s.n;
+    s.open = s.past;
+    s.done = true;
+    return true;
+}
+
+struct NoCopy { // of sources whose keys and values are copied together, by copy_kv
+    __device__ __forceinline__ NoCopy(const ek_cu_attention &, const TileSpan &)
+    {
+    }
 };
 
 // Keys and values of the paged cache; a row sees the context up to itself.
 template <int D> struct PagedSource {
+    static constexpr int DK = D, DV = D, VALUES = 2;
     static constexpr bool causal = true;
 
     static __device__ __forceinline__ uint32_t dim(const ek_cu_attention &)
@@ -51,30 +82,20 @@ template <int D> struct PagedSource {
     static __device__ __forceinline__ bool span(const ek_cu_attention &a, uint32_t rows,
                                                 TileSpan &s)
     {
-        uint32_t tile = gridDim.y - 1 - blockIdx.y; // the longest contexts of all heads first
-        uint32_t first = (uint32_t)a.batch.seq_start[s.seq];
-        uint32_t n_new = (uint32_t)a.batch.seq_start[s.seq + 1] - first;
-        uint32_t len = (uint32_t)max(a.batch.kv_len[s.seq], 0);
-
-        if (rows * tile >= n_new)
-            return false;
         s.kv_head = s.head / (a.heads / a.kv.kv_heads);
-        s.token = first + rows * tile;
-        s.n = min(n_new - rows * tile, rows);
-        s.past = len - n_new + rows * tile;
-        s.end = s.past + s.n;
-        s.open = s.past;
-        return true;
+        return causal_span(a, rows, s);
     }
     static __device__ __forceinline__ size_t at(const ek_cu_attention &a, const TileSpan &s,
                                                 uint32_t token)
     {
         return (slot_of(a, s.seq, token) * a.kv.kv_heads + s.kv_head) * D;
     }
+    template <typename T, int WARPS> using Copy = NoCopy;
 };
 
 // Keys and values in rows beside the queries; a row sees all of its segment.
-struct RowSource {
+template <int D, int BUFFERS> struct RowSource {
+    static constexpr int DK = D, DV = D, VALUES = BUFFERS;
     static constexpr bool causal = false;
 
     static __device__ __forceinline__ uint32_t dim(const ek_cu_attention &a)
@@ -92,6 +113,7 @@ struct RowSource {
         s.past = rows * tile;
         s.token = first + s.past;
         s.n = min(s.end - s.past, rows);
+        s.done = true;
         return true;
     }
     static __device__ __forceinline__ size_t at(const ek_cu_attention &a, const TileSpan &s,
@@ -99,6 +121,7 @@ struct RowSource {
     {
         return (s.token - s.past + token) * a.row + s.head * a.kv.head_dim;
     }
+    template <typename T, int WARPS> using Copy = NoCopy;
 };
 
 // ---- copies into shared memory; pieces behind a head's last element are zeros
@@ -116,11 +139,12 @@ __device__ __forceinline__ void copy_q(const ek_cu_attention &a, T *to, const Ti
     }
 }
 
-template <typename T, int D, int WARPS, typename Source>
+template <typename T, int WARPS, typename Source>
 __device__ __forceinline__ void copy_kv(const ek_cu_attention &a, T *k, T *v, const TileSpan &s,
                                         uint32_t dim, uint32_t first)
 {
-    constexpr int ALL = TILE_KV * D / 8, THREADS = 32 * WARPS, N = (ALL + THREADS - 1) / THREADS;
+    constexpr int D = Source::DK, ALL = TILE_KV * D / 8, THREADS = 32 * WARPS,
+                  N = (ALL + THREADS - 1) / THREADS;
     size_t from[N];
 
 #pragma unroll
@@ -142,13 +166,13 @@ __device__ __forceinline__ void copy_kv(const ek_cu_attention &a, T *k, T *v, co
 }
 
 // ---- one warp's 16 rows; ROWS: of a block
-template <typename T, int D, int ROWS> struct TileWarp {
-    float o[D / 8][4], peak[2], weight[2];
+template <typename T, int DK, int DV, int ROWS> struct TileWarp {
+    float o[DV / 8][4], peak[2], weight[2];
 
     __device__ __forceinline__ void start()
     {
 #pragma unroll
-        for (int i = 0; i < D / 8; i++)
+        for (int i = 0; i < DV / 8; i++)
             o[i][0] = o[i][1] = o[i][2] = o[i][3] = 0;
         peak[0] = peak[1] = -INFINITY;
         weight[0] = weight[1] = 0;
@@ -162,7 +186,7 @@ template <typename T, int D, int ROWS> struct TileWarp {
 
         wgmma_begin();
 #pragma unroll
-        for (int d = 0; d < D / 16; d++)
+        for (int d = 0; d < DK / 16; d++)
             wgmma_shared(s, operand_at(qa + d / 4 * ROWS * 128 + d % 4 * 32, 0),
                          operand_at(ka + d / 4 * TILE_KV * 128 + d % 4 * 32, 0), d > 0, T());
         wgmma_commit();
@@ -176,7 +200,7 @@ template <typename T, int D, int ROWS> struct TileWarp {
         for (int i = 0; i < TILE_KV / 8; i++)
             s[i][0] = s[i][1] = s[i][2] = s[i][3] = 0;
 #pragma unroll
-        for (int d = 0; d < D / 16; d++) {
+        for (int d = 0; d < DK / 16; d++) {
             uint32_t a[4], row = 16 * warp + lane % 16;
 
             load_tiles(a, shared_at(q + place<ROWS>(row, 2 * d + lane / 16)));
@@ -229,30 +253,26 @@ template <typename T, int D, int ROWS> struct TileWarp {
             weight[r] = weight[r] * shrink + sum; // of this lane's columns; lanes meet at the end
             peak[r] = m;
 #pragma unroll
-            for (int i = 0; i < D / 8; i++)
+            for (int i = 0; i < DV / 8; i++)
                 o[i][2 * r] *= shrink, o[i][2 * r + 1] *= shrink;
         }
     }
 
-    // Probabilities of tokens 16j .. 16j + 15 as operand a.
-    static __device__ __forceinline__ void operand(const float (&s)[TILE_KV / 8][4], int j,
-                                                   uint32_t p[4])
+    // Probabilities of tokens 16j .. 16j + 15 as operands a.
+    static __device__ __forceinline__ void operands(const float (&s)[TILE_KV / 8][4],
+                                                    uint32_t (&p)[TILE_KV / 16][4])
     {
-        p[0] = pack2<T>(s[2 * j][0], s[2 * j][1]);
-        p[1] = pack2<T>(s[2 * j][2], s[2 * j][3]);
-        p[2] = pack2<T>(s[2 * j + 1][0], s[2 * j + 1][1]);
-        p[3] = pack2<T>(s[2 * j + 1][2], s[2 * j + 1][3]);
+#pragma unroll
+        for (int j = 0; j < TILE_KV / 16; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                p[j][i] = pack2<T>(s[2 * j + i / 2][i % 2 * 2], s[2 * j + i / 2][i % 2 * 2 + 1]);
     }
 
     __device__ __forceinline__ void values(const T *v, uint32_t lane,
-                                           const float (&s)[TILE_KV / 8][4])
+                                           const uint32_t (&p)[TILE_KV / 16][4])
     {
 #ifdef EK_WGMMA
-        uint32_t p[TILE_KV / 16][4];
-
-#pragma unroll
-        for (int j = 0; j < TILE_KV / 16; j++)
-            operand(s, j, p[j]);
         wgmma_begin();
 #pragma unroll
         for (int j = 0; j < TILE_KV / 16; j++)
@@ -262,19 +282,24 @@ template <typename T, int D, int ROWS> struct TileWarp {
 #else
 #pragma unroll
         for (int j = 0; j < TILE_KV / 16; j++) {
-            uint32_t p[4];
-
-            operand(s, j, p);
 #pragma unroll
-            for (int d = 0; d < D / 16; d++) { // two tiles of 8 dimensions
+            for (int d = 0; d < DV / 16; d++) { // two tiles of 8 dimensions
                 uint32_t b[4], token = 16 * j + lane % 16;
 
                 load_tiles_turned(b, shared_at(v + place<TILE_KV>(token, 2 * d + lane / 16)));
-                mma<T>(o[2 * d], p, b[0], b[1]);
-                mma<T>(o[2 * d + 1], p, b[2], b[3]);
+                mma<T>(o[2 * d], p[j], b[0], b[1]);
+                mma<T>(o[2 * d + 1], p[j], b[2], b[3]);
             }
         }
 #endif
+    }
+
+    // The lane's weights of both rows, of all lanes that share them.
+    __device__ __forceinline__ float whole(int r) const
+    {
+        float l = weight[r];
+        l += __shfl_xor_sync(0xffffffffu, l, 1);
+        return l + __shfl_xor_sync(0xffffffffu, l, 2);
     }
 
     __device__ __forceinline__ void finish(const ek_cu_attention &a, const TileSpan &s,
@@ -282,75 +307,151 @@ template <typename T, int D, int ROWS> struct TileWarp {
     {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            float l = weight[r];
-            l += __shfl_xor_sync(0xffffffffu, l, 1);
-            l += __shfl_xor_sync(0xffffffffu, l, 2);
-            float f = l > 0 ? 1.0f / l : 0.0f;
+            float l = whole(r), f = l > 0 ? 1.0f / l : 0.0f;
             if (row + 8 * r >= s.n)
                 continue;
             T *out = (T *)a.out + (s.token + row + 8 * r) * a.ldo + s.head * dim + 2 * t;
 #pragma unroll
-            for (int i = 0; i < D / 8; i++)
+            for (int i = 0; i < DV / 8; i++)
                 if (8 * i < dim)
                     *reinterpret_cast<uint32_t *>(out + 8 * i) =
                         pack2<T>(o[i][2 * r] * f, o[i][2 * r + 1] * f);
         }
     }
+
+    // Sums so far, from one launch to the next.
+    __device__ __forceinline__ void save(const ek_cu_attention &a, const TileSpan &s, uint32_t row,
+                                         uint32_t t)
+    {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float l = whole(r);
+            if (row + 8 * r >= s.n)
+                continue;
+            size_t at = (size_t)(s.token + row + 8 * r) * a.heads + s.head;
+            float2 *to = reinterpret_cast<float2 *>(a.partial + at * DV) + t;
+#pragma unroll
+            for (int i = 0; i < DV / 8; i++)
+                to[4 * i] = make_float2(o[i][2 * r], o[i][2 * r + 1]);
+            if (t == 0)
+                a.totals[at] = make_float2(peak[r], l);
+        }
+    }
+    __device__ __forceinline__ void resume(const ek_cu_attention &a, const TileSpan &s,
+                                           uint32_t row, uint32_t t)
+    {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            if (row + 8 * r >= s.n)
+                continue;
+            size_t at = (size_t)(s.token + row + 8 * r) * a.heads + s.head;
+            const float2 *from = reinterpret_cast<const float2 *>(a.partial + at * DV) + t;
+            float2 total = a.totals[at];
+#pragma unroll
+            for (int i = 0; i < DV / 8; i++) {
+                float2 v = from[4 * i];
+                o[i][2 * r] = v.x, o[i][2 * r + 1] = v.y;
+            }
+            peak[r] = total.x;
+            weight[r] = t == 0 ? total.y : 0.0f;
+        }
+    }
 };
 
-// BUFFERS 1: no row sees more than TILE_KV tokens.
-template <typename T, int D, int WARPS, int BUFFERS, typename Source>
-__global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) tiles_k(const ek_cu_attention a)
+// BUFFERS 1: no row sees more than TILE_KV tokens. A source whose values have fewer buffers than
+// its keys copies them apart, while the scores of their step are made.
+template <typename T, int WARPS, int BUFFERS, typename Source>
+__global__ void __launch_bounds__(32 * WARPS, Source::VALUES < BUFFERS ? 2 : 16 / WARPS)
+    tiles_k(const ek_cu_attention a)
 {
+    using Shared = TileShared<T, Source::DK, Source::DV, WARPS, BUFFERS, Source::VALUES>;
+    constexpr bool APART = Source::VALUES < BUFFERS;
     extern __shared__ __align__(1024) uint4 raw[];
-    TileShared<T, D, WARPS, BUFFERS> &m =
-        *reinterpret_cast<TileShared<T, D, WARPS, BUFFERS> *>(raw);
+    Shared &m = *reinterpret_cast<Shared *>(raw);
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = 16 * warp + lane / 4;
     uint32_t dim = Source::dim(a);
     TileSpan s = {.seq = blockIdx.z, .head = blockIdx.x};
-    TileWarp<T, D, 16 * WARPS> state;
+    TileWarp<T, Source::DK, Source::DV, 16 * WARPS> state;
 
     pdl_next();
     pdl_wait();
     if (!Source::span(a, 16 * WARPS, s))
         return;
     int32_t limit = (int32_t)(Source::causal ? s.past + row + 1 : s.end); // first that it masks
-    state.start();
-    copy_q<T, D, WARPS>(a, m.q, s, dim);
-    copy_kv<T, D, WARPS, Source>(a, m.k[0], m.v[0], s, dim, 0);
+    typename Source::template Copy<T, WARPS> copy(a, s);
+    copy_q<T, Source::DK, WARPS>(a, m.q, s, dim);
+    if constexpr (APART)
+        copy.keys(m.k[0], s.begin);
+    else
+        copy_kv<T, WARPS, Source>(a, m.k[0], m.v[0], s, dim, 0);
     copy_commit();
-    for (uint32_t first = 0, buffer = 0; first < s.end; first += TILE_KV, buffer ^= BUFFERS - 1) {
-        uint32_t next = buffer ^ (BUFFERS - 1);
-        float p[TILE_KV / 8][4];
+    if constexpr (APART) {
+        copy_wait<0>();
+        __syncthreads();
+        Source::template turn<T, WARPS>(a, m.q, s);
+    }
+    state.start();
+    if (APART && s.begin > 0)
+        state.resume(a, s, row, lane % 4);
+    for (uint32_t first = s.begin, buffer = 0; first < s.end;
+         first += TILE_KV, buffer ^= BUFFERS - 1) {
+        uint32_t next = buffer ^ (BUFFERS - 1), own = APART ? 0 : buffer;
+        // a row of the warpgroup sees it
+        bool seen = !Source::causal || first < s.past + 64 * (warp / 4) + 64;
+        uint32_t p[TILE_KV / 16][4];
 
         copy_wait<0>();
 #ifdef EK_WGMMA
         publish_shared();
 #endif
         __syncthreads(); // this step's tokens are there, and all warps are done with the last one's
-        if (BUFFERS > 1 && first + TILE_KV < s.end) {
-            copy_kv<T, D, WARPS, Source>(a, m.k[next], m.v[next], s, dim, first + TILE_KV);
+        if constexpr (APART) {
+            copy.values(m.v[0], first);
             copy_commit();
         }
-        // a row of the warpgroup sees it
-        if (!Source::causal || first < s.past + 64 * (warp / 4) + 64) {
-            state.scores(m.q, m.k[buffer], warp, lane, p);
-            if (first + TILE_KV > s.open + (Source::causal ? 16 * warp : 0))
-                state.mask(p, first, limit, Source::causal ? limit + 8 : limit, lane % 4);
-            state.softmax(p, a.scale * LOG2E);
-            state.values(m.v[buffer], lane, p);
+        if (BUFFERS > 1 && first + TILE_KV < s.end) {
+            if constexpr (APART)
+                copy.keys(m.k[next], first + TILE_KV);
+            else
+                copy_kv<T, WARPS, Source>(a, m.k[next], m.v[next], s, dim, first + TILE_KV);
+            if (!APART)
+                copy_commit();
         }
+        if (APART)
+            copy_commit(); // always: so the values' are the last but one
+        if (seen) {
+            float scores[TILE_KV / 8][4];
+
+            state.scores(m.q, m.k[buffer], warp, lane, scores);
+            if (first + TILE_KV > s.open + (Source::causal ? 16 * warp : 0))
+                state.mask(scores, first, limit, Source::causal ? limit + 8 : limit, lane % 4);
+            state.softmax(scores, a.scale * LOG2E);
+            state.operands(scores, p);
+        }
+        if constexpr (APART) {
+            copy_wait<1>();
+#ifdef EK_WGMMA
+            publish_shared();
+#endif
+            __syncthreads();
+        }
+        if (seen)
+            state.values(m.v[own], lane, p);
     }
-    state.finish(a, s, dim, row, lane % 4);
+    if (s.done)
+        state.finish(a, s, dim - (Source::DK - Source::DV), row, lane % 4);
+    else
+        state.save(a, s, row, lane % 4);
 }
 
-template <typename T, int D, int WARPS, int BUFFERS, typename Source>
+template <typename T, int WARPS, int BUFFERS, typename Source>
 static cudaError_t tiles_launch(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
 {
     dim3 grid(a->heads, div_up(a->batch.max_q, 16 * WARPS), a->batch.n_seqs);
 
-    return launch(q, tiles_k<T, D, WARPS, BUFFERS, Source>, grid, 32 * WARPS,
-                  sizeof(TileShared<T, D, WARPS, BUFFERS>), *a);
+    return launch(q, tiles_k<T, WARPS, BUFFERS, Source>, grid, 32 * WARPS,
+                  sizeof(TileShared<T, Source::DK, Source::DV, WARPS, BUFFERS, Source::VALUES>),
+                  *a);
 }
 
 #endif

@@ -41,7 +41,7 @@ enum ek_status ek_cuda_latent_append(struct ek_device *dev, const void *ckv, siz
         "latent_append");
 }
 
-static enum ek_status check_shapes(const struct ek_latent *l, const struct ek_mat *kv_b)
+enum ek_status ek_cuda_check_latent(const struct ek_latent *l, const struct ek_mat *kv_b)
 {
     if (kv_b->rows != l->heads * (l->nope + l->v) || kv_b->cols != l->lora || l->rope % 2)
         return ek_error(EK_EUSAGE, "kv_b is %u x %u, %u heads of %u + %u by %u need another",
@@ -128,7 +128,7 @@ enum ek_status ek_cuda_latent_append_query(struct ek_device *dev, const void *ck
         EK_TRY(ek_cuda_latent_append(dev, ckv, ld, norm_weight, eps, rope, batch, kv));
         return ek_cuda_latent_query(dev, q, ldq, rope, batch, l, kv_b, out, ldo);
     }
-    EK_TRY(check_shapes(l, kv_b));
+    EK_TRY(ek_cuda_check_latent(l, kv_b));
     if (a.n == 0)
         return EK_OK;
     ek_cuda_use(d);
@@ -164,7 +164,7 @@ enum ek_status ek_cuda_latent_query(struct ek_device *dev, const void *q, size_t
     enum ek_dtype type;
     const void *data;
 
-    EK_TRY(check_shapes(l, kv_b));
+    EK_TRY(ek_cuda_check_latent(l, kv_b));
     if (a.n == 0)
         return EK_OK;
     ek_cuda_use(d);
@@ -186,7 +186,7 @@ enum ek_status ek_cuda_latent_value(struct ek_device *dev, const void *x, size_t
     enum ek_dtype type;
     const void *data;
 
-    EK_TRY(check_shapes(l, kv_b));
+    EK_TRY(ek_cuda_check_latent(l, kv_b));
     if (n == 0)
         return EK_OK;
     ek_cuda_use(d);

@@ -64,6 +64,22 @@ uint32_t ek_cu_latent_rows(uint32_t max_q, uint32_t heads);
 cudaError_t ek_cu_latent_attention(const struct ek_cu_queue *q, enum ek_dtype act,
                                    const struct ek_cu_attention *a);
 
+/* ---- attention_expanded.cu ---------------------------------------------------------------------
+ * Prefill by keys (128 and 64 rotated elements) and values (128) of every head, made of the latents
+ * of a cache of 512 + 64. BF16 or F16, the cache of the same type. */
+#define EK_CU_EXPANDED_NOPE 128
+#define EK_CU_EXPANDED_ROPE 64
+#define EK_CU_EXPANDED_V    128
+bool ek_cu_attention_expanded_fits(int gpu);
+/* The cached rows of tokens [from, from + span) of every sequence to out, [n_seqs * span]
+ * [latent_row]; zeros behind a sequence's end. */
+cudaError_t ek_cu_latent_gather(const struct ek_cu_queue *q, const struct ek_cu_attention *a,
+                                void *out);
+/* Over those tokens: kv.v is [n_seqs * span][row], a row [heads][nope | v]. q is rotated on the
+ * way; sums go from one launch to the next until every row has seen its context. */
+cudaError_t ek_cu_attention_expanded(const struct ek_cu_queue *q, enum ek_dtype act,
+                                     const struct ek_cu_attention *a);
+
 /* ---- route.cu ----------------------------------------------------------------------------------
  */
 cudaError_t ek_cu_route(const struct ek_cu_queue *q, const float *logits, uint32_t n,
@@ -127,6 +143,14 @@ enum ek_status ek_cuda_latent_query(struct ek_device *dev, const void *q, size_t
                                     const struct ek_rope *rope, const struct ek_batch *batch,
                                     const struct ek_latent *l, const struct ek_mat *kv_b, void *out,
                                     size_t ldo);
+enum ek_status ek_cuda_latent_prefill(struct ek_device *dev, const void *ckv, size_t ld,
+                                      const float *norm_weight, float eps, const struct ek_kv *kv,
+                                      const void *q, size_t ldq, const struct ek_rope *rope,
+                                      const struct ek_batch *batch, const struct ek_latent *l,
+                                      const struct ek_mat *kv_b, float scale, void *out, size_t ldo,
+                                      bool *taken);
+/* kv_b has the rows and columns of these shapes. */
+enum ek_status ek_cuda_check_latent(const struct ek_latent *l, const struct ek_mat *kv_b);
 enum ek_status ek_cuda_latent_value(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                                     const struct ek_latent *l, const struct ek_mat *kv_b, void *out,
                                     size_t ldo);

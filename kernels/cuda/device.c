@@ -311,6 +311,7 @@ const struct ek_ops ek_ops_cuda = {
     .rope_rows = ek_cuda_rope_rows,
     .attention_dense = ek_cuda_attention_dense,
     .latent_append_query = ek_cuda_latent_append_query,
+    .latent_prefill = ek_cuda_latent_prefill,
     .experts_token = ek_cuda_experts_token,
     .reserve = ek_cuda_reserve,
     .read_bytes = read_bytes,

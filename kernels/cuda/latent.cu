@@ -3,41 +3,12 @@
 // into the latent space and attention's output out of it. With few tokens the products with W_uk
 // and W_uv are bound by reading them once; with many they are batched products of cuBLASLt.
 #include "kernels/cuda/deepseek.h"
+#include "kernels/cuda/turn.cuh"
 #include "kernels/cuda/weights.cuh"
 
 #define LAT_THREADS 256
 #define LAT_COLS    64  // columns of W_uk a block
 #define LAT_MAX     512 // rotated pairs of a head
-
-// cos and sin of frequency i at a token's position, times the amplitude.
-__device__ __forceinline__ float2 turn_of(const struct ek_rope &rope, const int32_t *positions,
-                                          uint32_t n, uint32_t token, uint32_t i)
-{
-    uint32_t row = 0, first = i;
-    float s, c;
-
-    while (row < 2 && rope.sections[0] && first >= rope.sections[row])
-        first -= rope.sections[row++];
-    sincosf((float)positions[row * n + token] * rope.inv_freq[i], &s, &c);
-    return make_float2(c * rope.amplitude, s * rope.amplitude);
-}
-
-// The two elements of a head that frequency i rotates.
-__device__ __forceinline__ uint2 pair_at(const struct ek_rope &rope, uint32_t i)
-{
-    return rope.interleaved ? make_uint2(2 * i, 2 * i + 1) : make_uint2(i, i + rope.dim / 2);
-}
-
-template <typename T, typename C>
-__device__ __forceinline__ void rotate_pair(const struct ek_rope &rope, uint32_t i, float2 turn,
-                                            const T *from, C *to)
-{
-    uint2 at = pair_at(rope, i);
-    float a = to_f(from[at.x]), b = to_f(from[at.y]);
-
-    to[at.x] = from_f<C>(a * turn.x - b * turn.y);
-    to[at.y] = from_f<C>(b * turn.x + a * turn.y);
-}
 
 // ---- append: one block a token
 struct append_args {

@@ -138,6 +138,12 @@ struct ek_cu_attention {
     float *partial;         /* [seqs][heads][n_parts][v_dim]: a part's unnormalised sum */
     float2 *totals;         /* [seqs][heads][n_parts]: its maximum and weight */
     uint32_t *arrived;      /* [seqs * kv_heads * tiles] zero before and after */
+    /* expanded: keys and values made of latents, of the tokens [from, from + span) of every
+     * sequence. Sums so far go by partial [n_tokens][heads][v_dim] and totals [n_tokens][heads]. */
+    uint32_t from, span;
+    const void *latents; /* [seqs * span][head_dim of the cache]: the rotated keys are their last */
+    size_t latent_row;   /* elements of such a row */
+    struct ek_rope rope; /* of q's last elements */
 };
 #define EK_CU_CLUSTER   8   /* parts that one cluster joins */
 #define EK_CU_MAX_PARTS 64  /* of a sequence's context in decode attention */

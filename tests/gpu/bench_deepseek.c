@@ -3,7 +3,7 @@
  * Speed of latent attention and mixtures of experts on the shapes of DeepSeek-V2-Lite: layers as
  * the runtime composes them, and their operations alone, as shares of the ceilings measured in the
  * same run (a streaming kernel, an 8192^3 product). Weights rotate over several layers.
- * Usage: bench_deepseek [LAYERS]
+ * Usage: bench_deepseek [LAYERS [decode | prefill]]
  */
 #include "tests/gpu/bench.h"
 
@@ -31,20 +31,37 @@ struct model {
     void *x, *xn, *first, *query, *mixed, *attn, *both, *inner;
     int only; /* a part of the layer, or all */
 };
-enum { ALL, APPEND, QUERY, ATTENTION, VALUE, PROJECT, ROUTE, EXPERT, SHARE, TOKEN, N_PARTS };
+enum {
+    ALL,
+    APPEND,
+    QUERY,
+    ATTENTION,
+    VALUE,
+    PREFILL,
+    PROJECT,
+    ROUTE,
+    EXPERT,
+    SHARE,
+    TOKEN,
+    N_PARTS
+};
 static const char *const part_names[] = {
-    "all",       "latent_append", "latent_query", "attention",      "latent_value",
+    "all",       "latent_append", "latent_query", "attention",      "latent_value",   "expanded",
     "qkv and o", "norm, route",   "experts",      "shared experts", "experts, shared"};
 
 static void run_attention(struct model *m, struct layer *l)
 {
     static const struct ek_latent shape = {HEADS, LORA, NOPE, ROPE, V};
     uint32_t n = m->batch.n_tokens;
-    bool all = m->only == ALL;
+    bool all = m->only == ALL, taken = false;
 
     if (all || m->only == PROJECT)
         need(ops->norm_linear(dev, m->x, m->norm, 1e-6f, n, &l->qkv, 1, NULL, m->first, QKV));
-    if (all) {
+    if ((all || m->only == PREFILL) && n > 1)
+        need(ops->latent_prefill(dev, (char *)m->first + Q * 2, QKV, m->norm, 1e-6f, &l->kv,
+                                 m->first, QKV, &m->rope, &m->batch, &shape, &l->kv_b, 0.1f,
+                                 m->attn, HEADS * V, &taken));
+    if (all && !taken) {
         need(ops->latent_append_query(dev, (char *)m->first + Q * 2, QKV, m->norm, 1e-6f, &l->kv,
                                       m->first, QKV, &m->rope, &m->batch, &shape, &l->kv_b,
                                       m->query, HEADS * KEY));
@@ -55,10 +72,10 @@ static void run_attention(struct model *m, struct layer *l)
     if (m->only == QUERY)
         need(ops->latent_query(dev, m->first, QKV, &m->rope, &m->batch, &shape, &l->kv_b, m->query,
                                HEADS * KEY));
-    if (all || m->only == ATTENTION)
+    if ((all && !taken) || m->only == ATTENTION)
         need(ops->attention(dev, m->query, HEADS * KEY, &m->batch, &l->kv, HEADS, 0.1f, m->mixed,
                             HEADS * LORA));
-    if (all || m->only == VALUE)
+    if ((all && !taken) || m->only == VALUE)
         need(ops->latent_value(dev, m->mixed, HEADS * LORA, n, &shape, &l->kv_b, m->attn,
                                HEADS * V));
     if (all || m->only == PROJECT)
@@ -155,7 +172,7 @@ static int32_t *random_ids(uint32_t tokens)
 static void make_batch(struct model *m, uint32_t n_seqs, uint32_t past, uint32_t n_new)
 {
     uint32_t len = past + n_new, blocks = (len + PAGE - 1) / PAGE, n = n_seqs * n_new;
-    int32_t *v = malloc(((size_t)n_seqs * blocks + n + n_seqs + 1) * sizeof(*v));
+    int32_t *v = calloc((size_t)n_seqs * blocks + n + n_seqs + 1, sizeof(*v));
     struct ek_batch b = {
         .n_tokens = n, .n_seqs = n_seqs, .max_q = n_new, .max_kv = len, .max_blocks = blocks};
 
@@ -233,8 +250,9 @@ static void parts(struct model *m, bool graph)
     int last = m->batch.n_tokens == 1 ? TOKEN : SHARE;
 
     for (m->only = APPEND; m->only <= last; m->only++)
-        printf("    %-15s %8.2f us a layer\n", part_names[m->only],
-               seconds(run_layers, m, graph, 9) / m->n_layers * 1e6);
+        if (m->only != PREFILL || m->batch.max_q > 1)
+            printf("    %-15s %8.2f us a layer\n", part_names[m->only],
+                   seconds(run_layers, m, graph, 9) / m->n_layers * 1e6);
     m->only = ALL;
     fflush(stdout);
 }
@@ -254,33 +272,38 @@ static void decode(struct model *m, uint32_t n_seqs, uint32_t context)
     free_buffers(m);
 }
 
-static void prefill(struct model *m, uint32_t n)
+static void prefill(struct model *m, uint32_t past, uint32_t n)
 {
     double flops = 2.0 * n * (attention_params() + (TOP_K + 2) * 3.0 * HIDDEN * INNER), t;
 
-    make_batch(m, 1, 0, n);
+    make_batch(m, 1, past, n);
     make_buffers(m);
     t = seconds(run_layers, m, false, 7) / m->n_layers;
-    printf("prefill %u: %.2f us a layer, linear %.0f TFLOP/s, %.1f %% of product\n", n, t * 1e6,
-           flops / t / 1e12, 100 * flops / t / matrix_rate);
+    printf("prefill %u after %u: %.2f us a layer, linear %.0f TFLOP/s, %.1f %% of product\n", n,
+           past, t * 1e6, flops / t / 1e12, 100 * flops / t / matrix_rate);
     parts(m, false);
     free_buffers(m);
 }
 
 int main(int argc, char **argv)
 {
+    static const uint32_t prompts[][2] = {{0, 32},    {0, 128},    {0, 512},    {0, 4096},
+                                          {3584, 32}, {3584, 128}, {3584, 512}, {16384, 512}};
     int layers = argc > 1 ? atoi(argv[1]) : 8;
+    const char *what = argc > 2 ? argv[2] : "all";
     static struct model m;
 
     if (!bench_open())
         return 77;
     make_model(&m, layers < 1 ? 1 : layers > MOST_LAYERS ? MOST_LAYERS : (uint32_t)layers);
-    decode(&m, 1, 512);
-    decode(&m, 1, 8192);
-    decode(&m, 8, 512);
-    decode(&m, 32, 512);
-    prefill(&m, 512);
-    prefill(&m, 4096);
+    if (what[0] != 'p') {
+        decode(&m, 1, 512);
+        decode(&m, 1, 8192);
+        decode(&m, 8, 512);
+        decode(&m, 32, 512);
+    }
+    for (size_t i = 0; what[0] != 'd' && i < EK_ARRAY_LEN(prompts); i++)
+        prefill(&m, prompts[i][0], prompts[i][1]);
     ek_device_close(dev);
     return 0;
 }

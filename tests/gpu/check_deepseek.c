@@ -12,7 +12,8 @@
 
 #include <check.h>
 
-#define MAX_SEQS 4
+#define MAX_SEQS    4
+#define SPANS_HEADS 128 /* so many that a context is expanded in three spans */
 
 static struct pair pr;
 static uint64_t seed;
@@ -46,17 +47,29 @@ struct shape {
     uint32_t past[MAX_SEQS], n_new[MAX_SEQS];
     bool interleaved;
     enum ek_dtype kv_b;
+    bool expanded; /* the cheaper form of its prefill, where activations are not F32 */
 };
 static const struct shape shapes[] = {
-    {{16, 512, 128, 64, 128}, 32, 1, {511}, {1}, true, EK_BF16},             /* V2-Lite */
-    {{16, 512, 128, 64, 128}, 32, 3, {0, 700, 63}, {1, 1, 1}, true, EK_F32}, /* several */
-    {{16, 512, 128, 64, 128}, 16, 2, {0, 37}, {150, 65}, true, EK_BF16},     /* prefill */
-    {{16, 512, 128, 64, 128}, 32, 4, {9, 0, 300, 64}, {1, 40, 3, 1}, true, EK_F16},
-    {{20, 512, 128, 64, 128}, 24, 2, {2000, 5}, {1, 1}, true, EK_BF16}, /* two tiles */
-    {{128, 512, 32, 64, 32}, 32, 2, {130, 1}, {1, 1}, true, EK_BF16},   /* V2's heads */
-    {{5, 512, 16, 64, 16}, 32, 1, {4010}, {3}, false, EK_BF16},         /* parts and rows */
-    {{4, 32, 16, 8, 16}, 16, 3, {0, 20, 3}, {9, 1, 5}, true, EK_F32},   /* small */
-    {{4, 64, 32, 16, 24}, 16, 1, {70}, {1}, false, EK_Q8_0},
+    {{16, 512, 128, 64, 128}, 32, 1, {511}, {1}, true, EK_BF16, false},             /* V2-Lite */
+    {{16, 512, 128, 64, 128}, 32, 3, {0, 700, 63}, {1, 1, 1}, true, EK_F32, false}, /* several */
+    {{16, 512, 128, 64, 128}, 16, 2, {0, 37}, {150, 65}, true, EK_BF16, true},      /* prefill */
+    {{16, 512, 128, 64, 128}, 32, 1, {300}, {40}, true, EK_BF16, false},
+    {{16, 512, 128, 64, 128}, 32, 1, {300}, {70}, true, EK_F16, true},
+    {{20, 512, 128, 64, 128}, 64, 3, {0, 130, 5}, {70, 120, 1}, false, EK_Q8_0, true},
+    {{SPANS_HEADS, 512, 128, 64, 128},
+     32,
+     4,
+     {150, 0, 0, 3},
+     {150, 40, 40, 40},
+     true,
+     EK_BF16,
+     true},
+    {{16, 512, 128, 64, 128}, 32, 4, {9, 0, 300, 64}, {1, 40, 3, 1}, true, EK_F16, false},
+    {{20, 512, 128, 64, 128}, 24, 2, {2000, 5}, {1, 1}, true, EK_BF16, false}, /* two tiles */
+    {{128, 512, 32, 64, 32}, 32, 2, {130, 1}, {1, 1}, true, EK_BF16, false},   /* V2's heads */
+    {{5, 512, 16, 64, 16}, 32, 1, {4010}, {3}, false, EK_BF16, false},         /* parts and rows */
+    {{4, 32, 16, 8, 16}, 16, 3, {0, 20, 3}, {9, 1, 5}, true, EK_F32, false},   /* small */
+    {{4, 64, 32, 16, 24}, 16, 1, {70}, {1}, false, EK_Q8_0, false},
 };
 
 struct setup {
@@ -175,7 +188,22 @@ static struct ek_kv cache_of(const struct setup *u, bool gpu)
                           .page = u->s->page};
 }
 
-static void run_latent(struct setup *u, bool gpu, bool append, bool fused)
+enum form { PARTS, NO_APPEND, FUSED, PREFILL };
+
+/* Attention by the form that the backend chooses; false: it leaves that to the other operations. */
+static bool run_prefill(struct setup *u, struct ek_device *dev, const struct ek_rope *rope,
+                        const struct ek_batch *b, const struct ek_kv *kv, float scale)
+{
+    const struct ek_latent *l = &u->s->l;
+    bool taken = true;
+
+    need(dev->ops->latent_prefill(dev, u->ckv.gpu, u->ld, u->weight.gpu, 1e-6f, kv, u->q.gpu,
+                                  l->heads * (l->nope + l->rope), rope, b, l, &u->gpu_kv_b, scale,
+                                  u->out.gpu, (size_t)l->heads * l->v, &taken));
+    return taken;
+}
+
+static void run_latent(struct setup *u, bool gpu, enum form form)
 {
     struct ek_device *dev = gpu ? pr.gpu : pr.cpu;
     const struct ek_latent *l = &u->s->l;
@@ -189,12 +217,19 @@ static void run_latent(struct setup *u, bool gpu, bool append, bool fused)
     size_t key = l->lora + l->rope, lq = l->heads * (l->nope + l->rope);
     float scale = 0.5f / sqrtf((float)key);
 
-    if (fused) {
+    if (form == PREFILL) {
+        bool taken = run_prefill(u, dev, &rope, &b, &kv, scale);
+
+        ck_assert_int_eq(taken, u->s->expanded && pr.act != EK_F32);
+        if (taken)
+            return;
+    }
+    if (form >= FUSED) {
         need(dev->ops->latent_append_query(dev, SIDE(u->ckv), u->ld, SIDE(u->weight), 1e-6f, &kv,
                                            SIDE(u->q), lq, &rope, &b, l, kv_b, SIDE(u->query),
                                            l->heads * key));
     } else {
-        if (append)
+        if (form == PARTS)
             need(dev->ops->latent_append(dev, SIDE(u->ckv), u->ld, SIDE(u->weight), 1e-6f, &rope,
                                          &b, &kv));
         need(dev->ops->latent_query(dev, SIDE(u->q), lq, &rope, &b, l, kv_b, SIDE(u->query),
@@ -208,22 +243,26 @@ static void run_latent(struct setup *u, bool gpu, bool append, bool fused)
 
 START_TEST(latent_attention_agrees_with_the_cpu)
 {
-    bool fused = _i >= N_ACTS;
+    enum form form = _i / N_ACTS == 0 ? PARTS : _i / N_ACTS == 1 ? FUSED : PREFILL;
 
     open_act(_i);
     for (size_t c = 0; c < EK_ARRAY_LEN(shapes); c++) {
         struct setup u;
         char what[64];
 
+        if (shapes[c].l.heads == SPANS_HEADS && (form != PREFILL || pr.act == EK_F32))
+            continue; /* its other forms are as everywhere, and slow on the CPU */
         setup_open(&u, &shapes[c]);
-        run_latent(&u, true, true, fused);
-        run_latent(&u, false, true, false);
+        run_latent(&u, true, form);
+        run_latent(&u, false, PARTS);
         snprintf(what, sizeof(what), "shape %zu, cache", c);
         need_close(what, both_error(&pr, &u.cache), tolerance(pr.act));
-        snprintf(what, sizeof(what), "shape %zu, query", c);
-        need_close(what, both_error(&pr, &u.query), tolerance(pr.act));
-        snprintf(what, sizeof(what), "shape %zu, attention", c);
-        need_close(what, both_error(&pr, &u.mixed), 2 * tolerance(pr.act));
+        if (form != PREFILL || !shapes[c].expanded || pr.act == EK_F32) {
+            snprintf(what, sizeof(what), "shape %zu, query", c);
+            need_close(what, both_error(&pr, &u.query), tolerance(pr.act));
+            snprintf(what, sizeof(what), "shape %zu, attention", c);
+            need_close(what, both_error(&pr, &u.mixed), 2 * tolerance(pr.act));
+        }
         snprintf(what, sizeof(what), "shape %zu, value", c);
         need_close(what, both_error(&pr, &u.out), 2 * tolerance(pr.act));
         setup_close(&u);
@@ -242,6 +281,29 @@ static void *bytes_of(const struct both *b)
     return v;
 }
 
+START_TEST(expanded_prefill_gives_the_same_bits_again)
+{
+    open_act(_i);
+    for (size_t c = 0; c < EK_ARRAY_LEN(shapes); c++) {
+        void *first, *again;
+        struct setup u;
+
+        if (!shapes[c].expanded)
+            continue;
+        setup_open(&u, &shapes[c]);
+        run_latent(&u, true, PREFILL);
+        first = bytes_of(&u.out);
+        need(pr.gpu->ops->zero(pr.gpu, u.out.gpu, u.out.n * element(pr.act)));
+        run_latent(&u, true, PREFILL);
+        again = bytes_of(&u.out);
+        ck_assert_mem_eq(first, again, u.out.n * element(pr.act));
+        free(first), free(again);
+        setup_close(&u);
+    }
+    pair_close(&pr);
+}
+END_TEST
+
 /* One graph, captured at the grid of a longer context, replayed as the context grows. */
 START_TEST(a_captured_graph_serves_growing_contexts)
 {
@@ -252,10 +314,10 @@ START_TEST(a_captured_graph_serves_growing_contexts)
 
     open_act(_i);
     setup_open(&u, &s);
-    run_latent(&u, true, true, false); /* scratch memory is there before the capture */
-    run_latent(&u, false, true, false);
+    run_latent(&u, true, PARTS); /* scratch memory is there before the capture */
+    run_latent(&u, false, PARTS);
     need(pr.gpu->ops->graph_begin(pr.gpu));
-    run_latent(&u, true, false, false);
+    run_latent(&u, true, NO_APPEND);
     need(pr.gpu->ops->graph_end(pr.gpu, &g));
     for (size_t i = 0; i < EK_ARRAY_LEN(grown); i++) {
         void *first, *again;
@@ -263,7 +325,7 @@ START_TEST(a_captured_graph_serves_growing_contexts)
         need(pr.gpu->ops->upload(pr.gpu, u.lens.gpu, &grown[i], sizeof(grown[i])));
         need(pr.cpu->ops->upload(pr.cpu, u.lens.cpu, &grown[i], sizeof(grown[i])));
         need(pr.gpu->ops->graph_launch(pr.gpu, g));
-        run_latent(&u, false, false, false);
+        run_latent(&u, false, NO_APPEND);
         need_close("grown", both_error(&pr, &u.out), 2 * tolerance(pr.act));
         first = bytes_of(&u.out);
         need(pr.gpu->ops->graph_launch(pr.gpu, g));
@@ -407,7 +469,7 @@ static const enum ek_dtype weights[] = {EK_F32,  EK_BF16, EK_F16,  EK_Q4_0, EK_Q
 
 START_TEST(experts_agree_for_every_weight_type_and_number_of_tokens)
 {
-    static const uint32_t tokens[] = {1, 2, 9, 40, 130};
+    static const uint32_t tokens[] = {1, 2, 9, 40, 130, 700};
     enum ek_dtype t = weights[_i / N_ACTS];
     struct experts_case c = {8, 3, t >= EK_Q4_K ? 256 : 96, t >= EK_Q4_K ? 512 : 160};
 
@@ -489,24 +551,39 @@ START_TEST(a_tokens_experts_and_shared_layer_agree)
 }
 END_TEST
 
+/* CK_RUN_CASE=NAME runs one of them alone. */
+static TCase *add_case(Suite *s, const char *name)
+{
+    TCase *tc = tcase_create(name);
+
+    suite_add_tcase(s, tc);
+    tcase_set_timeout(tc, 0);
+    return tc;
+}
+
 int main(void)
 {
     Suite *s = suite_create("gpu: DeepSeek");
-    TCase *tc = tcase_create("deepseek");
+    TCase *tc;
     SRunner *sr;
     int failed;
 
     if (!pair_present())
         return 77;
     sr = srunner_create(s);
-    suite_add_tcase(s, tc);
-    tcase_set_timeout(tc, 0);
+    tc = add_case(s, "latent");
     tcase_add_loop_test(tc, latent_attention_agrees_with_the_cpu, 0, 2 * N_ACTS);
     tcase_add_loop_test(tc, a_captured_graph_serves_growing_contexts, 0, N_ACTS);
+    tc = add_case(s, "expanded");
+    tcase_add_loop_test(tc, latent_attention_agrees_with_the_cpu, 2 * N_ACTS, 3 * N_ACTS);
+    tcase_add_loop_test(tc, expanded_prefill_gives_the_same_bits_again, 1, N_ACTS);
+    tc = add_case(s, "router");
     tcase_add_loop_test(tc, routers_choose_as_on_the_cpu, 0, N_ACTS);
+    tc = add_case(s, "experts");
     tcase_add_loop_test(tc, experts_agree_for_every_weight_type_and_number_of_tokens, 0,
                         N_ACTS * N_WEIGHTS);
     tcase_add_loop_test(tc, a_tokens_experts_and_shared_layer_agree, 0, N_ACTS * N_WEIGHTS);
+    tc = add_case(s, "full-size");
     tcase_add_loop_test(tc, experts_of_full_size_agree, 0, N_ACTS);
     srunner_set_fork_status(sr, CK_NOFORK);
     srunner_run_all(sr, CK_NORMAL);
