@@ -334,13 +334,17 @@ static const struct mechanism *choose(const struct ek_device *from, const struct
     return first;
 }
 
-/* The mechanism that is asked for, whether it works or not; NULL: any. */
+/* The mechanism that is asked for, whether it works or not; NULL: any, as for a plan from
+ * estimates, which names none of these. */
 static const char *asked_for(const struct ek_device *from, const struct ek_device *to,
                              const char *wanted)
 {
     const char *forced = getenv("EVENKEEL_LINK");
+    bool known = false;
 
-    return from == to ? NULL : forced ? forced : wanted;
+    for (size_t i = 0; wanted && i < EK_ARRAY_LEN(mechanisms); i++)
+        known |= strcmp(mechanisms[i].name, wanted) == 0;
+    return from == to ? NULL : forced ? forced : known ? wanted : NULL;
 }
 
 const char *ek_link_pick(const struct ek_device *from, const struct ek_device *to,

@@ -341,6 +341,8 @@ START_TEST(a_mechanism_that_is_not_there_is_refused_by_name_or_replaced)
     ck_ok(ek_link_open(device, other, MESSAGE, "nccl", &l));
     ck_assert_str_eq(ek_link_mechanism(l), "copy");
     ek_link_close(l);
+    ck_ok(ek_link_open(device, other, MESSAGE, "estimate", &l)); /* of a plan without a profile */
+    ek_link_close(l);
     ek_device_close(other);
 }
 END_TEST
