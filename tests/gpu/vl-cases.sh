@@ -55,7 +55,8 @@ tokens() { # MODEL: of VL2's plans above, made here where they were not
         for from in guide ours; do
             plan=$OUT/vl2-$(count "$split").$from.plan.json
             # shellcheck disable=SC2046,SC2086
-            [ -e "$plan" ] || say 0 plan "$1" --db "$OUT/vl2.db" $load -o "$plan" --devices \
+            [ -e "$plan" ] || say 0 plan "$1" --db "$OUT/vl2.db" $load -o "$plan" \
+                --max-memory "$BUDGET" --devices \
                 "$(devices "$(count "$split")")" $([ $from = ours ] || echo "--from [$split]") \
                 >"$OUT/many.txt" || { cat "$OUT/many.txt"; continue; }
             got=$(answer "$1" "$plan")
