@@ -91,6 +91,7 @@ enum ek_status rig_fill_random(struct ek_device *dev, void *p, size_t n, enum ek
         uint16_t u16[FILL_SHORT];
     } block;
     size_t bytes = dtype == EK_F32 ? sizeof(block.f32) : sizeof(block.u16);
+    char *to = p;
     uint64_t seed = 1;
 
     for (size_t i = 0; i < (dtype == EK_F32 ? FILL_LONG : FILL_SHORT); i++) {
@@ -100,8 +101,9 @@ enum ek_status rig_fill_random(struct ek_device *dev, void *p, size_t n, enum ek
         else
             block.u16[i] = dtype == EK_BF16 ? ek_f32_to_bf16(x) : ek_f32_to_f16(x);
     }
-    for (size_t at = 0; at < n; at += bytes)
-        EK_TRY(dev->ops->upload(dev, (char *)p + at, &block, n - at < bytes ? n - at : bytes));
+    EK_TRY(dev->ops->upload(dev, to, &block, n < bytes ? n : bytes));
+    for (size_t at = bytes; at < n; at *= 2)
+        EK_TRY(dev->ops->copy(dev, to + at, to, n - at < at ? n - at : at));
     return EK_OK;
 }
 

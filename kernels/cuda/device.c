@@ -261,7 +261,6 @@ const struct ek_ops ek_ops_cuda = {
     .store = ek_cuda_store,
     .flag_wait = ek_cuda_flag_wait,
     .channel_lacks = ek_cuda_channel_lacks,
-    .channel_bytes = ek_cuda_channel_bytes,
     .channel_open = ek_cuda_channel_open,
     .channel_send = ek_cuda_channel_send,
     .channel_check = ek_cuda_channel_check,

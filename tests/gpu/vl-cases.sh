@@ -10,18 +10,21 @@
 # Usage: vl-cases.sh VL2 QWEN       folders with a config.json (weights from a seed)
 # Environment: that of common.sh; CASES (default "vl2 tokens qwen"); SPLITS (default "10,10,10
 # 3,4,4,4,4,4,4,4": the second is the guides' own, one layer too long) and BUDGET (24GB, of a device)
-# of VL2; BUDGETS of Qwen's; BATCH, PROMPT, CONTEXT, IMAGE_TOKENS, QWEN_BATCH, QWEN_TOKENS, QWEN_CONTEXT.
+# of VL2; BUDGETS of Qwen's; BATCH, PROMPT, CONTEXT, IMAGE_TOKENS, QWEN_BATCH, QWEN_TOKENS,
+# QWEN_CONTEXT; TARGET_ERROR.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/common.sh"
 : "${SPLITS:=10,10,10 3,4,4,4,4,4,4,4}" "${BUDGET:=24GB}" "${BUDGETS:=15GB 15GB 15GB 15GB}"
 context=${CONTEXT:-2048}
+error=${TARGET_ERROR:-0.1} # of the profile between its points: every GPU is profiled
 most=$(for s in $SPLITS; do count "$s"; done | sort -n | tail -1)
 
 # ---- VL2: times and memory, predicted beside measured
 profile_vl2() { # MODEL: once
     [ -e "$OUT/vl2.db" ] || say 0 profile "$1" --db "$OUT/vl2.db" --devices "$(devices "$most")" \
-        --max-batch "${BATCH:-4}" --max-prompt "${PROMPT:-1024}" --max-context "$context" --quiet
+        --max-batch "${BATCH:-4}" --max-prompt "${PROMPT:-1024}" --max-context "$context" \
+        --target-error "$error" --quiet
 }
 vl2() { # MODEL
     load="--batch ${BATCH:-4} --prompt 64 --generate 16 --context $context"
@@ -74,7 +77,7 @@ qwen() { # MODEL
     batch=${QWEN_BATCH:-64}
     load="--batch $batch --prompt 512 --generate 16 --images 1 --image-tokens ${QWEN_TOKENS:-1296}"
     say 0 profile "$1" --db "$db" --devices "$names" --max-batch "$batch" --max-prompt 2048 \
-        --max-context "${QWEN_CONTEXT:-32768}" --quiet || return
+        --max-context "${QWEN_CONTEXT:-32768}" --target-error "$error" --quiet || return
     # shellcheck disable=SC2086
     REPEATS=1 try qwen ours "$1" "$db" --devices "$names" --max-memory "$BUDGETS" $load \
         --objective context || return
