@@ -2,7 +2,8 @@
  *
  * Loading: several threads take pieces of tensors in the order of the file, read (or make, or
  * repack) them into pinned memory, and queue their way to the device, two buffers each: reads are
- * in flight while the device takes what was read before. A device whose memory is the host's is
+ * in flight while the device takes what was read before. All buffers are one allocation, for
+ * pinning costs by the call. A device whose memory is the host's is
  * read into in place. Each byte of the checkpoint is read once.
  */
 #define _GNU_SOURCE
@@ -15,8 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PIECE ((size_t)2 << 20) /* bytes read and sent at once; rows are never cut */
-enum { MOST_READERS = 16, MESSAGE = 1024 };
+#define PIECE ((size_t)3 << 19) /* bytes read and sent at once; rows are never cut */
+enum { MOST_READERS = 16, MESSAGE = 1024, BUFFER_ALIGN = 4096 };
 
 struct piece { /* rows of a matrix, or a whole vector */
     const struct load *l;
@@ -29,6 +30,8 @@ struct loader {
     int what;
     struct piece *pieces;
     size_t n, cap, buffer_bytes;
+    bool in_place; /* read into where it belongs: no buffers */
+    char *buffers; /* two for each reader */
     atomic_size_t next;
     double busy_s;         /* from the first piece to the last, without what buffers take */
     pthread_mutex_t issue; /* one thread issues to a device at a time */
@@ -103,22 +106,17 @@ static void reader_close(struct reader *r)
 {
     struct ek_device *dev = r->loader->dev;
 
-    for (int i = 0; i < 2; i++) {
-        if (r->buffer[i] != NULL)
-            dev->ops->host_free(dev, r->buffer[i]);
+    for (int i = 0; i < 2; i++)
         if (r->taken[i] != NULL)
             dev->ops->event_free(r->taken[i]);
-    }
 }
 
-static enum ek_status reader_open(struct reader *r, struct loader *o)
+static enum ek_status reader_open(struct reader *r, struct loader *o, size_t which)
 {
-    struct ek_device *dev = o->dev;
-
     *r = (struct reader){.loader = o};
-    for (int i = 0; i < 2; i++) {
-        EK_TRY(dev->ops->host_alloc(dev, o->buffer_bytes, (void **)&r->buffer[i]));
-        EK_TRY(dev->ops->event_new(dev, &r->taken[i]));
+    for (size_t i = 0; i < 2 && !o->in_place; i++) {
+        r->buffer[i] = o->buffers + (2 * which + i) * o->buffer_bytes;
+        EK_TRY(o->dev->ops->event_new(o->dev, &r->taken[i]));
     }
     return EK_OK;
 }
@@ -205,14 +203,14 @@ static char *place_of(const struct piece *p)
 static enum ek_status move_piece(struct reader *r, const struct piece *p)
 {
     const struct loader *o = r->loader;
-    bool in_place = o->dev->ops->host && o->what == (LOAD_READ | LOAD_SEND);
     char *to = place_of(p);
 
-    if (!in_place)
+    if (!o->in_place)
         EK_TRY(take_buffer(r, &to));
     if (o->what & LOAD_READ)
         EK_TRY((p->l->mat ? read_rows : read_vector)(o->m, p, to));
-    return in_place || !(o->what & LOAD_SEND) ? EK_OK : send_buffer(r, place_of(p), piece_bytes(p));
+    return o->in_place || !(o->what & LOAD_SEND) ? EK_OK
+                                                 : send_buffer(r, place_of(p), piece_bytes(p));
 }
 
 /* ---- all of them --------------------------------------------------------------------------------
@@ -268,8 +266,10 @@ static enum ek_status with_readers(struct loader *o)
     enum ek_status st = readers ? EK_OK : EK_ENOMEM;
     uint64_t begin;
 
-    while (st == EK_OK && opened < n)
-        st = reader_open(&readers[opened++], o);
+    if (st == EK_OK && !o->in_place)
+        st = o->dev->ops->host_alloc(o->dev, 2 * n * o->buffer_bytes, (void **)&o->buffers);
+    for (; st == EK_OK && opened < n; opened++)
+        st = reader_open(&readers[opened], o, opened);
     begin = ek_now_ns();
     if (st == EK_OK)
         st = run_readers(readers, n);
@@ -280,6 +280,7 @@ static enum ek_status with_readers(struct loader *o)
     o->busy_s = (double)(ek_now_ns() - begin) * 1e-9;
     while (opened > 0)
         reader_close(&readers[--opened]);
+    o->dev->ops->host_free(o->dev, o->buffers);
     free(readers);
     return st;
 }
@@ -297,6 +298,8 @@ static enum ek_status load_timed(const struct ek_model *m, struct ek_device *dev
     for (size_t i = 0; i < o.n; i++)
         if (piece_bytes(&o.pieces[i]) > o.buffer_bytes)
             o.buffer_bytes = piece_bytes(&o.pieces[i]);
+    o.buffer_bytes = ek_round_up(o.buffer_bytes, BUFFER_ALIGN);
+    o.in_place = dev->ops->host && what == (LOAD_READ | LOAD_SEND);
     pthread_mutex_init(&o.issue, NULL);
     if (st == EK_OK && o.n > 0)
         st = with_readers(&o);

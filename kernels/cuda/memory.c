@@ -5,10 +5,13 @@
  * everything that a device does. reserve() makes one slab of exactly what a stage will need, so
  * that next to nothing is lost to granules.
  */
+#define _GNU_SOURCE
 #include "kernels/cuda/cuda.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define COUNTERS ((size_t)16 << 10) /* bytes of each slot of counters, at least */
 #define GRANULE  (2u << 20)         /* what the driver rounds up to */
@@ -254,16 +257,92 @@ enum ek_status ek_cuda_counters(struct ek_cuda *d)
     return EK_OK;
 }
 
+/* ---- the host's
+ * Pinned memory of our own pages: of the size that the kernel clears and pins at once, where it has
+ * such. cudaHostAlloc takes 0.4 ms a MiB, and 0.1 to free it. This takes 0.03 and 0.02, and 0.15
+ * for clearing the pages, which several threads do where there are many; and 0.2 ms the call. A
+ * page in front says what is to be undone. */
+#define HUGE ((size_t)2 << 20)
+#define PAGE ((size_t)4096)
+
+struct pinned {
+    void *map;
+    size_t map_bytes;
+};
+
+struct span {
+    char *p;
+    size_t bytes;
+    pthread_t thread;
+    bool running;
+};
+
+static void *touch(void *arg)
+{
+    const struct span *s = arg;
+
+    for (size_t at = 0; at < s->bytes; at += PAGE)
+        *(volatile char *)(s->p + at) = 0;
+    return NULL;
+}
+
+/* Makes the kernel give the pages, and clear them. */
+static void touch_all(char *p, size_t bytes)
+{
+    struct span spans[8];
+    size_t n = bytes / (2 * HUGE) < EK_ARRAY_LEN(spans) ? bytes / (2 * HUGE) : EK_ARRAY_LEN(spans);
+
+    n = n ? n : 1;
+    for (size_t i = 0; i < n; i++) {
+        size_t from = bytes / HUGE * i / n * HUGE;
+        size_t to = i + 1 == n ? bytes : bytes / HUGE * (i + 1) / n * HUGE;
+
+        spans[i] = (struct span){.p = p + from, .bytes = to - from};
+        spans[i].running =
+            i + 1 < n && pthread_create(&spans[i].thread, NULL, touch, &spans[i]) == 0;
+        if (!spans[i].running)
+            touch(&spans[i]);
+    }
+    for (size_t i = 0; i < n; i++)
+        if (spans[i].running)
+            pthread_join(spans[i].thread, NULL);
+}
+
 enum ek_status ek_cuda_host_alloc(struct ek_device *dev, size_t bytes, void **out)
 {
+    size_t align = bytes < HUGE / 2 ? PAGE : HUGE, size = ek_round_up(bytes ? bytes : 1, align);
+    size_t map_bytes = size + align + PAGE;
+    cudaError_t e;
+    char *p, *map;
+
+    if (bytes > SIZE_MAX / 2 || (map = mmap(NULL, map_bytes, PROT_READ | PROT_WRITE,
+                                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) == MAP_FAILED)
+        return ek_error(EK_ENOMEM, "%s: %zu bytes of host memory: none left", dev->spec.name,
+                        bytes);
+    p = map + PAGE;
+    p += (align - (uintptr_t)p % align) % align;
+    *(struct pinned *)(void *)(p - PAGE) = (struct pinned){map, map_bytes};
+    if (align == HUGE)
+        (void)madvise(p, size, MADV_HUGEPAGE);
+    touch_all(p, size);
     ek_cuda_use(ek_cuda(dev));
-    EK_CU_TRY(ek_cuda(dev), cudaHostAlloc(out, bytes ? bytes : 1, cudaHostAllocPortable));
+    e = cudaHostRegister(p, size, cudaHostRegisterPortable);
+    if (e != cudaSuccess) {
+        munmap(map, map_bytes);
+        return ek_cuda_failed(ek_cuda(dev), e, "cudaHostRegister");
+    }
+    *out = p;
     return EK_OK;
 }
 
 void ek_cuda_host_free(struct ek_device *dev, void *p)
 {
+    struct pinned of;
+
+    if (p == NULL)
+        return;
     ek_cuda_use(ek_cuda(dev));
-    if (p)
-        cudaFreeHost(p);
+    cudaHostUnregister(p);
+    of = *(struct pinned *)(void *)((char *)p - PAGE);
+    munmap(of.map, of.map_bytes);
 }
