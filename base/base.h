@@ -154,6 +154,7 @@ size_t ek_dtype_block_bytes(enum ek_dtype t);                  /* bytes a block 
 /* Bytes of n contiguous elements; EK_EFORMAT when n is no multiple of the block or it overflows. */
 enum ek_status ek_dtype_bytes(enum ek_dtype t, size_t n, size_t *out);
 float ek_e4m3_to_f32(uint8_t x); /* E4M3FN: bias 7, no infinity, NaN is 0x7f and 0xff */
+uint8_t ek_f32_to_e4m3(float x); /* round to nearest even, beyond 448 to 448, NaN kept */
 float ek_bf16_to_f32(uint16_t x);
 float ek_f16_to_f32(uint16_t x);
 uint16_t ek_f32_to_bf16(float x); /* round to nearest even, NaN kept */

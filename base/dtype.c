@@ -52,6 +52,10 @@ bool ek_dtype_from_name(const char *name, enum ek_dtype *out)
             *out = (enum ek_dtype)t;
             return true;
         }
+    if (strcasecmp(name, "fp8") == 0) {
+        *out = EK_F8_E4M3;
+        return true;
+    }
     return false;
 }
 
@@ -86,6 +90,21 @@ float ek_e4m3_to_f32(uint8_t x)
     if ((x & 0x7f) == 0x7f)
         v = NAN;
     return x & 0x80 ? -v : v;
+}
+
+uint8_t ek_f32_to_e4m3(float x)
+{
+    uint32_t bits, sign, size;
+
+    memcpy(&bits, &x, sizeof(bits));
+    sign = bits >> 24 & 0x80;
+    bits &= 0x7fffffffu;
+    if (bits > 0x7f800000u)
+        return (uint8_t)(sign | 0x7f);
+    if (bits < 121u << 23) /* below 2^-6: multiples of 2^-9 */
+        return (uint8_t)(sign | (uint32_t)lrintf(ldexpf(fabsf(x), 9)));
+    size = ((bits + 0x7ffffu + (bits >> 20 & 1)) >> 20) - (120u << 3);
+    return (uint8_t)(sign | (bits >= 0x7f800000u || size > 0x7e ? 0x7e : size));
 }
 
 float ek_bf16_to_f32(uint16_t x)

@@ -17,6 +17,7 @@
 static const struct ek_option options[] = {
     {"plan", "FILE", "the plan to run (default: everything on one device, nothing predicted)"},
     {"devices", "DEVICE", "the device when there is no plan"},
+    {"cache", "TYPE", "type of the cache when there is no plan (default: of activations; fp8)"},
     {"quantize", "TYPE",
      "int8 or int4: linear layers of the language model in groups; +ends: embedding, head too"},
     {"batch", "N", "sequences, when there is no plan (default 1)"},

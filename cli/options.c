@@ -196,7 +196,8 @@ enum ek_status ek_arg_dtype(const struct ek_args *a, const char *name, enum ek_d
     const char *text = ek_arg(a, name);
 
     if (text && !ek_dtype_from_name(text, io))
-        return ek_error(EK_EUSAGE, "--%s: no data type named \"%s\" (F32, BF16, F16)", name, text);
+        return ek_error(EK_EUSAGE, "--%s: no data type named \"%s\" (F32, BF16, F16, ...)", name,
+                        text);
     return EK_OK;
 }
 

@@ -13,7 +13,7 @@ static const struct ek_option options[] = {
     {"quantize", "TYPE",
      "int8 or int4: linear layers of the language model in groups; +ends: embedding, head too"},
     {"act", "TYPE", "data type of activations: F32, BF16, F16 (default F32; CUDA: BF16)"},
-    {"cache", "TYPE", "data type of the KV cache (default: that of the activations)"},
+    {"cache", "TYPE", "data type of the KV cache (default: that of the activations; fp8)"},
     {"max-batch", "N", "most sequences at once (default 8)"},
     {"max-prompt", "N", "longest prompt chunk (default 512; GPUs alone: 4096)"},
     {"max-context", "N", "longest context (default 2048; GPUs alone: 4096)"},

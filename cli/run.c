@@ -13,6 +13,7 @@
 static const struct ek_option options[] = {
     {"plan", "FILE", "run under this plan (default: everything on one device)"},
     {"devices", "DEVICE", "the device when there is no plan"},
+    {"cache", "TYPE", "type of the cache when there is no plan (default: of activations; fp8)"},
     {"quantize", "TYPE",
      "int8 or int4: linear layers of the language model in groups; +ends: embedding, head too"},
     {"prompt", "TEXT", "what the user says (may be given several times: a batch)"},

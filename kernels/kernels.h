@@ -98,9 +98,13 @@ struct ek_mat {
 /* KV cache of one layer: paged, token-major. k: [slot][kv_heads][head_dim], v: [slot][kv_heads]
  * [v_dim]. A slot is block * page + offset. Latent attention (MLA): kv_heads 1, k holds
  * [slot][lora + rope], head_dim = lora + rope, v is NULL: the values are the first v_dim = lora
- * elements of the keys. */
+ * elements of the keys. F8_E4M3: a row (of a token and head) holds its elements divided by its
+ * scale, rounded to nearest even; the scale is the row's largest magnitude / 448, 1 where that is
+ * below 2^-100. An element x of a row whose largest is m is read back as one within
+ * max(|x| / 16, m / 448 / 1024) of it. */
 struct ek_kv {
     void *k, *v;
+    float *k_scale, *v_scale; /* F8_E4M3 alone: [slot][kv_heads] */
     enum ek_dtype dtype;
     uint32_t kv_heads, head_dim, v_dim, page;
 };

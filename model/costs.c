@@ -52,12 +52,13 @@ uint64_t ek_module_kv_bytes(const struct ek_model *m, const struct ek_module *mo
                             enum ek_dtype cache)
 {
     const struct ek_config *c = &m->config;
+    uint64_t scale = cache == EK_F8_E4M3 ? sizeof(float) : 0; /* of a row of one head */
 
     if (mod->kind != EK_MODULE_LAYER)
         return 0;
     if (c->attention == EK_ATTENTION_MLA) /* the latent and the shared rotary key */
-        return type_bytes(cache, c->kv_lora) + type_bytes(cache, c->qk_rope);
-    return 2 * type_bytes(cache, ek_dim_value(c, EK_DIM_KV));
+        return type_bytes(cache, c->kv_lora) + type_bytes(cache, c->qk_rope) + scale;
+    return 2 * (type_bytes(cache, ek_dim_value(c, EK_DIM_KV)) + c->n_kv_heads * scale);
 }
 
 uint64_t ek_module_boundary_bytes(const struct ek_model *m, const struct ek_module *mod,

@@ -6,6 +6,7 @@
 #include "planner/problem.h"
 
 #include <math.h>
+#include <string.h>
 
 /* ---- Bytes of one module's steps ----------------------------------------------------------------
  * docs/measurement.md: the smallest point that is large enough, activations linear in the tokens
@@ -236,8 +237,8 @@ void ek_use_add(const struct ek_problem *p, uint32_t kind, uint32_t module, bool
     if (!tied_here)
         u->weights += c->weights ? c->weights : share(m->weights, k->tp);
     u->kv += share(product(kv, p->workload.batch, blocks), c->kv_block ? 1 : k->tp);
-    if (c->kv_block) /* K and V are each rounded up to the allocator's 256 bytes */
-        u->kv += 512;
+    if (c->kv_block) /* K and V, and scales of their rows, are each rounded up to 256 bytes */
+        u->kv += strcmp(p->workload.cache, "F8_E4M3") == 0 ? 1024 : 512;
     if (u->kv > (uint64_t)1 << 60)
         u->kv = (uint64_t)1 << 60;
     if (c->space.activations > u->activations)

@@ -91,16 +91,17 @@ static enum ek_status read_hash(const json_t *obj, struct ek_json_at at, const c
     return EK_OK;
 }
 
-/* Activations and caches are of these types alone. */
+/* Activations are of one of three types; caches may be of a fourth. */
 static enum ek_status read_float_type(const json_t *obj, struct ek_json_at at, const char *key,
-                                      enum ek_dtype *out)
+                                      bool scaled, enum ek_dtype *out)
 {
     const char *s;
 
     EK_TRY(ek_json_string(obj, at, key, &s));
-    if (!ek_dtype_from_name(s, out) || (*out != EK_F32 && *out != EK_F16 && *out != EK_BF16))
-        return ek_error(EK_EFORMAT, "%s: %s%s must be F32, F16 or BF16, got '%.32s'", at.file,
-                        at.prefix, key, s);
+    if (!ek_dtype_from_name(s, out) ||
+        (*out != EK_F32 && *out != EK_F16 && *out != EK_BF16 && (!scaled || *out != EK_F8_E4M3)))
+        return ek_error(EK_EFORMAT, "%s: %s%s must be F32, F16%s BF16%s, got '%.32s'", at.file,
+                        at.prefix, key, scaled ? "," : " or", scaled ? " or F8_E4M3" : "", s);
     return EK_OK;
 }
 
@@ -138,8 +139,8 @@ static enum ek_status read_workload(const json_t *root, const char *where, struc
     EK_TRY(read_u32(w, at, "context", 1, MAX_TOKENS, &p->context));
     EK_TRY(read_u32(w, at, "micro_batches", 1, p->batch, &p->micro_batches));
     EK_TRY(read_u32(w, at, "prefill_chunk", 1, MAX_TOKENS, &p->prefill_chunk));
-    EK_TRY(read_float_type(w, at, "cache", &p->cache));
-    EK_TRY(read_float_type(w, at, "act", &p->act));
+    EK_TRY(read_float_type(w, at, "cache", true, &p->cache));
+    EK_TRY(read_float_type(w, at, "act", false, &p->act));
     EK_TRY(ek_json_opt_u64(w, at, "images", 0, MAX_IMAGES, &images));
     EK_TRY(ek_json_opt_u64(w, at, "image_tokens", 0, MAX_TOKENS, &tokens));
     p->images = (uint32_t)images;

@@ -125,17 +125,28 @@ static struct ek_kv layer_kv(const struct ek_stage *s)
     return kv;
 }
 
-/* Bytes of the cache of one layer, keys then values. */
-static bool layer_kv_bytes(const struct ek_stage *s, size_t *k, size_t *v)
+/* Where the parts of one layer's cache begin, and its bytes: keys, values and, where rows are
+ * scaled, their scales. */
+struct layer_cache {
+    size_t k, v, k_scale, v_scale, bytes;
+};
+
+static bool lay_out_cache(const struct ek_stage *s, struct layer_cache *out)
 {
     struct ek_kv kv = layer_kv(s);
-    size_t slots, size = ek_dtype_block_bytes(s->opt.cache), skip;
-    bool latent = s->m->config.attention == EK_ATTENTION_MLA;
+    struct layer_cache at = {0};
+    size_t slots, size = ek_dtype_block_bytes(s->opt.cache);
+    size_t scales = s->opt.cache == EK_F8_E4M3 ? kv.kv_heads : 0;
+    size_t values = s->m->config.attention == EK_ATTENTION_MLA ? 0 : kv.kv_heads;
 
-    *k = *v = 0;
-    return ek_mul_size(s->opt.n_blocks, s->opt.page, &slots) && slots <= INT32_MAX &&
-           stage_take(k, slots, (size_t)kv.kv_heads * kv.head_dim, size, &skip) &&
-           (latent || stage_take(v, slots, (size_t)kv.kv_heads * kv.v_dim, size, &skip));
+    if (!ek_mul_size(s->opt.n_blocks, s->opt.page, &slots) || slots > INT32_MAX ||
+        !stage_take(&at.bytes, slots, (size_t)kv.kv_heads * kv.head_dim, size, &at.k) ||
+        !stage_take(&at.bytes, slots, values * kv.v_dim, size, &at.v) ||
+        !stage_take(&at.bytes, slots, scales, sizeof(float), &at.k_scale) ||
+        !stage_take(&at.bytes, slots, values ? scales : 0, sizeof(float), &at.v_scale))
+        return false;
+    *out = at;
+    return true;
 }
 
 static enum ek_status check_options(const struct ek_stage_options *o)
@@ -146,7 +157,7 @@ static enum ek_status check_options(const struct ek_stage_options *o)
                         "stage: page %u, n_blocks %u, max_tokens %u, max_seqs %u and max_context "
                         "%u must be at least 1",
                         o->page, o->n_blocks, o->max_tokens, o->max_seqs, o->max_context);
-    if (o->cache != EK_F32 && o->cache != EK_F16 && o->cache != EK_BF16)
+    if (o->cache != EK_F32 && o->cache != EK_F16 && o->cache != EK_BF16 && o->cache != EK_F8_E4M3)
         return ek_error(EK_EUNSUPPORTED, "stage: a cache of type %s", ek_dtype_name(o->cache));
     return EK_OK;
 }
@@ -242,9 +253,10 @@ static uint64_t padded(const struct ek_device *dev, size_t bytes)
 
 static enum ek_status kv_total(const struct ek_stage *s, size_t *out)
 {
-    size_t k, v, n;
+    struct layer_cache layer;
+    size_t n;
 
-    if (!layer_kv_bytes(s, &k, &v) || !ek_mul_size(s->n_layers, k + v, &n))
+    if (!lay_out_cache(s, &layer) || !ek_mul_size(s->n_layers, layer.bytes, &n))
         return ek_error(EK_EUSAGE, "stage: a cache of %u blocks of %u tokens overflows",
                         s->opt.n_blocks, s->opt.page);
     *out = n;
@@ -276,7 +288,9 @@ done:
 static enum ek_status make_cache(struct ek_stage *s)
 {
     struct ek_kv kv = layer_kv(s);
-    size_t total, k, v;
+    bool latent = s->m->config.attention == EK_ATTENTION_MLA;
+    struct layer_cache of;
+    size_t total;
     char *at;
 
     EK_TRY(kv_total(s, &total));
@@ -284,12 +298,16 @@ static enum ek_status make_cache(struct ek_stage *s)
         return EK_OK;
     EK_TRY(s->dev->ops->alloc(s->dev, EK_TAG_KV, total, (void **)&s->kv));
     EK_TRY(s->dev->ops->zero(s->dev, s->kv, total)); /* so that it is really there */
-    layer_kv_bytes(s, &k, &v);
+    lay_out_cache(s, &of);
     at = s->kv;
-    for (size_t i = 0; i < s->n_layers; i++, at += k + v) {
+    for (size_t i = 0; i < s->n_layers; i++, at += of.bytes) {
+        kv.k = at + of.k;
+        kv.v = latent ? NULL : at + of.v;
+        if (kv.dtype == EK_F8_E4M3) {
+            kv.k_scale = (float *)(void *)(at + of.k_scale);
+            kv.v_scale = latent ? NULL : (float *)(void *)(at + of.v_scale);
+        }
         s->layers[i].kv = kv;
-        s->layers[i].kv.k = at;
-        s->layers[i].kv.v = v ? at + k : NULL;
     }
     return EK_OK;
 }

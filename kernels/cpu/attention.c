@@ -5,6 +5,7 @@
  */
 #include "kernels/cpu/cpu.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { BLOCK_ROWS = 96, PAD = 16 };
@@ -38,15 +39,35 @@ void cpu_token_angles(const struct cpu_simd *simd, const struct ek_rope *rope,
     }
 }
 
-void cpu_cache_store(const struct cpu_simd *simd, enum ek_dtype type, void *base, size_t offset,
-                     const float *row, size_t n)
+/* One row as E4M3 (struct ek_kv has the rule). */
+static void store_scaled(const float *row, size_t n, uint8_t *to, float *scale)
 {
-    if (type == EK_F16)
-        simd->to_f16(row, (uint16_t *)base + offset, n);
-    else if (type == EK_BF16)
-        simd->to_bf16(row, (uint16_t *)base + offset, n);
+    float largest = 0;
+
+    for (size_t i = 0; i < n; i++)
+        largest = fabsf(row[i]) <= largest ? largest : fabsf(row[i]); /* NaN stays */
+    *scale = largest <= 0x1p-100f ? 1.0f : largest / 448.0f;
+    for (size_t i = 0; i < n; i++)
+        to[i] = ek_f32_to_e4m3(row[i] / *scale);
+}
+
+void cpu_cache_store(const struct cpu_simd *simd, const struct ek_kv *kv, bool values, size_t slot,
+                     const float *rows)
+{
+    size_t dim = values ? kv->v_dim : kv->head_dim, n = kv->kv_heads * dim, offset = slot * n;
+    void *base = values ? kv->v : kv->k;
+    float *scale = values ? kv->v_scale : kv->k_scale;
+
+    if (kv->dtype == EK_F16)
+        simd->to_f16(rows, (uint16_t *)base + offset, n);
+    else if (kv->dtype == EK_BF16)
+        simd->to_bf16(rows, (uint16_t *)base + offset, n);
+    else if (kv->dtype == EK_F32)
+        memcpy((float *)base + offset, rows, n * sizeof(float));
     else
-        memcpy((float *)base + offset, row, n * sizeof(float));
+        for (size_t h = 0; h < kv->kv_heads; h++)
+            store_scaled(rows + h * dim, dim, (uint8_t *)base + offset + h * dim,
+                         &scale[slot * kv->kv_heads + h]);
 }
 
 static void rope_item(void *arg, uint32_t token, uint32_t thread)
@@ -62,15 +83,14 @@ static void rope_item(void *arg, uint32_t token, uint32_t thread)
     for (uint32_t h = 0; h < a->heads + kv->kv_heads; h++)
         a->dev->simd->rotate(row + (size_t)h * kv->head_dim, cosine, sine, a->rope->dim,
                              a->rope->interleaved);
-    cpu_cache_store(a->dev->simd, kv->dtype, kv->k, slot * kv->kv_heads * kv->head_dim, k,
-                    (size_t)kv->kv_heads * kv->head_dim);
-    cpu_cache_store(a->dev->simd, kv->dtype, kv->v, slot * kv->kv_heads * kv->v_dim, v,
-                    (size_t)kv->kv_heads * kv->v_dim);
+    cpu_cache_store(a->dev->simd, kv, false, slot, k);
+    cpu_cache_store(a->dev->simd, kv, true, slot, v);
 }
 
 static enum ek_status check_cache(const struct ek_kv *kv)
 {
-    if (kv->dtype != EK_F32 && kv->dtype != EK_F16 && kv->dtype != EK_BF16)
+    if (kv->dtype != EK_F32 && kv->dtype != EK_F16 && kv->dtype != EK_BF16 &&
+        kv->dtype != EK_F8_E4M3)
         return ek_error(EK_EUNSUPPORTED, "a cache of type %s is not supported",
                         ek_dtype_name(kv->dtype));
     if (!kv->v && (kv->kv_heads != 1 || kv->v_dim > kv->head_dim))

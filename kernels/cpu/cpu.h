@@ -204,9 +204,9 @@ enum ek_status cpu_attention(struct ek_device *dev, const void *q, size_t ldq,
 /* cos and sin of every frequency; M-RoPE takes each section's own position. dim / 2 floats each. */
 void cpu_token_angles(const struct cpu_simd *simd, const struct ek_rope *rope,
                       const struct ek_batch *batch, uint32_t token, float *cosine, float *sine);
-/* n elements to element `offset` of a cache of a type. */
-void cpu_cache_store(const struct cpu_simd *simd, enum ek_dtype type, void *base, size_t offset,
-                     const float *row, size_t n);
+/* A slot's keys, or values, of all heads, into the cache. */
+void cpu_cache_store(const struct cpu_simd *simd, const struct ek_kv *kv, bool values, size_t slot,
+                     const float *rows);
 
 enum ek_status cpu_latent_append(struct ek_device *dev, const void *ckv, size_t ld,
                                  const float *norm_weight, float eps, const struct ek_rope *rope,

@@ -26,13 +26,12 @@ static void append_item(void *arg, uint32_t token, uint32_t thread)
     uint32_t lora = kv->v_dim, dim = a->rope->dim;
     const float *x = a->x + token * a->ld;
     float *row = cpu_scratch_of(a->dev, thread), *cosine = row + kv->head_dim;
-    size_t at = (size_t)a->batch->slots[token] * kv->head_dim;
 
     a->dev->simd->rms_norm(x, a->weight, a->eps, lora, row);
     memcpy(row + lora, x + lora, dim * sizeof(float));
     cpu_token_angles(a->dev->simd, a->rope, a->batch, token, cosine, cosine + dim / 2);
     a->dev->simd->rotate(row + lora, cosine, cosine + dim / 2, dim, a->rope->interleaved);
-    cpu_cache_store(a->dev->simd, kv->dtype, kv->k, at, row, kv->head_dim);
+    cpu_cache_store(a->dev->simd, kv, false, (size_t)a->batch->slots[token], row);
 }
 
 enum ek_status cpu_latent_append(struct ek_device *dev, const void *ckv, size_t ld,

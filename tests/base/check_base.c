@@ -99,6 +99,31 @@ START_TEST(half_floats_round_trip_and_round_to_even)
 }
 END_TEST
 
+START_TEST(eight_bit_floats_are_the_nearest_there_is)
+{
+    static const struct {
+        float x;
+        uint8_t bits;
+    } known[] = {{0, 0},          {-0.0f, 0x80},    {1, 0x38},      {1.0625f, 0x38}, /* a tie */
+                 {1.1875f, 0x3a}, {448, 0x7e},      {464.0f, 0x7e}, {1e30f, 0x7e},
+                 {-1e30f, 0xfe},  {INFINITY, 0x7e}, {0x1p-10f, 0},  {0x1.1p-10f, 1},
+                 {0x1p-9f, 1},    {0x1.8p-9f, 2},   {0x1.ep-7f, 8}, {0x1p-6f, 8}};
+
+    for (uint32_t h = 0; h < 256; h++) {
+        float f = ek_e4m3_to_f32((uint8_t)h), next = ek_e4m3_to_f32((uint8_t)(h + 1));
+        ck_assert_uint_eq(ek_f32_to_e4m3(f), h);
+        if (isfinite(f) && isfinite(next) && (h + 1) % 128) {
+            ck_assert_uint_eq(ek_f32_to_e4m3(f + (next - f) * 0.499f), h);
+            ck_assert_uint_eq(ek_f32_to_e4m3(f + (next - f) * 0.501f), h + 1);
+            ck_assert_uint_eq(ek_f32_to_e4m3(f + (next - f) * 0.5f), h + h % 2);
+        }
+    }
+    for (size_t i = 0; i < EK_ARRAY_LEN(known); i++)
+        ck_assert_uint_eq(ek_f32_to_e4m3(known[i].x), known[i].bits);
+    ck_assert_uint_eq(ek_f32_to_e4m3(NAN) & 0x7f, 0x7f);
+}
+END_TEST
+
 START_TEST(json_reads_name_file_and_field)
 {
     struct ek_json_at at = {"config.json", "rope."};
@@ -187,6 +212,7 @@ int main(void)
     tcase_add_loop_test(tc, sizes_are_read_with_units_or_refused, 0, EK_ARRAY_LEN(sizes));
     tcase_add_test(tc, size_lists_take_every_form_that_users_type);
     tcase_add_test(tc, half_floats_round_trip_and_round_to_even);
+    tcase_add_test(tc, eight_bit_floats_are_the_nearest_there_is);
     tcase_add_test(tc, json_reads_name_file_and_field);
     tcase_add_test(tc, deep_json_is_refused);
     tcase_add_test(tc, files_are_replaced_whole_or_not_at_all);

@@ -30,6 +30,20 @@ says 'decode'
 expect 0 grep -q '"prefill_tokens_per_s"' "$scratch/bench.json"
 expect 2 evenkeel bench "$model" --plan "$scratch/plan.json" --output "$scratch/bench.json"
 
+# a cache of E4M3: profiled, planned and run as such
+scaled=$scratch/scaled.json
+expect 0 evenkeel profile "$model" --db "$scratch/scaled.db" --devices cpu:0/mem=64MiB --cache fp8 --max-batch 2 \
+    --max-prompt 32 --max-context 64 --target-error 0.5
+expect 0 evenkeel plan "$model" --db "$scratch/scaled.db" --cache fp8 --batch 2 --prompt 32 --generate 8 \
+    --context 64 -o "$scaled"
+expect 0 grep -q '"cache": "F8_E4M3"' "$scaled"
+expect 0 evenkeel run "$model" --plan "$scaled" --ids 1,2,3,4 --max-tokens 4
+expect 1 evenkeel check "$model" --plan "$scaled" --reference "$reference"
+warns 'differ'
+expect 0 evenkeel check "$model" --cache fp8 --reference "$reference" --tolerance 0.5
+expect 2 evenkeel run "$model" --cache fp7 --ids 1,2,3
+warns 'no data type'
+
 # weights written and loaded; what needs a GPU says so
 mkdir "$scratch/written"
 cp "$model/config.json" "$scratch/written/"

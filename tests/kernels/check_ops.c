@@ -172,26 +172,52 @@ struct cache { /* a batch and its cache, with what the cache holds in F32 */
     struct ek_kv kv;
     int32_t *seq_start, *kv_len, *table, *slots, *positions;
     float *k, *v; /* [slot][kv_heads][dim] as they will be read */
+    float *k_scale, *v_scale;
     uint32_t n_slots;
 };
 
-static float through(enum ek_dtype t, float x)
+/* What a row of dim elements is multiplied by when it is read (struct ek_kv has the rule). */
+static float scale_of(enum ek_dtype t, const float *row, uint32_t dim)
 {
-    return t == EK_F16    ? ek_f16_to_f32(ek_f32_to_f16(x))
-           : t == EK_BF16 ? ek_bf16_to_f32(ek_f32_to_bf16(x))
-                          : x;
+    float largest = 0;
+
+    for (uint32_t d = 0; d < dim; d++)
+        largest = fmaxf(largest, fabsf(row[d]));
+    return t == EK_F8_E4M3 && largest > 0x1p-100f ? largest / 448 : 1;
 }
 
-static void *cache_of(enum ek_dtype t, const float *x, size_t n)
+static float through(enum ek_dtype t, float x, float scale)
 {
-    uint16_t *h = ek_calloc(n, t == EK_F32 ? 4 : 2);
+    return t == EK_F16       ? ek_f16_to_f32(ek_f32_to_f16(x))
+           : t == EK_BF16    ? ek_bf16_to_f32(ek_f32_to_bf16(x))
+           : t == EK_F8_E4M3 ? ek_e4m3_to_f32(ek_f32_to_e4m3(x / scale)) * scale
+                             : x;
+}
 
-    for (size_t i = 0; i < n; i++)
-        if (t == EK_F32)
-            ((float *)(void *)h)[i] = x[i];
-        else
-            h[i] = t == EK_F16 ? ek_f32_to_f16(x[i]) : ek_f32_to_bf16(x[i]);
-    return h;
+static void put_element(enum ek_dtype t, void *base, size_t i, float x, float scale)
+{
+    if (t == EK_F32)
+        ((float *)base)[i] = x;
+    else if (t == EK_F8_E4M3)
+        ((uint8_t *)base)[i] = ek_f32_to_e4m3(x / scale);
+    else
+        ((uint16_t *)base)[i] = t == EK_F16 ? ek_f32_to_f16(x) : ek_f32_to_bf16(x);
+}
+
+/* Rows of dim elements as a cache of type t, their scales, and in x what will be read. */
+static void *cache_of(enum ek_dtype t, float *x, size_t rows, uint32_t dim, float **scales)
+{
+    void *base = ek_calloc(rows * dim, sizeof(float));
+
+    *scales = ek_calloc(rows, sizeof(float));
+    for (size_t r = 0; r < rows; r++) {
+        (*scales)[r] = scale_of(t, x + r * dim, dim);
+        for (size_t i = r * dim; i < (r + 1) * dim; i++) {
+            put_element(t, base, i, x[i], (*scales)[r]);
+            x[i] = through(t, x[i], (*scales)[r]);
+        }
+    }
+    return base;
 }
 
 static uint32_t slot_of(const struct cache *c, uint32_t seq, uint32_t j)
@@ -250,10 +276,6 @@ static struct cache cache_new(const struct paged *p, uint64_t *seed)
     cache_layout(&c, p);
     c.k = random_floats(seed, c.n_slots * k_row);
     c.v = random_floats(seed, c.n_slots * v_row);
-    for (size_t i = 0; i < c.n_slots * k_row; i++)
-        c.k[i] = through(p->dtype, c.k[i]);
-    for (size_t i = 0; i < c.n_slots * v_row; i++)
-        c.v[i] = through(p->dtype, c.v[i]);
     bool *taken = ek_calloc(c.n_slots + 1, 1);
     for (uint32_t s = 0; s < p->n_seqs; s++)
         for (uint32_t j = 0; j < (uint32_t)c.kv_len[s]; j++)
@@ -265,16 +287,18 @@ static struct cache cache_new(const struct paged *p, uint64_t *seed)
         for (size_t d = 0; !taken[i] && d < v_row; d++)
             c.v[i * v_row + d] = NAN;
     free(taken);
-    c.kv.k = cache_of(p->dtype, c.k, c.n_slots * k_row);
+    c.kv.k = cache_of(p->dtype, c.k, c.n_slots * p->kv_heads, p->head_dim, &c.k_scale);
     if (!p->latent)
-        c.kv.v = cache_of(p->dtype, c.v, c.n_slots * v_row);
+        c.kv.v = cache_of(p->dtype, c.v, c.n_slots * p->kv_heads, p->v_dim, &c.v_scale);
+    c.kv.k_scale = c.k_scale;
+    c.kv.v_scale = c.v_scale;
     return c;
 }
 
 static void cache_free(struct cache *c)
 {
     free(c->seq_start), free(c->kv_len), free(c->table), free(c->slots), free(c->positions);
-    free(c->k), free(c->v), free(c->kv.k), free(c->kv.v);
+    free(c->k), free(c->v), free(c->kv.k), free(c->kv.v), free(c->k_scale), free(c->v_scale);
 }
 
 /* ---- Attention ------------------------------------------------------------------------------- */
@@ -325,6 +349,11 @@ static const struct paged cases[] = {
     {3, 16, 10, 1, 72, 48, {0, 300, 7}, {1, 1, 1}, EK_F32, true},
     {2, 16, 16, 1, 96, 64, {0, 70}, {80, 9}, EK_BF16, true},
     {2, 8, 3, 1, 40, 24, {20, 0}, {1, 30}, EK_F16, true},
+    /* scaled rows */
+    {3, 16, 9, 3, 64, 64, {300, 5, 1}, {1, 1, 1}, EK_F8_E4M3, false},
+    {4, 5, 6, 3, 24, 40, {3, 0, 500, 61}, {2, 100, 1, 7}, EK_F8_E4M3, false},
+    {2, 16, 16, 1, 96, 64, {0, 70}, {80, 9}, EK_F8_E4M3, true},
+    {2, 8, 3, 1, 40, 24, {20, 0}, {1, 30}, EK_F8_E4M3, true},
 };
 
 static float *attention_of(struct ek_device *dev, const struct paged *p, const struct cache *c,
@@ -383,7 +412,7 @@ START_TEST(attention_refuses_what_it_cannot_do)
     struct ek_rope rope = {.inv_freq = q, .dim = 2};
     struct ek_kv kv = c.kv;
 
-    kv.dtype = EK_F8_E4M3;
+    kv.dtype = EK_F8_E5M2;
     ck_assert_int_eq(dev->ops->attention(dev, q, 1, &c.batch, &kv, 9, 1, out, 1), EK_EUNSUPPORTED);
     kv = c.kv;
     kv.v = NULL; /* values inside of the keys: one head only */
@@ -410,6 +439,7 @@ static const struct {
     {{1, 16, 3, 1, 20, 20, {0}, {40}, EK_F16, false}, 20, true, {0, 0, 0}},
     {{1, 4, 2, 2, 24, 16, {7}, {9}, EK_BF16, false}, 16, false, {0, 0, 0}},
     {{1, 16, 4, 2, 32, 32, {2}, {33}, EK_F32, false}, 32, false, {4, 6, 6}},
+    {{2, 16, 4, 2, 64, 40, {3, 20}, {5, 1}, EK_F8_E4M3, false}, 64, false, {0, 0, 0}},
 };
 
 static void rotate_plainly(float *head, const float *angle, uint32_t dim, bool interleaved,
@@ -425,13 +455,29 @@ static void rotate_plainly(float *head, const float *angle, uint32_t dim, bool i
     }
 }
 
-static float stored(const struct ek_kv *kv, const void *base, size_t at)
+static float stored(const struct ek_kv *kv, const void *base, size_t at, float scale)
 {
     const uint16_t *h = base;
 
-    return kv->dtype == EK_F32   ? ((const float *)base)[at]
-           : kv->dtype == EK_F16 ? ek_f16_to_f32(h[at])
-                                 : ek_bf16_to_f32(h[at]);
+    return kv->dtype == EK_F32       ? ((const float *)base)[at]
+           : kv->dtype == EK_F16     ? ek_f16_to_f32(h[at])
+           : kv->dtype == EK_F8_E4M3 ? ek_e4m3_to_f32(((const uint8_t *)base)[at]) * scale
+                                     : ek_bf16_to_f32(h[at]);
+}
+
+/* A row of the cache holds what was appended: to the bit, and within what the format promises. */
+static void check_row(const struct ek_kv *kv, const void *base, const float *scales, size_t row,
+                      const float *want, uint32_t dim)
+{
+    float scale = scale_of(kv->dtype, want, dim);
+
+    ck_assert(kv->dtype != EK_F8_E4M3 || scales[row] == scale);
+    for (uint32_t i = 0; i < dim; i++) {
+        float got = stored(kv, base, row * dim + i, scale);
+
+        ck_assert(got == through(kv->dtype, want[i], scale));
+        ck_assert(fabsf(got - want[i]) <= fmaxf(fabsf(want[i]) / 15.9f, scale / 1023));
+    }
 }
 
 static void check_rope(struct ek_device *dev, size_t which)
@@ -474,14 +520,13 @@ static void check_rope(struct ek_device *dev, size_t which)
             rotate_plainly(x + t * ld + h * p->head_dim, angle, rope.dim, rope.interleaved, 1.25,
                            want, p->head_dim);
             ck_assert_double_lt(relative_error(got, want, p->head_dim), TOLERANCE);
-            for (uint32_t i = 0; h >= p->heads && i < p->head_dim; i++)
-                ck_assert(stored(&c.kv, c.kv.k,
-                                 ((size_t)c.slots[t] * p->kv_heads + h - p->heads) * p->head_dim +
-                                     i) == through(p->dtype, got[i]));
+            if (h >= p->heads)
+                check_row(&c.kv, c.kv.k, c.k_scale, (size_t)c.slots[t] * p->kv_heads + h - p->heads,
+                          got, p->head_dim);
         }
-        for (uint32_t i = 0; i < p->kv_heads * p->v_dim; i++)
-            ck_assert(stored(&c.kv, c.kv.v, (size_t)c.slots[t] * p->kv_heads * p->v_dim + i) ==
-                      through(p->dtype, x[t * ld + v_at + i]));
+        for (uint32_t h = 0; h < p->kv_heads; h++)
+            check_row(&c.kv, c.kv.v, c.v_scale, (size_t)c.slots[t] * p->kv_heads + h,
+                      x + t * ld + v_at + h * p->v_dim, p->v_dim);
     }
     free(x), free(y);
     cache_free(&c);

@@ -25,14 +25,34 @@ INLINE size_t key_offset(const struct cpu_attend *a, uint32_t seq, uint32_t kv_h
     return (slot * a->kv->kv_heads + kv_head) * dim;
 }
 
-INLINE void row_to_f32(enum ek_dtype dtype, const void *base, size_t offset, size_t dim, float *out)
+static void scaled_to_f32(const uint8_t *row, float scale, size_t dim, float *out)
 {
-    if (dtype == EK_F16)
+    size_t whole = dim / CPU_UNIT * CPU_UNIT;
+
+    for (size_t i = 0; i < whole; i += CPU_UNIT) {
+        vec w[CPU_UNIT / VL];
+
+        v_e4m3(row + i, scale, w);
+        for (size_t j = 0; j < CPU_UNIT / VL; j++)
+            v_store(out + i + j * VL, w[j]);
+    }
+    for (size_t i = whole; i < dim; i++)
+        out[i] = ek_e4m3_to_f32(row[i]) * scale;
+}
+
+/* dim elements of a row of stride, at an offset of base, keys or values. */
+INLINE void row_to_f32(const struct ek_kv *kv, const void *base, size_t offset, size_t dim,
+                       size_t stride, float *out)
+{
+    if (kv->dtype == EK_F16)
         decode_f16((const uint16_t *)base + offset, out, dim);
-    else if (dtype == EK_BF16)
+    else if (kv->dtype == EK_BF16)
         decode_bf16((const uint16_t *)base + offset, out, dim);
-    else
+    else if (kv->dtype == EK_F32)
         memcpy(out, (const float *)base + offset, dim * sizeof(float));
+    else
+        scaled_to_f32((const uint8_t *)base + offset,
+                      (base == kv->k ? kv->k_scale : kv->v_scale)[offset / stride], dim, out);
     for (size_t i = dim; i < padded(dim); i++)
         out[i] = 0.0f;
 }
@@ -62,7 +82,7 @@ static void key_rows(const struct cpu_attend *a, const void *base, size_t dim, s
         if (in_place) {
             rows[j] = (const float *)base + at;
         } else {
-            row_to_f32(a->kv->dtype, base, at, dim, buffer + j * padded(dim));
+            row_to_f32(a->kv, base, at, dim, stride, buffer + j * padded(dim));
             rows[j] = buffer + j * padded(dim);
         }
     }
@@ -364,8 +384,8 @@ static void block_load(const struct cpu_attend *a, uint32_t seq, uint32_t kv_hea
     key_rows(a, a->kv->k, a->kv->head_dim, a->kv->head_dim, seq, kv_head, from, n, s->rows, rows);
     transpose_keys(rows, kd, s->keys);
     for (uint32_t j = 0; j < n; j++)
-        row_to_f32(a->kv->dtype, value_base, key_offset(a, seq, kv_head, from + j, value_stride),
-                   a->kv->v_dim, s->v + j * vd);
+        row_to_f32(a->kv, value_base, key_offset(a, seq, kv_head, from + j, value_stride),
+                   a->kv->v_dim, value_stride, s->v + j * vd);
     memset(s->v + n * vd, 0, (CPU_KEYS - n) * vd * sizeof(float));
 }
 
