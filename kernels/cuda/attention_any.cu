@@ -4,6 +4,7 @@
 // sizes, a cache of another type than the activations. Dense: keys and values in rows beside the
 // queries, a segment an index of z, every row sees all of its segment.
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/cache.cuh"
 
 #define ANY_THREADS 128
 
@@ -60,11 +61,15 @@ __global__ void __launch_bounds__(ANY_THREADS) any_k(const ek_cu_attention a)
             s = 0;
             for (uint32_t i = 0; i < dim; i++)
                 s = fmaf(q[i], to_f(k[i]), s);
+            if (SCALED<C>)
+                s *= a.kv.k_scale[slot[threadIdx.x]];
         }
         float highest = fmaxf(peak, block_max(s, tmp)), shrink = exp2f(peak - highest);
         p[threadIdx.x] = exp2f(s - highest);
         weight = weight * shrink + block_sum(p[threadIdx.x], tmp);
         peak = highest;
+        if (SCALED<C> && at < len)
+            p[threadIdx.x] *= (a.kv.v ? a.kv.v_scale : a.kv.k_scale)[slot[threadIdx.x]];
         __syncthreads();
         for (uint32_t i = threadIdx.x; i < a.kv.v_dim; i += ANY_THREADS) {
             float v = acc[i] * shrink;
@@ -88,9 +93,9 @@ static size_t any_shared(const struct ek_cu_attention *a)
 template <typename T>
 static cudaError_t any_launch(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
 {
-    EK_DISPATCH_ACT(a->kv.dtype, C,
-                    return launch(q, any_k<T, C, false>, dim3(a->batch.n_tokens, a->heads),
-                                  ANY_THREADS, any_shared(a), *a));
+    EK_DISPATCH_CACHE(a->kv.dtype, C,
+                      return launch(q, any_k<T, C, false>, dim3(a->batch.n_tokens, a->heads),
+                                    ANY_THREADS, any_shared(a), *a));
 }
 
 extern "C" cudaError_t ek_cu_attention_any(const struct ek_cu_queue *q, enum ek_dtype act,

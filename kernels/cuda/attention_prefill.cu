@@ -385,7 +385,8 @@ template <typename T, int D>
 static cudaError_t prefill(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
 {
     uint32_t page = a->kv.page, rows = page < PRE_KV ? page : PRE_KV;
-    bool boxes = page % 8 == 0 && PRE_KV % rows == 0 && page % rows == 0 &&
+    /* boxes take rows behind a context along, which in an unpacked cache are anything */
+    bool boxes = a->kv.k_scale == NULL && page % 8 == 0 && PRE_KV % rows == 0 && page % rows == 0 &&
                  PRE_KV / rows * (D / EK_CHUNK) <= 32 && a->ldq % 8 == 0 &&
                  (uintptr_t)a->q % 16 == 0;
 

@@ -2,13 +2,15 @@
 // Latent attention around the attention itself: latents and rotated keys into the cache, queries
 // into the latent space and attention's output out of it. With few tokens the products with W_uk
 // and W_uv are bound by reading them once; with many they are batched products of cuBLASLt.
+#include "kernels/cuda/cache.cuh"
 #include "kernels/cuda/deepseek.h"
 #include "kernels/cuda/turn.cuh"
 #include "kernels/cuda/weights.cuh"
 
 #define LAT_THREADS 256
-#define LAT_COLS    64  // columns of W_uk a block
-#define LAT_MAX     512 // rotated pairs of a head
+#define LAT_COLS    64   // columns of W_uk a block
+#define LAT_MAX     512  // rotated pairs of a head
+#define LAT_ROW     1024 // elements of a row that is scaled
 
 // ---- append: one block a token
 struct append_args {
@@ -22,16 +24,14 @@ struct append_args {
 };
 
 template <typename T, typename C>
-__device__ __forceinline__ void append(const T *ckv, const append_args &a, uint32_t token)
+__device__ __forceinline__ void append_row(const T *ckv, const append_args &a, uint32_t token,
+                                           C *to)
 {
     __shared__ float tmp[32];
     uint32_t lora = a.kv.v_dim;
     const T *x = ckv + token * a.ld;
     float sum = 0;
 
-    if (a.slots[token] < 0)
-        return;
-    C *to = (C *)a.kv.k + (size_t)a.slots[token] * a.kv.head_dim;
     for (uint32_t i = threadIdx.x; i < lora; i += LAT_THREADS)
         sum += to_f(x[i]) * to_f(x[i]);
     float r = rsqrtf(block_sum(sum, tmp) / (float)lora + a.eps);
@@ -39,6 +39,25 @@ __device__ __forceinline__ void append(const T *ckv, const append_args &a, uint3
         to[i] = from_f<C>(round_to<T>(to_f(x[i]) * r) * a.weight[i]);
     for (uint32_t i = threadIdx.x; i < a.rope.dim / 2; i += LAT_THREADS)
         rotate_pair(a.rope, i, turn_of(a.rope, a.positions, a.n, token, i), x + lora, to + lora);
+}
+
+template <typename T, typename C>
+__device__ __forceinline__ void append(const T *ckv, const append_args &a, uint32_t token)
+{
+    if (a.slots[token] < 0)
+        return;
+    size_t slot = (size_t)a.slots[token];
+    C *to = (C *)a.kv.k + slot * a.kv.head_dim;
+    if constexpr (SCALED<C>) {
+        __shared__ float row[LAT_ROW];
+
+        append_row(ckv, a, token, row);
+        __syncthreads();
+        if (threadIdx.x < 32)
+            store_scaled_row(row, a.kv.head_dim, to, a.kv.k_scale + slot);
+    } else {
+        append_row(ckv, a, token, to);
+    }
 }
 
 template <typename T, typename C>
@@ -52,7 +71,9 @@ __global__ void __launch_bounds__(LAT_THREADS) append_k(const T *ckv, const appe
 template <typename T>
 static cudaError_t append_launch(const struct ek_cu_queue *q, const T *ckv, const append_args &a)
 {
-    EK_DISPATCH_ACT(a.kv.dtype, C, return launch(q, append_k<T, C>, a.n, LAT_THREADS, 0, ckv, a));
+    if (a.kv.dtype == EK_F8_E4M3 && a.kv.head_dim > LAT_ROW)
+        return cudaErrorNotSupported;
+    EK_DISPATCH_CACHE(a.kv.dtype, C, return launch(q, append_k<T, C>, a.n, LAT_THREADS, 0, ckv, a));
 }
 
 extern "C" cudaError_t ek_cu_latent_append(const struct ek_cu_queue *q, enum ek_dtype act,

@@ -131,13 +131,16 @@ struct ek_cu_attention {
     float scale;
     void *out; /* [n_tokens][ldo] act */
     size_t ldo;
-    size_t row; /* dense: elements from one row of k and v to the next */
-    /* decode: parts of the context */
+    size_t row;     /* dense: elements from one row of k and v to the next */
+    float *partial; /* unnormalised sums of a part of a context ... */
+    float2 *totals; /* ... and their maximum and weight */
+    /* latent attention */
     uint32_t part, n_parts; /* tokens a part; parts of the longest context */
-    bool cluster;           /* they are few and short: a cluster joins them */
-    float *partial;         /* [seqs][heads][n_parts][v_dim]: a part's unnormalised sum */
-    float2 *totals;         /* [seqs][heads][n_parts]: its maximum and weight */
-    uint32_t *arrived;      /* [seqs * kv_heads * tiles] zero before and after */
+    /* decode: decode_work.cuh */
+    uint32_t tiles;       /* of at most EK_CU_TILE heads to a cached head */
+    uint32_t team, teams; /* blocks of a team: 1, 2, 4 or 8; how many teams */
+    uint32_t stages;      /* steps of a warp that are under way, 2 or 3 */
+    uint32_t *arrived;    /* [n_seqs * kv_heads * tiles][team] zero before and after */
     /* expanded: keys and values made of latents, of the tokens [from, from + span) of every
      * sequence. Sums so far go by partial [n_tokens][heads][v_dim] and totals [n_tokens][heads]. */
     uint32_t from, span;
@@ -145,16 +148,22 @@ struct ek_cu_attention {
     size_t latent_row;   /* elements of such a row */
     struct ek_rope rope; /* of q's last elements */
 };
-#define EK_CU_CLUSTER   8   /* parts that one cluster joins */
-#define EK_CU_MAX_PARTS 64  /* of a sequence's context in decode attention */
-#define EK_CU_PART      64u /* least tokens of a part */
+#define EK_CU_CLUSTER 8  /* blocks of the largest cluster */
+#define EK_CU_TILE    16 /* heads */
+/* The contexts of a batch from a cache of E4M3 to k and v (NULL: none) of type act:
+ * [n_seqs][blocks] blocks, and their table. blocks: of max_kv tokens. Rows are multiples of 16
+ * elements. */
+cudaError_t ek_cu_unpack(const struct ek_cu_queue *q, enum ek_dtype act,
+                         const struct ek_cu_attention *a, void *k, void *v, int32_t *table,
+                         uint32_t blocks);
 /* Any shape and cache type: one block a token and head. */
 cudaError_t ek_cu_attention_any(const struct ek_cu_queue *q, enum ek_dtype act,
                                 const struct ek_cu_attention *a);
-/* BF16 or F16, the cache of the same type, head_dim = v_dim = 64 or 128: one token a sequence... */
+/* BF16 or F16, head_dim = v_dim = 64 or 128: one token a sequence, the cache of the same type or
+ * E4M3 ... */
 cudaError_t ek_cu_attention_decode(const struct ek_cu_queue *q, enum ek_dtype act,
                                    const struct ek_cu_attention *a);
-/* ... and many. */
+/* ... and many, the cache of the same type. */
 cudaError_t ek_cu_attention_prefill(const struct ek_cu_queue *q, enum ek_dtype act,
                                     const struct ek_cu_attention *a);
 

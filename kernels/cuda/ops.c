@@ -132,35 +132,75 @@ static bool fast_shape(const struct ek_cuda *d, const struct ek_cu_attention *a)
 
     if (d->base.info.compute_major < 8) /* their tiles need its copies and shared memory */
         return false;
-    return d->base.act != EK_F32 && a->kv.dtype == d->base.act && a->kv.v && dims && aligned;
+    if (a->kv.dtype != d->base.act && (a->kv.dtype != EK_F8_E4M3 || a->batch.max_q > 1))
+        return false;
+    return d->base.act != EK_F32 && a->kv.v && dims && aligned;
 }
 
-/* Parts of the context, so that every multiprocessor has a block, and their memory. Few and short
- * ones make clusters. The split depends on shapes alone: the same batch gives the same bits. */
-static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
+/* Blocks of decode attention that run at once: two a multiprocessor, but for corners that clusters
+ * do not fill. */
+static uint32_t blocks_at_once(const struct ek_cuda *d, uint32_t team)
 {
-    uint32_t group = a->heads / a->kv.kv_heads, tiles = (group + 15) / 16;
-    uint32_t blocks = a->batch.n_seqs * a->kv.kv_heads * tiles;
-    uint32_t wanted = (d->queue.n_sm + blocks - 1) / blocks, unit = 2 * EK_CU_PART;
-    uint32_t longest = a->batch.max_kv ? a->batch.max_kv : 1;
-    size_t parts;
+    return 2 * d->queue.n_sm - (team > 1 ? 4 * team : 0);
+}
+
+/* How decode attention is dealt out (decode_work.cuh), and memory for what teams share. One team a
+ * pair of a sequence and a cached head where that is enough; long contexts of few pairs are cut
+ * further, into parts of two steps a warp or more. It depends on shapes alone: the same batch gives
+ * the same bits. */
+static enum ek_status plan_teams(struct ek_cuda *d, struct ek_cu_attention *a)
+{
+    uint32_t group = a->heads / a->kv.kv_heads, pairs, most, fit;
+    uint32_t steps = ((a->batch.max_kv ? a->batch.max_kv : 1) + 15) / 16;
+    size_t slots;
     void *p;
 
-    a->cluster = longest <= 2 * EK_CU_CLUSTER * EK_CU_PART && wanted >= EK_CU_CLUSTER;
-    if (a->cluster) {
-        wanted = EK_CU_CLUSTER;
-        unit = EK_CU_PART;
-    }
-    wanted = wanted > EK_CU_MAX_PARTS ? EK_CU_MAX_PARTS : wanted;
-    a->part = (longest + wanted - 1) / wanted;
-    a->part = (a->part + unit - 1) / unit * unit;
-    a->n_parts = (longest + a->part - 1) / a->part;
-    parts = (size_t)a->batch.n_seqs * a->heads * a->n_parts;
-    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, parts * (a->kv.v_dim + 2) * sizeof(float), &p));
+    a->tiles = (group + EK_CU_TILE - 1) / EK_CU_TILE;
+    a->stages = a->kv.head_dim == 128 && (2 * group > EK_CU_TILE || !d->queue.pdl) ? 2 : 3;
+    pairs = a->batch.n_seqs * a->kv.kv_heads * a->tiles;
+    a->team = d->queue.pdl ? EK_CU_CLUSTER : 1;
+    while (a->team > 1 && (pairs * a->team > blocks_at_once(d, a->team) || steps <= 2 * a->team))
+        a->team /= 2;
+    most = blocks_at_once(d, a->team) / (a->team * pairs);
+    fit = (steps + 8 * a->team - 1) / (8 * a->team);
+    a->teams = steps > 16 * a->team && most > 1 ? pairs * (fit < most ? fit : most) : pairs;
+    slots = 2 * (size_t)a->teams * EK_CU_TILE;
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP,
+                           slots * (a->kv.v_dim * sizeof(float) + a->team * sizeof(float2)), &p));
     a->partial = p;
-    a->totals = (float2 *)(a->partial + parts * a->kv.v_dim);
-    EK_TRY(ek_cuda_scratch(d, EK_CU_ARRIVED, blocks * sizeof(uint32_t), &p));
+    a->totals = (float2 *)(a->partial + slots * a->kv.v_dim);
+    EK_TRY(ek_cuda_scratch(d, EK_CU_ARRIVED, (size_t)pairs * a->team * sizeof(uint32_t), &p));
     a->arrived = p;
+    return EK_OK;
+}
+
+/* Kernels of many rows, and latent attention, read a cache of activations: the batch's contexts are
+ * unpacked into one. */
+static bool is_unpacked(const struct ek_cuda *d, const struct ek_cu_attention *a)
+{
+    return a->kv.dtype == EK_F8_E4M3 && d->base.act != EK_F32 && a->kv.head_dim % 16 == 0 &&
+           a->kv.v_dim % 16 == 0 && (a->batch.max_q > 1 || a->kv.v == NULL);
+}
+
+static enum ek_status unpack(struct ek_cuda *d, struct ek_cu_attention *a)
+{
+    uint32_t blocks = ((a->batch.max_kv ? a->batch.max_kv : 1) - 1) / a->kv.page + 1;
+    size_t rows = (size_t)a->batch.n_seqs * blocks * a->kv.page * a->kv.kv_heads;
+    size_t k = rows * a->kv.head_dim * 2, v = a->kv.v ? rows * a->kv.v_dim * 2 : 0;
+    char *p;
+
+    EK_TRY(ek_cuda_scratch(d, EK_CU_UNPACKED,
+                           k + v + (size_t)a->batch.n_seqs * blocks * sizeof(int32_t),
+                           (void **)&p));
+    EK_TRY(issue(&d->base,
+                 ek_cu_unpack(&d->queue, d->base.act, a, p, v ? p + k : NULL,
+                              (int32_t *)(void *)(p + k + v), blocks),
+                 "attention"));
+    a->kv.k = p;
+    a->kv.v = v ? p + k : NULL;
+    a->kv.dtype = d->base.act;
+    a->batch.block_table = (const int32_t *)(const void *)(p + k + v);
+    a->batch.max_blocks = blocks;
     return EK_OK;
 }
 
@@ -185,6 +225,8 @@ enum ek_status ek_cuda_attention(struct ek_device *dev, const void *q, size_t ld
         return ek_error(EK_EUNSUPPORTED, "attention: %u heads over %u cached heads", heads,
                         kv->kv_heads);
     ek_cuda_use(d);
+    if (is_unpacked(d, &a))
+        EK_TRY(unpack(d, &a));
     EK_TRY(ek_cuda_latent_attention(d, &a, &taken));
     if (taken)
         return EK_OK;
@@ -192,7 +234,7 @@ enum ek_status ek_cuda_attention(struct ek_device *dev, const void *q, size_t ld
         return issue(dev, ek_cu_attention_any(&d->queue, dev->act, &a), "attention");
     if (batch->max_q > 1)
         return issue(dev, ek_cu_attention_prefill(&d->queue, dev->act, &a), "attention");
-    EK_TRY(plan_parts(d, &a));
+    EK_TRY(plan_teams(d, &a));
     return issue(dev, ek_cu_attention_decode(&d->queue, dev->act, &a), "attention");
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rotation of q and k, and k and v into the cache: one block a token, the angles computed once. And
 // rotation alone, of a tower's rows.
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/cache.cuh"
 
 #define ROPE_THREADS 256
 #define ROPE_MAX     512 // rotated pairs of a head
@@ -38,6 +38,32 @@ __device__ __forceinline__ void angles(const ek_rope &rope, const int32_t *posit
     }
 }
 
+// k and v of a token, behind one another, into its slot.
+template <typename T, typename C>
+__device__ __forceinline__ void store_cache(const ek_kv &kv, size_t slot, const T *row)
+{
+    uint32_t nk = kv.kv_heads * kv.head_dim, nv = kv.kv_heads * kv.v_dim;
+    C *k = (C *)kv.k + slot * nk, *v = (C *)kv.v + slot * nv;
+
+    if constexpr (SCALED<C>) {
+        for (uint32_t h = threadIdx.x / 32; h < 2 * kv.kv_heads; h += ROPE_THREADS / 32) {
+            uint32_t i = h % kv.kv_heads;
+
+            if (h < kv.kv_heads)
+                store_scaled_row(row + i * kv.head_dim, kv.head_dim, k + i * kv.head_dim,
+                                 kv.k_scale + slot * kv.kv_heads + i);
+            else
+                store_scaled_row(row + nk + i * kv.v_dim, kv.v_dim, v + i * kv.v_dim,
+                                 kv.v_scale + slot * kv.kv_heads + i);
+        }
+    } else {
+        for (uint32_t i = threadIdx.x; i < nk; i += ROPE_THREADS)
+            k[i] = from_f<C>(to_f(row[i]));
+        for (uint32_t i = threadIdx.x; i < nv; i += ROPE_THREADS)
+            v[i] = from_f<C>(to_f(row[nk + i]));
+    }
+}
+
 template <typename T, typename C>
 __global__ void __launch_bounds__(ROPE_THREADS) rope_k(T *qkv, const rope_args a)
 {
@@ -59,22 +85,15 @@ __global__ void __launch_bounds__(ROPE_THREADS) rope_k(T *qkv, const rope_args a
         head[y] = from_f<T>(v * turn[f].x + u * turn[f].y);
     }
     __syncthreads();
-    if (a.slots[token] < 0)
-        return;
-    uint32_t nk = a.kv.kv_heads * dim, nv = a.kv.kv_heads * a.kv.v_dim;
-    C *k = (C *)a.kv.k + (size_t)a.slots[token] * nk,
-      *v = (C *)a.kv.v + (size_t)a.slots[token] * nv;
-    for (uint32_t i = threadIdx.x; i < nk; i += ROPE_THREADS)
-        k[i] = from_f<C>(to_f(row[a.heads * dim + i]));
-    for (uint32_t i = threadIdx.x; i < nv; i += ROPE_THREADS)
-        v[i] = from_f<C>(to_f(row[a.heads * dim + nk + i]));
+    if (a.slots[token] >= 0)
+        store_cache<T, C>(a.kv, (size_t)a.slots[token], row + a.heads * dim);
 }
 
 template <typename T>
 static cudaError_t rope_launch(const struct ek_cu_queue *q, T *qkv, const rope_args &a)
 {
-    EK_DISPATCH_ACT(a.kv.dtype, C,
-                    return launch(q, rope_k<T, C>, a.n_tokens, ROPE_THREADS, 0, qkv, a));
+    EK_DISPATCH_CACHE(a.kv.dtype, C,
+                      return launch(q, rope_k<T, C>, a.n_tokens, ROPE_THREADS, 0, qkv, a));
 }
 
 extern "C" cudaError_t ek_cu_rope_append(const struct ek_cu_queue *q, enum ek_dtype act, void *qkv,

@@ -340,21 +340,50 @@ static void run_attend(void *arg)
                             s->heads, 0.0884f, a->m.attn, s->heads * s->dim));
 }
 
-static void one_attention(const struct shape *shape, uint32_t n_seqs, uint32_t past, uint32_t n_new)
+/* Contexts of n sequences from len / n to len, in steps of len / n: about half of them all. */
+static void spread_lengths(struct ek_batch *b, uint32_t len)
 {
+    int32_t lens[64];
+
+    for (uint32_t i = 0; i < b->n_seqs; i++)
+        lens[i] = (int32_t)(len * (i + 1) / b->n_seqs);
+    need(ops->upload(dev, (void *)(uintptr_t)b->kv_len, lens, b->n_seqs * sizeof(*lens)));
+}
+
+enum kind { EQUAL, SPREAD, SCALED }; /* contexts of equal length or spread; a cache of E4M3 */
+
+/* Scales lie behind the bytes, in what was taken for a cache of activations. */
+static void make_scaled(struct ek_kv *kv, size_t rows)
+{
+    kv->dtype = EK_F8_E4M3;
+    kv->k_scale = (float *)(void *)((char *)kv->k + rows * kv->head_dim);
+    kv->v_scale = (float *)(void *)((char *)kv->v + rows * kv->v_dim);
+}
+
+static void one_attention(const struct shape *shape, uint32_t n_seqs, uint32_t past, uint32_t n_new,
+                          enum kind kind)
+{
+    static const char *const names[] = {"", ", spread", ", E4M3"};
     struct shape s = *shape;
     struct attend a = {.times = n_new > 1 ? 4 : 32};
     double pairs = (double)n_seqs * ((double)n_new * past + 0.5 * n_new * (n_new + 1)), t;
-    double bytes = (double)n_seqs * (past + n_new) * 2 * s.kv_heads * s.dim * 2;
+    size_t rows = (size_t)n_seqs * (past + n_new) * s.kv_heads;
+    double bytes = (double)rows * 2 * (kind == SCALED ? s.dim + 4 : 2 * s.dim);
 
+    bytes *= kind == SPREAD ? 0.5 + 0.5 / n_seqs : 1;
     s.layers = a.times;
     a.m.s = &s;
     a.m.layers = calloc(a.times, sizeof(struct layer));
     make_batch(&a.m, n_seqs, past, n_new);
     make_buffers(&a.m, n_seqs * n_new, n_seqs, past + n_new);
+    if (kind == SPREAD)
+        spread_lengths(&a.m.batch, past + n_new);
+    for (uint32_t i = 0; i < a.times && kind == SCALED; i++)
+        make_scaled(&a.m.layers[i].kv,
+                    (size_t)n_seqs * ((past + n_new + 31) / 32) * 32 * s.kv_heads);
     t = seconds(run_attend, &a, true, 11) / a.times;
-    printf("attention %2u/%u x %u, %2u x (%u after %u): %.2f us, %.0f GB/s, %.0f TFLOP/s\n",
-           s.heads, s.kv_heads, s.dim, n_seqs, n_new, past, t * 1e6, bytes / t / 1e9,
+    printf("attention %2u/%u x %u, %2u x (%u after %u)%s: %.2f us, %.0f GB/s, %.0f TFLOP/s\n",
+           s.heads, s.kv_heads, s.dim, n_seqs, n_new, past, names[kind], t * 1e6, bytes / t / 1e9,
            4 * pairs * s.dim * s.heads / t / 1e12);
     fflush(stdout);
     free_buffers(&a.m);
@@ -363,14 +392,19 @@ static void one_attention(const struct shape *shape, uint32_t n_seqs, uint32_t p
 
 static void attentions(void)
 {
-    for (size_t i = 0; i < EK_ARRAY_LEN(models); i++) {
-        one_attention(&models[i], 1, 511, 1);
-        one_attention(&models[i], 1, 4095, 1);
-        one_attention(&models[i], 1, 32767, 1);
-        one_attention(&models[i], 32, 511, 1);
-        one_attention(&models[i], 1, 0, 512);
-        one_attention(&models[i], 1, 0, 4096);
-    }
+    static const struct {
+        uint32_t n_seqs, past, n_new;
+        enum kind kind;
+    } cases[] = {{1, 511, 1, EQUAL},    {1, 4095, 1, EQUAL},   {1, 32767, 1, EQUAL},
+                 {8, 511, 1, EQUAL},    {32, 511, 1, EQUAL},   {32, 4095, 1, EQUAL},
+                 {32, 4095, 1, SPREAD}, {1, 511, 1, SCALED},   {1, 32767, 1, SCALED},
+                 {32, 511, 1, SCALED},  {32, 4095, 1, SCALED}, {1, 0, 512, EQUAL},
+                 {1, 0, 4096, EQUAL},   {1, 0, 4096, SCALED}};
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(models); i++)
+        for (size_t k = 0; k < EK_ARRAY_LEN(cases); k++)
+            one_attention(&models[i], cases[k].n_seqs, cases[k].past, cases[k].n_new,
+                          cases[k].kind);
     printf("\n");
 }
 

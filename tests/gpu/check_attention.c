@@ -11,7 +11,7 @@
 
 #include <check.h>
 
-#define MAX_SEQS 5
+#define MAX_SEQS 40 /* more than a warp has lanes */
 
 static struct pair pr;
 static uint64_t seed;
@@ -41,6 +41,24 @@ static const struct shape shapes[] = {
     {20, 1, 128, 16, 2, {90, 5}, {1, 1}, true, 0, {0}},
     {6, 3, 80, 16, 2, {10, 0}, {1, 33}, false, 40, {0}},
     {4, 2, 128, 24, 2, {0, 1000}, {17, 1}, true, 64, {0}},
+    /* one new token each: lengths far apart, one that all multiprocessors share, groups of 12 and
+     * of 1, many sequences */
+    {16, 2, 128, 32, 5, {9000, 20, 3000, 511, 100}, {1, 1, 1, 1, 1}, false, 0, {0}},
+    {28, 4, 128, 32, 1, {20000}, {1}, false, 0, {0}},
+    {24, 2, 128, 32, 2, {5000, 300}, {1, 1}, false, 0, {0}},
+    {12, 1, 64, 32, 3, {2100, 2000, 1990}, {1, 1, 1}, false, 0, {0}},
+    {5, 5, 128, 32, 3, {600, 0, 2047}, {1, 1, 1}, false, 0, {0}},
+    {4,
+     2,
+     64,
+     16,
+     40,
+     {[3] = 800, [17] = 90, [33] = 1500, [39] = 31},
+     {[0 ... 39] = 1},
+     false,
+     0,
+     {0}},
+    {8, 1, 128, 32, 40, {[0 ... 38] = 500, [39] = 510}, {[0 ... 39] = 1}, false, 0, {0}},
 };
 
 struct setup {

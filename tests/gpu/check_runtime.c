@@ -85,6 +85,38 @@ START_TEST(logits_equal_the_official_ones_wherever_the_stages_lie)
 }
 END_TEST
 
+/* On the CPU such caches are held to the same (check_engine). */
+START_TEST(a_scaled_cache_keeps_logits_near)
+{
+    static const char *const names[] = {"llama-gqa-tied", "qwen2-bf16", "deepseek-v2-lite"};
+
+    for (size_t f = 0; f < EK_ARRAY_LEN(names); f++) {
+        struct ek_model *m = fixture_model(names[f]);
+        struct ek_plan *p = plan_for(m, _i);
+        struct ek_reference *r = NULL;
+        struct ek_comparison c;
+        struct ek_engine *e;
+        char path[256];
+
+        p->cache = EK_F8_E4M3;
+        e = open_engine(m, p);
+        snprintf(path, sizeof(path), "fixtures/reference/%s/reference.safetensors", names[f]);
+        ck_ok(ek_reference_read(source_path(path), &r));
+        ck_ok(ek_compare(e, r, &c));
+        printf("layout %d %-18s scaled cache: mean KL %.2e, top-1 %zu of %zu\n", _i, names[f],
+               c.mean_kl, c.top1_equal, c.rows);
+        fflush(stdout);
+        ck_assert_double_gt(c.mean_kl, 1e-6);
+        ck_assert_double_lt(c.mean_kl, 0.1);
+        ck_assert_uint_gt(c.top1_equal, c.rows * 3 / 4);
+        ek_reference_free(r);
+        ek_engine_close(e);
+        ek_plan_free(p);
+        ek_model_close(m);
+    }
+}
+END_TEST
+
 /* The same ids fed one by one: eager, captured and replayed steps, over several buckets. */
 START_TEST(decoding_with_graphs_equals_prefill)
 {
@@ -186,12 +218,15 @@ START_TEST(predicted_memory_is_what_is_allocated)
 {
     struct ek_model *m = fixture_model("llama-mha");
     struct ek_plan *p = plan_for(m, 1);
-    struct ek_engine *e = open_engine(m, p);
-    struct ek_stage_options o = ek_plan_stage_options(p, NULL);
+    struct ek_engine *e;
+    struct ek_stage_options o;
     struct ek_usage use[EK_N_TAGS];
     uint64_t want[EK_N_TAGS];
     size_t modules[64];
 
+    p->cache = _i ? EK_F8_E4M3 : p->cache;
+    e = open_engine(m, p);
+    o = ek_plan_stage_options(p, NULL);
     for (size_t i = 0; i < m->n_modules; i++)
         modules[i] = i;
     ck_ok(ek_stage_memory(ek_engine_device(e, 0), m, modules, m->n_modules, &o, want));
@@ -349,6 +384,7 @@ int main(void)
     }
     tcase_set_timeout(tc, 300);
     tcase_add_loop_test(tc, logits_equal_the_official_ones_wherever_the_stages_lie, 0, n);
+    tcase_add_loop_test(tc, a_scaled_cache_keeps_logits_near, 0, EK_ARRAY_LEN(layouts));
     tcase_add_loop_test(tc, decoding_with_graphs_equals_prefill, 0, n);
     tcase_set_timeout(tokens, 300);
     tcase_add_loop_test(tokens, steps_that_follow_one_another_choose_what_they_do_one_by_one, 0, n);
@@ -356,7 +392,7 @@ int main(void)
     tcase_add_loop_test(tc,
                         pictures_give_the_official_logits_and_the_same_tokens_wherever_modules_lie,
                         0, (int)EK_ARRAY_LEN(views));
-    tcase_add_test(tc, predicted_memory_is_what_is_allocated);
+    tcase_add_loop_test(tc, predicted_memory_is_what_is_allocated, 0, 2);
     suite_add_tcase(s, tc);
     suite_add_tcase(s, tokens);
     srunner_set_fork_status(sr, CK_NOFORK); /* a CUDA context does not survive a fork */

@@ -2,7 +2,8 @@
 # Suites that need a GPU: they skip without one. `make relocatable` carries them to a closed host.
 GPU_TEST_LIBS = libkernels.a libbase.a $(CUDA_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
 GPU_TESTS = tests/gpu/check_devices tests/gpu/check_ops tests/gpu/check_attention \
-	tests/gpu/check_links tests/gpu/check_deepseek tests/gpu/check_vision tests/gpu/check_runtime
+	tests/gpu/check_cache tests/gpu/check_links tests/gpu/check_deepseek \
+	tests/gpu/check_vision tests/gpu/check_runtime
 EXTRA_DIST += tests/gpu/full_size.py tests/gpu/beside_transformers.py \
 	tests/gpu/balanced_transformers.py tests/gpu/summary.py
 GPU_BENCHES = tests/gpu/bench_kernels tests/gpu/bench_deepseek tests/gpu/bench_vision \
@@ -22,6 +23,9 @@ tests_gpu_check_ops_LDADD = $(GPU_TEST_LIBS)
 tests_gpu_check_attention_SOURCES = tests/gpu/check_attention.c tests/gpu/pair.c tests/gpu/gpu.h
 tests_gpu_check_attention_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_gpu_check_attention_LDADD = $(GPU_TEST_LIBS)
+tests_gpu_check_cache_SOURCES = tests/gpu/check_cache.c tests/gpu/pair.c tests/gpu/gpu.h
+tests_gpu_check_cache_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_gpu_check_cache_LDADD = $(GPU_TEST_LIBS)
 tests_gpu_check_deepseek_SOURCES = tests/gpu/check_deepseek.c tests/gpu/pair.c tests/gpu/gpu.h
 tests_gpu_check_deepseek_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_gpu_check_deepseek_LDADD = $(GPU_TEST_LIBS)

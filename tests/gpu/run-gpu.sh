@@ -22,10 +22,10 @@ run() { # NAME COMMAND...
 }
 for w in $what; do
     case $w in
-    tests) for t in check_devices check_links check_ops check_attention check_deepseek check_vision check_runtime; do run "$t" "$here/bin/$t"; done ;;
+    tests) for t in check_devices check_links check_ops check_attention check_cache check_deepseek check_vision check_runtime; do run "$t" "$here/bin/$t"; done ;;
     bench) run bench "$here/bin/bench_kernels" ${BENCH:-all} ;;
     sanitize)
-        for t in check_devices check_attention check_deepseek check_vision; do
+        for t in check_devices check_attention check_cache check_deepseek check_vision; do
             run "memcheck-$t" compute-sanitizer --error-exitcode 9 "$here/bin/$t"
         done
         run racecheck compute-sanitizer --tool racecheck --error-exitcode 9 \
