@@ -255,11 +255,13 @@ static json_t *bench_json(const struct bench *b)
                      "accounts", ek_account_json(b->rows, b->n_rows));
 }
 
-/* Before anything is run, so that no result is lost. */
+/* Before anything is run, so that no result is lost. Weights that are loaded alone give none. */
 static enum ek_status check_output(const struct ek_args *args)
 {
     const char *path = ek_arg(args, "output");
 
+    if (path != NULL && ek_arg_flag(args, "load"))
+        return ek_error(EK_EUSAGE, "--output: not with --load, whose result --json prints");
     if (path != NULL && ek_file_exists(path) && !ek_arg_flag(args, "force"))
         return ek_error(EK_EUSAGE, "%s: is there already; --force replaces it", path);
     return EK_OK;
@@ -415,9 +417,9 @@ static enum ek_status run(const struct ek_args *args)
     struct bench b = {0};
     enum ek_status st;
 
+    EK_TRY(check_output(args));
     if (ek_arg_flag(args, "load"))
         return ek_bench_load(args);
-    EK_TRY(check_output(args));
     EK_TRY(read_workload(args, &opt, &need));
     EK_GOTO(need_context(args, &opt, &b.session, &need), st, done);
     if (ek_arg_flag(args, "account"))

@@ -29,6 +29,7 @@ expect 0 evenkeel bench "$model" --plan "$scratch/plan.json" --db "$db" --output
 says 'decode'
 expect 0 grep -q '"prefill_tokens_per_s"' "$scratch/bench.json"
 expect 2 evenkeel bench "$model" --plan "$scratch/plan.json" --output "$scratch/bench.json"
+expect 2 evenkeel bench "$model" --load --devices cpu:0 --output "$scratch/load.json"
 
 # a cache of E4M3: profiled, planned and run as such
 scaled=$scratch/scaled.json
