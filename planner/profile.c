@@ -4,6 +4,7 @@
  */
 #include "planner/planner.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -117,7 +118,9 @@ static enum ek_status slow_factor(const struct importer *im, const struct ek_sto
     return EK_OK;
 }
 
-/* Of rows of one signature: *ratio to those with rests, or (a stage's) *burst_s. */
+#define MOST_SUSTAINED 1000.0 /* that costs may say */
+
+/* From rows of one signature: the ratio to those with rests, or (a stage's) the burst. */
 static void read_sustained(const struct importer *im, bool stage,
                            const struct ek_store_time_row *rows, size_t n, struct ek_cost_class *k)
 {
@@ -135,7 +138,8 @@ static void read_sustained(const struct importer *im, bool stage,
                 k->sustained = rows[i].time.median_s / rows[j].time.median_s;
         }
     }
-    k->sustained = k->sustained > 1 ? k->sustained : 1;
+    k->sustained = fmin(fmax(k->sustained, 1), MOST_SUSTAINED);
+    k->burst_s = fmin(k->burst_s, MOST_SUSTAINED);
 }
 
 static enum ek_status sustained(const struct importer *im, const struct ek_store_device *d,

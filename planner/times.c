@@ -199,8 +199,8 @@ static void slow_down(const struct ek_problem *p, uint32_t cls, int32_t first, i
     if (first == 0 && last == (int32_t)p->n_items - 1) /* alone */
         return;
     stages = stages < p->n_items ? stages : p->n_items;
-    s->prefill *=
-        1 + (k->slow_prefill - 1) * ek_stages_beside(stages, p->chunks * p->micro_batches) / others;
+    s->prefill *= 1 + (k->slow_prefill - 1) *
+                          ek_stages_beside(stages, (double)p->chunks * p->micro_batches) / others;
     s->decode *= 1 + (k->slow_decode - 1) * (fmin(stages, p->micro_batches) - 1) / others;
 }
 
