@@ -18,8 +18,7 @@
 #define CHUNK       256 /* elements made at a time: a multiple of every block */
 #define CHUNK_BYTES ((size_t)CHUNK * 4)
 #define SAMPLES     1024   /* of a normal distribution, antithetic: their mean is 0 */
-#define ROUTED_ADDS 0.125f /* what layers add in a model with routers, of what they add elsewhere  \
-                            */
+#define ROUTED_ADDS 0.125f /* of what layers add elsewhere, in a model with routers */
 
 static uint64_t mix(uint64_t z)
 {

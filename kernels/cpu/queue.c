@@ -142,8 +142,8 @@ enum ek_status cpu_event_record(struct ek_device *dev, struct ek_event *e)
     uint64_t from, lost, now = ek_now_ns();
 
     (void)dev;
-    for (int i = 0; i < LOOKS;
-         i++) { /* both of one moment: a wait between them would count twice */
+    /* both of one moment: a wait between them would count twice */
+    for (int i = 0; i < LOOKS; i++) {
         from = now;
         lost = waited();
         now = ek_now_ns();
