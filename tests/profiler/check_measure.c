@@ -464,6 +464,7 @@ int main(void)
     SRunner *sr;
     int failed;
 
+    tcase_set_timeout(tc, 60);
     tcase_add_loop_test(tc, sampling_stops_when_the_median_is_known_or_time_is_up, 0,
                         EK_ARRAY_LEN(runs));
     tcase_add_test(tc, a_failing_sample_is_passed_on);
