@@ -45,7 +45,8 @@ static void store_scaled(const float *row, size_t n, uint8_t *to, float *scale)
     float largest = 0;
 
     for (size_t i = 0; i < n; i++)
-        largest = fabsf(row[i]) <= largest ? largest : fabsf(row[i]); /* NaN stays */
+        if (fabsf(row[i]) > largest || isnan(row[i])) /* which nothing is larger than: it stays */
+            largest = fabsf(row[i]);
     *scale = largest <= 0x1p-100f ? 1.0f : largest / 448.0f;
     for (size_t i = 0; i < n; i++)
         to[i] = ek_f32_to_e4m3(row[i] / *scale);
