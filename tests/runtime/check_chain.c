@@ -218,19 +218,6 @@ START_TEST(tokens_of_steps_that_are_not_there_are_refused)
 }
 END_TEST
 
-static struct ek_ops whole, broken;
-static struct ek_device *victim;
-static int left;
-
-static enum ek_status failing_attention(struct ek_device *dev, const void *q, size_t ldq,
-                                        const struct ek_batch *batch, const struct ek_kv *kv,
-                                        uint32_t heads, float scale, void *out, size_t ldo)
-{
-    if (dev == victim && left-- <= 0)
-        return ek_error(EK_EDEVICE, "made to fail");
-    return whole.attention(dev, q, ldq, batch, kv, heads, scale, out, ldo);
-}
-
 START_TEST(a_device_that_fails_ends_all_that_follow_one_another)
 {
     uint32_t seq;
@@ -239,12 +226,7 @@ START_TEST(a_device_that_fails_ends_all_that_follow_one_another)
     uint64_t tickets[5];
     int failed = 0, n = 0;
 
-    victim = ek_engine_device(engine, (size_t)_i);
-    whole = broken = *victim->ops;
-    broken.attention = failing_attention;
-    left = 2;
-    for (size_t i = 0; i < 3; i++)
-        ek_engine_device(engine, i)->ops = &broken;
+    make_fail(engine, 3, (size_t)_i, 2);
     ck_ok(ek_engine_seq_open(engine, &seq));
     for (int i = 0; i < 5; i++) {
         struct ek_step step = {.n_seqs = 1,

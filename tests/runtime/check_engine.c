@@ -422,19 +422,6 @@ START_TEST(timings_count_every_stage)
 END_TEST
 
 /* ---- devices that fail */
-static struct ek_ops broken, whole;
-static struct ek_device *victim;
-static int left;
-
-static enum ek_status failing_attention(struct ek_device *dev, const void *q, size_t ldq,
-                                        const struct ek_batch *batch, const struct ek_kv *kv,
-                                        uint32_t heads, float scale, void *out, size_t ldo)
-{
-    if (dev == victim && left-- <= 0)
-        return ek_error(EK_EDEVICE, "made to fail");
-    return whole.attention(dev, q, ldq, batch, kv, heads, scale, out, ldo);
-}
-
 START_TEST(a_failing_device_ends_every_wait_and_the_engine_closes)
 {
     uint32_t seqs[4], one = 1;
@@ -442,14 +429,9 @@ START_TEST(a_failing_device_ends_every_wait_and_the_engine_closes)
     int32_t id = 1;
     int n = 0, failed = 0;
 
-    victim = ek_engine_device(engine, (size_t)_i);
-    whole = broken = *victim->ops;
-    broken.attention = failing_attention;
-    left = 3;
+    make_fail(engine, 2, (size_t)_i, 3);
     for (int i = 0; i < 4; i++)
         ck_ok(ek_engine_seq_open(engine, &seqs[i]));
-    for (size_t i = 0; i < 2; i++)
-        ek_engine_device(engine, i)->ops = &broken;
     for (; n < 4; n++) {
         struct ek_step step = {.n_seqs = 1,
                                .seqs = &seqs[n],

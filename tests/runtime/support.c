@@ -201,6 +201,29 @@ int32_t *decode_ids(struct ek_engine *e, const int32_t *first, uint32_t n_seqs, 
     return out;
 }
 
+static struct ek_ops whole, broken;
+static struct ek_device *victim;
+static int left;
+
+static enum ek_status failing_attention(struct ek_device *dev, const void *q, size_t ldq,
+                                        const struct ek_batch *batch, const struct ek_kv *kv,
+                                        uint32_t heads, float scale, void *out, size_t ldo)
+{
+    if (dev == victim && left-- <= 0)
+        return ek_error(EK_EDEVICE, "made to fail");
+    return whole.attention(dev, q, ldq, batch, kv, heads, scale, out, ldo);
+}
+
+void make_fail(struct ek_engine *e, size_t n, size_t i, int after)
+{
+    victim = ek_engine_device(e, i);
+    whole = broken = *victim->ops;
+    broken.attention = failing_attention;
+    left = after;
+    for (size_t k = 0; k < n; k++)
+        ek_engine_device(e, k)->ops = &broken;
+}
+
 double largest_difference(const float *a, const float *b, size_t n)
 {
     double d = 0;
