@@ -4,8 +4,9 @@
 
 usage: balanced_transformers.py OUT.json MODEL [MODEL ...]    MODELs: folders with a config.json
 
-Random weights in BF16. Prefill: 64 prompts of 512 tokens, in forward passes of so many prompts as is
-fastest; decode: 1, 16 and 64 sequences behind prompts of 512. Needs torch, transformers, accelerate.
+Random weights in BF16. Prefill: 64 prompts of 512 tokens, in forward passes of so many prompts as
+is fastest; decode: 1, 16 and 64 sequences behind prompts of 512. Needs torch, transformers,
+accelerate.
 """
 
 import json

@@ -138,9 +138,8 @@ def main():
     for name in args.names:
         mine = ours(args.evenkeel, name, args.device if "cuda" in args.device else "cpu:0")
         other = theirs(name, args.device, not args.no_compile)
-        print(
-            f"{name:18} {'tokens/s':>18} {'Evenkeel':>10} {'transformers':>13} {'ours / theirs':>14}"
-        )
+        heads = f"{'Evenkeel':>10} {'transformers':>13} {'ours / theirs':>14}"
+        print(f"{name:18} {'tokens/s':>18} {heads}")
         for what, speed in other.items():
             we = mine.get(what.split(",")[0], 0)
             print(f"{'':18} {what:>18} {we:10.0f} {speed:13.1f} {we / speed:14.1f}", flush=True)

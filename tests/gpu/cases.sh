@@ -1,11 +1,12 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Several GPUs against one, and our plan against others on the same profile: throughput of prefill with
-# one micro-batch a prompt, decode with few and many sequences, predicted beside measured for every plan.
+# Several GPUs against one, and our plan against others on the same profile: throughput of prefill
+# with one micro-batch a prompt, decode with few and many sequences, predicted beside measured for
+# every plan.
 # Usage: cases.sh MODEL   (a folder with a config.json of a model that only reads)
-# Environment: that of common.sh; WHAT (default "load decode"; "load": our plan, one GPU and worse ones
-# with 64 sequences, "few": only the first two of them, "decode": few sequences), LAYERS (default: the
-# configuration's), MAX_CONTEXT.
+# Environment: that of common.sh; WHAT (default "load decode"; "load": our plan, one GPU and worse
+# ones with 64 sequences, "few": only the first two of them, "decode": few sequences), LAYERS
+# (default: the configuration's), MAX_CONTEXT.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/common.sh"

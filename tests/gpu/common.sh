@@ -1,8 +1,8 @@
 # shellcheck shell=sh
 # SPDX-License-Identifier: Apache-2.0
 # Sourced, with $here set: what the scripts that drive the program on GPUs share.
-# Environment: OUT (logs, plans and results, default "."), LIMIT (seconds a command may take), BACKEND
-# (cuda), GPUS (how many to use, default: all), EVENKEEL (the program).
+# Environment: OUT (logs, plans and results, default "."), LIMIT (seconds a command may take),
+# BACKEND (cuda), GPUS (how many to use, default: all), EVENKEEL (the program).
 OUT=${OUT:-.}
 BACKEND=${BACKEND:-cuda}
 EVENKEEL=${EVENKEEL:-$here/bin/evenkeel}

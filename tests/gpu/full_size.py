@@ -7,9 +7,9 @@ usage: full_size.py EVENKEEL [--folder /tmp] [--device cuda:0] [--small] [NAME[:
 Random weights of a real configuration (tests/fixtures/configs) are written as a checkpoint. The
 official class reads it and computes logits in fp32, and in bf16 what that alone costs; `evenkeel
 check` runs the same files with F32 and with BF16 activations. DeepSeek-VL2 is not in transformers:
-its language models run as DeepseekV2ForCausalLM (small) and DeepseekV3ForCausalLM (base), from the same
-tensors without their prefix. In a mixture of experts a router's near tie falls either way and moves
-everything behind it, so there layers are also taken alone, each as a model of one layer whose
+its language models run as DeepseekV2ForCausalLM (small) and DeepseekV3ForCausalLM (base), from the
+same tensors without their prefix. In a mixture of experts a router's near tie falls either way and
+moves everything behind it, so there layers are also taken alone, each as a model of one layer whose
 embedding is what the reference gave to that layer. NAME:LAYERS cuts a model to its first layers.
 Needs torch, transformers >= 5.17, accelerate, safetensors.
 """
@@ -159,7 +159,7 @@ class Run:
         return model.eval()
 
     def logits(self, source, ids, inputs, traced=False):
-        """fp32 logits, the trace, and what bf16 alone costs, also with the library's other attention:
+        """fp32 logits, the trace, what bf16 alone costs, also with the library's other attention:
         two official runs in bf16 do not lose equally much."""
         exact = self.load(source, torch.float32)
         logits, trace = tool.forward(exact, ids, traced, **inputs)

@@ -58,7 +58,7 @@ if HAVE_CUDA
 carried_programs += $(GPU_TESTS) $(GPU_BENCHES)
 endif
 endif
-host_libraries = ld-linux|linux-vdso|libc\.so|libm\.so|libdl\.so|libpthread|librt\.so|libgcc_s|libstdc|libcu|libnccl|libnvidia
+host_libraries = ld-linux|linux-vdso|lib(c|m|dl|rt)\.so|lib(pthread|gcc_s|stdc|cu|nccl|nvidia)
 carried = $(abs_top_builddir)/relocatable
 .PHONY: relocatable
 relocatable: $(carried_programs)

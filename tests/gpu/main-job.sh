@@ -1,10 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# The main job on this machine's GPUs, from a folder made by `make relocatable`: devices, profile, plan,
-# bench (predicted beside measured), for models described by a config.json (weights from a seed).
+# The main job on this machine's GPUs, from a folder made by `make relocatable`: devices, profile,
+# plan, bench (predicted beside measured), for models described by a config.json (weights from a
+# seed).
 # Usage: main-job.sh MODEL [MODEL ...]     MODEL: a folder with a config.json
-# Environment: OUT (logs and plans, default "."), DEVICES (default: every GPU), BUDGETS (per device, e.g.
-# "6GB 6GB"), BATCH PROMPT GENERATE CONTEXT, LIMIT (seconds a command may take).
+# Environment: OUT (logs and plans, default "."), DEVICES (default: every GPU), BUDGETS (per device,
+# e.g. "6GB 6GB"), BATCH PROMPT GENERATE CONTEXT, LIMIT (seconds a command may take).
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 OUT=${OUT:-.}
@@ -19,7 +20,8 @@ say() {
     [ $rc -eq 0 ] || { echo "exit $rc"; failed=1; }
     return $rc
 }
-nvidia-smi --query-gpu=index,name,uuid,pci.bus_id,driver_version,memory.total,clocks.sm,clocks.mem --format=csv
+nvidia-smi --format=csv \
+    --query-gpu=index,name,uuid,pci.bus_id,driver_version,memory.total,clocks.sm,clocks.mem
 [ -n "${SKIP_DEVICES:-}" ] || say devices --devices "$DEVICES" --measure
 for model in "$@"; do
     name=$(basename "$model")
@@ -31,8 +33,8 @@ for model in "$@"; do
     echo "profiled in $(($(date +%s) - start)) s"
     for budget in "" ${BUDGETS:+"$BUDGETS"}; do
         say plan "$model" --db "$db" --batch "${BATCH:-4}" --prompt "${PROMPT:-512}" \
-            --generate "${GENERATE:-64}" --context "${CONTEXT:-1024}" ${budget:+--max-memory "$budget"} \
-            -o "$plan" --force || continue
+            --generate "${GENERATE:-64}" --context "${CONTEXT:-1024}" \
+            ${budget:+--max-memory "$budget"} -o "$plan" --force || continue
         say bench "$model" --plan "$plan" --db "$db"
     done
 done

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Predicted beside measured on workloads that no profile has seen: every line of every bench with its
-# signed error, then median and worst of each kind of line.
+# Predicted beside measured on workloads that no profile has seen: every line of every bench with
+# its signed error, then median and worst of each kind of line.
 # Usage: predict.sh CONFIGS    (a folder with folders of config.json; weights from a seed)
 # Environment: that of common.sh; GROUPS_RUN (default: all below but cpu, which wants BACKEND=cpu).
 set -u
@@ -20,7 +20,8 @@ profile() { # NAME MODEL DEVICES options...
         { tail -3 "$OUT/$name.profile.txt"; return 1; }
     echo "== $name: profiled on $devices ($*) in $(($(date +%s) - begin)) s"
 }
-# Lines of a bench as "KIND<tab>error<tab>text"; KIND: whole or stage, and the phase; memory's totals.
+# Lines of a bench as "KIND<tab>error<tab>text"; KIND: whole or stage, and the phase; memory's
+# totals.
 errors() { # LABEL
     awk -v label="$1" '
         / error$/ { table = 1; next }
@@ -56,7 +57,9 @@ summary() {
         function flush(  i, j, t) {
             if (!n) return
             for (i = 2; i <= n; i++)
-                for (j = i; j > 1 && v[j - 1] > v[j]; j--) { t = v[j]; v[j] = v[j - 1]; v[j - 1] = t }
+                for (j = i; j > 1 && v[j - 1] > v[j]; j--) {
+                    t = v[j]; v[j] = v[j - 1]; v[j - 1] = t
+                }
             printf "%-16s %2d %6.1f %% %6.1f %%\n", kind, n,
                 n % 2 ? v[(n + 1) / 2] : (v[n / 2] + v[n / 2 + 1]) / 2, v[n]
         }
@@ -68,36 +71,47 @@ summary() {
 for group in ${GROUPS_RUN:-3b 7b lite tiny small declared}; do
     case $group in
     3b)
-        profile 3b qwen2.5-vl-3b cuda:0 --max-batch 8 --max-prompt 1024 --max-context 2048 || continue
+        profile 3b qwen2.5-vl-3b cuda:0 --max-batch 8 --max-prompt 1024 --max-context 2048 ||
+            continue
         try "3B, 1 x 300 + 32" --batch 1 --prompt 300 --generate 32
         try "3B, 3 x 700 + 32" --batch 3 --prompt 700 --generate 32
         try "3B, 6 x 90 + 48" --batch 6 --prompt 90 --generate 48
-        try "3B, 2 x picture 1296 + 64" --batch 2 --prompt 64 --images 1 --image-tokens 1296 --generate 16
-        try "3B, 2 x 2 pictures 320 + 64" --batch 2 --prompt 64 --images 2 --image-tokens 320 --generate 16
+        try "3B, 2 x picture 1296 + 64" --batch 2 --prompt 64 \
+            --images 1 --image-tokens 1296 --generate 16
+        try "3B, 2 x 2 pictures 320 + 64" --batch 2 --prompt 64 \
+            --images 2 --image-tokens 320 --generate 16
         ;;
     7b)
-        profile 7b qwen2.5-vl-7b cuda:0 --max-batch 4 --max-prompt 1024 --max-context 2048 || continue
+        profile 7b qwen2.5-vl-7b cuda:0 --max-batch 4 --max-prompt 1024 --max-context 2048 ||
+            continue
         try "7B, 3 x 700 + 32" --batch 3 --prompt 700 --generate 32
         try "7B, 1 x 1500 + 32" --batch 1 --prompt 1500 --generate 32
-        try "7B, 1 x picture 1296 + 64" --batch 1 --prompt 64 --images 1 --image-tokens 1296 --generate 16
+        try "7B, 1 x picture 1296 + 64" --batch 1 --prompt 64 \
+            --images 1 --image-tokens 1296 --generate 16
         ;;
     lite)
-        profile lite deepseek-v2-lite cuda:0 --max-batch 8 --max-prompt 512 --max-context 1024 || continue
+        profile lite deepseek-v2-lite cuda:0 --max-batch 8 --max-prompt 512 --max-context 1024 ||
+            continue
         try "V2-Lite, 2 x 100 + 32" --batch 2 --prompt 100 --generate 32
         try "V2-Lite, 3 x 300 + 32" --batch 3 --prompt 300 --generate 32
         try "V2-Lite, 7 x 400 + 32" --batch 7 --prompt 400 --generate 32
         ;;
     tiny)
-        profile tiny deepseek-vl2-tiny cuda:0 --max-batch 4 --max-prompt 1024 --max-context 2048 || continue
+        profile tiny deepseek-vl2-tiny cuda:0 --max-batch 4 --max-prompt 1024 --max-context 2048 ||
+            continue
         try "VL2-tiny, 2 x 250 + 32" --batch 2 --prompt 250 --generate 32
-        try "VL2-tiny, 2 x picture 1023 + 64" --batch 2 --prompt 64 --images 1 --image-tokens 1023 --generate 16
+        try "VL2-tiny, 2 x picture 1023 + 64" --batch 2 --prompt 64 \
+            --images 1 --image-tokens 1023 --generate 16
         ;;
     small)
-        profile small deepseek-vl2-small cuda:0 --max-batch 4 --max-prompt 1024 --max-context 2048 || continue
-        try "VL2-small, 2 x picture 1023 + 64" --batch 2 --prompt 64 --images 1 --image-tokens 1023 --generate 16
+        profile small deepseek-vl2-small cuda:0 \
+            --max-batch 4 --max-prompt 1024 --max-context 2048 || continue
+        try "VL2-small, 2 x picture 1023 + 64" --batch 2 --prompt 64 \
+            --images 1 --image-tokens 1023 --generate 16
         ;;
     declared)
-        profile declared qwen2.5-vl-3b "cuda:0 cuda:0.1" --max-batch 4 --max-prompt 512 --max-context 1024 || continue
+        profile declared qwen2.5-vl-3b "cuda:0 cuda:0.1" \
+            --max-batch 4 --max-prompt 512 --max-context 1024 || continue
         try "3B on 2 declared, 4 x 300 + 32" --batch 4 --prompt 300 --generate 32 --from "[18,18]"
         try "3B on 2 declared, 1 x 512 + 32" --batch 1 --prompt 512 --generate 32 --from "[1,35]"
         ;;

@@ -8,8 +8,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 OUT=${OUT:-.}
 what=${*:-tests bench}
 . "$here/cuda-path.sh"
-nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.draw,clocks_throttle_reasons.active \
-    --format=csv >"$OUT/gpu.txt" 2>&1
+seen=name,driver_version,clocks.sm,clocks.mem,power.draw,clocks_throttle_reasons.active
+nvidia-smi --query-gpu=$seen --format=csv >"$OUT/gpu.txt" 2>&1
 failed=0
 run() { # NAME COMMAND...
     name=$1
@@ -22,7 +22,11 @@ run() { # NAME COMMAND...
 }
 for w in $what; do
     case $w in
-    tests) for t in check_devices check_links check_ops check_attention check_cache check_deepseek check_vision check_runtime; do run "$t" "$here/bin/$t"; done ;;
+    tests)
+        for t in devices links ops attention cache deepseek vision runtime; do
+            run "check_$t" "$here/bin/check_$t"
+        done
+        ;;
     bench) run bench "$here/bin/bench_kernels" ${BENCH:-all} ;;
     sanitize)
         for t in check_devices check_attention check_cache check_deepseek check_vision; do

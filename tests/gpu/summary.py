@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What plans predicted beside what their runs took: GROUP.LABEL.plan.json and .bench.json of a folder.
+"""What plans predicted beside what their runs took: a folder's GROUP.LABEL.plan.json, .bench.json.
 
 usage: summary.py FOLDER
 
-Plans of a group have one workload. Exit code 1 where two plans of a group that are predicted over 3 %
-apart come in the other order, or where a device's memory is under its prediction by anything or over by
-more than 64 MiB and 1 %. Where devices share a GPU their times say little: no order is asked for.
+Plans of a group have one workload. Exit code 1 where two plans of a group that are predicted over
+3 % apart come in the other order, or where a device's memory is under its prediction by anything or
+over by more than 64 MiB and 1 %. Where devices share a GPU their times say little: no order is
+asked for.
 """
 
 import collections
@@ -65,7 +66,8 @@ def order_misses(runs):
         for b in runs:
             said = batch_of(b, "predicted") / batch_of(a, "predicted")
             if said > APART and batch_of(b, "measured") <= batch_of(a, "measured"):
-                yield f"{a.group}: {a.label} before {b.label} by {100 * said - 100:.1f} %, it was not"
+                ahead = f"{a.label} before {b.label} by {100 * said - 100:.1f} %"
+                yield f"{a.group}: {ahead}, it was not"
 
 
 def stage_errors(runs):

@@ -9,7 +9,7 @@
 #           beyond it, which is refused before anything loads
 # Usage: vl-cases.sh VL2 QWEN       folders with a config.json (weights from a seed)
 # Environment: that of common.sh; CASES (default "vl2 tokens qwen"); SPLITS (default "10,10,10
-# 3,4,4,4,4,4,4,4": the second is the guides' own, one layer too long) and BUDGET (24GB, of a device)
+# 3,4,4,4,4,4,4,4": the second is the guides' own, one layer too long), BUDGET (24GB, of a device)
 # of VL2; BUDGETS of Qwen's; BATCH, PROMPT, CONTEXT, IMAGE_TOKENS, QWEN_BATCH, QWEN_TOKENS,
 # QWEN_CONTEXT; TARGET_ERROR.
 set -u
@@ -34,8 +34,8 @@ vl2() { # MODEL
         names=$(devices "$(count "$split")")
         for from in guide ours; do
             # shellcheck disable=SC2046,SC2086
-            REPEATS=2 try "vl2-$(count "$split")" $from "$1" "$OUT/vl2.db" --devices "$names" $load \
-                $([ $from = ours ] || echo "--from [$split]")
+            REPEATS=2 try "vl2-$(count "$split")" $from "$1" "$OUT/vl2.db" \
+                --devices "$names" $load $([ $from = ours ] || echo "--from [$split]")
         done
     done
 }
