@@ -168,6 +168,25 @@ struct ek_draw {
 enum ek_status ek_draw_token(const struct ek_draw *d, const float *logits, uint32_t vocab,
                              int32_t *id);
 
+/* Latent attention of a layer, between its first products and its last. */
+struct ek_latent_mix {
+    const void *ckv; /* as of latent_append */
+    size_t ld;
+    const float *norm;
+    float eps;
+    const struct ek_rope *rope;
+    const struct ek_batch *batch;
+    const struct ek_kv *kv;
+    const void *q; /* as of latent_query */
+    size_t ldq;
+    struct ek_latent shape;
+    const struct ek_mat *kv_b;
+    float scale;
+    void *query, *mixed; /* memory for [n][heads][lora + rope] and [n][heads][lora] */
+    void *out;           /* [n][ldo]: heads of v */
+    size_t ldo;
+};
+
 enum {                        /* flags of linear */
        EK_LINEAR_ADD = 1,     /* out += instead of out = (the residual) */
        EK_LINEAR_OUT_F32 = 2, /* out is F32 whatever the activations are (logits) */
@@ -383,21 +402,11 @@ struct ek_ops {
     enum ek_status (*norm_gate_up)(struct ek_device *dev, const void *x, const float *norm_weight,
                                    float eps, uint32_t n, const struct ek_mat mats[2], void *out,
                                    size_t ldo);
-    /* latent_append, then latent_query */
-    enum ek_status (*latent_append_query)(struct ek_device *dev, const void *ckv, size_t ld,
-                                          const float *norm_weight, float eps,
-                                          const struct ek_kv *kv, const void *q, size_t ldq,
-                                          const struct ek_rope *rope, const struct ek_batch *batch,
-                                          const struct ek_latent *l, const struct ek_mat *kv_b,
-                                          void *out, size_t ldo);
-    /* latent_append, then latent_query, attention and latent_value in one, out[i] = [heads][v]: for
-     * batches where keys and values of every head, made of the cached latents by kv_b, cost less
-     * than queries in the latent space. Else *taken is false, and nothing was issued. */
-    enum ek_status (*latent_prefill)(struct ek_device *dev, const void *ckv, size_t ld,
-                                     const float *norm_weight, float eps, const struct ek_kv *kv,
-                                     const void *q, size_t ldq, const struct ek_rope *rope,
-                                     const struct ek_batch *batch, const struct ek_latent *l,
-                                     const struct ek_mat *kv_b, float scale, void *out, size_t ldo,
+    /* latent_append, latent_query, attention, latent_value */
+    enum ek_status (*latent_mix)(struct ek_device *dev, const struct ek_latent_mix *m);
+    /* The same for batches where keys and values of every head, made of the cached latents by kv_b,
+     * cost less than queries in the latent space. Else *taken is false, and nothing was issued. */
+    enum ek_status (*latent_prefill)(struct ek_device *dev, const struct ek_latent_mix *m,
                                      bool *taken);
     /* experts of one token, and the feed-forward layer that every token goes to: shared holds its
      * gate and up (one matrix, gate first) and its down */

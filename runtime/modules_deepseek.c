@@ -69,54 +69,52 @@ static enum ek_status make_queries(struct ek_stage *s, const struct stage_layer 
 }
 
 /* Latents into the cache, and attention's values of all heads, from the queries. */
-static enum ek_status attend(struct ek_stage *s, const struct stage_layer *l,
-                             const struct ek_batch *batch, const struct latent_parts *p,
-                             const void *q, size_t ldq)
+static enum ek_status attend(struct ek_stage *s, const struct ek_latent_mix *m, uint32_t n)
 {
+    const struct ek_latent *l = &m->shape;
+    size_t lq = (size_t)l->heads * (l->lora + l->rope), lm = (size_t)l->heads * l->lora;
     const struct ek_ops *ops = s->dev->ops;
-    const struct ek_config *c = &s->m->config;
-    const struct ek_latent shape = {c->n_heads, c->kv_lora, c->qk_nope, c->qk_rope, c->v_head};
-    size_t kv_a = c->kv_lora + c->qk_rope, ld = l->qkv.rows, lq = c->n_heads * kv_a;
-    size_t lm = (size_t)c->n_heads * c->kv_lora, lo = (size_t)c->n_heads * c->v_head;
-    char *scratch = stage_at(s, s->at.scratch), *query = scratch + p->query;
-    char *mixed = scratch + p->mixed, *out = scratch + p->out;
-    const void *ckv = scratch + p->first + (ld - kv_a) * stage_act_bytes(s);
     bool taken = false;
 
     if (ops->latent_prefill)
-        EK_TRY(ops->latent_prefill(s->dev, ckv, ld, l->kv_a_norm, LATENT_EPS, &l->kv, q, ldq,
-                                   &s->rope, batch, &shape, &l->kv_b, s->softmax_scale, out, lo,
-                                   &taken));
+        EK_TRY(ops->latent_prefill(s->dev, m, &taken));
     if (taken)
         return EK_OK;
-    if (ops->latent_append_query) {
-        EK_TRY(ops->latent_append_query(s->dev, ckv, ld, l->kv_a_norm, LATENT_EPS, &l->kv, q, ldq,
-                                        &s->rope, batch, &shape, &l->kv_b, query, lq));
-    } else {
-        EK_TRY(
-            ops->latent_append(s->dev, ckv, ld, l->kv_a_norm, LATENT_EPS, &s->rope, batch, &l->kv));
-        EK_TRY(ops->latent_query(s->dev, q, ldq, &s->rope, batch, &shape, &l->kv_b, query, lq));
-    }
-    EK_TRY(
-        ops->attention(s->dev, query, lq, batch, &l->kv, c->n_heads, s->softmax_scale, mixed, lm));
-    return ops->latent_value(s->dev, mixed, lm, batch->n_tokens, &shape, &l->kv_b, out, lo);
+    if (ops->latent_mix)
+        return ops->latent_mix(s->dev, m);
+    EK_TRY(ops->latent_append(s->dev, m->ckv, m->ld, m->norm, m->eps, m->rope, m->batch, m->kv));
+    EK_TRY(ops->latent_query(s->dev, m->q, m->ldq, m->rope, m->batch, l, m->kv_b, m->query, lq));
+    EK_TRY(ops->attention(s->dev, m->query, lq, m->batch, m->kv, l->heads, m->scale, m->mixed, lm));
+    return ops->latent_value(s->dev, m->mixed, lm, n, l, m->kv_b, m->out, m->ldo);
 }
 
 enum ek_status stage_run_latent(struct ek_stage *s, const struct stage_layer *l,
                                 const struct ek_batch *batch, void *x)
 {
     const struct ek_config *c = &s->m->config;
-    size_t lo = (size_t)c->n_heads * c->v_head, ldq;
+    struct ek_latent_mix m = {.ld = l->qkv.rows,
+                              .norm = l->kv_a_norm,
+                              .eps = LATENT_EPS,
+                              .rope = &s->rope,
+                              .batch = batch,
+                              .kv = &l->kv,
+                              .shape = {c->n_heads, c->kv_lora, c->qk_nope, c->qk_rope, c->v_head},
+                              .kv_b = &l->kv_b,
+                              .scale = s->softmax_scale,
+                              .ldo = (size_t)c->n_heads * c->v_head};
     char *scratch = stage_at(s, s->at.scratch);
     uint32_t n = batch->n_tokens;
     struct latent_parts p;
-    const void *q;
 
     lay_out_latent(s, &p); /* did not overflow when the stage was made */
+    m.ckv = scratch + p.first + (m.ld - c->kv_lora - c->qk_rope) * stage_act_bytes(s);
+    m.query = scratch + p.query;
+    m.mixed = scratch + p.mixed;
+    m.out = scratch + p.out;
     EK_TRY(stage_run_norm_linear(s, l->norm, &l->qkv, n, x, scratch + p.first));
-    EK_TRY(make_queries(s, l, n, &p, scratch, &q, &ldq));
-    EK_TRY(attend(s, l, batch, &p, q, ldq));
-    return stage_run_linear(s, &l->o, scratch + p.out, lo, n, x, c->hidden, EK_LINEAR_ADD);
+    EK_TRY(make_queries(s, l, n, &p, scratch, &m.q, &m.ldq));
+    EK_TRY(attend(s, &m, n));
+    return stage_run_linear(s, &l->o, m.out, m.ldo, n, x, c->hidden, EK_LINEAR_ADD);
 }
 
 /* ---- Mixture of experts ---------------------------------------------------------------------- */

@@ -7,9 +7,10 @@
 
 #include "kernels/cuda/cuda.h"
 
-#define MOST_EXPERTS 1024
-#define MOST_CHOSEN  64
-#define FEW_AVERAGE  8 /* tokens an expert: few have over 16 then, which are read once more */
+#define MOST_EXPERTS       1024
+#define MOST_CHOSEN        64
+#define LATENT_ONE_CONTEXT 2048 /* tokens: each head reads the context for itself */
+#define FEW_AVERAGE        8 /* tokens an expert: few have over 16 then, which are read once more */
 
 static size_t element(enum ek_dtype t)
 {
@@ -97,43 +98,33 @@ static enum ek_status per_head(struct ek_cuda *d, const struct ek_cu_latent *a, 
     return ek_cuda_gemm(d, &g);
 }
 
-enum ek_status ek_cuda_latent_append_query(struct ek_device *dev, const void *ckv, size_t ld,
-                                           const float *norm_weight, float eps,
-                                           const struct ek_kv *kv, const void *q, size_t ldq,
-                                           const struct ek_rope *rope, const struct ek_batch *batch,
-                                           const struct ek_latent *l, const struct ek_mat *kv_b,
-                                           void *out, size_t ldo)
+static struct ek_cu_latent latent_of(const struct ek_latent_mix *m)
 {
-    struct ek_cuda *d = ek_cuda(dev);
-    struct ek_cu_latent a = {.x = q,
-                             .ldx = ldq,
-                             .shape = *l,
-                             .kv_b = kv_b->data,
-                             .rope = *rope,
-                             .positions = batch->positions,
-                             .n = batch->n_tokens,
-                             .ckv = ckv,
-                             .ld_ckv = ld,
-                             .norm = norm_weight,
-                             .eps = eps,
-                             .kv = *kv,
-                             .slots = batch->slots,
-                             .out = out,
-                             .ldo = ldo};
-    bool one = a.n <= EK_CU_LATENT_FEW && l->lora % 8 == 0 && plain(kv_b->dtype) &&
-               kv->dtype == dev->act && kv->kv_heads == 1 && kv->v_dim == l->lora &&
-               kv->head_dim == l->lora + l->rope && rope->dim == l->rope;
+    return (struct ek_cu_latent){.x = m->q,
+                                 .ldx = m->ldq,
+                                 .shape = m->shape,
+                                 .kv_b = m->kv_b->data,
+                                 .rope = *m->rope,
+                                 .positions = m->batch->positions,
+                                 .n = m->batch->n_tokens,
+                                 .ckv = m->ckv,
+                                 .ld_ckv = m->ld,
+                                 .norm = m->norm,
+                                 .eps = m->eps,
+                                 .kv = *m->kv,
+                                 .slots = m->batch->slots,
+                                 .out = m->out,
+                                 .ldo = m->ldo};
+}
 
-    if (!one) {
-        EK_TRY(ek_cuda_latent_append(dev, ckv, ld, norm_weight, eps, rope, batch, kv));
-        return ek_cuda_latent_query(dev, q, ldq, rope, batch, l, kv_b, out, ldo);
-    }
-    EK_TRY(ek_cuda_check_latent(l, kv_b));
-    if (a.n == 0)
-        return EK_OK;
-    ek_cuda_use(d);
-    return ek_cuda_issued(d, ek_cu_latent_query(&d->queue, kv_b->dtype, dev->act, &a),
-                          "latent_append_query");
+/* The cache is of the latents' shape and of the activations' type. */
+static bool own_cache(const struct ek_cuda *d, const struct ek_latent_mix *m)
+{
+    const struct ek_latent *l = &m->shape;
+    const struct ek_kv *kv = m->kv;
+
+    return kv->dtype == d->base.act && kv->kv_heads == 1 && kv->v_dim == l->lora &&
+           kv->head_dim == l->lora + l->rope && m->rope->dim == l->rope;
 }
 
 static bool few_fit(const struct ek_cuda *d, const struct ek_cu_latent *a, const void *x, size_t ld,
@@ -195,6 +186,69 @@ enum ek_status ek_cuda_latent_value(struct ek_device *dev, const void *x, size_t
     if (!few)
         return per_head(d, &a, data, false);
     return ek_cuda_issued(d, ek_cu_latent_value(&d->queue, type, dev->act, &a), "latent_value");
+}
+
+/* latent_append and latent_query in one launch, where they fit. */
+static enum ek_status append_and_query(struct ek_device *dev, const struct ek_latent_mix *m)
+{
+    const struct ek_latent *l = &m->shape;
+    const struct ek_kv *kv = m->kv;
+    struct ek_cuda *d = ek_cuda(dev);
+    struct ek_cu_latent a = latent_of(m);
+    size_t ldo = (size_t)l->heads * (l->lora + l->rope);
+
+    a.out = m->query;
+    a.ldo = ldo;
+    if (a.n > EK_CU_LATENT_FEW || l->lora % 8 || !plain(m->kv_b->dtype) || !own_cache(d, m)) {
+        EK_TRY(ek_cuda_latent_append(dev, m->ckv, m->ld, m->norm, m->eps, m->rope, m->batch, kv));
+        return ek_cuda_latent_query(dev, m->q, m->ldq, m->rope, m->batch, l, m->kv_b, m->query,
+                                    ldo);
+    }
+    ek_cuda_use(d);
+    return ek_cuda_issued(d, ek_cu_latent_query(&d->queue, m->kv_b->dtype, dev->act, &a),
+                          "latent_append_query");
+}
+
+/* One new token a sequence, few of them, contexts that a cluster has at hand. */
+static bool one_fits(const struct ek_cuda *d, const struct ek_latent_mix *m)
+{
+    const struct ek_latent *l = &m->shape;
+    const struct ek_batch *b = m->batch;
+
+    return d->base.info.compute_major >= 9 && d->base.act != EK_F32 &&
+           m->kv_b->dtype == d->base.act && own_cache(d, m) && l->lora == EK_CU_LATENT_VALUE &&
+           l->lora + l->rope == EK_CU_LATENT_DIM && l->nope % 8 == 0 && l->v % 8 == 0 &&
+           l->nope <= EK_CU_LATENT_ONE_HEAD && l->v <= EK_CU_LATENT_ONE_HEAD && b->max_q == 1 &&
+           b->n_tokens == b->n_seqs && b->max_kv <= LATENT_ONE_CONTEXT &&
+           b->n_seqs * l->heads * EK_CU_CLUSTER <= 2 * d->queue.n_sm;
+}
+
+static enum ek_status run_one(struct ek_cuda *d, const struct ek_latent_mix *m)
+{
+    struct ek_cu_latent_step a = {.l = latent_of(m),
+                                  .attention = {.batch = *m->batch,
+                                                .kv = *m->kv,
+                                                .heads = m->shape.heads,
+                                                .scale = m->scale}};
+
+    return ek_cuda_issued(d, ek_cu_latent_one(&d->queue, d->base.act, &a), "latent_mix");
+}
+
+enum ek_status ek_cuda_latent_mix(struct ek_device *dev, const struct ek_latent_mix *m)
+{
+    const struct ek_latent *l = &m->shape;
+    struct ek_cuda *d = ek_cuda(dev);
+    size_t lq = (size_t)l->heads * (l->lora + l->rope), lm = (size_t)l->heads * l->lora;
+
+    EK_TRY(ek_cuda_check_latent(l, m->kv_b));
+    if (m->batch->n_tokens == 0)
+        return EK_OK;
+    ek_cuda_use(d);
+    if (one_fits(d, m))
+        return run_one(d, m);
+    EK_TRY(append_and_query(dev, m));
+    EK_TRY(ek_cuda_attention(dev, m->query, lq, m->batch, m->kv, l->heads, m->scale, m->mixed, lm));
+    return ek_cuda_latent_value(dev, m->mixed, lm, m->batch->n_tokens, l, m->kv_b, m->out, m->ldo);
 }
 
 /* ---- attention over a latent cache --------------------------------------------------------------

@@ -80,6 +80,17 @@ cudaError_t ek_cu_latent_gather(const struct ek_cu_queue *q, const struct ek_cu_
 cudaError_t ek_cu_attention_expanded(const struct ek_cu_queue *q, enum ek_dtype act,
                                      const struct ek_cu_attention *a);
 
+/* ---- latent_one.cu: one new token a sequence and short contexts, in one launch ------------------
+ * BF16 or F16, kv_b and the cache of the same type, latents of 512 and keys of 64 more, Hopper.
+ * nope and v are multiples of 8, at most EK_CU_LATENT_ONE_HEAD; ckv and x rows of any alignment. */
+#define EK_CU_LATENT_ONE_HEAD 128
+struct ek_cu_latent_step {
+    struct ek_cu_latent l;
+    struct ek_cu_attention attention; /* of it: batch, kv, heads, scale */
+};
+cudaError_t ek_cu_latent_one(const struct ek_cu_queue *q, enum ek_dtype act,
+                             const struct ek_cu_latent_step *a);
+
 /* ---- route.cu ----------------------------------------------------------------------------------
  */
 cudaError_t ek_cu_route(const struct ek_cu_queue *q, const float *logits, uint32_t n,
@@ -143,11 +154,7 @@ enum ek_status ek_cuda_latent_query(struct ek_device *dev, const void *q, size_t
                                     const struct ek_rope *rope, const struct ek_batch *batch,
                                     const struct ek_latent *l, const struct ek_mat *kv_b, void *out,
                                     size_t ldo);
-enum ek_status ek_cuda_latent_prefill(struct ek_device *dev, const void *ckv, size_t ld,
-                                      const float *norm_weight, float eps, const struct ek_kv *kv,
-                                      const void *q, size_t ldq, const struct ek_rope *rope,
-                                      const struct ek_batch *batch, const struct ek_latent *l,
-                                      const struct ek_mat *kv_b, float scale, void *out, size_t ldo,
+enum ek_status ek_cuda_latent_prefill(struct ek_device *dev, const struct ek_latent_mix *m,
                                       bool *taken);
 /* kv_b has the rows and columns of these shapes. */
 enum ek_status ek_cuda_check_latent(const struct ek_latent *l, const struct ek_mat *kv_b);
@@ -164,12 +171,7 @@ enum ek_status ek_cuda_experts_token(struct ek_device *dev, const void *x, const
                                      const float *weights, uint32_t top_k,
                                      const struct ek_experts *e, const struct ek_mat shared[2],
                                      void *out);
-enum ek_status ek_cuda_latent_append_query(struct ek_device *dev, const void *ckv, size_t ld,
-                                           const float *norm_weight, float eps,
-                                           const struct ek_kv *kv, const void *q, size_t ldq,
-                                           const struct ek_rope *rope, const struct ek_batch *batch,
-                                           const struct ek_latent *l, const struct ek_mat *kv_b,
-                                           void *out, size_t ldo);
+enum ek_status ek_cuda_latent_mix(struct ek_device *dev, const struct ek_latent_mix *m);
 /* Attention over a latent cache by the tensor cores, where the shape is theirs; else *taken is
  * false and nothing was issued. */
 enum ek_status ek_cuda_latent_attention(struct ek_cuda *d, struct ek_cu_attention *a, bool *taken);

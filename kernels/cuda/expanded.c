@@ -130,30 +130,28 @@ static enum ek_status run(struct ek_cuda *d, struct ek_cu_attention *a, struct e
     return EK_OK;
 }
 
-enum ek_status ek_cuda_latent_prefill(struct ek_device *dev, const void *ckv, size_t ld,
-                                      const float *norm_weight, float eps, const struct ek_kv *kv,
-                                      const void *q, size_t ldq, const struct ek_rope *rope,
-                                      const struct ek_batch *batch, const struct ek_latent *l,
-                                      const struct ek_mat *kv_b, float scale, void *out, size_t ldo,
+enum ek_status ek_cuda_latent_prefill(struct ek_device *dev, const struct ek_latent_mix *m,
                                       bool *taken)
 {
+    const struct ek_batch *batch = m->batch;
+    const struct ek_latent *l = &m->shape;
     struct ek_cuda *d = ek_cuda(dev);
-    struct ek_cu_attention a = {.q = q,
-                                .ldq = ldq,
+    struct ek_cu_attention a = {.q = m->q,
+                                .ldq = m->ldq,
                                 .batch = *batch,
-                                .kv = *kv,
+                                .kv = *m->kv,
                                 .heads = l->heads,
-                                .scale = scale,
-                                .out = out,
-                                .ldo = ldo,
-                                .rope = *rope};
-    struct expansion e = {.l = l, .kv_b = kv_b, .element = 2};
+                                .scale = m->scale,
+                                .out = m->out,
+                                .ldo = m->ldo,
+                                .rope = *m->rope};
+    struct expansion e = {.l = l, .kv_b = m->kv_b, .element = 2};
 
     *taken = false;
     if (batch->n_seqs == 0 || batch->n_tokens / batch->n_seqs < LEAST_NEW || !shape_fits(d, &a, l))
         return EK_OK;
-    EK_TRY(ek_cuda_check_latent(l, kv_b));
-    e.row = ((size_t)kv_b->rows + EK_CU_LATENT_DIM) * e.element;
+    EK_TRY(ek_cuda_check_latent(l, m->kv_b));
+    e.row = ((size_t)m->kv_b->rows + EK_CU_LATENT_DIM) * e.element;
     e.span = span_of(batch, e.row);
     if (e.span == 0)
         return EK_OK;
@@ -162,6 +160,6 @@ enum ek_status ek_cuda_latent_prefill(struct ek_device *dev, const void *ckv, si
     if (!cheaper(batch, l))
         return EK_OK;
     *taken = true;
-    EK_TRY(ek_cuda_latent_append(dev, ckv, ld, norm_weight, eps, rope, batch, kv));
+    EK_TRY(ek_cuda_latent_append(dev, m->ckv, m->ld, m->norm, m->eps, m->rope, batch, m->kv));
     return run(d, &a, &e);
 }

@@ -24,15 +24,16 @@ __device__ __forceinline__ uint2 pair_at(const struct ek_rope &rope, uint32_t i)
     return rope.interleaved ? make_uint2(2 * i, 2 * i + 1) : make_uint2(i, i + rope.dim / 2);
 }
 
-template <typename T, typename C>
+// R: what the results are rounded to, held as a C.
+template <typename T, typename C, typename R = C>
 __device__ __forceinline__ void rotate_pair(const struct ek_rope &rope, uint32_t i, float2 turn,
                                             const T *from, C *to)
 {
     uint2 at = pair_at(rope, i);
     float a = to_f(from[at.x]), b = to_f(from[at.y]);
 
-    to[at.x] = from_f<C>(a * turn.x - b * turn.y);
-    to[at.y] = from_f<C>(b * turn.x + a * turn.y);
+    to[at.x] = from_f<C>(round_to<R>(a * turn.x - b * turn.y));
+    to[at.y] = from_f<C>(round_to<R>(b * turn.x + a * turn.y));
 }
 
 #endif

@@ -37,6 +37,7 @@ enum {
     QUERY,
     ATTENTION,
     VALUE,
+    MIX,
     PREFILL,
     PROJECT,
     ROUTE,
@@ -45,37 +46,57 @@ enum {
     TOKEN,
     N_PARTS
 };
-static const char *const part_names[] = {
-    "all",       "latent_append", "latent_query", "attention",      "latent_value",   "expanded",
-    "qkv and o", "norm, route",   "experts",      "shared experts", "experts, shared"};
+static const char *const part_names[] = {"all",       "latent_append",  "latent_query",
+                                         "attention", "latent_value",   "these four",
+                                         "expanded",  "qkv and o",      "norm, route",
+                                         "experts",   "shared experts", "experts, shared"};
+
+static const struct ek_latent shape = {HEADS, LORA, NOPE, ROPE, V};
+
+static void mix_latents(struct model *m, struct layer *l)
+{
+    struct ek_latent_mix mix = {.ckv = (char *)m->first + Q * 2,
+                                .ld = QKV,
+                                .norm = m->norm,
+                                .eps = 1e-6f,
+                                .rope = &m->rope,
+                                .batch = &m->batch,
+                                .kv = &l->kv,
+                                .q = m->first,
+                                .ldq = QKV,
+                                .shape = shape,
+                                .kv_b = &l->kv_b,
+                                .scale = 0.1f,
+                                .query = m->query,
+                                .mixed = m->mixed,
+                                .out = m->attn,
+                                .ldo = HEADS * V};
+    bool all = m->only == ALL, taken = false;
+
+    if ((all || m->only == PREFILL) && m->batch.n_tokens > 1)
+        need(ops->latent_prefill(dev, &mix, &taken));
+    if ((all && !taken) || m->only == MIX)
+        need(ops->latent_mix(dev, &mix));
+}
 
 static void run_attention(struct model *m, struct layer *l)
 {
-    static const struct ek_latent shape = {HEADS, LORA, NOPE, ROPE, V};
     uint32_t n = m->batch.n_tokens;
-    bool all = m->only == ALL, taken = false;
+    bool all = m->only == ALL;
 
     if (all || m->only == PROJECT)
         need(ops->norm_linear(dev, m->x, m->norm, 1e-6f, n, &l->qkv, 1, NULL, m->first, QKV));
-    if ((all || m->only == PREFILL) && n > 1)
-        need(ops->latent_prefill(dev, (char *)m->first + Q * 2, QKV, m->norm, 1e-6f, &l->kv,
-                                 m->first, QKV, &m->rope, &m->batch, &shape, &l->kv_b, 0.1f,
-                                 m->attn, HEADS * V, &taken));
-    if (all && !taken) {
-        need(ops->latent_append_query(dev, (char *)m->first + Q * 2, QKV, m->norm, 1e-6f, &l->kv,
-                                      m->first, QKV, &m->rope, &m->batch, &shape, &l->kv_b,
-                                      m->query, HEADS * KEY));
-    }
+    mix_latents(m, l);
     if (m->only == APPEND)
         need(ops->latent_append(dev, (char *)m->first + Q * 2, QKV, m->norm, 1e-6f, &m->rope,
                                 &m->batch, &l->kv));
     if (m->only == QUERY)
         need(ops->latent_query(dev, m->first, QKV, &m->rope, &m->batch, &shape, &l->kv_b, m->query,
                                HEADS * KEY));
-    if ((all && !taken) || m->only == ATTENTION)
+    if (m->only == ATTENTION)
         need(ops->attention(dev, m->query, HEADS * KEY, &m->batch, &l->kv, HEADS, 0.1f, m->mixed,
                             HEADS * LORA));
-    if ((all && !taken) || m->only == VALUE)
+    if (m->only == VALUE)
         need(ops->latent_value(dev, m->mixed, HEADS * LORA, n, &shape, &l->kv_b, m->attn,
                                HEADS * V));
     if (all || m->only == PROJECT)
