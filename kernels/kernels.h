@@ -186,6 +186,24 @@ struct ek_latent_mix {
     void *out;           /* [n][ldo]: heads of v */
     size_t ldo;
 };
+/* A mixture of experts of a few tokens, from the norm before it on. */
+struct ek_mixture {
+    void *x; /* [n][hidden]: the tokens, and what is added to */
+    uint32_t n;
+    const float *norm;
+    float eps;
+    const struct ek_mat *gate; /* the router's */
+    const float *bias;         /* as of route, or NULL */
+    const struct ek_router *router;
+    const int32_t *forced; /* [n][top_k] experts to take whatever the router says (not its weights);
+                              NULL: none */
+    const struct ek_experts *experts;
+    const struct ek_mat *shared; /* gate and up (one matrix, gate first) and down of the
+                                    feed-forward layer that every token goes to */
+    void *normed;                /* memory for [n][hidden] */
+    int32_t *ids;                /* memory for [n][top_k]: the experts */
+    float *weights;              /* [n][top_k] */
+};
 
 enum {                        /* flags of linear */
        EK_LINEAR_ADD = 1,     /* out += instead of out = (the residual) */
@@ -408,12 +426,9 @@ struct ek_ops {
      * cost less than queries in the latent space. Else *taken is false, and nothing was issued. */
     enum ek_status (*latent_prefill)(struct ek_device *dev, const struct ek_latent_mix *m,
                                      bool *taken);
-    /* experts of one token, and the feed-forward layer that every token goes to: shared holds its
-     * gate and up (one matrix, gate first) and its down */
-    enum ek_status (*experts_token)(struct ek_device *dev, const void *x, const int32_t *ids,
-                                    const float *weights, uint32_t top_k,
-                                    const struct ek_experts *e, const struct ek_mat shared[2],
-                                    void *out);
+    /* rms_norm, route, experts, and the shared layer. *taken is false, and nothing issued, where
+     * the shape is not one for it: then the caller composes them */
+    enum ek_status (*mixture)(struct ek_device *dev, const struct ek_mixture *m, bool *taken);
     /* rms_norm, the products of q, k and v (mats, biases: NULL or one a matrix), rotation, and k
      * and v into the cache: rope_append of norm_linear. out gets the rotated q; its columns of k
      * and v may be left as they were. */

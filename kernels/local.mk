@@ -29,14 +29,14 @@ CUDA_KERNEL_SOURCES = kernels/cuda/cuda.h kernels/cuda/launch.h kernels/cuda/dev
 	kernels/cuda/gemm.c kernels/cuda/matrix.c kernels/cuda/memory.c kernels/cuda/nvml.h kernels/cuda/nvml.c \
 	kernels/cuda/ops.c kernels/cuda/peer.c kernels/cuda/nccl.c kernels/cuda/store.cu kernels/cuda/queue.c kernels/cuda/attention.cuh \
 	kernels/cuda/decode_work.cuh kernels/cuda/cache.cuh kernels/cuda/unpack.cu \
-	kernels/cuda/attention_any.cu kernels/cuda/attention_decode.cu \
+	kernels/cuda/attention_any.cu kernels/cuda/bulk.cuh kernels/cuda/attention_decode.cu \
 	kernels/cuda/attention_dense.cu kernels/cuda/attention_prefill.cu kernels/cuda/attention_tiles.cuh kernels/cuda/common.cuh kernels/cuda/dequantize.cu \
 	kernels/cuda/chunks.cuh kernels/cuda/few.cuh kernels/cuda/few_groups.cu kernels/cuda/few_plain.cu \
 	kernels/cuda/few_q32.cu kernels/cuda/few_qk.cu kernels/cuda/integers.cuh \
 	kernels/cuda/one.cu kernels/cuda/stream.cu kernels/cuda/units.cuh kernels/cuda/deepseek.c kernels/cuda/deepseek.h \
-	kernels/cuda/experts_few.cu kernels/cuda/experts_many.cu kernels/cuda/experts_one.cu \
-	kernels/cuda/latent.cu kernels/cuda/latent_attention.cu kernels/cuda/latent_one.cu kernels/cuda/route.cu \
-	kernels/cuda/attention_expanded.cu kernels/cuda/expanded.c kernels/cuda/turn.cuh \
+	kernels/cuda/experts_few.cu kernels/cuda/experts_many.cu kernels/cuda/experts_one.cu kernels/cuda/experts_stream.cu \
+	kernels/cuda/latent.cu kernels/cuda/latent_attention.cu kernels/cuda/latent_one.cu kernels/cuda/token.cu \
+	kernels/cuda/route.cu kernels/cuda/route.cuh kernels/cuda/attention_expanded.cu kernels/cuda/expanded.c kernels/cuda/turn.cuh \
 	kernels/cuda/rope.cu kernels/cuda/rows.cu kernels/cuda/sample.cu kernels/cuda/tma.cuh kernels/cuda/weights.cuh kernels/cuda/wgmma.cuh
 libkernels_a_SOURCES += $(CUDA_KERNEL_SOURCES)
 kernels/cuda/hash.h: $(CUDA_KERNEL_SOURCES)

@@ -201,15 +201,31 @@ enum ek_status stage_run_experts(struct ek_stage *s, const struct stage_layer *l
     if (s->opt.experts)
         ids = s->opt.experts + (size_t)(l - s->layers) * s->opt.max_tokens * c->top_k;
     weights = (float *)(void *)(scratch + p.weights);
+    if (ops->mixture && l->gate_up.n == 1 && !l->gate_up.has_order && !l->down.has_order) {
+        const struct ek_mat shared[2] = {l->gate_up.mats[0], l->down.mats[0]};
+        const struct ek_mixture all = {.x = x,
+                                       .n = n,
+                                       .norm = l->norm2,
+                                       .eps = (float)c->norm_eps,
+                                       .gate = &l->router,
+                                       .bias = l->router_bias,
+                                       .router = &router,
+                                       .forced = s->opt.experts,
+                                       .experts = &experts,
+                                       .shared = shared,
+                                       .normed = xn,
+                                       .ids = chosen,
+                                       .weights = weights};
+        bool taken;
+
+        EK_TRY(ops->mixture(s->dev, &all, &taken));
+        if (taken)
+            return EK_OK;
+    }
     EK_TRY(ops->rms_norm(s->dev, x, c->hidden, l->norm2, (float)c->norm_eps, n, c->hidden, xn,
                          c->hidden));
     EK_TRY(
         ops->route(s->dev, xn, c->hidden, n, &l->router, l->router_bias, &router, chosen, weights));
-    if (n == 1 && ops->experts_token && l->gate_up.n == 1 && !l->gate_up.has_order &&
-        !l->down.has_order) {
-        const struct ek_mat shared[2] = {l->gate_up.mats[0], l->down.mats[0]};
-        return ops->experts_token(s->dev, xn, ids, weights, c->top_k, &experts, shared, x);
-    }
     EK_TRY(ops->experts(s->dev, xn, c->hidden, n, ids, weights, c->top_k, &experts, x, c->hidden));
     return run_shared(s, l, xn, &p, n, x);
 }

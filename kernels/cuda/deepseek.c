@@ -443,45 +443,103 @@ static bool share_launches(const struct ek_cuda *d, const struct ek_experts *e, 
            (size_t)(*n + top_k) * e->inner * element(d->base.act) <= 160 * 1024;
 }
 
-static enum ek_status shared_apart(struct ek_device *dev, const void *x,
-                                   const struct ek_mat shared[2], void *out)
+static struct ek_cu_mixture describe_mixture(const struct ek_mixture *m)
 {
-    struct ek_cuda *d = ek_cuda(dev);
-    uint32_t inner = shared[1].cols;
-    size_t act = element(dev->act), both = rounded((size_t)2 * inner * act);
-    char *p;
-    void *memory;
+    const int32_t *ids = m->forced ? m->forced : m->ids;
+    size_t hidden = m->experts->gate_up->cols;
+    struct ek_cu_mixture a = {.e = describe(m->normed, hidden, m->n, ids, m->weights,
+                                            m->router->top_k, m->experts, m->x, hidden),
+                              .norm = m->norm,
+                              .eps = m->eps,
+                              .gate = m->gate->data,
+                              .gate_type = m->gate->dtype,
+                              .gate_row = m->gate->bytes / m->gate->rows,
+                              .bias = m->bias,
+                              .router = *m->router,
+                              .forced = m->forced,
+                              .normed = m->normed,
+                              .ids = m->ids,
+                              .weights = m->weights};
 
-    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, both + inner * act, &memory));
-    p = memory;
-    EK_TRY(ek_cuda_linear(dev, x, shared[0].cols, 1, &shared[0], NULL, p, (size_t)2 * inner, 0));
-    EK_TRY(ek_cuda_swiglu(dev, p, (size_t)2 * inner, 1, inner, p + both, inner));
-    return ek_cuda_linear(dev, p + both, inner, 1, &shared[1], NULL, out, shared[1].rows,
-                          EK_LINEAR_ADD);
+    a.e.shared_up = m->shared[0].data;
+    a.e.shared_down = m->shared[1].data;
+    return a;
 }
 
-enum ek_status ek_cuda_experts_token(struct ek_device *dev, const void *x, const int32_t *ids,
-                                     const float *weights, uint32_t top_k,
-                                     const struct ek_experts *e, const struct ek_mat shared[2],
-                                     void *out)
+/* One token, any type: norm, router and experts in launches of their own. */
+static enum ek_status token_apart(struct ek_device *dev, const struct ek_mixture *m,
+                                  struct ek_cu_mixture *a)
 {
+    const struct ek_experts *e = m->experts;
     struct ek_cuda *d = ek_cuda(dev);
-    size_t hidden = e->gate_up->cols;
-    struct ek_cu_experts a = describe(x, hidden, 1, ids, weights, top_k, e, out, hidden);
+    size_t hidden = a->e.hidden;
     void *p;
 
-    if (!share_launches(d, e, top_k, shared, &a.n_shared)) {
-        EK_TRY(ek_cuda_experts(dev, x, hidden, 1, ids, weights, top_k, e, out, hidden));
-        return shared_apart(dev, x, shared, out);
-    }
-    EK_TRY(check_experts(d, e, &a));
-    a.shared_up = shared[0].data;
-    a.shared_down = shared[1].data;
-    ek_cuda_use(d);
-    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, (size_t)(a.n_shared + top_k) * e->inner * element(dev->act),
-                           &p));
-    a.inner_x = p;
+    EK_TRY(ek_cuda_rms_norm(dev, m->x, hidden, m->norm, m->eps, 1, a->e.hidden, m->normed, hidden));
+    EK_TRY(
+        ek_cuda_route(dev, m->normed, hidden, 1, m->gate, m->bias, m->router, m->ids, m->weights));
+    EK_TRY(ek_cuda_scratch(
+        d, EK_CU_OP, (size_t)(a->e.n_shared + a->e.top_k) * e->inner * element(dev->act), &p));
+    a->e.inner_x = p;
     return ek_cuda_issued(
-        d, ek_cu_experts_one(&d->queue, e->gate_up->dtype, e->down->dtype, dev->act, &a),
+        d, ek_cu_experts_one(&d->queue, e->gate_up->dtype, e->down->dtype, dev->act, &a->e),
         "experts");
+}
+
+static enum ek_status run_token(struct ek_cuda *d, struct ek_cu_mixture *a)
+{
+    size_t act = element(d->base.act);
+    size_t inner = rounded((size_t)(a->e.n_shared + a->e.top_k) * a->e.inner * act);
+    void *p, *arrived;
+
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, inner + (size_t)a->e.n_experts * sizeof(float), &p));
+    EK_TRY(ek_cuda_scratch(d, EK_CU_ROUTED, 2 * sizeof(uint32_t), &arrived));
+    a->e.inner_x = p;
+    a->logits = (float *)(void *)((char *)p + inner);
+    a->arrived = arrived;
+    return ek_cuda_issued(d, ek_cu_token(&d->queue, d->base.act, a), "mixture");
+}
+
+static enum ek_status run_few(struct ek_cuda *d, struct ek_cu_mixture *a)
+{
+    size_t act = element(d->base.act), rows = (size_t)a->e.n * (a->e.n_shared + a->e.top_k);
+    size_t inner = rounded(rows * a->e.inner * act);
+    void *p;
+
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, inner + rows * a->e.hidden * act, &p));
+    a->e.inner_x = p;
+    a->e.each = (char *)p + inner;
+    EK_TRY(ek_cuda_issued(d, ek_cu_norm_route(&d->queue, d->base.act, a), "mixture"));
+    EK_TRY(ek_cuda_issued(d, ek_cu_experts_stream(&d->queue, d->base.act, &a->e), "mixture"));
+    return ek_cuda_issued(d, ek_cu_experts_sum(&d->queue, d->base.act, &a->e), "mixture");
+}
+
+/* Hopper's kernels, that take the norm and the router along. */
+static bool streams(const struct ek_cuda *d, const struct ek_mixture *m,
+                    const struct ek_cu_mixture *a)
+{
+    enum ek_dtype act = d->base.act;
+
+    return d->base.info.compute_major >= 9 && act != EK_F32 && m->experts->gate_up->dtype == act &&
+           m->experts->down->dtype == act && plain(m->gate->dtype) &&
+           m->gate->cols == a->e.hidden && m->router->n_experts == m->experts->n &&
+           m->experts->n <= EK_CU_TOKEN_EXPERTS;
+}
+
+enum ek_status ek_cuda_mixture(struct ek_device *dev, const struct ek_mixture *m, bool *taken)
+{
+    struct ek_cu_mixture a = describe_mixture(m);
+    struct ek_cuda *d = ek_cuda(dev);
+    bool fits = streams(d, m, &a);
+
+    EK_TRY(check_router(m->router, m->gate));
+    *taken = share_launches(d, m->experts, a.e.top_k, m->shared, &a.e.n_shared) && m->n > 0 &&
+             (m->n == 1 || (fits && m->n * a.e.top_k <= EK_CU_STREAM_PAIRS));
+    if (!*taken)
+        return EK_OK;
+    EK_TRY(check_experts(d, m->experts, &a.e));
+    ek_cuda_use(d);
+    if (m->n > 1)
+        return run_few(d, &a);
+    return fits && ek_cu_token_fits(d->queue.n_sm, &a) ? run_token(d, &a) : token_apart(dev, m, &a);
 }

@@ -106,7 +106,8 @@ struct ek_cu_experts {
     const uint8_t *gate_up, *down;
     size_t gate_up_row, down_row; /* bytes of a weight row */
     uint32_t n_experts, hidden, inner;
-    /* experts_one alone: feed-forward layers of the experts' size that every token goes to, or 0 */
+    /* experts_one, _token and _stream: feed-forward layers of the experts' size that every token
+     * goes to, or 0 */
     uint32_t n_shared;
     const uint8_t *shared_up,
         *shared_down; /* [2][n_shared inner][hidden], [hidden][n_shared inner] */
@@ -119,6 +120,29 @@ struct ek_cu_experts {
     void *inner_x;  /* [pairs][inner] act: by place when grouped, else by pair, shared ones first */
     void *each;     /* [pairs][hidden] act, by pair: what the experts answered */
 };
+/* A mixture from the norm before it on. */
+#define EK_CU_TOKEN_EXPERTS 256
+#define EK_CU_TOKEN_CHOSEN  16
+struct ek_cu_mixture {
+    struct ek_cu_experts e; /* out is the token as well, before its norm; neither x nor ids */
+    const float *norm;
+    float eps;
+    const uint8_t *gate; /* F32, BF16 or F16, rows of gate_row bytes */
+    enum ek_dtype gate_type;
+    size_t gate_row;
+    const float *bias; /* or NULL */
+    struct ek_router router;
+    const int32_t *forced; /* taken instead of the router's choice; or NULL */
+    void *normed;          /* [n][e.ldx]; unless it is one token */
+    int32_t *ids;          /* [n][top_k] that were taken, and ... */
+    float *weights;        /* ... their weights */
+    float *logits;         /* [n_experts] */
+    uint32_t *arrived;     /* two counters, zero before and after */
+    uint32_t slots, rows;  /* the launcher's own */
+};
+/* Norm and router of a few tokens of BF16 or F16, on Hopper. */
+cudaError_t ek_cu_norm_route(const struct ek_cu_queue *q, enum ek_dtype act,
+                             const struct ek_cu_mixture *a);
 /* order and first from ids: places keep the order of pairs. */
 cudaError_t ek_cu_experts_group(const struct ek_cu_queue *q, const struct ek_cu_experts *e);
 /* out += weighted sum of each, in the order of k. */
@@ -129,6 +153,16 @@ cudaError_t ek_cu_experts_sum(const struct ek_cu_queue *q, enum ek_dtype act,
  */
 cudaError_t ek_cu_experts_one(const struct ek_cu_queue *q, enum ek_dtype w_up, enum ek_dtype w_down,
                               enum ek_dtype act, const struct ek_cu_experts *e);
+/* ---- token.cu: one token, its norm and router as well; BF16 or F16, experts of the same type, on
+ * Hopper */
+bool ek_cu_token_fits(uint32_t n_sm, const struct ek_cu_mixture *a);
+cudaError_t ek_cu_token(const struct ek_cu_queue *q, enum ek_dtype act,
+                        const struct ek_cu_mixture *a);
+/* ---- experts_stream.cu: a few tokens, shared layers with them; BF16 or F16, weights of the same
+ * type, on Hopper. Of e: inner_x by place, shared ones last; each by token, shared ones first */
+#define EK_CU_STREAM_PAIRS 512 /* tokens times top_k, at most */
+cudaError_t ek_cu_experts_stream(const struct ek_cu_queue *q, enum ek_dtype act,
+                                 const struct ek_cu_experts *e);
 /* ---- experts_few.cu: grouped, a few tokens an expert; BF16 or F16, all weight types -------------
  */
 cudaError_t ek_cu_experts_few(const struct ek_cu_queue *q, enum ek_dtype w_up, enum ek_dtype w_down,
@@ -167,10 +201,7 @@ enum ek_status ek_cuda_route(struct ek_device *dev, const void *x, size_t ldx, u
 enum ek_status ek_cuda_experts(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                                const int32_t *ids, const float *weights, uint32_t top_k,
                                const struct ek_experts *e, void *out, size_t ldo);
-enum ek_status ek_cuda_experts_token(struct ek_device *dev, const void *x, const int32_t *ids,
-                                     const float *weights, uint32_t top_k,
-                                     const struct ek_experts *e, const struct ek_mat shared[2],
-                                     void *out);
+enum ek_status ek_cuda_mixture(struct ek_device *dev, const struct ek_mixture *m, bool *taken);
 enum ek_status ek_cuda_latent_mix(struct ek_device *dev, const struct ek_latent_mix *m);
 /* Attention over a latent cache by the tensor cores, where the shape is theirs; else *taken is
  * false and nothing was issued. */

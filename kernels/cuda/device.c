@@ -311,7 +311,7 @@ const struct ek_ops ek_ops_cuda = {
     .attention_dense = ek_cuda_attention_dense,
     .latent_prefill = ek_cuda_latent_prefill,
     .latent_mix = ek_cuda_latent_mix,
-    .experts_token = ek_cuda_experts_token,
+    .mixture = ek_cuda_mixture,
     .reserve = ek_cuda_reserve,
     .read_bytes = read_bytes,
 };

@@ -252,7 +252,7 @@ enum ek_status ek_cuda_counters(struct ek_cuda *d)
 {
     void *p;
 
-    for (int i = EK_CU_ARRIVED; i <= EK_CU_STORED; i++)
+    for (int i = EK_CU_ARRIVED; i <= EK_CU_ROUTED; i++)
         EK_TRY(ek_cuda_scratch(d, (enum ek_cu_scratch)i, COUNTERS, &p));
     return EK_OK;
 }

@@ -1,124 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 // Mixtures of experts beside the experts: the router's choice, pairs of tokens and experts grouped
 // by expert, and the weighted sum of what the experts answered. Everything in a fixed order.
-#include "kernels/cuda/common.cuh"
+#include <cooperative_groups.h>
+
 #include "kernels/cuda/deepseek.h"
+#include "kernels/cuda/route.cuh"
+#include "kernels/cuda/weights.cuh"
 
 #define ROUTE_WARPS 4
 #define ROUTE_MOST  1024 // experts
 #define GROUP_MOST  1024 // threads
 
 // ---- the router: one warp a token, its scores in shared memory
-struct choice {
-    float score[ROUTE_MOST], bid[ROUTE_MOST], worth[ROUTE_MOST];
-};
-
-// Index of the largest of n values, the lowest on ties; 0 where there is none.
-__device__ __forceinline__ uint32_t largest(const float *v, uint32_t n, uint32_t lane)
-{
-    float best = -INFINITY;
-    uint32_t at = 0xffffffffu;
-
-    for (uint32_t i = lane; i < n; i += 32)
-        if (v[i] > best)
-            best = v[i], at = i;
-#pragma unroll
-    for (int d = 16; d; d /= 2) {
-        float other = __shfl_xor_sync(0xffffffffu, best, d);
-        uint32_t other_at = __shfl_xor_sync(0xffffffffu, at, d);
-        if (other > best || (other == best && other_at < at))
-            best = other, at = other_at;
-    }
-    return at == 0xffffffffu ? 0 : at;
-}
-
-__device__ __forceinline__ void to_scores(const ek_router &r, const float *logits, choice &c,
-                                          uint32_t lane)
-{
-    float most = -INFINITY, sum = 0;
-
-    if (r.sigmoid) {
-        for (uint32_t i = lane; i < r.n_experts; i += 32)
-            c.score[i] = 1.0f / (1.0f + expf(-logits[i]));
-        return;
-    }
-    for (uint32_t i = lane; i < r.n_experts; i += 32)
-        most = fmaxf(most, logits[i]);
-    most = warp_max(most);
-    for (uint32_t i = lane; i < r.n_experts; i += 32)
-        sum += c.score[i] = expf(logits[i] - most);
-    sum = warp_sum(sum);
-    for (uint32_t i = lane; i < r.n_experts; i += 32)
-        c.score[i] /= sum;
-}
-
-// Experts outside of the best topk_group groups are out of the choice. A group's worth: its best
-// bid, or with a correction bias the sum of its best two.
-__device__ __forceinline__ void limit_groups(const ek_router &r, choice &c, uint32_t lane)
-{
-    uint32_t size = r.n_experts / r.n_group;
-
-    for (uint32_t g = lane; g < r.n_group; g += 32) {
-        float best = -INFINITY, second = -INFINITY;
-
-        for (uint32_t i = g * size; i < (g + 1) * size; i++) {
-            float v = c.bid[i];
-            second = v > best ? best : fmaxf(second, v);
-            best = fmaxf(best, v);
-        }
-        c.worth[g] = r.kind == EK_ROUTE_NOAUX_TC && size > 1 ? best + second : best;
-    }
-    __syncwarp();
-    for (uint32_t k = 0; k < r.topk_group; k++) {
-        uint32_t g = largest(c.worth, r.n_group, lane);
-
-        __syncwarp();
-        if (lane == 0)
-            c.worth[g] = NAN; // kept, and out of the next choice
-        __syncwarp();
-    }
-    for (uint32_t i = lane; i < r.n_experts; i += 32)
-        if (!isnan(c.worth[i / size]))
-            c.bid[i] = -INFINITY;
-    __syncwarp();
-}
-
 __global__ void __launch_bounds__(32 * ROUTE_WARPS)
     route_k(const float *logits, uint32_t n, const float *bias, const ek_router r, int32_t *ids,
             float *weights)
 {
-    extern __shared__ choice choices[];
-    choice &c = choices[threadIdx.x / 32];
+    extern __shared__ Choice<ROUTE_MOST> choices[];
+    Choice<ROUTE_MOST> &c = choices[threadIdx.x / 32];
     uint32_t token = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
-    float sum = 0;
 
     pdl_next();
     pdl_wait();
     if (token >= n)
         return;
-    ids += (size_t)token * r.top_k;
-    weights += (size_t)token * r.top_k;
-    to_scores(r, logits + (size_t)token * r.n_experts, c, lane);
     for (uint32_t i = lane; i < r.n_experts; i += 32)
-        c.bid[i] = c.score[i] + (bias ? bias[i] : 0.0f);
-    __syncwarp();
-    if (r.kind != EK_ROUTE_GREEDY && r.n_group > 1)
-        limit_groups(r, c, lane);
-    for (uint32_t k = 0; k < r.top_k; k++) {
-        uint32_t i = largest(c.bid, r.n_experts, lane);
-
-        sum += c.score[i]; // without the bias
-        __syncwarp();
-        if (lane == 0) {
-            c.bid[i] = -INFINITY;
-            ids[k] = (int32_t)i;
-        }
-        __syncwarp();
-    }
-    float factor = r.scale / (r.normalise && r.top_k > 1 ? sum + 1e-20f : 1.0f);
-    __syncwarp();
-    for (uint32_t k = lane; k < r.top_k; k += 32)
-        weights[k] = c.score[ids[k]] * factor;
+        c.score[i] = logits[(size_t)token * r.n_experts + i];
+    choose(r, bias, c, lane, ids + (size_t)token * r.top_k, weights + (size_t)token * r.top_k);
 }
 
 extern "C" cudaError_t ek_cu_route(const struct ek_cu_queue *q, const float *logits, uint32_t n,
@@ -127,8 +35,120 @@ extern "C" cudaError_t ek_cu_route(const struct ek_cu_queue *q, const float *log
 {
     uint32_t warps = n < ROUTE_WARPS ? 1 : ROUTE_WARPS;
 
-    return launch(q, route_k, div_up(n, warps), 32 * warps, warps * sizeof(choice), logits, n, bias,
-                  *router, ids, weights);
+    return launch(q, route_k, div_up(n, warps), 32 * warps, warps * sizeof(Choice<ROUTE_MOST>),
+                  logits, n, bias, *router, ids, weights);
+}
+
+// ---- the norm before it as well, for a few tokens: a cluster takes a token, each of its warps
+// some of the router's rows; its first block chooses, its last one keeps the normalised token
+#define NORMED_THREADS 256
+#define NORMED_BLOCKS  4
+
+template <typename T>
+__device__ __forceinline__ void normalise(const ek_cu_mixture &a, const T *x, T *to, float *tmp)
+{
+    float v[8], w[8], sum = 0;
+
+    for (uint32_t i = 8 * threadIdx.x; i < a.e.hidden; i += 8 * NORMED_THREADS) {
+        load8(x + i, v);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            sum += v[j] * v[j];
+    }
+    float r = rsqrtf(block_sum(sum, tmp) / (float)a.e.hidden + a.eps);
+    for (uint32_t i = 8 * threadIdx.x; i < a.e.hidden; i += 8 * NORMED_THREADS) {
+        load8(x + i, v);
+        load8(a.norm + i, w);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            v[j] = round_to<T>(v[j] * r) * w[j];
+        store8(to + i, v);
+    }
+    __syncthreads();
+}
+
+template <typename T, int G>
+__global__ void __launch_bounds__(NORMED_THREADS) norm_route_k(const ek_cu_mixture a)
+{
+#if __CUDA_ARCH__ >= 900
+    const int LOADS = 8;
+    extern __shared__ uint4 raw_shared[];
+    __shared__ Choice<EK_CU_TOKEN_EXPERTS> choice;
+    __shared__ float tmp[32];
+    T *x = reinterpret_cast<T *>(raw_shared);
+    auto cluster = cooperative_groups::this_cluster();
+    uint32_t token = blockIdx.y, lane = threadIdx.x % 32, chunks = a.e.hidden / 8;
+    uint32_t row = blockIdx.x + gridDim.x * (threadIdx.x / 32);
+    typename Weight<G>::Raw raw[LOADS];
+    auto load = [&](uint32_t first) {
+#pragma unroll
+        for (int i = 0; i < LOADS; i++)
+            if (row < a.router.n_experts && first + 32 * i < chunks)
+                raw[i] = Weight<G>::load(a.gate + row * a.gate_row, first + 32 * i);
+    };
+
+    load(lane);
+    pdl_next();
+    pdl_wait();
+    normalise(a, (const T *)a.e.out + token * a.e.ldo, x, tmp);
+    cluster.sync(); // the first block has begun: its memory may be written
+    for (; row < a.router.n_experts; row += gridDim.x * (NORMED_THREADS / 32)) {
+        float sum = 0, w[8], v[8];
+
+        for (uint32_t c = lane; c < chunks; c += 32 * LOADS) {
+            if (c != lane || row >= gridDim.x * (NORMED_THREADS / 32))
+                load(c);
+#pragma unroll
+            for (int i = 0; i < LOADS; i++) {
+                if (c + 32 * i >= chunks)
+                    continue;
+                Weight<G>::decode(raw[i], c + 32 * i, w);
+                load8(x + 8 * (c + 32 * i), v);
+#pragma unroll
+                for (int j = 0; j < 8; j++)
+                    sum = fmaf(v[j], w[j], sum);
+            }
+        }
+        sum = warp_sum(sum);
+        if (lane == 0)
+            cluster.map_shared_rank(choice.score, 0)[row] = sum;
+    }
+    cluster.sync();
+    if (blockIdx.x == 0 && threadIdx.x < 32)
+        choose(a.router, a.bias, choice, lane, a.ids + (size_t)token * a.router.top_k,
+               a.weights + (size_t)token * a.router.top_k);
+    if (blockIdx.x == gridDim.x - 1)
+        for (uint32_t i = threadIdx.x; i < chunks * sizeof(T) / 2; i += NORMED_THREADS)
+            ((uint4 *)((T *)a.normed + token * a.e.ldx))[i] = raw_shared[i];
+#endif
+}
+
+template <typename T>
+static cudaError_t norm_route_any(const struct ek_cu_queue *q, const struct ek_cu_mixture *a)
+{
+    dim3 grid(NORMED_BLOCKS, a->e.n);
+
+    switch (a->gate_type) {
+    case EK_F32:
+        return launch_cluster(q, norm_route_k<T, EK_F32>, grid, NORMED_THREADS,
+                              a->e.hidden * sizeof(T), NORMED_BLOCKS, *a);
+    case EK_BF16:
+        return launch_cluster(q, norm_route_k<T, EK_BF16>, grid, NORMED_THREADS,
+                              a->e.hidden * sizeof(T), NORMED_BLOCKS, *a);
+    case EK_F16:
+        return launch_cluster(q, norm_route_k<T, EK_F16>, grid, NORMED_THREADS,
+                              a->e.hidden * sizeof(T), NORMED_BLOCKS, *a);
+    default:
+        return cudaErrorNotSupported;
+    }
+}
+
+extern "C" cudaError_t ek_cu_norm_route(const struct ek_cu_queue *q, enum ek_dtype act,
+                                        const struct ek_cu_mixture *a)
+{
+    return act == EK_BF16  ? norm_route_any<bf16>(q, a)
+           : act == EK_F16 ? norm_route_any<f16>(q, a)
+                           : cudaErrorNotSupported;
 }
 
 // ---- grouping: one block an expert; places keep the order of pairs
@@ -191,9 +211,9 @@ template <typename T> __global__ void __launch_bounds__(256) sum_k(const ek_cu_e
     pdl_wait();
     if (c >= e.hidden)
         return;
-    for (uint32_t k = 0; k < e.top_k; k++) {
-        size_t pair = (size_t)token * e.top_k + k;
-        float w = e.weights[pair];
+    for (uint32_t k = 0; k < e.n_shared + e.top_k; k++) {
+        size_t pair = (size_t)token * (e.n_shared + e.top_k) + k;
+        float w = k < e.n_shared ? 1.0f : e.weights[(size_t)token * e.top_k + k - e.n_shared];
 
         load8((const T *)e.each + pair * e.hidden + c, v);
 #pragma unroll

@@ -43,13 +43,13 @@ enum {
     ROUTE,
     EXPERT,
     SHARE,
-    TOKEN,
+    MIXTURE,
     N_PARTS
 };
 static const char *const part_names[] = {"all",       "latent_append",  "latent_query",
                                          "attention", "latent_value",   "these four",
                                          "expanded",  "qkv and o",      "norm, route",
-                                         "experts",   "shared experts", "experts, shared"};
+                                         "experts",   "shared experts", "these three"};
 
 static const struct ek_latent shape = {HEADS, LORA, NOPE, ROPE, V};
 
@@ -103,22 +103,41 @@ static void run_attention(struct model *m, struct layer *l)
         need(ops->linear(dev, m->attn, HEADS * V, n, &l->o, NULL, m->x, HIDDEN, EK_LINEAR_ADD));
 }
 
+static const struct ek_router router = {EK_ROUTE_GREEDY, EXPERTS, TOP_K, 1, 1, false, false, 1};
+
+static bool mix_experts(struct model *m, struct layer *l, const struct ek_experts *e,
+                        const int32_t *forced)
+{
+    const struct ek_mat shared[2] = {l->shared_up, l->shared_down};
+    struct ek_mixture all = {.x = m->x,
+                             .n = m->batch.n_tokens,
+                             .norm = m->norm,
+                             .eps = 1e-6f,
+                             .gate = &l->router,
+                             .router = &router,
+                             .forced = forced,
+                             .experts = e,
+                             .shared = shared,
+                             .normed = m->xn,
+                             .ids = m->ids,
+                             .weights = m->weights};
+    bool taken;
+
+    need(ops->mixture(dev, &all, &taken));
+    return taken;
+}
+
 static void run_experts(struct model *m, struct layer *l, uint32_t at)
 {
-    static const struct ek_router router = {EK_ROUTE_GREEDY, EXPERTS, TOP_K, 1, 1, false, false, 1};
     struct ek_experts e = {&l->gate_up, &l->down, EXPERTS, INNER};
     uint32_t n = m->batch.n_tokens;
     bool all = m->only == ALL;
 
+    if ((all || m->only == MIXTURE) && mix_experts(m, l, &e, m->fixed + (size_t)at * n * TOP_K))
+        return;
     if (all || m->only == ROUTE) {
         need(ops->rms_norm(dev, m->x, HIDDEN, m->norm, 1e-6f, n, HIDDEN, m->xn, HIDDEN));
         need(ops->route(dev, m->xn, HIDDEN, n, &l->router, NULL, &router, m->ids, m->weights));
-    }
-    if (n == 1 && (all || m->only == TOKEN)) {
-        const struct ek_mat shared[2] = {l->shared_up, l->shared_down};
-        need(ops->experts_token(dev, m->xn, m->fixed + (size_t)at * TOP_K, m->weights, TOP_K, &e,
-                                shared, m->x));
-        return;
     }
     if (all || m->only == EXPERT)
         need(ops->experts(dev, m->xn, HIDDEN, n, m->fixed + (size_t)at * n * TOP_K, m->weights,
@@ -268,7 +287,7 @@ static double attention_params(void)
 
 static void parts(struct model *m, bool graph)
 {
-    int last = m->batch.n_tokens == 1 ? TOKEN : SHARE;
+    int last = m->batch.n_tokens <= 64 ? MIXTURE : SHARE;
 
     for (m->only = APPEND; m->only <= last; m->only++)
         if (m->only != PREFILL || m->batch.max_q > 1)

@@ -499,57 +499,163 @@ START_TEST(experts_of_full_size_agree)
 }
 END_TEST
 
-static void check_token(enum ek_dtype t, uint32_t shared_inner)
-{
-    struct experts_case c = {8, 3, 512, 256};
-    struct ek_mat g[4], h[4];
-    struct ek_experts eg = {&g[0], &g[1], c.n_experts, c.inner};
-    struct ek_experts eh = {&h[0], &h[1], c.n_experts, c.inner};
-    uint32_t rows[4] = {c.n_experts * 2 * c.inner, c.n_experts * c.hidden, 2 * shared_inner,
-                        c.hidden};
-    uint32_t cols[4] = {c.hidden, c.inner, c.hidden, shared_inner};
-    struct both x = both_random(&pr, c.hidden, 1, &seed),
-                out = both_random(&pr, c.hidden, 1, &seed);
-    struct both weight = both_floats(&pr, c.top_k, 0.5f, 0.2f, &seed), ids;
-    struct both both = both_new(&pr, (size_t)2 * shared_inner), inner = both_new(&pr, shared_inner);
-    int32_t chosen[3];
+struct mixture_case {
+    uint32_t n_experts, top_k, hidden, inner, shared;
+    enum ek_dtype gate;
+    bool forced;
+    uint32_t n;
+};
 
-    choose(chosen, 1, c.top_k, c.n_experts);
-    ids = both_ints(&pr, chosen, c.top_k);
-    for (int i = 0; i < 4; i++)
-        mats_random(&pr, t, rows[i], cols[i], 1 / sqrtf((float)cols[i]), &seed, &g[i], &h[i]);
-    need(pr.gpu->ops->experts_token(pr.gpu, x.gpu, ids.gpu, weight.gpu, c.top_k, &eg, &g[2],
-                                    out.gpu));
-    need(pr.cpu->ops->experts(pr.cpu, x.cpu, c.hidden, 1, ids.cpu, weight.cpu, c.top_k, &eh,
-                              out.cpu, c.hidden));
-    need(pr.cpu->ops->linear(pr.cpu, x.cpu, c.hidden, 1, &h[2], NULL, both.cpu,
-                             (size_t)2 * shared_inner, 0));
-    need(pr.cpu->ops->swiglu(pr.cpu, both.cpu, (size_t)2 * shared_inner, 1, shared_inner, inner.cpu,
-                             shared_inner));
-    need(pr.cpu->ops->linear(pr.cpu, inner.cpu, shared_inner, 1, &h[3], NULL, out.cpu, c.hidden,
-                             EK_LINEAR_ADD));
-    need_close(ek_dtype_name(t), both_error(&pr, &out), 2 * tolerance(pr.act));
-    for (int i = 0; i < 4; i++)
-        mats_free(&pr, &g[i], &h[i]);
-    both_free(&pr, &x);
-    both_free(&pr, &out);
-    both_free(&pr, &weight);
-    both_free(&pr, &ids);
+/* The GPU's choice for the CPU as well: a rounded token may turn a near tie, whose weights differ
+ * little. */
+static void take_choice(const struct mixture_case *c, struct both *weight, struct both *ids)
+{
+    size_t pairs = (size_t)c->n * c->top_k, equal = 0;
+    int32_t *got = malloc(pairs * sizeof(*got)), *want = malloc(pairs * sizeof(*want));
+    float *w = malloc(pairs * sizeof(*w));
+
+    ck_assert(got && want && w);
+    need_close("weights", float_error(&pr, weight), 5e-2);
+    need(pr.gpu->ops->download(pr.gpu, got, ids->gpu, pairs * sizeof(*got)));
+    need(pr.cpu->ops->download(pr.cpu, want, ids->cpu, pairs * sizeof(*want)));
+    need(pr.gpu->ops->download(pr.gpu, w, weight->gpu, pairs * sizeof(*w)));
+    for (size_t i = 0; i < pairs; i++)
+        equal += got[i] == want[i];
+    ck_assert_msg(equal + 2 + pairs / 20 >= pairs, "%zu of %zu ids", equal, pairs);
+    need(pr.cpu->ops->upload(pr.cpu, ids->cpu, got, pairs * sizeof(*got)));
+    need(pr.cpu->ops->upload(pr.cpu, weight->cpu, w, pairs * sizeof(*w)));
+    free(got), free(want), free(w);
+}
+
+static void mixture_on_the_cpu(const struct mixture_case *c, struct both *x, struct both *norm,
+                               struct both *weight, struct both *ids, const struct ek_mixture *m)
+{
+    struct both both = both_new(&pr, (size_t)2 * c->n * c->shared);
+    struct both inner = both_new(&pr, (size_t)c->n * c->shared);
+    const struct ek_ops *ops = pr.cpu->ops;
+
+    need(ops->rms_norm(pr.cpu, x->cpu, c->hidden, norm->cpu, m->eps, c->n, c->hidden, m->normed,
+                       c->hidden));
+    need(ops->route(pr.cpu, m->normed, c->hidden, c->n, m->gate, m->bias, m->router, m->ids,
+                    m->weights));
+    if (!m->forced)
+        take_choice(c, weight, ids);
+    need(ops->experts(pr.cpu, m->normed, c->hidden, c->n, m->forced ? m->forced : m->ids,
+                      m->weights, c->top_k, m->experts, x->cpu, c->hidden));
+    need(ops->linear(pr.cpu, m->normed, c->hidden, c->n, &m->shared[0], NULL, both.cpu,
+                     (size_t)2 * c->shared, 0));
+    need(ops->swiglu(pr.cpu, both.cpu, (size_t)2 * c->shared, c->n, c->shared, inner.cpu,
+                     c->shared));
+    need(ops->linear(pr.cpu, inner.cpu, c->shared, c->n, &m->shared[1], NULL, x->cpu, c->hidden,
+                     EK_LINEAR_ADD));
     both_free(&pr, &both);
     both_free(&pr, &inner);
 }
 
-START_TEST(a_tokens_experts_and_shared_layer_agree)
+/* The same tokens again give the same bits, whatever blocks came first. */
+static void need_same_again(const struct ek_mixture *m, struct both *x, const void *before)
 {
+    void *first = bytes_of(x), *again;
+    bool taken;
+
+    need(pr.gpu->ops->upload(pr.gpu, x->gpu, before, x->n * element(pr.act)));
+    need(pr.gpu->ops->mixture(pr.gpu, m, &taken));
+    again = bytes_of(x);
+    ck_assert_mem_eq(first, again, x->n * element(pr.act));
+    free(first), free(again);
+}
+
+/* False: the device leaves this one to its caller. */
+static bool check_mixture(const struct mixture_case *c, enum ek_dtype t)
+{
+    uint32_t rows[5] = {c->n_experts * 2 * c->inner, c->n_experts * c->hidden, 2 * c->shared,
+                        c->hidden, c->n_experts};
+    uint32_t cols[5] = {c->hidden, c->inner, c->hidden, c->shared, c->hidden};
+    struct ek_router router = {EK_ROUTE_GREEDY, c->n_experts, c->top_k, 1, 1, false, true, 1.5f};
+    struct ek_mat g[5], h[5];
+    struct ek_experts eg = {&g[0], &g[1], c->n_experts, c->inner};
+    struct ek_experts eh = {&h[0], &h[1], c->n_experts, c->inner};
+    struct both x = both_random(&pr, (size_t)c->n * c->hidden, 1, &seed);
+    struct both normed = both_new(&pr, (size_t)c->n * c->hidden);
+    struct both norm = both_floats(&pr, c->hidden, 1, 0.1f, &seed), forced;
+    struct both weight = both_floats(&pr, (size_t)c->n * c->top_k, 0, 0, &seed);
+    struct both ids = both_floats(&pr, (size_t)c->n * c->top_k, 0, 0, &seed);
+    struct both *all[] = {&x, &normed, &norm, &weight, &ids, &forced};
+    int32_t *chosen = malloc((size_t)c->n * c->top_k * sizeof(*chosen));
+    void *before = bytes_of(&x);
+    char what[128];
+    bool taken;
+
+    ck_assert(chosen != NULL);
+    choose(chosen, c->n, c->top_k, c->n_experts);
+    forced = both_ints(&pr, chosen, (size_t)c->n * c->top_k);
+    for (int i = 0; i < 5; i++)
+        mats_random(&pr, i < 4 ? t : c->gate, rows[i], cols[i], 1 / sqrtf((float)cols[i]), &seed,
+                    &g[i], &h[i]);
+    struct ek_mixture mg = {.x = x.gpu,
+                            .n = c->n,
+                            .norm = norm.gpu,
+                            .eps = 1e-6f,
+                            .gate = &g[4],
+                            .router = &router,
+                            .forced = c->forced ? forced.gpu : NULL,
+                            .experts = &eg,
+                            .shared = &g[2],
+                            .normed = normed.gpu,
+                            .ids = ids.gpu,
+                            .weights = weight.gpu};
+    struct ek_mixture mh = mg;
+    mh.gate = &h[4], mh.forced = c->forced ? forced.cpu : NULL, mh.experts = &eh, mh.shared = &h[2];
+    mh.normed = normed.cpu, mh.ids = ids.cpu, mh.weights = weight.cpu;
+    need(pr.gpu->ops->mixture(pr.gpu, &mg, &taken));
+    if (taken) {
+        mixture_on_the_cpu(c, &x, &norm, &weight, &ids, &mh);
+        snprintf(what, sizeof(what), "%u of %u experts, %u tokens, %s", c->top_k, c->n_experts,
+                 c->n, ek_dtype_name(t));
+        need_close(what, both_error(&pr, &x), 2 * tolerance(pr.act));
+        need_same_again(&mg, &x, before);
+    }
+    for (int i = 0; i < 5; i++)
+        mats_free(&pr, &g[i], &h[i]);
+    for (size_t i = 0; i < EK_ARRAY_LEN(all); i++)
+        both_free(&pr, all[i]);
+    free(before), free(chosen);
+    return taken;
+}
+
+START_TEST(a_tokens_mixture_agrees_for_every_weight_type)
+{
+    static const struct mixture_case cases[] = {
+        {8, 3, 256, 256, 256, EK_BF16, true, 1},
+        {8, 3, 256, 256, 1280, EK_F16, true, 1},
+        {8, 3, 256, 256, 512, EK_F32, false, 1},
+    };
+    static const struct mixture_case odd = {8, 3, 256, 256, 384, EK_BF16, true, 1};
     enum ek_dtype t = weights[_i / N_ACTS];
 
     open_act(_i);
-    check_token(t, 256);
-    check_token(t, 512);
-    check_token(t, 768);
-    check_token(t, 1024 + 256 * (uint32_t)(t == EK_BF16));
-    if (t < EK_Q4_0)
-        check_token(t, 384); /* not a multiple of the experts' size */
+    for (size_t c = 0; c < EK_ARRAY_LEN(cases); c++)
+        ck_assert(check_mixture(&cases[c], t));
+    if (t < EK_Q4_0) /* not a multiple of the experts' size */
+        ck_assert(!check_mixture(&odd, t));
+    pair_close(&pr);
+}
+END_TEST
+
+/* Of the activations' type, with everything in the fewest launches. */
+START_TEST(mixtures_of_a_few_tokens_agree)
+{
+    static const struct mixture_case cases[] = {
+        {3, 2, 2048, 1408, 2816, EK_BF16, true, 1}, /* V2-Lite's sizes */
+        {3, 2, 2048, 1408, 2816, EK_BF16, true, 8}, {72, 6, 640, 96, 192, EK_F32, false, 1},
+        {160, 6, 256, 104, 208, EK_BF16, true, 1},  {8, 3, 512, 256, 512, EK_F32, true, 2},
+        {72, 6, 640, 96, 192, EK_F32, false, 5},    {6, 4, 264, 280, 560, EK_F16, true, 33},
+        {64, 6, 512, 128, 256, EK_BF16, false, 64}, {6, 1, 512, 72, 72, EK_BF16, true, 17},
+    };
+
+    open_act(_i);
+    for (size_t c = 0; c < EK_ARRAY_LEN(cases); c++)
+        check_mixture(&cases[c], pr.act);
     pair_close(&pr);
 }
 END_TEST
@@ -567,8 +673,8 @@ static TCase *add_case(Suite *s, const char *name)
 int main(void)
 {
     Suite *s = suite_create("gpu: DeepSeek");
-    TCase *tc;
     SRunner *sr;
+    TCase *tc;
     int failed;
 
     if (!pair_present())
@@ -585,7 +691,10 @@ int main(void)
     tc = add_case(s, "experts");
     tcase_add_loop_test(tc, experts_agree_for_every_weight_type_and_number_of_tokens, 0,
                         N_ACTS * N_WEIGHTS);
-    tcase_add_loop_test(tc, a_tokens_experts_and_shared_layer_agree, 0, N_ACTS * N_WEIGHTS);
+    tc = add_case(s, "mixture");
+    tcase_add_loop_test(tc, mixtures_of_a_few_tokens_agree, 0, N_ACTS);
+    tc = add_case(s, "types");
+    tcase_add_loop_test(tc, a_tokens_mixture_agrees_for_every_weight_type, 0, N_ACTS * N_WEIGHTS);
     tc = add_case(s, "full-size");
     tcase_add_loop_test(tc, experts_of_full_size_agree, 0, N_ACTS);
     srunner_set_fork_status(sr, CK_NOFORK);
