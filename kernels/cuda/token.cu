@@ -10,13 +10,14 @@
 #include "kernels/cuda/route.cuh"
 #include "kernels/cuda/weights.cuh"
 
-#define TOK_WARPS  8  // that multiply in the first launch ...
-#define TOK_DOWNS  16 // ... and in the second
-#define TOK_SLOTS  8  // of a warp, at most
-#define TOK_SHARED (212 * 1024)
-#define TOK_CHUNKS 3 // of the token a thread, at most
-#define TOK_UP     (32 * (TOK_WARPS + 1))
-#define TOK_DOWN   (32 * TOK_DOWNS)
+#define TOK_WARPS    8  // that multiply in the first launch ...
+#define TOK_DOWNS    16 // ... and in the second
+#define TOK_SLOTS    8  // of a warp, at most
+#define TOK_SHARED   (212 * 1024)
+#define TOK_CHUNKS   3    // of the token a thread, at most
+#define TOK_PATIENCE 4096 // looks for the logits before a block makes them for itself
+#define TOK_UP       (32 * (TOK_WARPS + 1))
+#define TOK_DOWN     (32 * TOK_DOWNS)
 
 // The token's layers by number: the shared ones, which weigh 1, then its experts.
 struct TokenLayers {
@@ -133,6 +134,29 @@ template <typename T, int G> struct Router {
     }
 };
 
+// A row's logit by one warp, to the bit what a block makes of it.
+template <typename T, int G>
+__device__ __forceinline__ float logit_alone(const ek_cu_mixture &a, const T *x, uint32_t row)
+{
+    uint32_t lane = threadIdx.x % 32;
+    float mine = 0;
+
+    for (uint32_t warp = 0; warp < TOK_UP / 32; warp++) {
+        float sum = 0, v[8], w[8];
+
+        for (uint32_t c = 32 * warp + lane; c < a.e.hidden / 8; c += TOK_UP) {
+            load8(x + 8 * c, v);
+            Weight<G>::decode(Weight<G>::load(a.gate + row * a.gate_row, c), c, w);
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                sum = fmaf(v[j], w[j], sum);
+        }
+        sum = warp_sum(sum);
+        mine = lane == warp ? sum : mine;
+    }
+    return warp_sum(mine);
+}
+
 __device__ __forceinline__ uint32_t load_acquire(const uint32_t *p)
 {
     uint32_t v;
@@ -149,19 +173,36 @@ __device__ __forceinline__ int32_t forced_expert(const ek_cu_mixture &a)
     return a.forced && lane < a.router.top_k ? a.forced[lane] : -1;
 }
 
-// One warp, when all rows of the router are there. They are made by blocks that wait for nobody and
-// that come first, so they will be.
-__device__ __forceinline__ void choose_experts(const ek_cu_mixture &a,
+// Have all rows of the router come? Not if other kernels keep the GPU from the blocks that make
+// them.
+__device__ __forceinline__ bool await_logits(const ek_cu_mixture &a)
+{
+    for (uint32_t i = 0; i < TOK_PATIENCE; i++) {
+        if (__all_sync(0xffffffffu, load_acquire(a.arrived) == a.router.n_experts))
+            return true;
+        __nanosleep(20);
+    }
+    return false;
+}
+
+// One warp, when all rows of the router are there. Blocks that come first make them; a block that
+// has waited too long does without the others, so that none depends on another's being there.
+template <typename T, int G>
+__device__ __forceinline__ void choose_experts(const ek_cu_mixture &a, const T *x,
                                                Choice<EK_CU_TOKEN_EXPERTS> &c, TokenLayers &layers,
                                                int32_t forced)
 {
     uint32_t k = threadIdx.x % 32, lane = k;
 
-    while (load_acquire(a.arrived) != a.router.n_experts)
-        __nanosleep(20);
-    __syncwarp();
-    for (uint32_t i = lane; i < a.router.n_experts; i += 32)
-        c.score[i] = __ldcg(a.logits + i);
+    if (await_logits(a))
+        for (uint32_t i = lane; i < a.router.n_experts; i += 32)
+            c.score[i] = __ldcg(a.logits + i);
+    else
+        for (uint32_t i = 0; i < a.router.n_experts; i++) {
+            float v = logit_alone<T, G>(a, x, i);
+            if (i % 32 == lane)
+                c.score[i] = v;
+        }
     choose(a.router, a.bias, c, lane, layers.ids, layers.weights);
     if (k >= a.router.top_k)
         return;
@@ -275,7 +316,7 @@ __global__ void __launch_bounds__(TOK_UP, 1) token_up_k(const ek_cu_mixture a)
     router.logits(a, tmp);
     __syncthreads();
     if (warp == TOK_WARPS)
-        choose_experts(a, choice, layers, forced);
+        choose_experts<T, G>(a, s.x, choice, layers, forced);
     else
         s.run(e, layers);
     __syncthreads();
