@@ -506,8 +506,8 @@ struct mixture_case {
     uint32_t n;
 };
 
-/* The GPU's choice for the CPU as well: a rounded token may turn a near tie, whose weights differ
- * little. */
+/* The GPU's choice for the CPU as well: a rounded token may turn near ties, two places each, whose
+ * weights differ little. */
 static void take_choice(const struct mixture_case *c, struct both *weight, struct both *ids)
 {
     size_t pairs = (size_t)c->n * c->top_k, equal = 0;
@@ -521,7 +521,7 @@ static void take_choice(const struct mixture_case *c, struct both *weight, struc
     need(pr.gpu->ops->download(pr.gpu, w, weight->gpu, pairs * sizeof(*w)));
     for (size_t i = 0; i < pairs; i++)
         equal += got[i] == want[i];
-    ck_assert_msg(equal + 2 + pairs / 20 >= pairs, "%zu of %zu ids", equal, pairs);
+    ck_assert_msg(equal + 4 + pairs / 10 >= pairs, "%zu of %zu ids", equal, pairs);
     need(pr.cpu->ops->upload(pr.cpu, ids->cpu, got, pairs * sizeof(*got)));
     need(pr.cpu->ops->upload(pr.cpu, weight->cpu, w, pairs * sizeof(*w)));
     free(got), free(want), free(w);
