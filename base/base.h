@@ -149,6 +149,8 @@ enum ek_dtype {
 };
 const char *ek_dtype_name(enum ek_dtype t); /* "F32", "BF16", "Q4_1", ... (safetensors, ggml) */
 bool ek_dtype_from_name(const char *name, enum ek_dtype *out); /* also "float32", "bfloat16", ... */
+bool ek_dtype_is_act(enum ek_dtype t);                         /* of activations: F32, F16, BF16 */
+bool ek_dtype_is_cache(enum ek_dtype t);                       /* of the cache: these and F8_E4M3 */
 size_t ek_dtype_block(enum ek_dtype t);                        /* elements a block: 1, 32 .. 256 */
 size_t ek_dtype_block_bytes(enum ek_dtype t);                  /* bytes a block */
 /* Bytes of n contiguous elements; EK_EFORMAT when n is no multiple of the block or it overflows. */

@@ -59,6 +59,16 @@ bool ek_dtype_from_name(const char *name, enum ek_dtype *out)
     return false;
 }
 
+bool ek_dtype_is_act(enum ek_dtype t)
+{
+    return t == EK_F32 || t == EK_F16 || t == EK_BF16;
+}
+
+bool ek_dtype_is_cache(enum ek_dtype t)
+{
+    return ek_dtype_is_act(t) || t == EK_F8_E4M3;
+}
+
 size_t ek_dtype_block(enum ek_dtype t)
 {
     return dtypes[t].block;

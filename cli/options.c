@@ -195,9 +195,12 @@ enum ek_status ek_arg_dtype(const struct ek_args *a, const char *name, enum ek_d
 {
     const char *text = ek_arg(a, name);
 
-    if (text && !ek_dtype_from_name(text, io))
-        return ek_error(EK_EUSAGE, "--%s: no data type named \"%s\" (F32, BF16, F16, ...)", name,
-                        text);
+    bool cache = strcmp(name, "cache") == 0;
+
+    if (text &&
+        (!ek_dtype_from_name(text, io) || !(cache ? ek_dtype_is_cache(*io) : ek_dtype_is_act(*io))))
+        return ek_error(EK_EUSAGE, "--%s \"%s\" must be F32, F16%s", name, text,
+                        cache ? ", BF16 or fp8" : " or BF16");
     return EK_OK;
 }
 

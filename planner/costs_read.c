@@ -488,8 +488,10 @@ static enum ek_status read_workload(struct reader *r, const json_t *root)
     EK_TRY(read_u32(r, o, "image_tokens", 0, 1 << 20, &w->image_tokens));
     EK_TRY(read_string(r, o, "cache", true, w->cache, sizeof(w->cache)));
     EK_TRY(read_string(r, o, "act", true, w->act, sizeof(w->act)));
-    if (!ek_dtype_from_name(w->cache, &dtype) || !ek_dtype_from_name(w->act, &dtype))
-        return field_error(r, "cache, act", "must be data types");
+    if (!ek_dtype_from_name(w->cache, &dtype) || !ek_dtype_is_cache(dtype))
+        return field_error(r, "cache", "must be F32, F16, BF16 or F8_E4M3");
+    if (!ek_dtype_from_name(w->act, &dtype) || !ek_dtype_is_act(dtype))
+        return field_error(r, "act", "must be F32, F16 or BF16");
     r->prefix[0] = '\0';
     return EK_OK;
 }

@@ -38,7 +38,7 @@ static const char help[] =
     "  --image-tokens N      tokens of one image\n"
     "  --micro-batches N     groups of sequences in flight (chosen)\n"
     "  --prefill-chunk N     most new tokens of one prefill step (chosen)\n"
-    "  --cache TYPE          type of the cache: F32, F16, BF16, fp8, int8 (that of the profile)\n"
+    "  --cache TYPE          type of the cache: F32, F16, BF16, fp8 (that of the profile)\n"
     "  --act TYPE            type of the activations (that of the profile)\n"
     "Constraints\n"
     "  --max-memory SIZE...  \"15GB 15GB\", 15GiB,15GiB, 0.9, 90%, cuda:0=20GiB: one for all or "
@@ -275,14 +275,13 @@ static enum ek_status read_margin(struct ek_request *r, const char *text)
 }
 
 /* As users and other programs spell types: in any case, with '-', '_' or nothing between. */
-static enum ek_status read_type(const char *text, const char *what, const char **name)
+static enum ek_status read_type(const char *text, const char *what, bool (*allowed)(enum ek_dtype),
+                                const char **name)
 {
     static const char *const as_typed[][2] = {
-        {"fp8", "F8_E4M3"},     {"f8", "F8_E4M3"},        {"float8", "F8_E4M3"},
-        {"e4m3", "F8_E4M3"},    {"fp8e4m3", "F8_E4M3"},   {"f8e4m3", "F8_E4M3"},
-        {"e4m3fn", "F8_E4M3"},  {"fp8e4m3fn", "F8_E4M3"}, {"e5m2", "F8_E5M2"},
-        {"fp8e5m2", "F8_E5M2"}, {"f8e5m2", "F8_E5M2"},    {"fp16", "F16"},
-        {"half", "F16"},        {"fp32", "F32"},
+        {"fp8", "F8_E4M3"},       {"f8", "F8_E4M3"},     {"float8", "F8_E4M3"}, {"e4m3", "F8_E4M3"},
+        {"fp8e4m3", "F8_E4M3"},   {"f8e4m3", "F8_E4M3"}, {"e4m3fn", "F8_E4M3"}, {"fp16", "F16"},
+        {"fp8e4m3fn", "F8_E4M3"}, {"half", "F16"},       {"fp32", "F32"},
     };
     const char *known = text;
     char word[16];
@@ -296,9 +295,9 @@ static enum ek_status read_type(const char *text, const char *what, const char *
     for (size_t i = 0; i < EK_ARRAY_LEN(as_typed); i++)
         if (strcasecmp(word, as_typed[i][0]) == 0)
             known = as_typed[i][1];
-    if (!ek_dtype_from_name(known, &t) || ek_dtype_block(t) != 1)
-        return ek_error(EK_EUSAGE, "%s type \"%s\" is unknown: F32, F16, BF16, fp8, int8, ...",
-                        what, text);
+    if (!ek_dtype_from_name(known, &t) || !allowed(t))
+        return ek_error(EK_EUSAGE, "%s type \"%s\" must be F32, F16%s", what, text,
+                        allowed(EK_F8_E4M3) ? ", BF16 or fp8" : " or BF16");
     *name = ek_dtype_name(t);
     return EK_OK;
 }
@@ -307,7 +306,7 @@ static enum ek_status read_cache(struct ek_plan_arguments *a, const char *text)
 {
     const char *name;
 
-    EK_TRY(read_type(text, "cache", &name));
+    EK_TRY(read_type(text, "cache", ek_dtype_is_cache, &name));
     snprintf(a->given.cache, sizeof(a->given.cache), "%s", name);
     return EK_OK;
 }
@@ -451,7 +450,7 @@ static enum ek_status file_option(struct ek_plan_arguments *a, int o)
         a->cards = optarg;
         return EK_OK;
     case O_ACT:
-        return read_type(optarg, "activation", &a->act);
+        return read_type(optarg, "activation", ek_dtype_is_act, &a->act);
     case O_CUT_TOWER:
         a->cut_tower = true;
         return EK_OK;

@@ -98,8 +98,7 @@ static enum ek_status read_float_type(const json_t *obj, struct ek_json_at at, c
     const char *s;
 
     EK_TRY(ek_json_string(obj, at, key, &s));
-    if (!ek_dtype_from_name(s, out) ||
-        (*out != EK_F32 && *out != EK_F16 && *out != EK_BF16 && (!scaled || *out != EK_F8_E4M3)))
+    if (!ek_dtype_from_name(s, out) || !(scaled ? ek_dtype_is_cache(*out) : ek_dtype_is_act(*out)))
         return ek_error(EK_EFORMAT, "%s: %s%s must be F32, F16%s BF16%s, got '%.32s'", at.file,
                         at.prefix, key, scaled ? "," : " or", scaled ? " or F8_E4M3" : "", s);
     return EK_OK;

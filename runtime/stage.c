@@ -157,7 +157,7 @@ static enum ek_status check_options(const struct ek_stage_options *o)
                         "stage: page %u, n_blocks %u, max_tokens %u, max_seqs %u and max_context "
                         "%u must be at least 1",
                         o->page, o->n_blocks, o->max_tokens, o->max_seqs, o->max_context);
-    if (o->cache != EK_F32 && o->cache != EK_F16 && o->cache != EK_BF16 && o->cache != EK_F8_E4M3)
+    if (!ek_dtype_is_cache(o->cache))
         return ek_error(EK_EUNSUPPORTED, "stage: a cache of type %s", ek_dtype_name(o->cache));
     return EK_OK;
 }

@@ -43,7 +43,7 @@ expect 1 evenkeel check "$model" --plan "$scaled" --reference "$reference"
 warns 'differ'
 expect 0 evenkeel check "$model" --cache fp8 --reference "$reference" --tolerance 0.5
 expect 2 evenkeel run "$model" --cache fp7 --ids 1,2,3
-warns 'no data type'
+warns 'must be F32, F16, BF16 or fp8'
 
 # weights written and loaded; what needs a GPU says so
 mkdir "$scratch/written"

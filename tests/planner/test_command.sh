@@ -122,13 +122,15 @@ expect 0 "a degree that divides the heads" "$plan" plan "$qwen" --hardware "8x h
 expect 1 "a degree that does not" "$plan" plan "$qwen" --hardware "8x h100" --tp 8
 expect 0 "a degree chosen for an engine" "$plan" plan "$qwen" --hardware "8x h100" --for vllm --write-costs "$dir/c.json"
 grep -q '"tp": 4' "$dir/c.json" || failed=1
-for cache in bf16 fp8 FP8 f8_e4m3 fp8-e4m3fn float8_e5m2 E4M3 int8 INT8 F16 half; do
+for cache in bf16 fp8 FP8 f8_e4m3 fp8-e4m3fn E4M3 F16 half; do
     expect 0 "cache $cache" "$plan" plan "$model" --hardware "2x t4" --cache $cache
 done
 expect 0 "a head apart from its embedding" "$plan" plan "$model" --hardware "2x t4" --use-all
 expect 1 "a map cannot part them" "$plan" plan "$model" --hardware "2x t4" --use-all --for accelerate
 says "err" "without --for it fits"
-expect 2 "cache nonsense" "$plan" plan "$model" --hardware "2x t4" --cache nonsense
+for cache in nonsense int8 e5m2 Q8_0; do
+    expect 2 "cache $cache" "$plan" plan "$model" --hardware "2x t4" --cache $cache
+done
 for card in '' '{"name": "x", "memory": 0, "bandwidth": 1e9, "peak_f32": 1e12}' \
     '{"name": "x", "memory": 1, "bandwidth": -1, "peak_f32": 1e12}' \
     '{"name": "x y", "memory": 1, "bandwidth": 1e9, "peak_f32": 1e12}'; do
