@@ -201,7 +201,8 @@ static enum ek_status add_attention(struct walk *w, const struct ek_module *mod,
                                {EK_ROLE_V, EK_ROLE_V_BIAS, kv}};
     const struct part o = {EK_ROLE_O, EK_ROLE_O_BIAS, c->hidden};
 
-    EK_TRY(add_linear(w, mod, qkv, 3, c->hidden, true, &l->qkv));
+    /* the fused operation takes q, k and v apart */
+    EK_TRY(add_linear(w, mod, qkv, 3, c->hidden, w->s->dev->ops->norm_qkv_rope == NULL, &l->qkv));
     return add_linear(w, mod, &o, 1, q, true, &l->o);
 }
 
