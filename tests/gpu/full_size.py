@@ -330,7 +330,7 @@ def main():
     p.add_argument("--folder", default="/tmp", help="where checkpoints are written and removed")
     p.add_argument("--device", default="cuda:0")
     p.add_argument("--small", action="store_true", help="tiny shapes: tries the script on a CPU")
-    args = p.parse_args()
+    args = p.parse_intermixed_args()
     tool.exact_arithmetic()
     transformers.logging.set_verbosity_error()
     print(f"{tool.versions()}, {args.device}", flush=True)
