@@ -378,11 +378,13 @@ static enum ek_status run_grouped(struct ek_cuda *d, const struct ek_cu_experts 
 {
     enum ek_dtype act = d->base.act, up = e->gate_up->dtype, down = e->down->dtype;
     bool many = up == act && down == act && (size_t)a->n * a->top_k > (size_t)FEW_AVERAGE * e->n;
+    bool wide = many && ek_cu_experts_wide_fits(a);
 
     EK_TRY(ek_cuda_issued(d, ek_cu_experts_group(&d->queue, a), "experts"));
     EK_TRY(ek_cuda_issued(d,
-                          many ? ek_cu_experts_many(&d->queue, act, a)
-                               : ek_cu_experts_few(&d->queue, up, down, act, a),
+                          !many  ? ek_cu_experts_few(&d->queue, up, down, act, a)
+                          : wide ? ek_cu_experts_wide(&d->queue, act, a)
+                                 : ek_cu_experts_many(&d->queue, act, a),
                           "experts"));
     return ek_cuda_issued(d, ek_cu_experts_sum(&d->queue, act, a), "experts");
 }
