@@ -49,13 +49,14 @@ static uint32_t longest_step(const struct ek_costs *c)
     return most;
 }
 
-/* Chunks of the prefill are chosen where the first objective is one of time; what is measured
- * limits them, but for the default. */
+/* Chunks of the prefill are chosen where the first objective is one of time, up to one that holds
+ * all prompts; what is measured limits them, but for the default. */
 static size_t chunk_choices(const struct ek_costs *c, const struct ek_request *r,
                             struct ek_choice out[8])
 {
     static const uint32_t usual[] = {256, 1024, 2048, 4096, 8192};
     uint32_t prompt = ek_workload_prompt(&r->workload), most = longest_step(c);
+    uint64_t all = (uint64_t)prompt * r->workload.batch;
     enum ek_objective first = r->objectives[0];
     size_t n = 0;
 
@@ -64,7 +65,7 @@ static size_t chunk_choices(const struct ek_costs *c, const struct ek_request *r
         return n;
     out[0].chunk = EK_DEFAULT_CHUNK;
     for (size_t i = 0; i < EK_ARRAY_LEN(usual); i++)
-        if (usual[i] < prompt && usual[i] <= most)
+        if (usual[i] <= most && (i == 0 || usual[i - 1] < all))
             out[n++] = (struct ek_choice){.chunk = usual[i], .measured = usual[i] > out[0].chunk};
     if (prompt > EK_DEFAULT_CHUNK && prompt <= most && prompt <= usual[EK_ARRAY_LEN(usual) - 1])
         out[n++] = (struct ek_choice){.chunk = prompt, .measured = true};
@@ -90,6 +91,19 @@ static size_t degree_choices(const struct ek_costs *c, const struct ek_request *
     return n;
 }
 
+/* Is choice k of the chunks longer than the prompts of a group, and so was one before it? */
+static bool repeated(const struct ek_workload *w, const struct ek_choice *chunks, size_t k,
+                     uint32_t micro_batches)
+{
+    uint32_t prompts = (w->batch + micro_batches - 1) / micro_batches;
+    uint32_t chunk = ek_chunk_of_group(w, chunks[k].chunk, prompts);
+
+    for (size_t i = 0; i < k; i++)
+        if (ek_chunk_of_group(w, chunks[i].chunk, prompts) == chunk)
+            return true;
+    return false;
+}
+
 size_t ek_choices(const struct ek_costs *c, const struct ek_request *r,
                   struct ek_choice out[EK_MAX_CHOICES])
 {
@@ -101,6 +115,8 @@ size_t ek_choices(const struct ek_costs *c, const struct ek_request *r,
     for (size_t d = 0; d < n_degrees; d++)
         for (size_t k = 0; k < n_chunks; k++)
             for (size_t i = 0; i < n_counts; i++) {
+                if (repeated(&r->workload, chunks, k, counts[i]))
+                    continue;
                 out[n] = chunks[k];
                 out[n].tp = degrees[d];
                 out[n++].micro_batches = counts[i];

@@ -316,6 +316,8 @@ double ek_problem_picture_hop(const struct ek_problem *p, int32_t i, uint32_t fr
 double ek_problem_side_hop(const struct ek_problem *p, uint32_t from, uint32_t first);
 /* Tokens of one prompt, images included. */
 uint32_t ek_workload_prompt(const struct ek_workload *w);
+/* The most new tokens of a step of so many prompts, where a chunk is the most of any. */
+uint32_t ek_chunk_of_group(const struct ek_workload *w, uint32_t chunk, uint32_t prompts);
 /* Steps of their prefill: so many prompts one behind the other, cut into chunks. */
 uint64_t ek_prefill_chunks(const struct ek_workload *w, uint32_t prompts);
 /* Memory of a stage by kind on each of its devices. */

@@ -61,10 +61,9 @@ static enum ek_status fill_workload(struct ek_problem *p, const struct ek_reques
                         w->context, (unsigned long long)need);
     if (w->prefill_chunk == 0)
         w->prefill_chunk = EK_DEFAULT_CHUNK;
-    if (w->prefill_chunk > ek_workload_prompt(w))
-        w->prefill_chunk = ek_workload_prompt(w);
     w->micro_batches = p->micro_batches = m;
     p->group_size = (w->batch + m - 1) / m;
+    w->prefill_chunk = ek_chunk_of_group(w, w->prefill_chunk, p->group_size);
     p->chunks = (uint32_t)fmin(fmax((double)ek_prefill_chunks(w, p->group_size), 1), UINT32_MAX);
     return EK_OK;
 }

@@ -17,6 +17,13 @@ uint32_t ek_workload_prompt(const struct ek_workload *w)
     return n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
 }
 
+uint32_t ek_chunk_of_group(const struct ek_workload *w, uint32_t chunk, uint32_t prompts)
+{
+    uint64_t all = (uint64_t)ek_workload_prompt(w) * prompts;
+
+    return chunk < all ? chunk : (uint32_t)all;
+}
+
 uint64_t ek_prefill_chunks(const struct ek_workload *w, uint32_t prompts)
 {
     uint64_t tokens = (uint64_t)ek_workload_prompt(w) * prompts;

@@ -325,7 +325,8 @@ static void evaluate(struct brute *b)
             links = fmax(links, t);
         } else if (before && s->first <= s->last) {
             double bytes = (double)b->c->modules[b->c->n_sides + (uint32_t)s->first - 1].boundary;
-            double chunk = w->prefill_chunk < b->prompt ? w->prefill_chunk : b->prompt;
+            double all = (double)b->prompt * b->group;
+            double chunk = w->prefill_chunk < all ? w->prefill_chunk : all;
             latency += hop(b, before->cls, s->cls, (b->prompt ? 1 : 0) + w->generate,
                            bytes * (chunk + (double)w->generate * b->group));
             links =
@@ -455,7 +456,7 @@ static void enumerate(struct brute *b)
     b->m = w->micro_batches;
     b->group = (w->batch + b->m - 1) / b->m;
     b->prompt = w->prompt + w->images * w->image_tokens;
-    chunk = w->prefill_chunk < b->prompt ? w->prefill_chunk : b->prompt;
+    chunk = w->prefill_chunk < b->group * b->prompt ? w->prefill_chunk : b->group * b->prompt;
     b->chunks = chunk ? (b->group * b->prompt + chunk - 1) / chunk : 1;
     for (uint32_t i = 0; i < b->c->n_sides; i++)
         b->side_of[i] = b->r->split_sides ? i : 0;

@@ -512,7 +512,8 @@ static const struct {
     {3, 700, 512, 5, 3},      /* 4 whole steps and one of 52 */
     {4, 512, 512, 4, 4},      /* one each */
     {4, 1024, 512, 8, 4},     /* two each */
-    {2, 100, 512, 2, 2},      /* a chunk is no longer than a prompt */
+    {2, 100, 512, 1, 1},      /* both in one step */
+    {6, 90, 256, 3, 3},       /* 256, 256, 28: 2, 3 and 1 end */
     {8, 96, 64, 12, 8},       /* two of three begin inside of a prompt */
     {2, 200000, 512, 782, 2}, /* sampled */
 };
