@@ -256,12 +256,13 @@ struct ek_ops {
      * that who sees the flag sees the bytes (flag NULL: only the bytes). flag_wait: the queue of
      * the flag's own device (or of host_alloc) waits until the flag has come to value or beyond,
      * modulo 2^32, or until *stop (of host_alloc, NULL: none) is not 0: so the host ends such waits
-     * when the sender is no more. All NULL: not possible. */
+     * when the sender is no more. when (NULL: no matter): as stamp, before the bytes go, and behind
+     * the wait. All NULL: not possible. */
     bool (*reaches)(const struct ek_device *dev, const struct ek_device *to);
     enum ek_status (*store)(struct ek_device *dev, void *dst, const void *src, size_t n,
-                            uint32_t *flag, uint32_t value);
+                            uint32_t *flag, uint32_t value, uint64_t *when);
     enum ek_status (*flag_wait)(struct ek_device *dev, const uint32_t *flag, uint32_t value,
-                                const uint32_t *stop);
+                                const uint32_t *stop, uint64_t *when);
 
     /* messages by a library (NCCL). lacks: why there are none between these two devices, here and
      * now (NULL: there are). open may take seconds. send is queued by the thread of dev: n bytes
@@ -287,6 +288,9 @@ struct ek_ops {
     enum ek_status (*event_sync)(struct ek_event *e);                        /* the host waits */
     /* The host looks, and never waits: EK_OK, EK_NO (the queue has not come there), or why not. */
     enum ek_status (*event_passed)(struct ek_event *e);
+    /* The queue notes the time in memory of host_alloc: nanoseconds of the device's own clock,
+     * never 0. An event with a time takes a GPU's queue three microseconds, this one or none. */
+    enum ek_status (*stamp)(struct ek_device *dev, uint64_t *when);
     double (*event_seconds)(struct ek_event *from, struct ek_event *to); /* after a sync of to */
     enum ek_status (*sync)(struct ek_device *dev);
     enum ek_status (*idle)(struct ek_device *dev); /* as event_passed, for all that was queued */

@@ -68,7 +68,7 @@ static void give_up(struct table *t)
 
 static enum ek_status send_message(struct table *t, int direction)
 {
-    EK_TRY(ek_link_send(t->link[direction], t->buffer[direction], t->n));
+    EK_TRY(ek_link_send(t->link[direction], t->buffer[direction], t->n, NULL));
     post(t, direction);
     return EK_OK;
 }
@@ -77,7 +77,7 @@ static enum ek_status receive_message(struct table *t, int direction)
 {
     struct ek_device *to = t->dev[!direction];
 
-    EK_TRY(ek_link_wait(t->link[direction]));
+    EK_TRY(ek_link_wait(t->link[direction], NULL));
     EK_TRY(ek_link_recv(t->link[direction], t->buffer[!direction], t->n));
     return to->ops->sync(to);
 }
@@ -128,9 +128,9 @@ static enum ek_status cross(struct table *t, int direction)
     int to = !direction;
     void *x = t->slot[direction] ? t->slot[direction] : t->buffer[direction];
 
-    EK_TRY(ek_link_send(t->link[direction], x, t->n));
+    EK_TRY(ek_link_send(t->link[direction], x, t->n, NULL));
     EK_TRY(let_go(t, direction));
-    EK_TRY(ek_link_wait(t->link[direction]));
+    EK_TRY(ek_link_wait(t->link[direction], NULL));
     t->slot[to] = ek_link_slot(t->link[direction]);
     return t->slot[to] ? EK_OK : ek_link_recv(t->link[direction], t->buffer[to], t->n);
 }
@@ -179,7 +179,7 @@ static enum ek_status chained_trip(struct table *t, double *seconds)
     enum ek_status st;
 
     if (t->chains++ > 0)
-        EK_TRY(d->ops->flag_wait(d, (const uint32_t *)t->gate, t->chains, NULL));
+        EK_TRY(d->ops->flag_wait(d, (const uint32_t *)t->gate, t->chains, NULL, NULL));
     st = queue_chain(t);
     atomic_store(t->gate, t->chains);
     EK_TRY(st);

@@ -54,8 +54,8 @@ static enum ek_status send_some(struct flow *f, size_t n, double *seconds)
     uint64_t begin = ek_now_ns();
 
     for (int i = 0; i < MESSAGES; i++) {
-        EK_TRY(ek_link_send(f->link, f->buffer[0], n));
-        EK_TRY(ek_link_wait(f->link));
+        EK_TRY(ek_link_send(f->link, f->buffer[0], n, NULL));
+        EK_TRY(ek_link_wait(f->link, NULL));
         EK_TRY(ek_link_recv(f->link, f->buffer[1], n));
     }
     EK_TRY(f->dev[1]->ops->sync(f->dev[1]));

@@ -194,7 +194,7 @@ static enum ek_status receive(struct ek_engine *e, size_t at, struct ek_stage *s
 
     if (hop->in == NULL)
         return EK_OK;
-    EK_TRY(ek_link_wait(hop->in));
+    EK_TRY(ek_link_wait(hop->in, NULL));
     EK_TRY(ek_link_recv(hop->in, s->arena + s->vision->at.x, message));
     pthread_mutex_lock(&e->lock); /* a slot is free: the sender may go on */
     engine_wake(&e->devices[hop[-1].stage->device]);
@@ -216,7 +216,7 @@ enum ek_status engine_vision_run(struct ek_engine *e, struct engine_encode *job)
     if (job->at + 1 == e->vision.n_path)
         EK_TRY(finish(e, job, s));
     else
-        EK_TRY(ek_link_send(hop[1].in, s->arena + vision_output(s), message));
+        EK_TRY(ek_link_send(hop[1].in, s->arena + vision_output(s), message, NULL));
     EK_TRY(ops->event_record(s->dev, hop->ended));
     return ops->event_sync(hop->ended); /* the pack is freed when the last one is done */
 }

@@ -20,6 +20,7 @@ struct ek_link {
     struct ek_device *from, *to;
     size_t max;                       /* activations in a message */
     atomic_uint_fast64_t sent, taken; /* messages */
+    uint64_t reserved;                /* messages whose slot from's queue waits for, or need not */
     char *slots; /* of all messages: on from, on to (peer stores), or host memory when staged */
     size_t slot_bytes;
     _Atomic uint32_t
@@ -37,12 +38,15 @@ struct mechanism {
     void (*bytes)(const struct ek_device *from, const struct ek_device *to, size_t max,
                   uint64_t *at_from, uint64_t *at_to); /* before the allocator's padding */
     enum ek_status (*open)(struct ek_link *l);
-    enum ek_status (*send)(struct ek_link *l, unsigned slot, const void *src, size_t n);
-    enum ek_status (*wait)(struct ek_link *l, unsigned slot);
+    enum ek_status (*reserve)(struct ek_link *l, unsigned slot); /* NULL: send waits for the slot */
+    enum ek_status (*send)(struct ek_link *l, unsigned slot, const void *src, size_t n,
+                           uint64_t *when);
+    enum ek_status (*wait)(struct ek_link *l, unsigned slot, uint64_t *when);
     enum ek_status (*recv)(struct ek_link *l, unsigned slot, void *dst, size_t n);
     enum ek_status (*check)(const struct ek_link *l); /* NULL: nothing to tell */
     bool queued;   /* send and recv return before the bytes have moved */
     bool in_place; /* a message lies in to's memory, and may be worked on there */
+    bool stamps;   /* send and wait note the time themselves */
 };
 
 static size_t act_bytes(const struct ek_device *d, size_t n)
@@ -95,13 +99,16 @@ static enum ek_status same_open(struct ek_link *l)
                                (void **)&l->slots);
 }
 
-static enum ek_status same_send(struct ek_link *l, unsigned slot, const void *src, size_t n)
+static enum ek_status same_send(struct ek_link *l, unsigned slot, const void *src, size_t n,
+                                uint64_t *when)
 {
+    (void)when;
     return l->from->ops->copy(l->from, slot_at(l, slot), src, act_bytes(l->from, n));
 }
 
-static enum ek_status same_wait(struct ek_link *l, unsigned slot)
+static enum ek_status same_wait(struct ek_link *l, unsigned slot, uint64_t *when)
 {
+    (void)when;
     (void)l;
     (void)slot;
     return EK_OK;
@@ -149,20 +156,23 @@ static enum ek_status store_open(struct ek_link *l)
     return l->to->ops->sync(l->to);
 }
 
-static enum ek_status store_send(struct ek_link *l, unsigned slot, const void *src, size_t n)
+/* The queue waits until the message before the last is taken. */
+static enum ek_status wait_empty(struct ek_link *l, unsigned slot)
 {
-    uint64_t number = atomic_load(&l->sent);
-
-    if (number >= EK_LINK_SLOTS)
-        EK_TRY(l->from->ops->event_wait(l->from, l->empty[slot]));
-    return l->from->ops->store(l->from, slot_at(l, slot), src, act_bytes(l->from, n),
-                               flag_at(l, slot), (uint32_t)(number + 1));
+    return l->from->ops->event_wait(l->from, l->empty[slot]);
 }
 
-static enum ek_status store_wait(struct ek_link *l, unsigned slot)
+static enum ek_status store_send(struct ek_link *l, unsigned slot, const void *src, size_t n,
+                                 uint64_t *when)
+{
+    return l->from->ops->store(l->from, slot_at(l, slot), src, act_bytes(l->from, n),
+                               flag_at(l, slot), (uint32_t)(atomic_load(&l->sent) + 1), when);
+}
+
+static enum ek_status store_wait(struct ek_link *l, unsigned slot, uint64_t *when)
 {
     return l->to->ops->flag_wait(l->to, flag_at(l, slot), (uint32_t)(atomic_load(&l->taken) + 1),
-                                 (const uint32_t *)l->stop);
+                                 (const uint32_t *)l->stop, when);
 }
 
 static enum ek_status store_recv(struct ek_link *l, unsigned slot, void *dst, size_t n)
@@ -185,16 +195,17 @@ static enum ek_status copy_open(struct ek_link *l)
     return same_open(l);
 }
 
-static enum ek_status copy_send(struct ek_link *l, unsigned slot, const void *src, size_t n)
+static enum ek_status copy_send(struct ek_link *l, unsigned slot, const void *src, size_t n,
+                                uint64_t *when)
 {
-    if (atomic_load(&l->sent) >= EK_LINK_SLOTS)
-        EK_TRY(l->from->ops->event_wait(l->from, l->empty[slot]));
+    (void)when;
     EK_TRY(l->from->ops->copy(l->from, slot_at(l, slot), src, act_bytes(l->from, n)));
     return l->from->ops->event_record(l->from, l->full[slot]);
 }
 
-static enum ek_status copy_wait(struct ek_link *l, unsigned slot)
+static enum ek_status copy_wait(struct ek_link *l, unsigned slot, uint64_t *when)
 {
+    (void)when;
     return l->to->ops->event_wait(l->to, l->full[slot]);
 }
 
@@ -229,10 +240,12 @@ static enum ek_status channel_open(struct ek_link *l)
     return l->from->ops->channel_open(l->from, l->to, &l->channel);
 }
 
-static enum ek_status channel_send(struct ek_link *l, unsigned slot, const void *src, size_t n)
+static enum ek_status channel_send(struct ek_link *l, unsigned slot, const void *src, size_t n,
+                                   uint64_t *when)
 {
     bool first = atomic_load(&l->sent) < EK_LINK_SLOTS;
 
+    (void)when;
     return l->from->ops->channel_send(l->channel, src, slot_at(l, slot), act_bytes(l->from, n),
                                       first ? NULL : l->empty[slot], l->full[slot]);
 }
@@ -271,8 +284,10 @@ static enum ek_status staged_open(struct ek_link *l)
                                         (void **)&l->slots);
 }
 
-static enum ek_status staged_send(struct ek_link *l, unsigned slot, const void *src, size_t n)
+static enum ek_status staged_send(struct ek_link *l, unsigned slot, const void *src, size_t n,
+                                  uint64_t *when)
 {
+    (void)when;
     if (atomic_load(&l->sent) >= EK_LINK_SLOTS)
         EK_TRY(l->to->ops->event_sync(l->empty[slot]));
     return l->from->ops->download(l->from, slot_at(l, slot), src, act_bytes(l->from, n));
@@ -291,17 +306,53 @@ static enum ek_status staged_recv(struct ek_link *l, unsigned slot, void *dst, s
 
 /* ---- the registry, fastest first */
 static const struct mechanism mechanisms[] = {
-    {"same-device", same_works, slots_at_from, same_open, same_send, same_wait, same_recv, NULL,
-     true, true},
-    {"peer-store", store_works, store_bytes, store_open, store_send, store_wait, store_recv, NULL,
-     true, true},
-    {"copy", copy_works, slots_at_from, copy_open, copy_send, copy_wait, copy_recv, NULL, true,
-     false},
-    {"host-staged", staged_works, staged_bytes, staged_open, staged_send, same_wait, staged_recv,
-     NULL, false, false},
+    {.name = "same-device",
+     .works = same_works,
+     .bytes = slots_at_from,
+     .open = same_open,
+     .send = same_send,
+     .wait = same_wait,
+     .recv = same_recv,
+     .queued = true,
+     .in_place = true},
+    {.name = "peer-store",
+     .works = store_works,
+     .bytes = store_bytes,
+     .open = store_open,
+     .reserve = wait_empty,
+     .send = store_send,
+     .wait = store_wait,
+     .recv = store_recv,
+     .queued = true,
+     .in_place = true,
+     .stamps = true},
+    {.name = "copy",
+     .works = copy_works,
+     .bytes = slots_at_from,
+     .open = copy_open,
+     .reserve = wait_empty,
+     .send = copy_send,
+     .wait = copy_wait,
+     .recv = copy_recv,
+     .queued = true},
+    {.name = "host-staged",
+     .works = staged_works,
+     .bytes = staged_bytes,
+     .open = staged_open,
+     .send = staged_send,
+     .wait = same_wait,
+     .recv = staged_recv},
     /* slower to open, and with memory of its own: only when asked for */
-    {"nccl", channel_works, channel_bytes, channel_open, channel_send, copy_wait, store_recv,
-     channel_check, true, true},
+    {.name = "nccl",
+     .works = channel_works,
+     .bytes = channel_bytes,
+     .open = channel_open,
+     .send = channel_send,
+     .wait = copy_wait,
+     .recv = store_recv,
+     .check = channel_check,
+     .queued = true,
+     .in_place = true},
 };
 
 size_t ek_link_mechanisms(const struct ek_device *from, const struct ek_device *to,
@@ -487,22 +538,36 @@ static enum ek_status check_size(const struct ek_link *l, size_t n)
     return EK_OK;
 }
 
-enum ek_status ek_link_send(struct ek_link *l, const void *src, size_t n)
+enum ek_status ek_link_reserve(struct ek_link *l)
+{
+    uint64_t i = atomic_load(&l->sent);
+
+    if (!ek_link_ready(l))
+        return ek_error(EK_EUSAGE, "link %s to %s: no free slot", l->from->spec.name,
+                        l->to->spec.name);
+    if (l->reserved <= i && i >= EK_LINK_SLOTS && l->how->reserve)
+        EK_TRY(l->how->reserve(l, i % EK_LINK_SLOTS));
+    l->reserved = i + 1;
+    return EK_OK;
+}
+
+enum ek_status ek_link_send(struct ek_link *l, const void *src, size_t n, uint64_t *when)
 {
     uint64_t i = atomic_load(&l->sent);
 
     EK_TRY(check_size(l, n));
-    if (!ek_link_ready(l))
-        return ek_error(EK_EUSAGE, "link %s to %s: no free slot", l->from->spec.name,
-                        l->to->spec.name);
-    EK_TRY(l->how->send(l, i % EK_LINK_SLOTS, src, n));
+    EK_TRY(ek_link_reserve(l));
+    if (when != NULL && !l->how->stamps)
+        EK_TRY(l->from->ops->stamp(l->from, when));
+    EK_TRY(l->how->send(l, i % EK_LINK_SLOTS, src, n, when));
     atomic_store(&l->sent, i + 1);
     return EK_OK;
 }
 
-enum ek_status ek_link_wait(struct ek_link *l)
+enum ek_status ek_link_wait(struct ek_link *l, uint64_t *when)
 {
-    return l->how->wait(l, atomic_load(&l->taken) % EK_LINK_SLOTS);
+    EK_TRY(l->how->wait(l, atomic_load(&l->taken) % EK_LINK_SLOTS, when));
+    return when != NULL && !l->how->stamps ? l->to->ops->stamp(l->to, when) : EK_OK;
 }
 
 enum ek_status ek_link_recv(struct ek_link *l, void *dst, size_t n)

@@ -197,12 +197,15 @@ enum ek_status ek_link_memory(struct ek_device *from, struct ek_device *to, cons
 /* True when a slot is free: send may be called. */
 bool ek_link_ready(const struct ek_link *l);
 /* Called by the thread of `from`: queues n activations at src; src may change once its queue
- * passed.
- */
-enum ek_status ek_link_send(struct ek_link *l, const void *src, size_t n);
+ * passed. when (NULL: no matter), as in ek_link_wait: memory of host_alloc, where the queue notes
+ * the time before the message goes (ops.stamp). */
+enum ek_status ek_link_send(struct ek_link *l, const void *src, size_t n, uint64_t *when);
+/* The queue waits for the slot of the next message now, before there is one, so that it need not in
+ * between; where ready. */
+enum ek_status ek_link_reserve(struct ek_link *l);
 /* Called by the thread of `to`, once a send: first wait (its queue waits for the message), then
  * recv (queues the copy to dst). */
-enum ek_status ek_link_wait(struct ek_link *l);
+enum ek_status ek_link_wait(struct ek_link *l, uint64_t *when);
 /* After wait: the message where it lies in to's memory, which may be worked in until recv is called
  * with it as dst, which then copies nothing; NULL where it lies elsewhere. */
 void *ek_link_slot(const struct ek_link *l);

@@ -303,5 +303,5 @@ enum ek_status engine_hang(struct ek_engine *e, size_t stage)
     e->hang_stage = SIZE_MAX; /* its queue does not */
     EK_TRY(dev->ops->alloc(dev, EK_TAG_COMM, sizeof(uint32_t), &never));
     EK_TRY(dev->ops->zero(dev, never, sizeof(uint32_t)));
-    return dev->ops->flag_wait(dev, never, 1, NULL);
+    return dev->ops->flag_wait(dev, never, 1, NULL, NULL);
 }

@@ -172,7 +172,7 @@ static enum ek_status receive(struct ek_engine *e, size_t i, struct engine_step 
     void *slot = NULL;
 
     if (s->in != NULL) {
-        EK_TRY(ek_link_wait(s->in));
+        EK_TRY(ek_link_wait(s->in, NULL));
         slot = ek_link_slot(s->in);
         stage_work_at(s->stage, slot);
     }
@@ -282,7 +282,7 @@ static enum ek_status work(struct ek_engine *e, size_t i, struct engine_step *st
     if (e->trace != NULL && !s->head_mod)
         EK_TRY(trace(e, s, step));
     EK_TRY(mark(e, i, step, MARK_RAN));
-    return step->last_stage == i ? EK_OK : ek_link_send(s->out, x, boundary(e, s + 1, step));
+    return step->last_stage == i ? EK_OK : ek_link_send(s->out, x, boundary(e, s + 1, step), NULL);
 }
 
 /* The stage has sent on what it made; the last one has sent nothing. */

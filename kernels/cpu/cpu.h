@@ -169,6 +169,7 @@ enum ek_status cpu_event_record(struct ek_device *dev, struct ek_event *e);
 enum ek_status cpu_event_wait(struct ek_device *dev, struct ek_event *e);
 enum ek_status cpu_event_sync(struct ek_event *e);
 enum ek_status cpu_event_passed(struct ek_event *e);
+enum ek_status cpu_stamp(struct ek_device *dev, uint64_t *when);
 double cpu_event_seconds(struct ek_event *from, struct ek_event *to);
 enum ek_status cpu_sync(struct ek_device *dev);
 

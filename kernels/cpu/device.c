@@ -162,6 +162,7 @@ const struct ek_ops ek_ops_cpu = {
     .event_sync = cpu_event_sync,
     .event_passed = cpu_event_passed,
     .event_seconds = cpu_event_seconds,
+    .stamp = cpu_stamp,
     .sync = cpu_sync,
     .idle = cpu_sync, /* an operation is done when it returns */
     .mat_new = cpu_mat_new,

@@ -153,9 +153,10 @@ void ek_cuda_graph_free(struct ek_graph *g);
 /* peer.c: stores into other GPUs' memory, and flags */
 bool ek_cuda_reaches(const struct ek_device *dev, const struct ek_device *to);
 enum ek_status ek_cuda_store(struct ek_device *dev, void *dst, const void *src, size_t n,
-                             uint32_t *flag, uint32_t value);
+                             uint32_t *flag, uint32_t value, uint64_t *when);
 enum ek_status ek_cuda_flag_wait(struct ek_device *dev, const uint32_t *flag, uint32_t value,
-                                 const uint32_t *stop);
+                                 const uint32_t *stop, uint64_t *when);
+enum ek_status ek_cuda_stamp(struct ek_device *dev, uint64_t *when);
 
 /* nccl.c */
 const char *ek_cuda_channel_lacks(const struct ek_device *dev, const struct ek_device *to);

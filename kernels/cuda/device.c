@@ -260,6 +260,7 @@ const struct ek_ops ek_ops_cuda = {
     .reaches = ek_cuda_reaches,
     .store = ek_cuda_store,
     .flag_wait = ek_cuda_flag_wait,
+    .stamp = ek_cuda_stamp,
     .channel_lacks = ek_cuda_channel_lacks,
     .channel_open = ek_cuda_channel_open,
     .channel_send = ek_cuda_channel_send,

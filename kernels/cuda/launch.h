@@ -176,13 +176,15 @@ cudaError_t ek_cu_attention_dense(const struct ek_cu_queue *q, enum ek_dtype act
                                   const struct ek_cu_attention *a);
 
 /* ---- store.cu: n bytes to dst, of any device that this one reaches, then *flag = value unless it
- * is NULL; arrived: a zero in this device's memory, left so */
+ * is NULL; arrived: a zero in this device's memory, left so. when, here and below, of the host's
+ * memory or NULL: nanoseconds before the bytes go, or behind the wait */
 cudaError_t ek_cu_store(const struct ek_cu_queue *q, void *dst, const void *src, size_t n,
-                        uint32_t *flag, uint32_t value, uint32_t *arrived);
+                        uint32_t *flag, uint32_t value, uint32_t *arrived, uint64_t *when);
 /* The queue goes on when *flag, of this device's memory, has come to value or beyond, or *stop, of
  * the host's (NULL: none), is not 0. */
 cudaError_t ek_cu_await(const struct ek_cu_queue *q, const uint32_t *flag, uint32_t value,
-                        const uint32_t *stop);
+                        const uint32_t *stop, uint64_t *when);
+cudaError_t ek_cu_stamp(const struct ek_cu_queue *q, uint64_t *when);
 
 #ifdef __cplusplus
 }

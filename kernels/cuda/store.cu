@@ -30,6 +30,20 @@ __device__ __forceinline__ void await_flag(const uint32_t *flag, uint32_t least,
             return;
 }
 
+__device__ __forceinline__ uint64_t clock_ns()
+{
+    uint64_t now;
+
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    return now;
+}
+
+__device__ __forceinline__ void note(uint64_t *when, uint64_t time)
+{
+    if (when != nullptr)
+        *(volatile uint64_t *)when = time;
+}
+
 __device__ __forceinline__ void copy_part(uint8_t *dst, const uint8_t *src, size_t n)
 {
     size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x,
@@ -53,48 +67,64 @@ __device__ __forceinline__ void copy_part(uint8_t *dst, const uint8_t *src, size
         dst[i] = src[i];
 }
 
-// The last block to arrive raises the flag; the counter is zero again for the next message.
+// The last block to arrive raises the flag; the counter is zero again for the next message. The
+// host's memory is far away: the time is written when nobody waits for this thread any more.
 __global__ void __launch_bounds__(THREADS)
     store_k(uint8_t *dst, const uint8_t *src, size_t n, uint32_t *flag, uint32_t value,
-            uint32_t *arrived)
+            uint32_t *arrived, uint64_t *when)
 {
+    uint64_t began = clock_ns();
+    bool last = gridDim.x == 1;
+
     copy_part(dst, src, n);
-    if (flag == nullptr)
-        return;
     __syncthreads();
     if (threadIdx.x != 0)
         return;
     __threadfence_system(); // this block's stores are seen before what follows
-    if (gridDim.x > 1) {
-        if (atomicAdd(arrived, 1) != gridDim.x - 1)
-            return;
+    if (flag != nullptr && !last && (last = atomicAdd(arrived, 1) == gridDim.x - 1)) {
         *arrived = 0;
         __threadfence_system();
     }
-    raise_flag(flag, value);
+    if (flag != nullptr && last)
+        raise_flag(flag, value);
+    if (blockIdx.x == 0)
+        note(when, began);
 }
 
 // One thread waits: it sees the flag sooner than the queue's own way of waiting, and there is never
 // more than one such thread a queue, so that the senders find room beside it.
-__global__ void await_k(const uint32_t *flag, uint32_t value, const uint32_t *stop)
+__global__ void await_k(const uint32_t *flag, uint32_t value, const uint32_t *stop, uint64_t *when)
 {
     await_flag(flag, value, stop);
+    note(when, clock_ns());
+}
+
+__global__ void stamp_k(uint64_t *when)
+{
+    note(when, clock_ns());
 }
 
 extern "C" cudaError_t ek_cu_store(const struct ek_cu_queue *q, void *dst, const void *src,
-                                   size_t n, uint32_t *flag, uint32_t value, uint32_t *arrived)
+                                   size_t n, uint32_t *flag, uint32_t value, uint32_t *arrived,
+                                   uint64_t *when)
 {
     size_t blocks = (n + BLOCK_BYTES - 1) / BLOCK_BYTES;
     uint32_t grid = blocks < 1 ? 1 : blocks < MAX_BLOCKS ? (uint32_t)blocks : MAX_BLOCKS;
 
     store_k<<<grid, THREADS, 0, q->stream>>>((uint8_t *)dst, (const uint8_t *)src, n, flag, value,
-                                             arrived);
+                                             arrived, when);
     return cudaGetLastError();
 }
 
 extern "C" cudaError_t ek_cu_await(const struct ek_cu_queue *q, const uint32_t *flag,
-                                   uint32_t value, const uint32_t *stop)
+                                   uint32_t value, const uint32_t *stop, uint64_t *when)
 {
-    await_k<<<1, 1, 0, q->stream>>>(flag, value, stop);
+    await_k<<<1, 1, 0, q->stream>>>(flag, value, stop, when);
+    return cudaGetLastError();
+}
+
+extern "C" cudaError_t ek_cu_stamp(const struct ek_cu_queue *q, uint64_t *when)
+{
+    stamp_k<<<1, 1, 0, q->stream>>>(when);
     return cudaGetLastError();
 }

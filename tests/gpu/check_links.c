@@ -67,8 +67,8 @@ static void exercise(struct ek_device *from, struct ek_device *to, const char *m
         void *at;
         fill(src, i);
         ck_ok(from->ops->upload(from, x, src, MESSAGE * 2));
-        ck_ok(ek_link_send(l, x, n));
-        ck_ok(ek_link_wait(l));
+        ck_ok(ek_link_send(l, x, n, NULL));
+        ck_ok(ek_link_wait(l, NULL));
         at = i % 2 ? ek_link_slot(l) : NULL;
         if (at == NULL)
             ck_ok(ek_link_recv(l, at = y, n));

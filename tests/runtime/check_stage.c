@@ -249,19 +249,19 @@ static void exercise(struct ek_device *from, struct ek_device *to, const char *m
         ck_ok(from->ops->alloc(from, EK_TAG_ACTIVATIONS, bytes, (void **)&src[i]));
         ck_ok(from->ops->upload(from, src[i], data, bytes));
         ck_assert(ek_link_ready(l));
-        ck_ok(ek_link_send(l, src[i], MESSAGE));
+        ck_ok(ek_link_send(l, src[i], MESSAGE, NULL));
         if (i == 0) /* one message stays ahead */
             continue;
         ck_assert(!ek_link_ready(l));
-        ck_assert_int_eq(ek_link_send(l, src[i], MESSAGE), EK_EUSAGE);
-        ck_ok(ek_link_wait(l));
+        ck_assert_int_eq(ek_link_send(l, src[i], MESSAGE, NULL), EK_EUSAGE);
+        ck_ok(ek_link_wait(l, NULL));
         ck_ok(to->ops->zero(to, dst, MESSAGE * sizeof(float)));
         ck_ok(ek_link_recv(l, dst, MESSAGE));
         ck_assert_int_eq(memcmp(dst, want, MESSAGE * sizeof(float)), 0);
     }
     ck_ok(ek_link_recv(l, dst, MESSAGE));
     ck_assert_int_eq(ek_link_recv(l, dst, MESSAGE), EK_EUSAGE);
-    ck_assert_int_eq(ek_link_send(l, src[0], MESSAGE + 1), EK_EUSAGE);
+    ck_assert_int_eq(ek_link_send(l, src[0], MESSAGE + 1, NULL), EK_EUSAGE);
     ek_link_close(l);
     for (int i = 0; i < 5; i++)
         from->ops->release(from, src[i]);
