@@ -280,7 +280,7 @@ struct ek_ops {
 
     /* order */
     enum ek_status (*event_new)(struct ek_device *dev, struct ek_event **out);
-    /* The same for order alone, which costs the queue less; NULL: there is no difference. */
+    /* The same for order alone, which costs the queue less. */
     enum ek_status (*event_order)(struct ek_device *dev, struct ek_event **out);
     void (*event_free)(struct ek_event *e);
     enum ek_status (*event_record)(struct ek_device *dev, struct ek_event *e);

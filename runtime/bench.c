@@ -159,7 +159,6 @@ static void add_timings(struct bench *b, struct ek_stage_timing *sum, size_t n,
         sum[i].tokens += scratch[i].tokens;
         sum[i].busy_s += scratch[i].busy_s;
         sum[i].wait_s += scratch[i].wait_s;
-        sum[i].handoff_s += scratch[i].handoff_s;
     }
     ek_engine_reset_timings(e);
 }

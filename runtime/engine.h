@@ -18,15 +18,18 @@
 #include "runtime/cache.h"
 #include "runtime/vision.h"
 
+/* What a device passes at a stage. It notes the time of all but the last, behind which there is an
+ * event. */
 enum { MARK_BEGIN, MARK_RECEIVED, MARK_RAN, MARK_SENT, N_MARKS };
+enum { N_TIMES = MARK_SENT };
 
 /* A step at a stage. */
 struct engine_pass {
-    struct ek_event *mark[N_MARKS];
-    atomic_uint recorded; /* marks that are queued */
-    unsigned received;    /* the mark behind which the hidden states are there, and ... */
-    unsigned sent;        /* ... behind which they have gone on, or the ids are there */
-    uint64_t order;       /* when its worker took it, among all of the engine; 0: not yet */
+    _Atomic uint64_t *when; /* [N_TIMES] host memory that every device writes; 0: not passed */
+    struct ek_event *ended; /* the hidden states have gone on, or the ids are there */
+    atomic_uint recorded;   /* marks that are queued */
+    unsigned received;      /* the mark behind which the hidden states are there */
+    uint64_t order;         /* when its worker took it, among all of the engine; 0: not yet */
 };
 
 struct engine_step {

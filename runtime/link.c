@@ -64,16 +64,11 @@ static void *slot_at(const struct ek_link *l, unsigned slot)
     return l->slots + slot * l->slot_bytes;
 }
 
-static enum ek_status order_new(struct ek_device *dev, struct ek_event **out)
-{
-    return (dev->ops->event_order ? dev->ops->event_order : dev->ops->event_new)(dev, out);
-}
-
 static enum ek_status open_events(struct ek_link *l)
 {
     for (int i = 0; i < EK_LINK_SLOTS; i++) {
-        EK_TRY(order_new(l->from, &l->full[i]));
-        EK_TRY(order_new(l->to, &l->empty[i]));
+        EK_TRY(l->from->ops->event_order(l->from, &l->full[i]));
+        EK_TRY(l->to->ops->event_order(l->to, &l->empty[i]));
     }
     return EK_OK;
 }
@@ -231,8 +226,8 @@ static void channel_bytes(const struct ek_device *from, const struct ek_device *
 static enum ek_status channel_open(struct ek_link *l)
 {
     for (int i = 0; i < EK_LINK_SLOTS; i++) { /* both of the receiver */
-        EK_TRY(order_new(l->to, &l->full[i]));
-        EK_TRY(order_new(l->to, &l->empty[i]));
+        EK_TRY(l->to->ops->event_order(l->to, &l->full[i]));
+        EK_TRY(l->to->ops->event_order(l->to, &l->empty[i]));
     }
     l->slots_of = l->to;
     EK_TRY(

@@ -313,7 +313,6 @@ struct ek_stage_timing { /* of the steps since the last reset */
     double busy_s;     /* the device worked on the stage's modules */
     double pictures_s; /* it worked on its part of pictures; packing them counts for the first */
     double wait_s;     /* the worker had nothing to issue before a step of this stage */
-    double handoff_s;  /* receiving and sending hidden states */
 };
 /* One for each stage of the plan (of the model when traced), in no order of the plan's. */
 size_t ek_engine_timings(struct ek_engine *e, struct ek_stage_timing *out, size_t cap);

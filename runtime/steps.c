@@ -12,9 +12,8 @@ static void step_free(struct ek_engine *e, struct engine_step *s)
     struct ek_device *head = e->devices[e->stages[e->n_stages - 1].device].dev;
 
     for (size_t i = 0; s->pass && i < e->n_stages; i++)
-        for (int k = 0; k < N_MARKS; k++)
-            if (s->pass[i].mark[k] != NULL)
-                e->devices[e->stages[i].device].dev->ops->event_free(s->pass[i].mark[k]);
+        if (s->pass[i].ended != NULL)
+            e->devices[e->stages[i].device].dev->ops->event_free(s->pass[i].ended);
     if (s->logits != NULL)
         head->ops->host_free(head, s->logits);
     if (s->image != NULL)
@@ -37,18 +36,21 @@ void engine_steps_free(struct ek_engine *e)
     e->active = e->idle = e->ended = NULL;
 }
 
-/* One piece of memory that devices read and write: the batch, ids, draws. */
+/* One piece of memory that devices read and write: the batch, ids, draws, times. */
 static enum ek_status step_pin(struct ek_engine *e, struct engine_step *s)
 {
     size_t ids = ek_round_up(batch_words(&e->shape) * sizeof(*s->image), STAGE_ALIGN);
     size_t draws = ek_round_up(ids + e->opt.max_tokens * sizeof(*s->ids), STAGE_ALIGN);
-    size_t bytes = draws + e->opt.max_tokens * sizeof(*s->draws);
+    size_t times = ek_round_up(draws + e->opt.max_tokens * sizeof(*s->draws), STAGE_ALIGN);
+    size_t bytes = times + e->n_stages * N_TIMES * sizeof(*s->pass->when);
     char *p;
 
     EK_TRY(e->pins->ops->host_alloc(e->pins, bytes, (void **)&p));
     s->image = (void *)p;
     s->ids = (void *)(p + ids);
     s->draws = (void *)(p + draws);
+    for (size_t i = 0; i < e->n_stages; i++)
+        s->pass[i].when = (_Atomic uint64_t *)(void *)(p + times) + i * N_TIMES;
     return EK_OK;
 }
 
@@ -66,8 +68,7 @@ static enum ek_status step_new(struct ek_engine *e, struct engine_step **out)
     EK_GOTO(step_pin(e, s), st, fail);
     for (size_t i = 0; i < e->n_stages; i++) {
         struct ek_device *dev = e->devices[e->stages[i].device].dev;
-        for (int k = 0; k < N_MARKS; k++)
-            EK_GOTO(dev->ops->event_new(dev, &s->pass[i].mark[k]), st, fail);
+        EK_GOTO(dev->ops->event_order(dev, &s->pass[i].ended), st, fail);
     }
     *out = s;
     return EK_OK;
@@ -362,6 +363,8 @@ static enum ek_status enqueue(struct ek_engine *e, const struct ek_step *step, s
     for (size_t i = 0; i < e->n_stages; i++) {
         s->pass[i].order = 0;
         atomic_store(&s->pass[i].recorded, 0);
+        for (int k = 0; k < N_TIMES; k++)
+            atomic_store(&s->pass[i].when[k], 0);
     }
     engine_moved(e);
     s->ticket = *ticket = e->next_ticket++;

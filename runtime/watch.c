@@ -61,7 +61,10 @@ static unsigned passed(const struct ek_engine *e, const struct engine_step *step
     const struct engine_pass *p = &step->pass[stage];
     unsigned n = atomic_load(&p->recorded), k = 0;
 
-    while (k < n && ops_of(e, stage)->event_passed(p->mark[k]) != EK_NO)
+    while (k < n && k < MARK_SENT &&
+           atomic_load(&p->when[k == MARK_RECEIVED ? p->received : k]) != 0)
+        k++;
+    if (k == MARK_SENT && n == N_MARKS && ops_of(e, stage)->event_passed(p->ended) != EK_NO)
         k++;
     return k;
 }
@@ -79,13 +82,12 @@ static uint64_t progress(const struct ek_engine *e)
 /* A device that has failed, or a link that says so, ends the engine before any deadline does. */
 static enum ek_status check_all(const struct ek_engine *e)
 {
-    for (const struct engine_step *s = e->active; s != NULL; s = s->next)
-        for (size_t i = 0; !s->done && i <= s->last_stage; i++) {
-            unsigned n = atomic_load(&s->pass[i].recorded);
-            enum ek_status st = n ? ops_of(e, i)->event_passed(s->pass[i].mark[n - 1]) : EK_NO;
-            if (st != EK_OK && st != EK_NO)
-                return st;
-        }
+    for (size_t i = 0; i < e->plan->n_devices; i++) {
+        struct ek_device *dev = e->devices[i].dev;
+        enum ek_status st = dev ? dev->ops->idle(dev) : EK_OK;
+        if (st != EK_OK && st != EK_NO)
+            return st;
+    }
     for (size_t i = 0; i < e->n_stages; i++)
         if (e->stages[i].out != NULL)
             EK_TRY(ek_link_check(e->stages[i].out));

@@ -64,9 +64,7 @@ static struct ek_device *device_of(const struct ek_engine *e, size_t stage)
 /* Behind it the ids of a step that is issued are there. */
 static struct ek_event *end_of(const struct engine_step *step)
 {
-    const struct engine_pass *last = &step->pass[step->last_stage];
-
-    return last->mark[last->sent];
+    return step->pass[step->last_stage].ended;
 }
 
 /* Whether what a step needs is there, or its queue may wait for it: the ids of the step that it
@@ -83,8 +81,7 @@ static bool arrived(const struct ek_engine *e, size_t i, const struct engine_ste
     other = device_of(e, i == 0 ? step->from->last_stage : i - 1);
     if (other == dev || (!revisited && (i > 0 || other->ops == dev->ops)))
         return true;
-    return other->ops->event_passed(i == 0 ? end_of(step->from)
-                                           : step->pass[i - 1].mark[MARK_SENT]) != EK_NO;
+    return other->ops->event_passed(i == 0 ? end_of(step->from) : step->pass[i - 1].ended) != EK_NO;
 }
 
 /* Oldest step that can run on the device; *coming: there are others whose messages are under way.
@@ -128,11 +125,16 @@ static size_t boundary(const struct ek_engine *e, const struct engine_stage *to,
     return (size_t)(to->normed_in ? step->rows : step->counts.n_tokens) * e->m->config.hidden;
 }
 
+static uint64_t *time_of(struct engine_pass *pass, unsigned which)
+{
+    return (uint64_t *)&pass->when[which];
+}
+
 static enum ek_status mark(struct ek_engine *e, size_t i, struct engine_step *step, unsigned which)
 {
     struct ek_device *dev = device_of(e, i);
 
-    EK_TRY(dev->ops->event_record(dev, step->pass[i].mark[which]));
+    EK_TRY(dev->ops->stamp(dev, time_of(&step->pass[i], which)));
     atomic_store(&step->pass[i].recorded, which + 1);
     return EK_OK;
 }
@@ -162,8 +164,8 @@ static enum ek_status pad(struct ek_engine *e, const struct engine_stage *s,
     return EK_OK;
 }
 
-/* Where a message lies in this device's memory the stage works in its slot; else it is copied. A
- * mark takes the queue a microsecond: where nothing is queued behind one there is no other. */
+/* Where a message lies in this device's memory the stage works in its slot; else it is copied. The
+ * wait for it notes the time: a mark of its own takes the queue a microsecond. */
 static enum ek_status receive(struct ek_engine *e, size_t i, struct engine_step *step,
                               const struct ek_batch *batch)
 {
@@ -171,13 +173,15 @@ static enum ek_status receive(struct ek_engine *e, size_t i, struct engine_step 
     struct engine_pass *pass = &step->pass[i];
     void *slot = NULL;
 
-    if (s->in != NULL) {
-        EK_TRY(ek_link_wait(s->in, NULL));
+    pass->received = MARK_BEGIN;
+    if (s->in == NULL) {
+        EK_TRY(mark(e, i, step, MARK_BEGIN));
+    } else {
+        EK_TRY(ek_link_wait(s->in, time_of(pass, MARK_BEGIN)));
+        atomic_store(&pass->recorded, MARK_BEGIN + 1);
         slot = ek_link_slot(s->in);
         stage_work_at(s->stage, slot);
     }
-    EK_TRY(mark(e, i, step, MARK_BEGIN));
-    pass->received = MARK_BEGIN;
     if (s->in == NULL || (slot != NULL && batch->n_tokens == step->counts.n_tokens)) {
         atomic_store(&pass->recorded, MARK_RECEIVED + 1);
         return EK_OK;
@@ -281,16 +285,19 @@ static enum ek_status work(struct ek_engine *e, size_t i, struct engine_step *st
         EK_TRY(ek_stage_run(s->stage, batch, x, x, rows, n_rows));
     if (e->trace != NULL && !s->head_mod)
         EK_TRY(trace(e, s, step));
-    EK_TRY(mark(e, i, step, MARK_RAN));
-    return step->last_stage == i ? EK_OK : ek_link_send(s->out, x, boundary(e, s + 1, step), NULL);
+    if (step->last_stage == i)
+        return mark(e, i, step, MARK_RAN);
+    EK_TRY(ek_link_send(s->out, x, boundary(e, s + 1, step), time_of(&step->pass[i], MARK_RAN)));
+    atomic_store(&step->pass[i].recorded, MARK_RAN + 1);
+    return EK_OK;
 }
 
 /* The stage has sent on what it made; the last one has sent nothing. */
 static enum ek_status end_pass(struct ek_engine *e, size_t i, struct engine_step *step)
 {
-    step->pass[i].sent = step->last_stage == i ? MARK_RAN : MARK_SENT;
-    if (step->last_stage != i)
-        return mark(e, i, step, MARK_SENT);
+    struct ek_device *dev = device_of(e, i);
+
+    EK_TRY(dev->ops->event_record(dev, step->pass[i].ended));
     atomic_store(&step->pass[i].recorded, N_MARKS);
     return EK_OK;
 }
@@ -334,6 +341,8 @@ static enum ek_status run_step(struct ek_engine *e, size_t i, struct engine_step
     EK_TRY(take_batch(e, i, step, &batch, &rows, &n_rows));
     if (s->embed)
         EK_TRY(stage_replace(s->stage, step->embeds, step->places, step->n_embeds));
+    if (step->last_stage != i)
+        EK_TRY(ek_link_reserve(s->out));
     EK_TRY(receive(e, i, step, &batch));
     st = work(e, i, step, &batch, rows, n_rows);
     if (st == EK_ENOMEM)
@@ -355,20 +364,13 @@ bool engine_settle(struct ek_engine *e)
     e->n_ended--;
     for (size_t i = 0; i <= step->last_stage; i++) {
         struct ek_stage_timing *t = &e->stages[i].timing;
-        const struct ek_ops *ops = e->devices[e->stages[i].device].dev->ops;
-        struct ek_event **mark = step->pass[i].mark, *received, *sent;
-        /* the end of the last stage is after all sends, but not after their marks */
-        sent = mark[step->pass[i].sent];
-        if (ops->event_sync(sent) != EK_OK)
+        const struct engine_pass *pass = &step->pass[i];
+        /* the end of the last stage is after all sends, but not after what is noted of them */
+        if (device_of(e, i)->ops->event_sync(pass->ended) != EK_OK)
             break;
         t->steps++;
         t->tokens += step->counts.n_tokens;
-        received = mark[step->pass[i].received];
-        t->busy_s += ops->event_seconds(received, mark[MARK_RAN]);
-        if (sent != mark[MARK_RAN])
-            t->handoff_s += ops->event_seconds(mark[MARK_RAN], sent);
-        if (received != mark[MARK_BEGIN])
-            t->handoff_s += ops->event_seconds(mark[MARK_BEGIN], received);
+        t->busy_s += (double)(int64_t)(pass->when[MARK_RAN] - pass->when[pass->received]) * 1e-9;
     }
     step->next = e->idle;
     e->idle = step;

@@ -156,6 +156,7 @@ const struct ek_ops ek_ops_cpu = {
     .copy_from = cpu_copy_from,
     .zero = cpu_zero,
     .event_new = cpu_event_new,
+    .event_order = cpu_event_new,
     .event_free = cpu_event_free,
     .event_record = cpu_event_record,
     .event_wait = cpu_event_wait,
