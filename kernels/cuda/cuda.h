@@ -33,13 +33,13 @@ struct ek_cu_memory {
 
 /* Device memory that grows to the largest shape seen. EK_CU_OP is every operation's own, from its
  * first launch to its last, so that a device takes the most of any of them and not their sum; what
- * operations use inside of others has slots of its own, of one size wherever it matters: counters
+ * operations use inside of others has slots of its own, of one size wherever it matters: small ones
  * are there for any usual batch as soon as the device is open. */
 enum ek_cu_scratch {
     EK_CU_OP,      /* asked for once an operation */
     EK_CU_WEIGHTS, /* a dequantised tile of a matrix */
-    EK_CU_BIAS,
     EK_CU_LT,      /* cuBLASLt's */
+    EK_CU_BIAS,    /* from here on small ones: a bias in the type of the activations, ... */
     EK_CU_ARRIVED, /* counters of decode attention's parts, zero between operations */
     EK_CU_COUNTED, /* the same of argmax */
     EK_CU_STORED,  /* blocks of a store that have arrived, zero between stores */
@@ -120,7 +120,7 @@ void ek_cuda_memory_close(struct ek_cuda *d);
 /* *out: at least bytes, valid until the next larger request; zeroed when fresh. */
 enum ek_status ek_cuda_scratch(struct ek_cuda *d, enum ek_cu_scratch which, size_t bytes,
                                void **out);
-enum ek_status ek_cuda_counters(struct ek_cuda *d);
+enum ek_status ek_cuda_small_scratch(struct ek_cuda *d);
 enum ek_status ek_cuda_host_alloc(struct ek_device *dev, size_t bytes, void **out);
 void ek_cuda_host_free(struct ek_device *dev, void *p);
 

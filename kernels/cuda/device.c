@@ -212,7 +212,7 @@ static enum ek_status device_open(const struct ek_device_spec *spec, enum ek_dty
     d->streams = d->queue.pdl && ek_cu_stream_fits(d->gpu);
     ek_cuda_use(d);
     EK_GOTO(ek_cuda_queue_open(d), st, fail);
-    EK_GOTO(ek_cuda_counters(d), st, fail);
+    EK_GOTO(ek_cuda_small_scratch(d), st, fail);
     EK_GOTO(ek_cuda_gemm_open(d), st, fail);
     EK_GOTO(enable_peers(d), st, fail);
     *out = &d->base;

@@ -13,9 +13,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define COUNTERS ((size_t)16 << 10) /* bytes of each slot of counters, at least */
-#define GRANULE  (2u << 20)         /* what the driver rounds up to */
-#define SLAB     (8u << 20)         /* of small allocations, when nothing was reserved */
+#define SMALL   ((size_t)64 << 10) /* bytes of each small slot of scratch, at least */
+#define GRANULE (2u << 20)         /* what the driver rounds up to */
+#define SLAB    (8u << 20)         /* of small allocations, when nothing was reserved */
 
 struct block { /* address order within a slab */
     struct block *next;
@@ -248,12 +248,12 @@ enum ek_status ek_cuda_scratch(struct ek_cuda *d, enum ek_cu_scratch which, size
     return EK_OK;
 }
 
-enum ek_status ek_cuda_counters(struct ek_cuda *d)
+enum ek_status ek_cuda_small_scratch(struct ek_cuda *d)
 {
     void *p;
 
-    for (int i = EK_CU_ARRIVED; i <= EK_CU_ROUTED; i++)
-        EK_TRY(ek_cuda_scratch(d, (enum ek_cu_scratch)i, COUNTERS, &p));
+    for (int i = EK_CU_BIAS; i <= EK_CU_ROUTED; i++)
+        EK_TRY(ek_cuda_scratch(d, (enum ek_cu_scratch)i, SMALL, &p));
     return EK_OK;
 }
 
