@@ -62,8 +62,11 @@ struct ek_device_state { /* of this moment; 0: not known */
 const char *ek_throttle_text(uint32_t throttle, char out[64]);
 
 struct ek_channel; /* to another device */
-struct ek_event;   /* a point in a device's queue */
-struct ek_graph;   /* a captured sequence of operations */
+struct ek_channel_bytes {
+    uint64_t once[2], each[2]; /* of the sender, of the receiver; once: code, stacks */
+};
+struct ek_event; /* a point in a device's queue */
+struct ek_graph; /* a captured sequence of operations */
 struct ek_ops;
 
 struct ek_device { /* backends embed it as their first member */
@@ -272,6 +275,10 @@ struct ek_ops {
     const char *(*channel_lacks)(const struct ek_device *dev, const struct ek_device *to);
     enum ek_status (*channel_open)(struct ek_device *dev, struct ek_device *to,
                                    struct ek_channel **out);
+    /* What a channel takes of their memory, as its own allocations are counted under EK_TAG_COMM:
+     * the first of a process, and each. Opens some to see, so the first is there from then on. */
+    enum ek_status (*channel_bytes)(struct ek_device *dev, struct ek_device *to,
+                                    struct ek_channel_bytes *out);
     enum ek_status (*channel_send)(struct ek_channel *c, const void *src, void *dst, size_t n,
                                    struct ek_event *before, struct ek_event *after);
     enum ek_status (*channel_check)(const struct ek_channel *c);

@@ -413,6 +413,14 @@ enum ek_status ek_link_memory(struct ek_device *from, struct ek_device *to, cons
     how->bytes(from, to, max_elements, &b.at_from, &b.at_to);
     b.at_from = padded(from, b.at_from);
     b.at_to = padded(to, b.at_to);
+    if (how->works == channel_works) {
+        struct ek_channel_bytes c;
+        EK_TRY(from->ops->channel_bytes(from, to, &c));
+        b.at_from += c.each[0];
+        b.at_to += c.each[1];
+        b.once_from = c.once[0];
+        b.once_to = c.once[1];
+    }
     *out = b;
     return EK_OK;
 }

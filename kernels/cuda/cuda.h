@@ -162,6 +162,8 @@ enum ek_status ek_cuda_stamp(struct ek_device *dev, uint64_t *when);
 const char *ek_cuda_channel_lacks(const struct ek_device *dev, const struct ek_device *to);
 enum ek_status ek_cuda_channel_open(struct ek_device *dev, struct ek_device *to,
                                     struct ek_channel **out);
+enum ek_status ek_cuda_channel_bytes(struct ek_device *dev, struct ek_device *to,
+                                     struct ek_channel_bytes *out);
 enum ek_status ek_cuda_channel_send(struct ek_channel *c, const void *src, void *dst, size_t n,
                                     struct ek_event *before, struct ek_event *after);
 enum ek_status ek_cuda_channel_check(const struct ek_channel *c);

@@ -262,6 +262,7 @@ const struct ek_ops ek_ops_cuda = {
     .flag_wait = ek_cuda_flag_wait,
     .stamp = ek_cuda_stamp,
     .channel_lacks = ek_cuda_channel_lacks,
+    .channel_bytes = ek_cuda_channel_bytes,
     .channel_open = ek_cuda_channel_open,
     .channel_send = ek_cuda_channel_send,
     .channel_check = ek_cuda_channel_check,

@@ -32,6 +32,13 @@ static struct {
 static char missing[256]; /* why it cannot be used; empty: it can */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
+/* What channels took of a GPU: the first of the process, and one more as sender or receiver. */
+#define MAX_GPUS 64
+static struct {
+    uint64_t first, each[2];
+    bool used, known[2];
+} taken[MAX_GPUS];
+
 struct ek_channel {
     struct ek_cuda *end[2];
     ncclComm_t comm[2];
@@ -154,7 +161,12 @@ static void note_bytes(struct ek_channel *c, const uint64_t before[2])
 {
     for (int i = 0; i < 2; i++) {
         uint64_t now = ek_cuda_avail(c->end[i]);
+        int gpu = c->end[i]->gpu;
         c->bytes[i] = before[i] > now ? before[i] - now : 0;
+        if (gpu >= MAX_GPUS || taken[gpu].used)
+            continue;
+        taken[gpu].used = true;
+        taken[gpu].first = c->bytes[i];
     }
 }
 
@@ -206,6 +218,42 @@ enum ek_status ek_cuda_channel_open(struct ek_device *dev, struct ek_device *to,
     for (int i = 0; i < 2; i++)
         ek_cuda_count((*out)->end[i], EK_TAG_COMM, (int64_t)(*out)->bytes[i]);
     (*out)->counted = true;
+    return EK_OK;
+}
+
+/* Two, for the first of a process takes what the next do not. */
+static enum ek_status try_out(struct ek_device *dev, struct ek_device *to)
+{
+    struct ek_channel *a = NULL, *b = NULL;
+    enum ek_status st;
+
+    EK_GOTO(open_uncounted(dev, to, &a), st, done);
+    EK_GOTO(open_uncounted(dev, to, &b), st, done);
+    for (int i = 0; i < 2; i++) {
+        taken[b->end[i]->gpu].each[i] = b->bytes[i];
+        taken[b->end[i]->gpu].known[i] = true;
+    }
+done:
+    ek_cuda_channel_close(b);
+    ek_cuda_channel_close(a);
+    return st;
+}
+
+enum ek_status ek_cuda_channel_bytes(struct ek_device *dev, struct ek_device *to,
+                                     struct ek_channel_bytes *out)
+{
+    int gpu[2] = {ek_cuda(dev)->gpu, ek_cuda(to)->gpu};
+    uint64_t least;
+
+    if (gpu[0] >= MAX_GPUS || gpu[1] >= MAX_GPUS)
+        return ek_error(EK_EUNSUPPORTED, "nccl: GPU %d: at most %d", gpu[0], MAX_GPUS);
+    if (!taken[gpu[0]].known[0] || !taken[gpu[1]].known[1])
+        EK_TRY(try_out(dev, to));
+    for (int i = 0; i < 2; i++)
+        out->each[i] = taken[gpu[i]].each[i];
+    least = out->each[0] < out->each[1] ? out->each[0] : out->each[1];
+    for (int i = 0; i < 2; i++) /* the first was one of either end */
+        out->once[i] = taken[gpu[i]].first > least ? taken[gpu[i]].first - least : 0;
     return EK_OK;
 }
 

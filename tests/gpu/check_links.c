@@ -44,22 +44,53 @@ static void fill(uint16_t *x, int message)
         x[i] = (uint16_t)(i * 7 + message * 31 + i / 251);
 }
 
+static uint64_t comm_of(struct ek_device *d)
+{
+    struct ek_usage by_tag[EK_N_TAGS];
+
+    d->ops->usage(d, by_tag);
+    return by_tag[EK_TAG_COMM].now;
+}
+
+/* Opens a link, which takes what was said, of our accounts, and no more of the GPUs. */
+static struct ek_link *open_counted(struct ek_device *from, struct ek_device *to,
+                                    const char *mechanism)
+{
+    struct ek_device *dev[2] = {from, to};
+    uint64_t comm[2], avail[2], said[2];
+    struct ek_link_bytes b;
+    struct ek_link *l = NULL;
+
+    ck_ok(ek_link_memory(from, to, mechanism, MESSAGE, &b));
+    said[0] = b.at_from;
+    said[1] = b.at_to;
+    for (int i = 0; i < 2; i++) {
+        comm[i] = comm_of(dev[i]);
+        avail[i] = dev[i]->ops->memory_free(dev[i]);
+    }
+    ck_ok(ek_link_open_as(from, to, MESSAGE, mechanism, &l));
+    for (int i = 0; i < 2; i++) {
+        double gone = (double)avail[i] - (double)dev[i]->ops->memory_free(dev[i]);
+        uint64_t counted = comm_of(dev[i]) - comm[i];
+        printf("  %s: %.2f MiB gone, %.2f counted, %.2f said (and %.1f once)\n", dev[i]->spec.name,
+               gone / EK_MIB, (double)counted / EK_MIB, (double)said[i] / EK_MIB,
+               (double)(i ? b.once_to : b.once_from) / EK_MIB);
+        ck_assert_uint_le(counted, said[i]);
+        ck_assert_double_le(gone, (double)said[i] + 16 * EK_MIB); /* a slab of small allocations */
+    }
+    return l;
+}
+
 /* Messages of all sizes; every other one is taken in place where that is possible. */
 static void exercise(struct ek_device *from, struct ek_device *to, const char *mechanism)
 {
     uint16_t *src = malloc(MESSAGE * 2), *back = malloc(MESSAGE * 2);
-    struct ek_link *l = NULL;
-    uint64_t before[2];
+    struct ek_link *l;
     void *x, *y;
 
     printf("%s -> %s: %s\n", from->spec.name, to->spec.name, mechanism);
     fflush(stdout);
-    before[0] = from->ops->memory_free(from);
-    before[1] = to->ops->memory_free(to);
-    ck_ok(ek_link_open_as(from, to, MESSAGE, mechanism, &l));
-    printf("  takes %.1f and %.1f MiB\n",
-           ((double)before[0] - (double)from->ops->memory_free(from)) / EK_MIB,
-           ((double)before[1] - (double)to->ops->memory_free(to)) / EK_MIB);
+    l = open_counted(from, to, mechanism);
     ck_ok(from->ops->alloc(from, EK_TAG_ACTIVATIONS, MESSAGE * 2, &x));
     ck_ok(to->ops->alloc(to, EK_TAG_ACTIVATIONS, MESSAGE * 2, &y));
     for (int i = 0; i < MESSAGES; i++) {
