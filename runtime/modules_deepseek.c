@@ -210,7 +210,7 @@ enum ek_status stage_run_experts(struct ek_stage *s, const struct stage_layer *l
                                        .gate = &l->router,
                                        .bias = l->router_bias,
                                        .router = &router,
-                                       .forced = s->opt.experts,
+                                       .forced = s->opt.experts ? ids : NULL,
                                        .experts = &experts,
                                        .shared = shared,
                                        .normed = xn,
