@@ -7,14 +7,17 @@
 #include "profiler/profile.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
+/* A device, at work whenever another one is measured. */
 struct neighbour {
     struct profile_device d;
     struct rig *rig;
     struct ek_point at;
-    volatile bool *stop;
+    struct ek_store_key key; /* of the row with the others at work */
+    atomic_bool stop;
     pthread_t thread;
     bool running;
     enum ek_status status;
@@ -25,7 +28,7 @@ static void *be_busy(void *arg)
 {
     struct neighbour *n = arg;
 
-    n->status = rig_keep_busy(n->rig, &n->at, n->stop);
+    n->status = rig_keep_busy(n->rig, &n->at, &n->stop);
     if (n->status != EK_OK)
         snprintf(n->message, sizeof(n->message), "%s", ek_last_error());
     return NULL;
@@ -43,74 +46,85 @@ static struct ek_point point_of(const struct rig_options *rig, const struct rig_
     return phase == EK_PHASE_DECODE ? corners[n > 2 ? 2 : 0] : corners[0];
 }
 
-static enum ek_status start(struct profile *p, size_t i, const struct ek_point *at,
-                            volatile bool *stop, struct neighbour *n)
+static enum ek_status start(struct neighbour *n)
 {
-    EK_TRY(profile_open(p, i, &n->d));
-    n->d.rig.ceilings = &n->d.ceilings;
-    EK_TRY(rig_new(&n->d.rig, &p->groups[0], &n->rig));
-    n->at = *at;
-    n->stop = stop;
+    atomic_store(&n->stop, false);
     if (pthread_create(&n->thread, NULL, be_busy, n) != 0)
-        return ek_error(EK_EENV, "cannot start a thread for %s", p->opt->devices[i].name);
+        return ek_error(EK_EENV, "cannot start a thread for %s", n->d.row.name);
     n->running = true;
     return EK_OK;
 }
 
-/* *st: the first failure of a neighbour, where it was EK_OK. */
-static void finish(struct neighbour *n, enum ek_status *st)
+static enum ek_status halt(struct neighbour *n)
 {
-    if (n->running)
+    bool ran = n->running;
+
+    atomic_store(&n->stop, true);
+    if (ran)
         pthread_join(n->thread, NULL);
-    if (*st == EK_OK && n->running && n->status != EK_OK)
-        *st = ek_error(n->status, "%s", n->message);
-    rig_free(n->rig);
-    ek_device_close(n->d.rig.dev);
+    n->running = false;
+    return ran && n->status != EK_OK ? ek_error(n->status, "%s", n->message) : EK_OK;
 }
 
-static enum ek_status measure_beside(struct profile *p, struct profile_device *d,
-                                     const struct ek_point *at, const struct ek_store_key *key)
+static enum ek_status open_neighbour(struct profile *p, size_t i, enum ek_phase phase,
+                                     struct neighbour *n)
+{
+    EK_TRY(profile_open(p, i, &n->d));
+    n->d.rig.ceilings = &n->d.ceilings;
+    n->at = point_of(&n->d.rig, &p->groups[0], phase);
+    n->key =
+        profile_key(&n->d, p->groups[0].module->signature, &n->at, (uint32_t)p->opt->n_devices - 1);
+    return EK_OK;
+}
+
+/* One of them, while the others work. */
+static enum ek_status measure_one(struct profile *p, struct neighbour *n)
 {
     struct ek_store_time module, stage;
-    struct rig *rig;
     enum ek_status st;
 
-    EK_TRY(rig_new(&d->rig, &p->groups[0], &rig));
-    st = rig_measure(rig, at, 0, &module, &stage);
-    rig_free(rig);
-    EK_TRY(st);
-    return ek_store_put_time(p->store, key, &module);
+    if (ek_store_has_time(p->store, &n->key))
+        return EK_OK;
+    EK_TRY(devices_stopped(p->opt->stop));
+    EK_TRY(halt(n));
+    st = rig_measure(n->rig, &n->at, 0, &module, &stage);
+    if (st == EK_NO)
+        ek_note("left out: %s", ek_last_error());
+    else if (st == EK_OK)
+        st = ek_store_put_time(p->store, &n->key, &module);
+    EK_TRY(st == EK_NO ? EK_OK : st);
+    return start(n);
 }
 
-static enum ek_status measure_one(struct profile *p, size_t i, enum ek_phase phase)
+static enum ek_status measure_all(struct profile *p, struct neighbour *all, size_t n)
 {
-    size_t n = p->opt->n_devices;
-    struct neighbour *others = ek_calloc(n, sizeof(*others));
-    struct profile_device d = {.p = p};
-    struct ek_store_key key;
-    struct ek_point at;
-    volatile bool stop = false;
-    enum ek_status st = EK_ENOMEM;
+    for (size_t i = 0; i < n; i++) {
+        EK_TRY(rig_new(&all[i].d.rig, &p->groups[0], &all[i].rig));
+        EK_TRY(start(&all[i]));
+    }
+    for (size_t i = 0; i < n; i++)
+        EK_TRY(measure_one(p, &all[i]));
+    return EK_OK;
+}
 
-    if (!others)
-        return st;
-    EK_GOTO(profile_open(p, i, &d), st, done);
-    d.rig.ceilings = &d.ceilings;
-    at = point_of(&d.rig, &p->groups[0], phase);
-    key = profile_key(&d, p->groups[0].module->signature, &at, (uint32_t)n - 1);
-    if (ek_store_has_time(p->store, &key))
-        goto done;
-    for (size_t j = 0; j < n && st == EK_OK; j++)
-        if (j != i)
-            st = start(p, j, &at, &stop, &others[j]);
-    if (st == EK_OK)
-        st = measure_beside(p, &d, &at, &key);
-done:
-    stop = true;
-    for (size_t j = 0; others && j < n; j++)
-        finish(&others[j], &st);
-    ek_device_close(d.rig.dev);
-    free(others);
+static enum ek_status measure_phase(struct profile *p, enum ek_phase phase)
+{
+    size_t n = p->opt->n_devices, known = 0;
+    struct neighbour *all = ek_calloc(n, sizeof(*all));
+    enum ek_status st = all ? EK_OK : EK_ENOMEM, halted;
+
+    for (size_t i = 0; i < n && st == EK_OK; i++)
+        if ((st = open_neighbour(p, i, phase, &all[i])) == EK_OK)
+            known += ek_store_has_time(p->store, &all[i].key);
+    if (st == EK_OK && known < n)
+        st = measure_all(p, all, n);
+    for (size_t i = 0; all && i < n; i++) {
+        halted = halt(&all[i]);
+        st = st == EK_OK ? halted : st;
+        rig_free(all[i].rig);
+        ek_device_close(all[i].d.rig.dev);
+    }
+    free(all);
     return st;
 }
 
@@ -118,13 +132,9 @@ enum ek_status profile_busy(struct profile *p)
 {
     if (p->opt->n_devices < 2 || p->groups[0].run < 2)
         return EK_OK;
-    for (size_t i = 0; i < p->opt->n_devices; i++)
-        for (int phase = EK_PHASE_PREFILL; phase <= EK_PHASE_DECODE; phase++) {
-            EK_TRY(devices_stopped(p->opt->stop));
-            enum ek_status st = measure_one(p, i, (enum ek_phase)phase);
-            if (st == EK_NO)
-                ek_note("left out: %s", ek_last_error());
-            EK_TRY(st == EK_NO ? EK_OK : st);
-        }
+    for (int phase = EK_PHASE_PREFILL; phase <= EK_PHASE_DECODE; phase++) {
+        EK_TRY(devices_stopped(p->opt->stop));
+        EK_TRY(measure_phase(p, (enum ek_phase)phase));
+    }
     return EK_OK;
 }

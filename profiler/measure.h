@@ -8,6 +8,8 @@
 
 #include "profiler/profiler.h"
 
+#include <stdatomic.h>
+
 /* ---- timing.c: sampling until the median is known ---------------------------------------------
  */
 struct timing_rule {
@@ -136,7 +138,7 @@ uint32_t rig_max_cached(const struct rig_options *opt, const struct rig_group *g
 enum ek_status rig_sustain(struct rig *r, const struct ek_point *at, double seconds, double *out,
                            size_t max, size_t *n);
 /* Runs a point over and over until *stop: a neighbour at work. */
-enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, volatile const bool *stop);
+enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, const atomic_bool *stop);
 
 /* ---- memory.c: bytes by tag of a module alone -------------------------------------------------
  */

@@ -10,6 +10,7 @@
 #include "profiler/tracer.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -626,12 +627,12 @@ enum ek_status rig_sustain(struct rig *r, const struct ek_point *at, double seco
     return EK_OK;
 }
 
-enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, volatile const bool *stop)
+enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, const atomic_bool *stop)
 {
     double skip;
 
     EK_TRY(prepare(r, at));
-    while (!*stop) {
+    while (!atomic_load(stop)) {
         EK_TRY(draw_experts(r));
         EK_TRY(timed_step(r, r->stages[0], &skip));
     }
