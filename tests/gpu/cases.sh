@@ -21,7 +21,7 @@ prompt=${PROMPT:-512}
 context=${MAX_CONTEXT:-$((prompt + 128))}
 load="--batch $batch --prompt $prompt --generate 16 --context $context --prefill-chunk $prompt"
 
-# splits "a,b,...": as many layers each; one each and the rest last; most on the first
+# splits "a,b,...": as many layers each; one each and the rest last; most on the first, or the last
 even() {
     for i in $(seq "$n"); do
         printf '%d,' $(((layers * i) / n - (layers * (i - 1)) / n))
@@ -33,9 +33,9 @@ skewed() {
 }
 heavy() {
     first=$((layers * 2 / 3))
-    printf '%d,' "$first"
+    echo "$first"
     for i in $(seq $((n - 1))); do
-        printf '%d,' $(((layers - first) * i / (n - 1) - (layers - first) * (i - 1) / (n - 1)))
+        echo $(((layers - first) * i / (n - 1) - (layers - first) * (i - 1) / (n - 1)))
     done
 }
 against() { # LABEL plan-options...
@@ -64,6 +64,7 @@ for what in ${WHAT:-load decode}; do
     against equal-split --from "equal split"
     against guide --from "[$(even | sed 's/,$//')]"
     against skewed --from "[$(skewed)]"
-    against heavy --from "[$(heavy | sed 's/,$//')]"
+    against heavy --from "[$(heavy | paste -sd,)]"
+    against late --from "[$(heavy | tac | paste -sd,)]"
 done
 exit $failed

@@ -1,13 +1,15 @@
 # shellcheck shell=sh
 # SPDX-License-Identifier: Apache-2.0
 # Sourced, with $here set: what the scripts that drive the program on GPUs share.
-# Environment: OUT (logs, plans and results, default "."), LIMIT (seconds a command may take),
-# BACKEND (cuda), GPUS (how many to use, default: all), EVENKEEL (the program).
+# Environment: OUT (logs, plans and results, default "."), LIMIT (seconds a command may take), UNTIL
+# (when the last one ends, as `date +%s` says it; default: an hour from now), BACKEND (cuda), GPUS (how
+# many to use, default: all), EVENKEEL (the program).
 OUT=${OUT:-.}
 BACKEND=${BACKEND:-cuda}
 EVENKEEL=${EVENKEEL:-$here/bin/evenkeel}
 failed=0
 started=$(date +%s)
+UNTIL=${UNTIL:-$((started + 3600))}
 if [ "$BACKEND" = cuda ]; then
     . "$here/cuda-path.sh"
     gpus=${GPUS:-$(nvidia-smi -L | wc -l)}
@@ -15,12 +17,20 @@ else
     gpus=${GPUS:-64}
 fi
 
+# limited COMMAND...: within the limit of a command, and of all of them
+limited() {
+    seconds=$((UNTIL - $(date +%s)))
+    [ $seconds -lt "${LIMIT:-240}" ] || seconds=${LIMIT:-240}
+    [ $seconds -gt 0 ] || { echo "no time is left for it"; return 124; }
+    timeout "$seconds" "$@"
+}
+
 # say EXPECTED-EXIT-CODE command...: runs it, and counts another code as a failure
 say() {
     expected=$1
     shift
     echo "\$ evenkeel $*"
-    timeout "${LIMIT:-240}" "$EVENKEEL" "$@"
+    limited "$EVENKEEL" "$@"
     rc=$?
     echo "[exit $rc, $(($(date +%s) - started)) s]"
     [ $rc -eq "$expected" ] && return 0

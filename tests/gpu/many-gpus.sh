@@ -1,21 +1,23 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # What several GPUs are asked for, all in one call of under ten minutes, on however many there are:
-#   links   the device report: every ordered pair by every mechanism, alone and all at once
+#   links   the device report: every ordered pair by every mechanism, alone and all at once; what a
+#           hand-over costs a decode step
 #   cases   one model over one and all GPUs and under worse plans, few and many sequences (cases.sh)
-#   larger  a larger model, on one and on all GPUs
 #   vl2 tokens qwen   the known cases of vision-language models (vl-cases.sh)
-#   beside  transformers, with accelerate's balanced map over the same GPUs
+#   larger  a larger model, on one and on all GPUs
+#   beside  transformers with the models above, accelerate's balanced map over the same GPUs
 # Then a table of it all. Exit code 0: order, memory and tokens are as they should be.
 # Usage: many-gpus.sh CONFIGS [PART...]     CONFIGS: the folder with the models' folders
-# Environment: that of common.sh; MODEL (qwen2.5-3b), LARGER (qwen2.5-7b), VL2 (deepseek-vl2), QWEN
+# Environment: that of common.sh; WITHIN (570 seconds); MODEL (qwen2.5-3b), LARGER (qwen2.5-7b), VL2 (deepseek-vl2), QWEN
 # (qwen2.5-vl-3b): names of folders; what cases.sh and vl-cases.sh take.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
+UNTIL=${UNTIL:-$(($(date +%s) + ${WITHIN:-570}))}
 . "$here/common.sh"
 configs=$1
 shift
-export OUT BACKEND EVENKEEL
+export OUT BACKEND EVENKEEL UNTIL
 model=${MODEL:-qwen2.5-3b}
 larger=${LARGER:-qwen2.5-7b}
 part() { # COMMAND...: its output to the log, its failure to the exit code
@@ -24,14 +26,20 @@ part() { # COMMAND...: its output to the log, its failure to the exit code
 }
 beside() {
     python3 -c 'import accelerate, transformers' || { echo "no transformers here"; return 0; }
-    timeout "${LIMIT:-240}" python3 "$here/balanced_transformers.py" "$OUT/transformers.json" \
-        "$configs/$model" "$configs/$larger"
+    models="$configs/$model"
+    [ ! -e "$OUT/$larger-load.ours.bench.json" ] || models="$models $configs/$larger"
+    # shellcheck disable=SC2086
+    limited python3 "$here/balanced_transformers.py" "$OUT/transformers.json" $models
+}
+links() {
+    say 0 devices --devices "$(devices "${DEVICES:-$gpus}")" --measure
+    [ ! -x "$here/bin/bench_handoff" ] || limited "$here/bin/bench_handoff" 4096 28672
 }
 
-for part in ${*:-links cases larger vl2 tokens qwen beside}; do
+for part in ${*:-links cases vl2 tokens qwen larger beside}; do
     echo "==== $part"
     case $part in
-    links) part say 0 devices --devices "$(devices "${DEVICES:-$gpus}")" --measure ;;
+    links) part links ;;
     cases) part sh "$here/cases.sh" "$configs/$model" ;;
     larger) part env WHAT=few sh "$here/cases.sh" "$configs/$larger" ;;
     vl2 | tokens | qwen)

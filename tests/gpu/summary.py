@@ -17,6 +17,7 @@ import statistics
 import sys
 
 APART, MARGIN, SHARE = 1.03, 64 << 20, 0.01
+BARS = {2: 1.85, 4: 3.5, 8: 6.8}  # of so many stages' prefill against one GPU's
 HEAD = ("plan", "prefill", "error", "round", "error", "a batch", "error", "prefill tok/s",
         "decode tok/s", "memory over")  # fmt: skip
 Run = collections.namedtuple("Run", "group label plan bench")
@@ -106,7 +107,9 @@ def print_group(name, runs):
     one = next((r for r in runs if r.label == "one-gpu"), None)
     for r in runs if one else []:
         gain = line(one, "prefill")["measured"] / line(r, "prefill")["measured"]
-        print(f"{r.label}: prefill {gain:.2f} times one GPU's, {len(r.plan['stages'])} stages")
+        stages = len(r.plan["stages"])
+        bar = f" (bar {BARS[stages]})" if stages in BARS and r.label == "ours" else ""
+        print(f"{r.label}: prefill {gain:.2f} times one GPU's, {stages} stages{bar}")
 
 
 def find(groups, name, label="ours"):

@@ -41,19 +41,30 @@ vl2() { # MODEL
 }
 
 # ---- the same tokens wherever modules are
+wants() { # MODEL DB MEMORY-AND-LOAD...: $want, of one device
+    model=$1
+    db=$2
+    shift 2
+    say 0 plan "$model" --db "$db" --devices "$BACKEND:0" "$@" -o "$OUT/one.json" >"$OUT/one.txt" ||
+        { cat "$OUT/one.txt"; return 1; }
+    want=$(answer "$model" "$OUT/one.json")
+    echo "tokens on one device: $want [$(($(date +%s) - started)) s]"
+}
+compare() { # MODEL PLAN WHAT
+    got=$(answer "$1" "$2")
+    echo "tokens on $3: $got [$(($(date +%s) - started)) s]"
+    [ "$got" = "$want" ] && [ -n "$got" ] || { echo "FAILED: other tokens"; failed=1; }
+}
 answer() { # MODEL PLAN: ids of the answer to one prompt
     ids=$(seq -s , 100 160)
-    timeout "${LIMIT:-240}" "$EVENKEEL" run "$1" --plan "$2" --ids "$ids" --max-tokens 12 --json |
+    limited "$EVENKEEL" run "$1" --plan "$2" --ids "$ids" --max-tokens 12 --json |
         tr -d ' \n' | sed 's/.*"ids":\[\([0-9,]*\)\].*/\1/'
 }
 tokens() { # MODEL: of VL2's plans above, made here where they were not
     load="--batch 1 --prompt 64 --generate 16 --context 256 --force --quiet"
     profile_vl2 "$1" || return
     # shellcheck disable=SC2086
-    say 0 plan "$1" --db "$OUT/vl2.db" --devices "$BACKEND:0" $load -o "$OUT/one.json" \
-        >"$OUT/one.txt" || { cat "$OUT/one.txt"; return; }
-    want=$(answer "$1" "$OUT/one.json")
-    echo "tokens on one device: $want [$(($(date +%s) - started)) s]"
+    wants "$1" "$OUT/vl2.db" $load || return
     for split in $SPLITS; do
         for from in guide ours; do
             plan=$OUT/vl2-$(count "$split").$from.plan.json
@@ -62,9 +73,7 @@ tokens() { # MODEL: of VL2's plans above, made here where they were not
                 --max-memory "$BUDGET" --devices \
                 "$(devices "$(count "$split")")" $([ $from = ours ] || echo "--from [$split]") \
                 >"$OUT/many.txt" || { cat "$OUT/many.txt"; continue; }
-            got=$(answer "$1" "$plan")
-            echo "tokens on $(count "$split") devices, $from: $got [$(($(date +%s) - started)) s]"
-            [ "$got" = "$want" ] && [ -n "$got" ] || { echo "FAILED: other tokens"; failed=1; }
+            compare "$1" "$plan" "$(count "$split") devices, $from"
         done
     done
 }
@@ -84,6 +93,8 @@ qwen() { # MODEL
     context=$(tr -d ' \n' <"$OUT/qwen.ours.plan.json" |
         sed 's/.*"workload":{[^}]*"context":\([0-9]*\).*/\1/')
     echo "the longest context that fits: $context"
+    wants "$1" "$db" --batch 1 --prompt 64 --generate 16 --context 256 --force --quiet &&
+        compare "$1" "$OUT/qwen.ours.plan.json" "$(echo "$BUDGETS" | wc -w) devices"
     # shellcheck disable=SC2086
     say 1 plan "$1" --db "$db" --devices "$names" --max-memory "$BUDGETS" $load --force \
         --context $((context + 32)) -o "$OUT/more.json"
