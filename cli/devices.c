@@ -25,7 +25,19 @@ struct report {
     struct ek_store_link *links;
     size_t n, n_links;
     bool measured;
+    struct ek_progress *progress;
+    uint64_t done;
 };
+
+static void say(struct report *r, const struct ek_device *from, const struct ek_device *to,
+                const char *what)
+{
+    char detail[160];
+
+    snprintf(detail, sizeof(detail), "%s%s%s%s%s", from ? from->spec.name : "", to ? " -> " : "",
+             to ? to->spec.name : "", from ? " " : "", what);
+    ek_progress_set(r->progress, ++r->done, detail);
+}
 
 static enum ek_status open_all(const struct ek_args *args, struct report *r)
 {
@@ -68,8 +80,10 @@ static enum ek_status measure_alone(struct report *r, struct ek_device *from, st
     const char *names[EK_LINK_MECHANISMS];
     size_t n = ek_link_mechanisms(from, to, names);
 
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
+        say(r, from, to, names[i]);
         EK_TRY(ek_measure_link_as(from, to, names[i], &r->links[r->n_links++]));
+    }
     return EK_OK;
 }
 
@@ -98,6 +112,8 @@ static enum ek_status measure_at_once(struct report *r, const size_t *devices, s
         if (from != to && offers(from, to, mechanism))
             pairs[n_pairs++] = (struct ek_traffic_pair){&from->spec, &to->spec};
     }
+    say(r, n == 2 ? r->entries[devices[0]].dev : NULL, n == 2 ? r->entries[devices[1]].dev : NULL,
+        mechanism);
     if (pairs != NULL)
         st = n_pairs ? ek_measure_traffic(pairs, n_pairs, mechanism, EK_F32, suffix,
                                           &r->links[r->n_links])
@@ -121,10 +137,10 @@ static enum ek_status measure_busy(struct report *r, const char *mechanism)
     return r->n > 2 ? measure_at_once(r, all, r->n, mechanism, EK_STORE_ALL) : EK_OK;
 }
 
+static const char *const mechanisms[] = {"peer-store", "copy", "host-staged", "nccl"};
+
 static enum ek_status measure_links(struct report *r)
 {
-    static const char *const mechanisms[] = {"peer-store", "copy", "host-staged", "nccl"};
-
     r->links = ek_calloc(r->n * r->n, 3 * EK_LINK_MECHANISMS * sizeof(*r->links));
     if (r->links == NULL)
         return EK_ENOMEM;
@@ -138,10 +154,19 @@ static enum ek_status measure_links(struct report *r)
 
 static enum ek_status measure_all(struct report *r)
 {
+    size_t pairs = r->n * (r->n - 1);
+    enum ek_status st = EK_OK;
+
     r->measured = true;
-    for (size_t i = 0; i < r->n; i++)
-        EK_TRY(measure_device(&r->entries[i]));
-    return measure_links(r);
+    r->progress =
+        ek_progress_new("devices", r->n + (pairs + pairs / 2 + 1) * EK_ARRAY_LEN(mechanisms));
+    for (size_t i = 0; i < r->n && st == EK_OK; i++) {
+        say(r, r->entries[i].dev, NULL, "");
+        st = measure_device(&r->entries[i]);
+    }
+    st = st == EK_OK ? measure_links(r) : st;
+    ek_progress_free(r->progress);
+    return st;
 }
 
 static enum ek_status put_all(struct ek_store *s, const struct report *r)

@@ -20,7 +20,7 @@ fi
 # limited COMMAND...: within the limit of a command, and of all of them
 limited() {
     seconds=$((UNTIL - $(date +%s)))
-    [ $seconds -lt "${LIMIT:-240}" ] || seconds=${LIMIT:-240}
+    [ $seconds -lt "${LIMIT:-300}" ] || seconds=${LIMIT:-300}
     [ $seconds -gt 0 ] || { echo "no time is left for it"; return 124; }
     timeout "$seconds" "$@"
 }
