@@ -97,6 +97,39 @@ static double time_at(const struct view *v, double width, double depth)
     return NAN;
 }
 
+/* Seconds for each token of depth between the least and the greatest that a width was measured at.
+ */
+static double slope_at(const struct view *v, double width)
+{
+    double low = INFINITY, high = -INFINITY;
+
+    for (size_t i = 0; i < v->n; i++) {
+        double w, d;
+        if (place(v, i, &w, &d) && w == width) {
+            low = fmin(low, d);
+            high = fmax(high, d);
+        }
+    }
+    return high > low ? (time_at(v, width, high) - time_at(v, width, low)) / (high - low) : 0;
+}
+
+/* The same for a width that was measured at one depth: as on either side of it. */
+static double slope_near(const struct view *v, double width, double depth)
+{
+    struct around a = {NAN, NAN, NAN, NAN};
+
+    for (size_t i = 0; i < v->n; i++) {
+        double w, d;
+        if (place(v, i, &w, &d) && d > depth && w != width)
+            add_width(&a, width, w);
+    }
+    if (isnan(a.below) && isnan(a.above))
+        return 0;
+    if (isnan(a.below) || isnan(a.above))
+        return slope_at(v, isnan(a.below) ? a.above : a.below);
+    return line(width, a.below, slope_at(v, a.below), a.above, slope_at(v, a.above));
+}
+
 /* Time at a measured width: linear in the depth. */
 static double at_width(const struct view *v, double width, double depth, bool *inside)
 {
@@ -108,11 +141,14 @@ static double at_width(const struct view *v, double width, double depth, bool *i
         if (place(v, i, &w, &d) && w == width)
             add_width(&a, depth, d);
     }
-    if (!choose(&a, &d0, &d1)) /* a single depth: the module does not depend on it; below 0: several
-                                * sequences, of which no token sees the others' */
+    if (!choose(&a, &d0, &d1)) /* a single depth: other widths tell, or the module does not depend
+                                * on it; below 0: several sequences, no token sees the others' */
         *inside = *inside && (isnan(d1) || depth < 0);
     t0 = time_at(v, width, d0);
-    t = line(depth, d0, t0, d1, isnan(d1) ? t0 : time_at(v, width, d1));
+    if (isnan(d1))
+        t = t0 + (depth == d0 ? 0 : (depth - d0) * slope_near(v, width, d0));
+    else
+        t = line(depth, d0, t0, d1, time_at(v, width, d1));
     return fmax(t, t0 / 4); /* noise must not carry an extrapolation to nothing */
 }
 

@@ -70,6 +70,8 @@ struct point_space {
     double target;        /* relative error of interpolation that is good enough */
     uint32_t max_widths;  /* at most so many widths, however badly interpolation does */
     uint32_t first, step; /* widths between the ends are first + whole steps; step 0: any */
+    bool odd;             /* they are seldom powers of two */
+    bool sweep; /* beside them many widths at the least depth: times go up and down with tiles */
 };
 /* Measures a point, or finds it measured already. EK_NO: refused, go on without. */
 typedef enum ek_status (*point_fn)(void *ctx, const struct ek_point *at, struct ek_store_time *out);
@@ -115,7 +117,7 @@ struct rig_options {
     uint32_t max_batch, max_prompt, max_context;
     const struct ek_ceilings *ceilings;
     uint64_t memory; /* bytes that the rig may take */
-    bool thorough;
+    bool gpu, thorough;
 };
 struct rig;
 enum ek_status rig_new(const struct rig_options *opt, const struct rig_group *group,

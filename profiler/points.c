@@ -152,7 +152,7 @@ static struct gap pop_worst(struct points *p)
 static uint32_t between(const struct point_space *s, uint32_t low, uint32_t high)
 {
     double mean = sqrt((double)low * high);
-    uint32_t power = (uint32_t)lround(exp2(round(log2(mean) + 1e-9)));
+    uint32_t power = s->odd ? low : (uint32_t)lround(exp2(round(log2(mean) + 1e-9)));
 
     if (s->step > 0) {
         double steps = fmax(round((mean - s->first) / s->step), 0);
@@ -214,6 +214,42 @@ static enum ek_status refine_depth(struct points *p, uint32_t width)
     return EK_OK;
 }
 
+/* Products are made of tiles: 704 tokens may take longer than 736. */
+enum { SWEEP_FROM = 128, SWEEP_TO = 8192, SWEEP_STEP = 32, SWEEP_FINE = 1024 };
+
+/* The width behind one of a sweep: 16 steps from a power of two to the next, finer below 1024. */
+static uint32_t next_swept(uint32_t width)
+{
+    uint32_t step = SWEEP_STEP;
+
+    for (uint32_t from = SWEEP_FINE; from <= width; from *= 2)
+        step *= 2;
+    return width + step;
+}
+
+static enum ek_status sweep(struct points *p)
+{
+    const struct point_space *s = p->space;
+    uint32_t end = s->max_width < SWEEP_TO ? s->max_width : SWEEP_TO;
+    double skip = 0;
+
+    for (uint32_t w = SWEEP_FROM; s->sweep && w < end; w = next_swept(w)) {
+        struct ek_point at = point_at(s, w, 0);
+        if (time_of(p, w, 0) == NULL)
+            EK_TRY(add(p, &at, -1, &skip));
+    }
+    return EK_OK;
+}
+
+static size_t most_swept(const struct point_space *s)
+{
+    size_t n = 0;
+
+    for (uint32_t w = SWEEP_FROM; s->sweep && w < s->max_width && w < SWEEP_TO; w = next_swept(w))
+        n++;
+    return n;
+}
+
 size_t points_corners(const struct point_space *s, struct ek_point out[4])
 {
     uint32_t widths[2] = {s->max_width, 1};
@@ -231,7 +267,7 @@ size_t points_most(const struct point_space *s)
 {
     size_t widths = s->max_widths < s->max_width ? s->max_widths : s->max_width;
 
-    return s->deep ? 2 * widths + DEPTHS_MAX : widths;
+    return (s->deep ? 2 * widths + DEPTHS_MAX : widths) + most_swept(s);
 }
 
 /* Widths that are measured in any case, ascending, between 1 and the largest: 2 sequences, behind
@@ -279,5 +315,6 @@ enum ek_status points_measure(const struct point_space *space, point_fn fn, void
     EK_TRY(add_width(&p, space->max_width, &unknown));
     if (space->max_width > 1)
         EK_TRY(measure_widths(&p));
-    return refine_depth(&p, space->max_width);
+    EK_TRY(refine_depth(&p, space->max_width));
+    return sweep(&p);
 }

@@ -77,10 +77,9 @@ enum ek_status profile_groups(const struct ek_model *m, struct rig_group **out, 
  * (A CPU would take minutes.) */
 static uint32_t picture_tokens(const struct rig_options *rig)
 {
-    bool gpu = rig->dev && rig->dev->info.compute_major > 0;
     uint32_t most = rig->max_context < LARGE_PICTURE ? rig->max_context : LARGE_PICTURE;
 
-    return gpu && most > rig->max_prompt ? most : rig->max_prompt;
+    return rig->gpu && most > rig->max_prompt ? most : rig->max_prompt;
 }
 
 /* Pictures of DeepSeek-VL2 are of whole tiles; so many tokens the first takes, and another. */
@@ -101,7 +100,8 @@ struct point_space profile_space(const struct rig_options *rig, const struct rig
     bool per_sequence = g->module->kind == EK_MODULE_NORM || g->module->kind == EK_MODULE_HEAD;
     bool visual = ek_module_is_visual(g->module);
     uint32_t batches = rig->max_batch > 16 ? 10 : 6; /* with kernels for few and for many */
-    uint32_t widths = rig->thorough ? 12 : deep ? (decode ? batches : 8) : visual ? 6 : 3;
+    bool routed = ek_module_tensor(g->module, EK_ROLE_ROUTER, -1) != NULL;
+    uint32_t widths = rig->thorough ? 12 : deep ? (decode ? batches : 8) : visual ? 8 : 3;
     uint32_t longest = visual ? picture_tokens(rig) : rig->max_prompt;
 
     struct point_space s = {.phase = phase,
@@ -110,7 +110,9 @@ struct point_space profile_space(const struct rig_options *rig, const struct rig
                             .max_cached = rig_max_cached(rig, g),
                             .deep = deep,
                             .target = target,
-                            .max_widths = !decode && per_sequence ? 2 : widths};
+                            .max_widths = !decode && per_sequence ? 2 : widths,
+                            .odd = visual,
+                            .sweep = rig->gpu && !decode && deep && g->run > 1 && !routed};
 
     if (visual && rig->m->config.vision == EK_VISION_VL2)
         whole_tiles(&rig->m->config, &s);
@@ -315,6 +317,8 @@ struct rig_options profile_rig_options(const struct ek_model *m, const struct ek
                                 .max_prompt = o->max_prompt,
                                 .max_context = o->max_context,
                                 .memory = dev && dev->spec.memory ? dev->spec.memory : total / 2,
+                                .gpu = dev ? dev->info.compute_major > 0
+                                           : strcmp(o->devices[0].backend, "cpu") != 0,
                                 .thorough = o->thorough};
 }
 

@@ -20,8 +20,9 @@ enum {
     TRACED_STEPS = 10,
     HEAVY_TOKENS = 128, /* from so many on a GPU rests between samples, and is woken ... */
     WAKING = 16,        /* ... by so many reads */
+    HEAVY_LEAST = 5,    /* samples of those: they differ by little */
 };
-#define REST_BEFORE   0.1  /* seconds before a point, and ... */
+#define REST_BEFORE   0.05 /* seconds before a point, and ... */
 #define REST_BETWEEN  1    /* ... times a sample's own before the next */
 #define HEAVY_SECONDS 0.4  /* of sampling, rests included */
 #define ROUTED_NOISE  0.01 /* samples that go to other experts differ: ... */
@@ -484,6 +485,7 @@ static enum ek_status warm_up(struct rig *r, struct timing_rule *rule)
     }
     if (is_heavy(r)) {
         rule->timeout_s = fmin(rule->timeout_s, HEAVY_SECONDS);
+        rule->min_n = r->routing ? ROUTED_LEAST : HEAVY_LEAST;
         r->rest_s = REST_BEFORE;
     }
     return EK_OK;

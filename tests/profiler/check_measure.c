@@ -333,6 +333,14 @@ static double late_step(const struct ek_point *p)
     return p->batch <= 16 ? 5e-5 + 1e-7 * p->batch : 6.4e-5 + 1e-7 * p->batch;
 }
 
+/* From 128 tokens on up and down by a tenth: quickest at multiples of 128. */
+static double up_and_down(const struct ek_point *p)
+{
+    double at = p->tokens < 128 ? 0 : p->tokens % 128 / 64.0;
+
+    return straight(p) + 1e-5 * p->tokens * (at < 1 ? at : 2 - at);
+}
+
 /* The cache of a long context is slower to read. */
 static double cliff(const struct ek_point *p)
 {
@@ -374,22 +382,29 @@ static double worst_miss(const struct world *w, const struct point_space *s)
     return worst;
 }
 
+#define SPACE(phase, width, context, deep, widths, sweep)                                          \
+    {                                                                                              \
+        EK_PHASE_##phase, width, context, 1 << 20, deep, 0.03, widths, 0, 0, false, sweep          \
+    }
+
 static const struct {
     struct point_space space;
     double (*cost)(const struct ek_point *);
     size_t least, most; /* points */
     double miss;
 } spaces[] = {
-    {{EK_PHASE_DECODE, 8, 2048, 1 << 20, true, 0.03, 8, 0, 0}, straight, 9, 9, 1e-6},
-    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 8, 0, 0}, straight, 7, 13, 0.02},
-    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 16, 0, 0}, roofline, 11, 35, 0.06},
-    {{EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 5, 0, 0}, roofline, 11, 13, 1},
-    {{EK_PHASE_DECODE, 1, 2048, 1 << 20, true, 0.03, 8, 0, 0}, cliff, 5, 5, 1.2},
-    {{EK_PHASE_DECODE, 8, 2048, 1 << 20, false, 0.03, 8, 0, 0}, straight, 4, 4, 1},
-    {{EK_PHASE_DECODE, 8, 2048, 1 << 20, true, 0.03, 8, 0, 0}, step, 9, 9, 1e-6},
-    {{EK_PHASE_DECODE, 64, 2048, 1 << 20, true, 0.03, 10, 0, 0}, late_step, 17, 21, 0.005},
-    {{EK_PHASE_DECODE, 1, 16, 1 << 20, true, 0.03, 8, 0, 0}, straight, 1, 1, 1},
-    {{EK_PHASE_PREFILL, 64, 64, 1 << 20, true, 0.03, 8, 0, 0}, straight, 4, 8, 0.01},
+    {SPACE(DECODE, 8, 2048, true, 8, false), straight, 9, 9, 1e-6},
+    {SPACE(PREFILL, 512, 2048, true, 8, false), straight, 7, 13, 0.02},
+    {SPACE(PREFILL, 512, 2048, true, 16, false), roofline, 11, 35, 0.06},
+    {SPACE(PREFILL, 512, 2048, true, 5, false), roofline, 11, 13, 1},
+    {SPACE(DECODE, 1, 2048, true, 8, false), cliff, 5, 5, 1.2},
+    {SPACE(DECODE, 8, 2048, false, 8, false), straight, 4, 4, 1},
+    {SPACE(DECODE, 8, 2048, true, 8, false), step, 9, 9, 1e-6},
+    {SPACE(DECODE, 64, 2048, true, 10, false), late_step, 17, 21, 0.005},
+    {SPACE(DECODE, 1, 16, true, 8, false), straight, 1, 1, 1},
+    {SPACE(PREFILL, 1024, 2048, true, 8, false), up_and_down, 7, 19, 0.1},
+    {SPACE(PREFILL, 1024, 2048, true, 8, true), up_and_down, 30, 47, 0.02},
+    {SPACE(PREFILL, 64, 64, true, 8, false), straight, 4, 8, 0.01},
 };
 
 START_TEST(points_are_added_where_interpolation_misses)
@@ -418,7 +433,8 @@ static double tiles(const struct ek_point *p)
 START_TEST(pictures_of_tiles_are_measured_at_whole_ones)
 {
     struct world w = {.cost = tiles};
-    struct point_space s = {EK_PHASE_PREFILL, 2038, 2048, 1 << 20, false, 0.03, 6, 211, 203};
+    struct point_space s = {
+        EK_PHASE_PREFILL, 2038, 2048, 1 << 20, false, 0.03, 6, 211, 203, false, false};
     struct ek_point at = {EK_PHASE_PREFILL, 1, 1023, 1023};
 
     ck_assert_int_eq(points_measure(&s, measure, &w), EK_OK);
@@ -431,7 +447,7 @@ END_TEST
 START_TEST(a_refused_point_leaves_the_others)
 {
     struct world w = {.cost = straight, .refuse_first = true};
-    struct point_space s = {EK_PHASE_DECODE, 8, 2048, 1 << 20, true, 0.03, 8, 0, 0};
+    struct point_space s = {EK_PHASE_DECODE, 8, 2048, 1 << 20, true, 0.03, 8, 0, 0, false, false};
 
     ck_assert_int_eq(points_measure(&s, measure, &w), EK_OK);
     ck_assert_uint_ge(w.n, 7);
@@ -448,7 +464,8 @@ static double noisy(const struct ek_point *p)
 START_TEST(the_same_measurements_lead_to_the_same_points)
 {
     struct world a = {.cost = noisy}, b = {.cost = noisy};
-    struct point_space s = {EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 12, 0, 0};
+    struct point_space s = {
+        EK_PHASE_PREFILL, 512, 2048, 1 << 20, true, 0.03, 12, 0, 0, false, false};
 
     ck_assert_int_eq(points_measure(&s, measure, &a), EK_OK);
     ck_assert_int_eq(points_measure(&s, measure, &b), EK_OK);
