@@ -4,7 +4,7 @@
  * read bandwidth of a streaming kernel and the rate of an 8192^3 product. Random data; weights
  * rotate past twice the L2; medians of several runs. Also whole decode steps and prefills of the
  * shapes of published models, composed from the operations and replayed as a graph.
- * Usage: bench_kernels [all|ceilings|products|blocks|attention|steps]
+ * Usage: bench_kernels [all|ceilings|products|blocks|attention|steps|one]   one: one token alone
  */
 #include "tests/gpu/bench.h"
 
@@ -53,11 +53,11 @@ static void one_product(const char *name, enum ek_dtype t, uint32_t rows, uint32
     ops->release(dev, p.out);
 }
 
-static void products(void)
+static void products(bool one)
 {
     static const uint32_t tokens[] = {1, 2, 8, 16, 32};
 
-    for (size_t i = 0; i < EK_ARRAY_LEN(tokens); i++) {
+    for (size_t i = 0; i < (one ? 1 : EK_ARRAY_LEN(tokens)); i++) {
         uint32_t n = tokens[i];
 
         one_product("3B qkv", EK_BF16, 2560, 2048, n, 0);
@@ -298,7 +298,17 @@ static void prefill(struct model *m, uint32_t n)
     free_buffers(m);
 }
 
-static void steps(void)
+static void more_steps(struct model *m)
+{
+    decode_step(m, 1, 4096, false);
+    decode_step(m, 1, 32768, false);
+    for (uint32_t n = 2; n < 64; n *= 2)
+        decode_step(m, n, 512, false);
+    prefill(m, 512);
+    prefill(m, 4096);
+}
+
+static void steps(bool one)
 {
     for (size_t i = 0; i < EK_ARRAY_LEN(models); i++) {
         struct model m;
@@ -306,12 +316,8 @@ static void steps(void)
         make_model(&m, &models[i]);
         decode_step(&m, 1, 512, true);
         decode_step(&m, 1, 512, false);
-        decode_step(&m, 1, 4096, false);
-        decode_step(&m, 1, 32768, false);
-        for (uint32_t n = 2; n < 64; n *= 2)
-            decode_step(&m, n, 512, false);
-        prefill(&m, 512);
-        prefill(&m, 4096);
+        if (!one)
+            more_steps(&m);
         for (uint32_t l = 0; l < m.s->layers; l++) {
             struct ek_mat *all[] = {&m.layers[l].qkv[0],     &m.layers[l].qkv[1],
                                     &m.layers[l].qkv[2],     &m.layers[l].o,
@@ -411,17 +417,18 @@ static void attentions(void)
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "all";
+    bool one = strcmp(what, "one") == 0;
 
     if (!bench_open())
         return 77;
     if (strcmp(what, "all") == 0 || strcmp(what, "attention") == 0)
         attentions();
-    if (strcmp(what, "all") == 0 || strcmp(what, "products") == 0)
-        products();
+    if (strcmp(what, "all") == 0 || strcmp(what, "products") == 0 || one)
+        products(one);
     if (strcmp(what, "all") == 0 || strcmp(what, "blocks") == 0)
         blocks();
-    if (strcmp(what, "all") == 0 || strcmp(what, "steps") == 0)
-        steps();
+    if (strcmp(what, "all") == 0 || strcmp(what, "steps") == 0 || one)
+        steps(one);
     ek_device_close(dev);
     return 0;
 }
