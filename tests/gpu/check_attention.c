@@ -346,7 +346,7 @@ END_TEST
 int main(void)
 {
     Suite *s = suite_create("gpu attention");
-    TCase *tc = tcase_create("attention");
+    TCase *tc = tcase_create("attention"), *fused = tcase_create("fused");
     const char *why = pair_open(&pr, EK_F32);
     SRunner *sr;
     int failed;
@@ -358,11 +358,13 @@ int main(void)
     pair_close(&pr);
     sr = srunner_create(s);
     suite_add_tcase(s, tc);
+    suite_add_tcase(s, fused);
+    tcase_set_timeout(fused, 0);
     tcase_set_timeout(tc, 0);
     tcase_add_loop_test(tc, rotation_cache_and_attention_agree_with_the_cpu, 0,
                         3 * EK_ARRAY_LEN(shapes));
     tcase_add_test(tc, one_captured_graph_serves_growing_contexts);
-    tcase_add_loop_test(tc, fused_qkv_rotates_and_appends, 0, 96);
+    tcase_add_loop_test(fused, fused_qkv_rotates_and_appends, 0, 96);
     tcase_add_test(tc, the_same_input_gives_the_same_bits);
     srunner_set_fork_status(sr, CK_NOFORK);
     srunner_run_all(sr, CK_NORMAL);
