@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Experts with many tokens each, grouped by expert: tiles of 128 places by 128 rows of weights, on
-// tensor cores (wgmma on Hopper, mma elsewhere), fed through three buffers of shared memory. Which
-// tile a block takes follows from the counts in device memory, so that the host never waits. A tile
-// of gate and up holds 64 rows of each: both of an element meet in a lane.
+// tensor cores, fed through three buffers of shared memory; where experts_wide.cu does not fit.
+// Which tile a block takes follows from the counts in device memory, so that the host never waits.
+// A tile of gate and up holds 64 rows of each: both of an element meet in a lane.
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/deepseek.h"
-#include "kernels/cuda/wgmma.cuh"
 
 #define MANY_THREADS  256
 #define MANY_TILE     128 // places, and rows of weights
@@ -101,32 +100,6 @@ template <typename T, bool UP> struct ManyCopy {
 };
 
 // ---- products: c of a warp: its 16 places, 16 tiles of 8 rows of weights
-#ifdef EK_WGMMA
-#define EK_WGMMA_WIDE(T, NAME)                                                                     \
-    __device__ __forceinline__ void wgmma_wide(float(&c)[16][4], uint64_t a, uint64_t b, T)        \
-    {                                                                                              \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " " EK_R64       \
-                     ", %64, %65, 1, 1, 1, 0, 0;"                                                  \
-                     : EK_C64                                                                      \
-                     : "l"(a), "l"(b));                                                            \
-    }
-EK_WGMMA_WIDE(bf16, "bf16")
-EK_WGMMA_WIDE(f16, "f16")
-
-template <typename T>
-__device__ __forceinline__ void multiply(float (&c)[16][4], const T *x, const T *w)
-{
-    uint32_t xa = shared_at(x) + threadIdx.x / 128 * 64 * 128, wa = shared_at(w);
-
-    wgmma_begin();
-#pragma unroll
-    for (int d = 0; d < MANY_K / 16; d++)
-        wgmma_wide(c, operand_at(xa + 32 * d, 0), operand_at(wa + 32 * d, 0), T());
-    wgmma_commit();
-    wgmma_wait(c);
-}
-#else
-
 template <typename T>
 __device__ __forceinline__ void multiply(float (&c)[16][4], const T *x, const T *w)
 {
@@ -147,7 +120,6 @@ __device__ __forceinline__ void multiply(float (&c)[16][4], const T *x, const T 
         }
     }
 }
-#endif
 
 template <typename T> __device__ __forceinline__ float gated(float gate, float up)
 {
@@ -210,9 +182,6 @@ __global__ void __launch_bounds__(MANY_THREADS, MANY_RESIDENT) many_k(const ek_c
     }
     for (uint32_t k = 0; k < steps; k++) {
         copy_wait<MANY_STAGES - 2>();
-#ifdef EK_WGMMA
-        publish_shared();
-#endif
         __syncthreads(); // step k is here, and all have done with step k - 1
         if (k + MANY_STAGES - 1 < steps)
             copy.run(s, (k + MANY_STAGES - 1) % MANY_STAGES, k + MANY_STAGES - 1);

@@ -21,53 +21,16 @@
 template <typename T> struct WideStage {
     T w[WIDE_ROWS * WIDE_K], x[WIDE_PLACES * WIDE_K];
 };
+struct WideTile {
+    uint32_t expert, first, n; // places; none: there are no more tiles
+    uint32_t block;            // of rows of weights
+};
 struct WideBarriers {
     uint64_t full[WIDE_STAGES], empty[WIDE_STAGES];
-};
-
-struct WideTile {
-    uint32_t expert, first, n; // places
-    uint32_t block;            // of rows of weights
+    WideTile tile[WIDE_STAGES]; // in turns: of two steps at least, so that no later one is in reach
 };
 
 #ifdef EK_WGMMA
-// EK_LIST_n names the first 8 n registers, EK_SUMS_n binds them to c.
-#define EK_LIST_1  "%0,%1,%2,%3,%4,%5,%6,%7"
-#define EK_LIST_2  EK_LIST_1 ",%8,%9,%10,%11,%12,%13,%14,%15"
-#define EK_LIST_3  EK_LIST_2 ",%16,%17,%18,%19,%20,%21,%22,%23"
-#define EK_LIST_4  EK_LIST_3 ",%24,%25,%26,%27,%28,%29,%30,%31"
-#define EK_LIST_5  EK_LIST_4 ",%32,%33,%34,%35,%36,%37,%38,%39"
-#define EK_LIST_6  EK_LIST_5 ",%40,%41,%42,%43,%44,%45,%46,%47"
-#define EK_LIST_7  EK_LIST_6 ",%48,%49,%50,%51,%52,%53,%54,%55"
-#define EK_LIST_8  EK_LIST_7 ",%56,%57,%58,%59,%60,%61,%62,%63"
-#define EK_LIST_9  EK_LIST_8 ",%64,%65,%66,%67,%68,%69,%70,%71"
-#define EK_LIST_10 EK_LIST_9 ",%72,%73,%74,%75,%76,%77,%78,%79"
-#define EK_LIST_11 EK_LIST_10 ",%80,%81,%82,%83,%84,%85,%86,%87"
-#define EK_LIST_12 EK_LIST_11 ",%88,%89,%90,%91,%92,%93,%94,%95"
-#define EK_SUMS_1  EK_C4(0), EK_C4(1)
-#define EK_SUMS_2  EK_SUMS_1, EK_C4(2), EK_C4(3)
-#define EK_SUMS_3  EK_SUMS_2, EK_C4(4), EK_C4(5)
-#define EK_SUMS_4  EK_SUMS_3, EK_C4(6), EK_C4(7)
-#define EK_SUMS_5  EK_SUMS_4, EK_C4(8), EK_C4(9)
-#define EK_SUMS_6  EK_SUMS_5, EK_C4(10), EK_C4(11)
-#define EK_SUMS_7  EK_SUMS_6, EK_C4(12), EK_C4(13)
-#define EK_SUMS_8  EK_SUMS_7, EK_C4(14), EK_C4(15)
-#define EK_SUMS_9  EK_SUMS_8, EK_C4(16), EK_C4(17)
-#define EK_SUMS_10 EK_SUMS_9, EK_C4(18), EK_C4(19)
-#define EK_SUMS_11 EK_SUMS_10, EK_C4(20), EK_C4(21)
-#define EK_SUMS_12 EK_SUMS_11, EK_C4(22), EK_C4(23)
-#define EK_WGMMA_WIDTHS(T, NAME)                                                                   \
-    EK_WGMMA_SHARED_N(T, NAME, 48, "{" EK_LIST_3 "}", EK_SUMS_3, "%24", "%25", "%26")              \
-    EK_WGMMA_SHARED_N(T, NAME, 80, "{" EK_LIST_5 "}", EK_SUMS_5, "%40", "%41", "%42")              \
-    EK_WGMMA_SHARED_N(T, NAME, 96, "{" EK_LIST_6 "}", EK_SUMS_6, "%48", "%49", "%50")              \
-    EK_WGMMA_SHARED_N(T, NAME, 112, "{" EK_LIST_7 "}", EK_SUMS_7, "%56", "%57", "%58")             \
-    EK_WGMMA_SHARED_N(T, NAME, 144, "{" EK_LIST_9 "}", EK_SUMS_9, "%72", "%73", "%74")             \
-    EK_WGMMA_SHARED_N(T, NAME, 160, "{" EK_LIST_10 "}", EK_SUMS_10, "%80", "%81", "%82")           \
-    EK_WGMMA_SHARED_N(T, NAME, 176, "{" EK_LIST_11 "}", EK_SUMS_11, "%88", "%89", "%90")           \
-    EK_WGMMA_SHARED_N(T, NAME, 192, "{" EK_LIST_12 "}", EK_SUMS_12, "%96", "%97", "%98")
-EK_WGMMA_WIDTHS(bf16, "bf16")
-EK_WGMMA_WIDTHS(f16, "f16")
-
 __device__ __forceinline__ uint32_t place(uint32_t row, uint32_t piece)
 {
     return row * 64 + ((piece ^ row) & 7) * 8;
@@ -91,7 +54,7 @@ template <typename T, bool UP> struct WideSide {
     }
 };
 
-// Tile `index`; false: there are fewer. Every warp looks for itself.
+// Tile `index`; false: there are fewer. Every warp that copies looks for itself.
 template <typename Side>
 __device__ __forceinline__ bool find_tile(const ek_cu_experts &e, uint32_t index, WideTile &t)
 {
@@ -155,7 +118,7 @@ __device__ __forceinline__ void copy_weights(const ek_cu_experts &e, const CUten
 template <typename T, bool UP>
 __device__ __forceinline__ void copy_tile(const ek_cu_experts &e, const CUtensorMap &map,
                                           const WideTile &t, WideStage<T> *stages, WideBarriers &b,
-                                          uint32_t &step)
+                                          uint32_t tile, uint32_t &step)
 {
     constexpr int X_ROWS = WIDE_PLACES / 16;
     uint32_t row = threadIdx.x % WIDE_PRODUCERS / 8, piece = threadIdx.x % 8;
@@ -174,8 +137,11 @@ __device__ __forceinline__ void copy_tile(const ek_cu_experts &e, const CUtensor
         uint32_t full = shared_at(&b.full[step % WIDE_STAGES]);
 
         wait_for_room(b, step);
-        if (threadIdx.x == WIDE_CONSUMERS)
+        if (threadIdx.x == WIDE_CONSUMERS) {
+            if (k == 0)
+                b.tile[tile % WIDE_STAGES] = t;
             copy_weights<T, UP>(e, map, t, k, shared_at(to.w), full);
+        }
 #pragma unroll
         for (int i = 0; i < X_ROWS; i++) // rows that no place is for keep what they were
             if (row + 16 * i < t.n)
@@ -196,12 +162,13 @@ __device__ __forceinline__ void leave_stage(WideBarriers &b, uint32_t step)
         barrier_arrive(shared_at(&b.empty[step % WIDE_STAGES]));
 }
 
-// By the fast division: the tensor cores wait for it.
-template <typename T> __device__ __forceinline__ float gated(float gate, float up)
+// Two elements, by the fast division: the tensor cores wait for them.
+template <typename T> __device__ __forceinline__ uint32_t gated(const float (&c)[4])
 {
-    float g = round_to<T>(gate);
+    float2 g = unpack2<T>(pack2<T>(c[0], c[1])), u = unpack2<T>(pack2<T>(c[2], c[3]));
 
-    return __fdividef(g, 1.0f + __expf(-g)) * round_to<T>(up);
+    return pack2<T>(__fdividef(g.x, 1.0f + __expf(-g.x)) * u.x,
+                    __fdividef(g.y, 1.0f + __expf(-g.y)) * u.y);
 }
 
 // A tile of 8 x 8: rows become columns.
@@ -212,105 +179,76 @@ __device__ __forceinline__ uint32_t turned(uint32_t v)
     return r;
 }
 
-// Where 8 columns of the answer are staged, of place `row`, of the 128 rows' OWN columns.
-template <typename Side> __device__ __forceinline__ uint32_t staged(uint32_t row, uint32_t piece)
-{
-    return row * Side::OWN + (piece / 8 * 8 + ((piece ^ row) & 7)) * 8;
-}
-
-// Sums of a half (rows 128 h on) to rows of places.
+// Sums of rows 128 h on to rows of places, WIDE_PITCH elements apart.
+#define WIDE_PITCH 136 // rows of 128 columns, apart so that no bank is met twice
 template <typename T, bool UP, int N>
 __device__ __forceinline__ void stage_half(const float (&c)[N / 8][4], T *to)
 {
-    using Side = WideSide<T, UP>;
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
 #pragma unroll
     for (int j = 0; j < N / 8; j++) {
-        uint32_t row = 8 * j + lane / 4, v[2];
+        T *row = to + (8 * j + lane / 4) * WIDE_PITCH + 2 * (lane % 4) + (UP ? 8 : 16) * warp;
 
         if (UP) {
-            v[0] = pack2<T>(gated<T>(c[j][0], c[j][2]), gated<T>(c[j][1], c[j][3]));
+            *reinterpret_cast<uint32_t *>(row) = turned(gated<T>(c[j]));
         } else {
-            v[0] = pack2<T>(c[j][0], c[j][1]);
-            v[1] = pack2<T>(c[j][2], c[j][3]);
+            *reinterpret_cast<uint32_t *>(row) = turned(pack2<T>(c[j][0], c[j][1]));
+            *reinterpret_cast<uint32_t *>(row + 8) = turned(pack2<T>(c[j][2], c[j][3]));
         }
-#pragma unroll
-        for (int r = 0; r < (UP ? 1 : 2); r++)
-            *reinterpret_cast<uint32_t *>(to + staged<Side>(row, (UP ? 1 : 2) * warp + r) +
-                                          2 * (lane % 4)) = turned(v[r]);
     }
 }
 
-template <typename T, bool UP>
-__device__ __forceinline__ void store_half(const ek_cu_experts &e, const WideTile &t, uint32_t h,
-                                           const T *from)
-{
-    using Side = WideSide<T, UP>;
-    constexpr uint32_t PIECES = Side::OWN / 8, ROUND = 3; // all reads of a round before its writes
-    uint32_t limit = Side::limit(e), first = (2 * t.block + h) * Side::OWN;
-    uint32_t piece = threadIdx.x % PIECES, col = first + 8 * piece;
-    T *to = (UP ? (T *)e.inner_x : (T *)e.each) + col;
+// The buffers of the last steps that a tile's answers leave through: both halves of gate and up
+// side by side, those of down in one each.
+template <bool UP> constexpr uint32_t WIDE_HELD = UP ? 1 : 2;
 
-    if (col >= limit)
-        return;
-    for (uint32_t row = threadIdx.x / PIECES; row < t.n; row += ROUND * WIDE_CONSUMERS / PIECES) {
-        uint32_t at[ROUND];
-        uint4 v[ROUND];
-
-#pragma unroll
-        for (uint32_t i = 0; i < ROUND; i++) {
-            uint32_t r = min(row + i * WIDE_CONSUMERS / PIECES, t.n - 1);
-            v[i] = *reinterpret_cast<const uint4 *>(from + staged<Side>(r, piece));
-            at[i] = UP ? t.first + r : (uint32_t)e.order[t.first + r];
-        }
-#pragma unroll
-        for (uint32_t i = 0; i < ROUND; i++)
-            if (row + i * WIDE_CONSUMERS / PIECES < t.n)
-                *reinterpret_cast<uint4 *>(to + (size_t)at[i] * limit) = v[i];
-    }
-}
-
-// Through the buffer of the last step: both halves of gate and up at once, those of down one by
-// one.
+// pair: the row of down's answer that this thread's place goes to, where it has one.
 template <typename T, bool UP, int N>
 __device__ __forceinline__ void store(const ek_cu_experts &e, const WideTile &t,
-                                      const float (&c)[2][N / 8][4], T *buffer)
+                                      const float (&c)[2][N / 8][4], WideStage<T> *stages,
+                                      uint32_t end, uint32_t pair)
 {
-    constexpr int AT_ONCE = UP ? 2 : 1, EACH = WIDE_PLACES * WideSide<T, UP>::OWN;
-    static_assert(AT_ONCE * EACH * sizeof(T) <= sizeof(WideStage<T>), "answers fit a stage");
+    constexpr uint32_t HELD = WIDE_HELD<UP>;
+    uint32_t limit = WideSide<T, UP>::limit(e), first = 2 * WideSide<T, UP>::OWN * t.block;
+    uint32_t at = UP ? t.first + threadIdx.x : pair;
+    static_assert(WIDE_PLACES * WIDE_PITCH * sizeof(T) <= sizeof(WideStage<T>), "a stage is room");
 
+    consumers_meet(); // the buffers are free
 #pragma unroll
-    for (int h = 0; h < 2; h += AT_ONCE) {
-        consumers_meet(); // the buffer is free
+    for (int h = 0; h < 2; h++)
+        stage_half<T, UP, N>(c[h], (T *)&stages[(end - HELD + h % HELD) % WIDE_STAGES] +
+                                       (UP ? 64 * h : 0));
+    publish_shared();
+    consumers_meet();
+    if (threadIdx.x < t.n)
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++)
-            stage_half<T, UP, N>(c[h + i], buffer + i * EACH);
-        consumers_meet();
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++)
-            store_half<T, UP>(e, t, h + i, buffer + i * EACH);
-    }
+        for (uint32_t i = 0; i < HELD; i++) {
+            uint32_t col = first + 128 * i;
+            T *to = (UP ? (T *)e.inner_x : (T *)e.each) + (size_t)at * limit + col;
+
+            if (col < limit)
+                copy_out(to,
+                         shared_at((T *)&stages[(end - HELD + i) % WIDE_STAGES] +
+                                   threadIdx.x * WIDE_PITCH),
+                         min(limit - col, 128u) * (uint32_t)sizeof(T));
+        }
+    copy_out_commit();
 }
 
-// What a multiplying warpgroup goes by from tile to tile.
-struct WideState {
-    WideTile t;
-    uint32_t index, step; // of the tile; steps so far
-    bool any;
-};
-
 template <typename T, bool UP, int N>
-__device__ __forceinline__ void multiply_tile(const ek_cu_experts &e, WideStage<T> *stages,
-                                              WideBarriers &b, WideState &at)
+__device__ __forceinline__ void multiply_tile(const ek_cu_experts &e, const WideTile &t,
+                                              WideStage<T> *stages, WideBarriers &b,
+                                              uint32_t &first)
 {
-    const WideTile t = at.t;
-    uint32_t steps = WideSide<T, UP>::cols(e) / WIDE_K;
+    constexpr uint32_t HELD = WIDE_HELD<UP>;
+    uint32_t steps = WideSide<T, UP>::cols(e) / WIDE_K, own = min(threadIdx.x, t.n - 1);
+    uint32_t pair = UP ? 0 : (uint32_t)e.order[t.first + own];
     float c[2][N / 8][4] = {};
 
 #pragma unroll 1
     for (uint32_t k = 0; k < steps; k++) {
-        uint32_t step = at.step + k;
+        uint32_t step = first + k;
         const WideStage<T> &s = stages[step % WIDE_STAGES];
         uint32_t wa = shared_at(s.w) + threadIdx.x / 128 * 64 * 128, xa = shared_at(s.x);
 
@@ -325,51 +263,62 @@ __device__ __forceinline__ void multiply_tile(const ek_cu_experts &e, WideStage<
                              operand_at(xa + 32 * d, 0), true, T());
         wgmma_commit();
         asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); // the step before this one
-        if (k > 0)
+        if (k > 0 && k + HELD <= steps)
             leave_stage(b, step - 1);
+        if (k == 0 && first > 0) { // the answers before have left
+            copy_out_read();
+            for (uint32_t i = HELD; i > 0; i--)
+                leave_stage(b, step - i);
+        }
     }
-    at.step += steps;
     wgmma_wait(c[0]);
     wgmma_wait(c[1]);
-    store<T, UP, N>(e, t, c, (T *)&stages[(at.step - 1) % WIDE_STAGES]);
-    publish_shared(); // before boxes come to where the answers were
-    leave_stage(b, at.step - 1);
-    at.index += gridDim.x;
-    at.any = find_tile<WideSide<T, UP>>(e, at.index, at.t);
+    first += steps;
+    store<T, UP, N>(e, t, c, stages, first, pair);
 }
 
 // By the width that holds the tile's places: N or a smaller one.
 template <typename T, bool UP, int N>
-__device__ __forceinline__ void multiply_width(const ek_cu_experts &e, WideStage<T> *stages,
-                                               WideBarriers &b, WideState &at)
+__device__ __forceinline__ void multiply_width(const ek_cu_experts &e, const WideTile &t,
+                                               WideStage<T> *stages, WideBarriers &b,
+                                               uint32_t &step)
 {
     if constexpr (N > WIDE_UNIT)
-        if (at.t.n <= N - WIDE_UNIT)
-            return multiply_width<T, UP, N - WIDE_UNIT>(e, stages, b, at);
-    multiply_tile<T, UP, N>(e, stages, b, at);
+        if (t.n <= N - WIDE_UNIT)
+            return multiply_width<T, UP, N - WIDE_UNIT>(e, t, stages, b, step);
+    multiply_tile<T, UP, N>(e, t, stages, b, step);
 }
 
 template <typename T, bool UP>
 __device__ __forceinline__ void multiply_all(const ek_cu_experts &e, WideStage<T> *stages,
                                              WideBarriers &b)
 {
-    WideState at = {.index = blockIdx.x};
+    for (uint32_t step = 0, tile = 0;; tile++) {
+        const WideTile &t = b.tile[tile % WIDE_STAGES];
 
-    at.any = find_tile<WideSide<T, UP>>(e, at.index, at.t);
-    while (at.any)
-        multiply_width<T, UP, WIDE_PLACES>(e, stages, b, at);
+        barrier_wait(shared_at(&b.full[step % WIDE_STAGES]), step / WIDE_STAGES % 2);
+        if (t.n == 0)
+            break;
+        multiply_width<T, UP, WIDE_PLACES>(e, t, stages, b, step);
+    }
+    copy_out_read();
 }
 
 template <typename T, bool UP>
 __device__ __forceinline__ void copy_all(const ek_cu_experts &e, const CUtensorMap &map,
                                          WideStage<T> *stages, WideBarriers &b)
 {
-    uint32_t step = 0;
+    uint32_t step = 0, tile = 0;
     WideTile t;
 
     for (uint32_t i = blockIdx.x; find_tile<WideSide<T, UP>>(e, i, t); i += gridDim.x)
-        copy_tile<T, UP>(e, map, t, stages, b, step);
-    copy_wait<0>();
+        copy_tile<T, UP>(e, map, t, stages, b, tile++, step);
+    wait_for_room(b, step);
+    if (threadIdx.x == WIDE_CONSUMERS) {
+        b.tile[tile % WIDE_STAGES].n = 0;
+        barrier_arrive(shared_at(&b.full[step % WIDE_STAGES]));
+    }
+    barrier_copied(shared_at(&b.full[step % WIDE_STAGES]));
 }
 #endif
 
@@ -432,7 +381,8 @@ static cudaError_t wide_launch(const struct ek_cu_queue *q, const struct ek_cu_e
 extern "C" bool ek_cu_experts_wide_fits(const struct ek_cu_experts *e)
 {
     return hopper_built() && e->hidden % WIDE_K == 0 && e->inner % WIDE_K == 0 &&
-           e->n * e->ldx <= UINT32_MAX && (size_t)e->n * e->top_k * e->inner <= UINT32_MAX;
+           e->hidden >= 2 * WIDE_K && e->inner >= 2 * WIDE_K && e->n * e->ldx <= UINT32_MAX &&
+           (size_t)e->n * e->top_k * e->inner <= UINT32_MAX;
 }
 
 extern "C" cudaError_t ek_cu_experts_wide(const struct ek_cu_queue *q, enum ek_dtype act,

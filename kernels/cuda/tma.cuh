@@ -159,6 +159,15 @@ __device__ __forceinline__ void copy_pairs(uint32_t to, const CUtensorMap *map, 
         "l"(map), "r"(0), "r"(group), "r"(chunk), "r"(barrier), "l"(0x12f0000000000000ull)
         : "memory");
 }
+// The box at (col, row, head) of a map of three sides.
+__device__ __forceinline__ void copy_part(uint32_t to, const CUtensorMap *map, uint32_t col,
+                                          uint32_t row, uint32_t head, uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+                 "l"(map), "r"(col), "r"(row), "r"(head), "r"(barrier)
+                 : "memory");
+}
 // The same of a map of four sides: the box at (0, row, chunk, head).
 __device__ __forceinline__ void copy_box4(uint32_t to, const CUtensorMap *map, uint32_t row,
                                           uint32_t chunk, uint32_t head, uint32_t barrier)
@@ -167,6 +176,22 @@ __device__ __forceinline__ void copy_box4(uint32_t to, const CUtensorMap *map, u
                  "[%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
                  "l"(map), "r"(0), "r"(row), "r"(chunk), "r"(head), "r"(barrier)
                  : "memory");
+}
+// n bytes, a multiple of 16, back to memory; committed, and waited for until they have left shared
+// memory, by each thread for its own.
+__device__ __forceinline__ void copy_out(void *to, uint32_t from, uint32_t n)
+{
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from),
+                 "r"(n)
+                 : "memory");
+}
+__device__ __forceinline__ void copy_out_commit()
+{
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+__device__ __forceinline__ void copy_out_read()
+{
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 #endif
 

@@ -44,23 +44,32 @@ __device__ __forceinline__ void publish_shared()
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-#define EK_C4(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
-#define EK_C8    EK_C4(0), EK_C4(1)
-#define EK_C16   EK_C8, EK_C4(2), EK_C4(3)
-#define EK_C32   EK_C16, EK_C4(4), EK_C4(5), EK_C4(6), EK_C4(7)
-#define EK_C40   EK_C32, EK_C4(8), EK_C4(9)
-#define EK_C64                                                                                     \
-    EK_C32, EK_C4(8), EK_C4(9), EK_C4(10), EK_C4(11), EK_C4(12), EK_C4(13), EK_C4(14), EK_C4(15)
-#define EK_R32                                                                                     \
-    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,"  \
-    "%25,%26,%27,%28,%29,%30,%31}"
-#define EK_R40                                                                                     \
-    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,"  \
-    "%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39}"
-#define EK_R64                                                                                     \
-    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,"  \
-    "%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
-    "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}"
+// EK_LIST_n names the first 8 n registers, EK_SUMS_n binds them to c.
+#define EK_C4(i)   "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
+#define EK_LIST_1  "%0,%1,%2,%3,%4,%5,%6,%7"
+#define EK_LIST_2  EK_LIST_1 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define EK_LIST_3  EK_LIST_2 ",%16,%17,%18,%19,%20,%21,%22,%23"
+#define EK_LIST_4  EK_LIST_3 ",%24,%25,%26,%27,%28,%29,%30,%31"
+#define EK_LIST_5  EK_LIST_4 ",%32,%33,%34,%35,%36,%37,%38,%39"
+#define EK_LIST_6  EK_LIST_5 ",%40,%41,%42,%43,%44,%45,%46,%47"
+#define EK_LIST_7  EK_LIST_6 ",%48,%49,%50,%51,%52,%53,%54,%55"
+#define EK_LIST_8  EK_LIST_7 ",%56,%57,%58,%59,%60,%61,%62,%63"
+#define EK_LIST_9  EK_LIST_8 ",%64,%65,%66,%67,%68,%69,%70,%71"
+#define EK_LIST_10 EK_LIST_9 ",%72,%73,%74,%75,%76,%77,%78,%79"
+#define EK_LIST_11 EK_LIST_10 ",%80,%81,%82,%83,%84,%85,%86,%87"
+#define EK_LIST_12 EK_LIST_11 ",%88,%89,%90,%91,%92,%93,%94,%95"
+#define EK_SUMS_1  EK_C4(0), EK_C4(1)
+#define EK_SUMS_2  EK_SUMS_1, EK_C4(2), EK_C4(3)
+#define EK_SUMS_3  EK_SUMS_2, EK_C4(4), EK_C4(5)
+#define EK_SUMS_4  EK_SUMS_3, EK_C4(6), EK_C4(7)
+#define EK_SUMS_5  EK_SUMS_4, EK_C4(8), EK_C4(9)
+#define EK_SUMS_6  EK_SUMS_5, EK_C4(10), EK_C4(11)
+#define EK_SUMS_7  EK_SUMS_6, EK_C4(12), EK_C4(13)
+#define EK_SUMS_8  EK_SUMS_7, EK_C4(14), EK_C4(15)
+#define EK_SUMS_9  EK_SUMS_8, EK_C4(16), EK_C4(17)
+#define EK_SUMS_10 EK_SUMS_9, EK_C4(18), EK_C4(19)
+#define EK_SUMS_11 EK_SUMS_10, EK_C4(20), EK_C4(21)
+#define EK_SUMS_12 EK_SUMS_11, EK_C4(22), EK_C4(23)
 
 // c[64 x N] = (add ? c : 0) + a b^T of 16 columns of a and b, both in shared memory. A, B, ADD: the
 // operands after the registers C.
@@ -76,37 +85,35 @@ __device__ __forceinline__ void publish_shared()
     }
 #define EK_WGMMA_SHARED(T, NAME)                                                                   \
     EK_WGMMA_SHARED_N(T, NAME, 8, "{%0,%1,%2,%3}", EK_C4(0), "%4", "%5", "%6")                     \
-    EK_WGMMA_SHARED_N(T, NAME, 16, "{%0,%1,%2,%3,%4,%5,%6,%7}", EK_C8, "%8", "%9", "%10")          \
-    EK_WGMMA_SHARED_N(T, NAME, 32, "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}",      \
-                      EK_C16, "%16", "%17", "%18")                                                 \
-    EK_WGMMA_SHARED_N(T, NAME, 64, EK_R32, EK_C32, "%32", "%33", "%34")                            \
-    EK_WGMMA_SHARED_N(T, NAME, 128, EK_R64, EK_C64, "%64", "%65", "%66")
+    EK_WGMMA_SHARED_N(T, NAME, 16, "{" EK_LIST_1 "}", EK_SUMS_1, "%8", "%9", "%10")                \
+    EK_WGMMA_SHARED_N(T, NAME, 32, "{" EK_LIST_2 "}", EK_SUMS_2, "%16", "%17", "%18")              \
+    EK_WGMMA_SHARED_N(T, NAME, 48, "{" EK_LIST_3 "}", EK_SUMS_3, "%24", "%25", "%26")              \
+    EK_WGMMA_SHARED_N(T, NAME, 64, "{" EK_LIST_4 "}", EK_SUMS_4, "%32", "%33", "%34")              \
+    EK_WGMMA_SHARED_N(T, NAME, 80, "{" EK_LIST_5 "}", EK_SUMS_5, "%40", "%41", "%42")              \
+    EK_WGMMA_SHARED_N(T, NAME, 96, "{" EK_LIST_6 "}", EK_SUMS_6, "%48", "%49", "%50")              \
+    EK_WGMMA_SHARED_N(T, NAME, 112, "{" EK_LIST_7 "}", EK_SUMS_7, "%56", "%57", "%58")             \
+    EK_WGMMA_SHARED_N(T, NAME, 128, "{" EK_LIST_8 "}", EK_SUMS_8, "%64", "%65", "%66")             \
+    EK_WGMMA_SHARED_N(T, NAME, 144, "{" EK_LIST_9 "}", EK_SUMS_9, "%72", "%73", "%74")             \
+    EK_WGMMA_SHARED_N(T, NAME, 160, "{" EK_LIST_10 "}", EK_SUMS_10, "%80", "%81", "%82")           \
+    EK_WGMMA_SHARED_N(T, NAME, 176, "{" EK_LIST_11 "}", EK_SUMS_11, "%88", "%89", "%90")           \
+    EK_WGMMA_SHARED_N(T, NAME, 192, "{" EK_LIST_12 "}", EK_SUMS_12, "%96", "%97", "%98")
 // c[64 x D] += a b: a 64 x 16 in registers, b 16 rows of shared memory.
-#define EK_WGMMA_REGISTERS(T, NAME)                                                                \
-    __device__ __forceinline__ void wgmma_registers(float(&c)[8][4], const uint32_t a[4],          \
+#define EK_WGMMA_REGISTERS_N(T, NAME, N, R, C, A0, A1, A2, A3, B)                                  \
+    __device__ __forceinline__ void wgmma_registers(float(&c)[N / 8][4], const uint32_t a[4],      \
                                                     uint64_t b, T)                                 \
     {                                                                                              \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME " " EK_R32        \
-                     ", {%32,%33,%34,%35}, %36, 1, 1, 1, 1;"                                       \
-                     : EK_C32                                                                      \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                        \
-    }                                                                                              \
-    __device__ __forceinline__ void wgmma_registers(float(&c)[10][4], const uint32_t a[4],         \
-                                                    uint64_t b, T)                                 \
-    {                                                                                              \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n80k16.f32." NAME "." NAME " " EK_R40        \
-                     ", {%40,%41,%42,%43}, %44, 1, 1, 1, 1;"                                       \
-                     : EK_C40                                                                      \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                        \
-    }                                                                                              \
-    __device__ __forceinline__ void wgmma_registers(float(&c)[16][4], const uint32_t a[4],         \
-                                                    uint64_t b, T)                                 \
-    {                                                                                              \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " " EK_R64       \
-                     ", {%64,%65,%66,%67}, %68, 1, 1, 1, 1;"                                       \
-                     : EK_C64                                                                      \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." NAME "." NAME " " R         \
+                     ", {" A0 "," A1 "," A2 "," A3 "}, " B ", 1, 1, 1, 1;"                         \
+                     : C                                                                           \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                        \
     }
+#define EK_WGMMA_REGISTERS(T, NAME)                                                                \
+    EK_WGMMA_REGISTERS_N(T, NAME, 64, "{" EK_LIST_4 "}", EK_SUMS_4, "%32", "%33", "%34", "%35",    \
+                         "%36")                                                                    \
+    EK_WGMMA_REGISTERS_N(T, NAME, 80, "{" EK_LIST_5 "}", EK_SUMS_5, "%40", "%41", "%42", "%43",    \
+                         "%44")                                                                    \
+    EK_WGMMA_REGISTERS_N(T, NAME, 128, "{" EK_LIST_8 "}", EK_SUMS_8, "%64", "%65", "%66", "%67",   \
+                         "%68")
 EK_WGMMA_SHARED(bf16, "bf16")
 EK_WGMMA_SHARED(f16, "f16")
 EK_WGMMA_REGISTERS(bf16, "bf16")
