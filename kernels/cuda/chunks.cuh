@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weights decoded on their way from memory to the tensor cores, for products with a few tokens. The
-// order of k within a product is free: each lane reads one chunk (8 columns) of rows g and g + 8,
-// and the same columns of token g, which is what two 16x8x16 products need of it. The four chunks
-// of a row that a product takes lie in one block of a block type, so that its scale is applied to
-// the product.
+// Weights decoded on their way from memory to the tensor cores, for products with a few tokens that
+// do not stream. The order of k within a product is free: each lane reads one chunk (8 columns) of
+// rows g and g + 8, and the same columns of token g, which is what two 16x8x16 products need of it.
+// The four chunks of a row that a product takes lie in one block of a block type, so that its scale
+// is applied to the product.
 #ifndef EK_CUDA_CHUNKS_CUH
 #define EK_CUDA_CHUNKS_CUH
 
 #include "kernels/cuda/integers.cuh"
+#include "kernels/cuda/weights.cuh"
 
 // Chunks of a lane in flight, a row.
 template <int W>
@@ -30,12 +31,18 @@ __device__ __forceinline__ uint4 to_operand(const typename Weight<W>::Raw &raw, 
                       pack2<T>(v[6], v[7]));
 }
 
+// The token's elements that chunk c of a row meets.
 template <int W, typename T> __device__ __forceinline__ uint4 token_chunk(const T *x, uint32_t c)
 {
-    uint2 lo = *reinterpret_cast<const uint2 *>(x + Weight<W>::lo(c));
-    uint2 hi = *reinterpret_cast<const uint2 *>(x + Weight<W>::hi(c));
+    if constexpr (W >= EK_Q4_0) {
+        if constexpr (Blocks<W>::split) {
+            uint2 lo = *reinterpret_cast<const uint2 *>(x + Weight<W>::lo(c));
+            uint2 hi = *reinterpret_cast<const uint2 *>(x + Weight<W>::hi(c));
 
-    return make_uint4(lo.x, lo.y, hi.x, hi.y);
+            return make_uint4(lo.x, lo.y, hi.x, hi.y);
+        }
+    }
+    return *reinterpret_cast<const uint4 *>(x + 8 * c);
 }
 
 // ---- sum += the chunks' rows times the tokens
@@ -46,11 +53,6 @@ __device__ __forceinline__ void product(float (&sum)[4], uint32_t r0, uint32_t r
     uint32_t a[4] = {r0, r8, s0, s8};
 
     mma<T>(sum, a, x0, x1);
-}
-__device__ __forceinline__ void add_scaled(float (&sum)[4], float s0, float s8, const float (&v)[4])
-{
-    sum[0] += s0 * v[0], sum[1] += s0 * v[1];
-    sum[2] += s8 * v[2], sum[3] += s8 * v[3];
 }
 
 template <int W, typename T, int NT>
@@ -66,66 +68,36 @@ __device__ __forceinline__ void add_chunk(float (&sum)[NT][4], const typename We
             product<T>(sum[j], p.z, q.z, p.w, q.w, x[j].z, x[j].w);
         }
     } else {
-        using I = Integers<W, T>;
-        const uint32_t one = pack2<T>(1, 1);
-        uint4 p = I::get(r0), q = I::get(r8);
-        float2 s0 = I::scale(r0), s8 = I::scale(r8), o0 = I::offset(r0), o8 = I::offset(r8);
-#pragma unroll
-        for (int j = 0; j < NT; j++) {
-            uint4 v = I::arrange(x[j]);
-            float lo[4] = {}, hi[4] = {};
+        const uint32_t j = c % (Blocks<W>::cols / 8) / 4;
+        const Chunk chunks[2] = {r0.c, r8.c};
+        const Scale scales[2] = {Blocks<W>::scale(r0.head, j), Blocks<W>::scale(r8.head, j)};
 
-            product<T>(lo, p.x, q.x, p.y, q.y, v.x, v.y);
-            product<T>(I::split ? hi : lo, p.z, q.z, p.w, q.w, v.z, v.w);
-            add_scaled(sum[j], s0.x, s8.x, lo);
-            if (I::split)
-                add_scaled(sum[j], s0.y, s8.y, hi);
-            if (I::affine) { // offsets times the sum of the token's elements
-                float all_lo[4] = {}, all_hi[4] = {};
-
-                product<T>(all_lo, one, one, one, one, v.x, v.y);
-                product<T>(I::split ? all_hi : all_lo, one, one, one, one, v.z, v.w);
-                add_scaled(sum[j], o0.x, o8.x, all_lo);
-                if (I::split)
-                    add_scaled(sum[j], o0.y, o8.y, all_hi);
-            }
-        }
+        add_sub_block<W, T, NT>(sum, chunks, scales, x, BiasSums<W, T, NT>(x));
     }
 }
 
 // ---- loads
 // Bytes of 64 chunks, which all blocks divide: from one pair of a warp's loads to its next.
-template <int W>
-constexpr uint32_t BYTES_64 = W == EK_F32                      ? 2048
-                              : W == EK_BF16 || W == EK_F16    ? 1024
-                              : W == EK_Q4_0                   ? 16 * 18
-                              : W == EK_Q4_1                   ? 16 * 20
-                              : W == EK_Q5_0                   ? 16 * 22
-                              : W == EK_Q5_1                   ? 16 * 24
-                              : W == EK_Q8_0                   ? 16 * 34
-                              : W == EK_Q4_K                   ? 2 * 144
-                              : W == EK_Q5_K                   ? 2 * 176
-                              : W == EK_Q6_K                   ? 2 * 210
-                              : W == EK_G4_32                  ? 16 * 20
-                              : W == EK_G4_64                  ? 8 * 36
-                              : W == EK_G4_128                 ? 4 * 68
-                              : W == EK_G8_32 || W == EK_B8_32 ? 16 * 36
-                              : W == EK_G8_64 || W == EK_B8_64 ? 8 * 68
-                                                               : 4 * 132;
+template <int W> constexpr uint32_t bytes_64()
+{
+    if constexpr (W >= EK_Q4_0)
+        return 512 / Blocks<W>::cols * Blocks<W>::bytes;
+    return W == EK_F32 ? 2048 : 1024;
+}
 
 // Loads of a lane: chunk `first` (of its warp's first 8: its lane % 4) and the one 4 behind it, so
 // that a warp reads 64 or 128 bytes of a row; then those of WARPS * 8 chunks on. What depends on
 // `first` alone the compiler takes out of the loop: rows advance instead.
 template <int W, int WARPS> struct FewBatch {
     typename Weight<W>::Raw raw[2][FEW_UNROLL<W>];
-    static const uint32_t STRIDE = WARPS / 8 * BYTES_64<W>;
+    static const uint32_t STRIDE = WARPS / 8 * bytes_64<W>();
 
     static __device__ __forceinline__ uint32_t chunk(uint32_t c, int i)
     {
         return c + i / 2 * (WARPS * 8) + i % 2 * 4;
     }
     // row: advanced by as many bytes as c is behind first
-    __device__ __forceinline__ void load(const uint8_t *const row[2], uint32_t first, uint32_t c,
+    __device__ __forceinline__ void load(const WeightRow (&row)[2], uint32_t first, uint32_t c,
                                          uint32_t chunks)
     {
 #pragma unroll
@@ -133,7 +105,8 @@ template <int W, int WARPS> struct FewBatch {
 #pragma unroll
             for (int r = 0; r < 2; r++)
                 raw[r][i] = chunk(c, i) < chunks
-                                ? Weight<W>::load(row[r] + i / 2 * STRIDE, first + i % 2 * 4)
+                                ? Weight<W>::load(WeightRow(row[r].at + i / 2 * STRIDE, row[r].r),
+                                                  first + i % 2 * 4)
                                 : typename Weight<W>::Raw{};
     }
 };
@@ -154,12 +127,12 @@ __device__ __forceinline__ void publish(float (&parts)[TOKENS][17], const float 
 // sum += rows row[0], row[1] (of the lane's g and g + 8) times tokens x[j] (of the lane's g + 8 j,
 // or NULL). ready() is called when the first weights are on their way.
 template <int W, typename T, int NT, int WARPS, typename F>
-__device__ __forceinline__ void multiply_rows(float (&sum)[NT][4], const uint8_t *const row[2],
+__device__ __forceinline__ void multiply_rows(float (&sum)[NT][4], const WeightRow (&row)[2],
                                               uint32_t chunks, const T *(&x)[NT], F ready)
 {
     const int PASS = WARPS * 8 * FEW_UNROLL<W> / 2; // chunks
     uint32_t t = threadIdx.x % 4, first = 8 * (threadIdx.x / 32) + t;
-    const uint8_t *at[2] = {row[0], row[1]};
+    WeightRow at[2] = {row[0], row[1]};
     FewBatch<W, WARPS> next;
 
     next.load(at, first, first, chunks);
@@ -167,8 +140,8 @@ __device__ __forceinline__ void multiply_rows(float (&sum)[NT][4], const uint8_t
     for (uint32_t c = first; c - t < chunks; c += PASS) {
         FewBatch<W, WARPS> now = next;
 
-        at[0] += FEW_UNROLL<W> / 2 * FewBatch<W, WARPS>::STRIDE;
-        at[1] += FEW_UNROLL<W> / 2 * FewBatch<W, WARPS>::STRIDE;
+        at[0].at += FEW_UNROLL<W> / 2 * FewBatch<W, WARPS>::STRIDE;
+        at[1].at += FEW_UNROLL<W> / 2 * FewBatch<W, WARPS>::STRIDE;
         next.load(at, first, c + PASS, chunks);
 #pragma unroll
         for (int i = 0; i < FEW_UNROLL<W>; i++) {

@@ -67,7 +67,8 @@ struct ek_cuda {
     struct ek_device base;
     int gpu;
     struct ek_cu_queue queue;
-    bool streams; /* products with a few tokens stream their weights: stream.cu */
+    bool streams; /* products with a few tokens stream their weights: stream.cu; */
+    bool blocks;  /* those in blocks: stream_blocks.cuh */
     struct ek_cu_memory memory;
     struct {
         void *p;

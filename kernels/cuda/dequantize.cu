@@ -20,10 +20,36 @@ __global__ void rows_k(const uint8_t *src, size_t row_bytes, uint32_t rows, uint
         if (c >= cols / 8)
             continue;
         if (row < limit)
-            Weight<W>::decode(Weight<W>::load(src + row * row_bytes, c), c, v);
+            Weight<W>::decode(Weight<W>::load(row_of<W>(src, row, row_bytes), c), c, v);
         store4(to + Weight<W>::lo(c), v);
         store4(to + Weight<W>::hi(c), v + 4);
     }
+}
+
+// Whole bands of a matrix in blocks: a warp takes a sub-block of 16 rows, as it lies.
+template <int W, typename T>
+__global__ void bands_k(const uint8_t *src, size_t row_bytes, uint32_t rows, uint32_t cols, T *out)
+{
+    uint32_t sub = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    uint32_t c = 4 * sub + lane % 4;
+
+    pdl_next();
+    pdl_wait();
+    if (c >= cols / 8)
+        return;
+    for (uint32_t band = blockIdx.y; band < (rows + 15) / 16; band += gridDim.y)
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            uint32_t row = 16 * band + lane / 4 + 8 * r;
+            T *to = out + (size_t)row * cols;
+            float v[8];
+
+            if (row >= rows)
+                continue;
+            Weight<W>::decode(Weight<W>::load(row_of<W>(src, row, row_bytes), c), c, v);
+            store4(to + Weight<W>::lo(c), v);
+            store4(to + Weight<W>::hi(c), v + 4);
+        }
 }
 
 // Rows that cannot be read 8 elements at a time (plain types alone).
@@ -88,11 +114,24 @@ static cudaError_t any_rows(const struct ek_cu_queue *q, enum ek_dtype w, enum e
     }
 }
 
+template <int W>
+static cudaError_t bands(const struct ek_cu_queue *q, enum ek_dtype act, const void *src,
+                         size_t row_bytes, uint32_t rows, uint32_t cols, void *out)
+{
+    dim3 grid = grid_of(cols, div_up(rows, 16)); // a lane: a chunk of two rows
+
+    EK_DISPATCH_ACT(act, T,
+                    return launch(q, bands_k<W, T>, grid, 128, 0, (const uint8_t *)src, row_bytes,
+                                  rows, cols, (T *)out));
+}
+
 extern "C" cudaError_t ek_cu_dequantize(const struct ek_cu_queue *q, enum ek_dtype w,
                                         enum ek_dtype act, const void *src, size_t row_bytes,
                                         uint32_t rows, uint32_t cols, void *out)
 {
-    return any_rows(q, w, act, src, row_bytes, rows, cols, NULL, rows, out);
+    if (w < EK_Q4_0)
+        return any_rows(q, w, act, src, row_bytes, rows, cols, NULL, rows, out);
+    EK_DISPATCH_BLOCKS(w, return bands<W>(q, act, src, row_bytes, rows, cols, out));
 }
 
 extern "C" cudaError_t ek_cu_embed(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,

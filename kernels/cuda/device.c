@@ -190,6 +190,16 @@ static void device_close(struct ek_device *dev)
     free(d);
 }
 
+/* A block of threads may have so much shared memory. */
+static bool has_shared(int gpu, int bytes)
+{
+    int most = 0;
+
+    return cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu) ==
+               cudaSuccess &&
+           most >= bytes;
+}
+
 static enum ek_status device_open(const struct ek_device_spec *spec, enum ek_dtype act,
                                   struct ek_device **out)
 {
@@ -210,6 +220,7 @@ static enum ek_status device_open(const struct ek_device_spec *spec, enum ek_dty
     d->queue.n_sm = d->base.info.n_units;
     d->queue.pdl = d->base.info.compute_major >= 9;
     d->streams = d->queue.pdl && ek_cu_stream_fits(d->gpu);
+    d->blocks = has_shared(d->gpu, EK_CU_BLOCKS_SHARED);
     ek_cuda_use(d);
     EK_GOTO(ek_cuda_queue_open(d), st, fail);
     EK_GOTO(ek_cuda_small_scratch(d), st, fail);

@@ -22,7 +22,7 @@ __device__ __forceinline__ float joined(const float (*parts)[FEW_TOKENS][17], ui
 
 // Places first .. first + n - 1, n <= 8 NT.
 template <int W, typename T, bool UP, int NT>
-__device__ __forceinline__ void few_places(const ek_cu_experts &e, const uint8_t *const row[2],
+__device__ __forceinline__ void few_places(const ek_cu_experts &e, const WeightRow (&row)[2],
                                            uint32_t first, uint32_t n,
                                            float (*parts)[FEW_TOKENS][17])
 {
@@ -63,14 +63,14 @@ __global__ void __launch_bounds__(FEW_THREADS, 2) few_experts_k(const ek_cu_expe
 {
     __shared__ float parts[FEW_WARPS][FEW_TOKENS][17];
     uint32_t expert = blockIdx.y, g = threadIdx.x % 32 / 4;
-    const uint8_t *row[2];
+    WeightRow row[2];
 
 #pragma unroll
     for (int r = 0; r < 2; r++) { // rows past the end repeat the last
         uint32_t at = UP ? min(8 * blockIdx.x + g, e.inner - 1)
                          : min(16 * blockIdx.x + g + 8 * r, e.hidden - 1);
-        row[r] = UP ? e.gate_up + ((size_t)(2 * expert + r) * e.inner + at) * e.gate_up_row
-                    : e.down + ((size_t)expert * e.hidden + at) * e.down_row;
+        row[r] = UP ? row_of<W>(e.gate_up, (size_t)(2 * expert + r) * e.inner + at, e.gate_up_row)
+                    : row_of<W>(e.down, (size_t)expert * e.hidden + at, e.down_row);
     }
     pdl_next();
     pdl_wait();

@@ -48,25 +48,25 @@ struct Layers {
         }
     }
     // *up: the row of up that belongs to the row of gate that is returned
-    __device__ __forceinline__ const uint8_t *gate(const ek_cu_experts &e, uint32_t layer,
-                                                   uint32_t row, const uint8_t **up) const
+    template <int W>
+    __device__ __forceinline__ WeightRow gate(const ek_cu_experts &e, uint32_t layer, uint32_t row,
+                                              WeightRow *up) const
     {
-        if (layer < e.n_shared) {
-            const uint8_t *w = e.shared_up + ((size_t)layer * e.inner + row) * e.gate_up_row;
-            *up = w + (size_t)e.n_shared * e.inner * e.gate_up_row;
-            return w;
-        }
-        const uint8_t *w =
-            e.gate_up + ((size_t)ids[layer - e.n_shared] * 2 * e.inner + row) * e.gate_up_row;
-        *up = w + (size_t)e.inner * e.gate_up_row;
-        return w;
+        bool shared = layer < e.n_shared;
+        const uint8_t *data = shared ? e.shared_up : e.gate_up;
+        size_t at = shared ? (size_t)layer * e.inner + row
+                           : (size_t)ids[layer - e.n_shared] * 2 * e.inner + row;
+
+        *up = row_of<W>(data, at + (shared ? e.n_shared : 1) * (size_t)e.inner, e.gate_up_row);
+        return row_of<W>(data, at, e.gate_up_row);
     }
-    __device__ __forceinline__ const uint8_t *down(const ek_cu_experts &e, uint32_t layer,
-                                                   uint32_t row) const
+    template <int W>
+    __device__ __forceinline__ WeightRow down(const ek_cu_experts &e, uint32_t layer,
+                                              uint32_t row) const
     {
         if (layer < e.n_shared)
-            return e.shared_down + ((size_t)row * e.n_shared + layer) * e.down_row;
-        return e.down + ((size_t)ids[layer - e.n_shared] * e.hidden + row) * e.down_row;
+            return row_of<W>(e.shared_down, row, e.n_shared * e.down_row, layer * e.down_row);
+        return row_of<W>(e.down, (size_t)ids[layer - e.n_shared] * e.hidden + row, e.down_row);
     }
     __device__ __forceinline__ float weight(const ek_cu_experts &e, uint32_t layer) const
     {
@@ -78,8 +78,8 @@ struct Layers {
 template <int W, int N> struct Rows {
     typename Weight<W>::Raw a[N], b[N];
 
-    __device__ __forceinline__ void load(const uint8_t *first, const uint8_t *second, uint32_t c,
-                                         uint32_t chunks)
+    __device__ __forceinline__ void load(const WeightRow &first, const WeightRow &second,
+                                         uint32_t c, uint32_t chunks)
     {
 #pragma unroll
         for (int i = 0; i < N; i++) {
@@ -113,11 +113,11 @@ __global__ void __launch_bounds__(ONE_THREADS, ONE_RESIDENT) up_k(const ek_cu_ex
     uint32_t lane = threadIdx.x % 32, chunks = e.hidden / 8, token = blockIdx.y;
     uint32_t u = blockIdx.x + gridDim.x * (threadIdx.x / 32), all = e.n_shared + e.top_k;
     bool loaded = u < e.n_shared * e.inner;
-    const uint8_t *gate, *up;
+    WeightRow gate, up;
     Rows<W, N> rows;
 
     if (loaded) {
-        gate = layers.gate(e, u / e.inner, u % e.inner, &up);
+        gate = layers.gate<W>(e, u / e.inner, u % e.inner, &up);
         rows.load(gate, up, lane, chunks);
     }
     pdl_next();
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(ONE_THREADS, ONE_RESIDENT) up_k(const ek_cu_ex
     for (; u < all * e.inner; u += gridDim.x * ONE_WARPS) {
         float g = 0, v = 0;
 
-        gate = layers.gate(e, u / e.inner, u % e.inner, &up);
+        gate = layers.gate<W>(e, u / e.inner, u % e.inner, &up);
         for (uint32_t c = lane; c < chunks; c += 32 * N) {
             if (!loaded)
                 rows.load(gate, up, c, chunks);
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(ONE_THREADS, ONE_RESIDENT) down_k(const ek_cu_
     Rows<W, N> rows;
 
     if (loaded)
-        rows.load(layers.down(e, 0, row), layers.down(e, 1, row), lane, chunks);
+        rows.load(layers.down<W>(e, 0, row), layers.down<W>(e, 1, row), lane, chunks);
     pdl_next();
     pdl_wait();
     layers.read(e, token);
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(ONE_THREADS, ONE_RESIDENT) down_k(const ek_cu_
 
         for (uint32_t k = 0; k < all; k += 2) {
             uint32_t second = k + 1 < all ? k + 1 : k;
-            const uint8_t *w0 = layers.down(e, k, row), *w1 = layers.down(e, second, row);
+            WeightRow w0 = layers.down<W>(e, k, row), w1 = layers.down<W>(e, second, row);
             float f0 = layers.weight(e, k), f1 = second > k ? layers.weight(e, second) : 0.0f;
             float s0 = 0, s1 = 0;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with up to 16 tokens whose weights are decoded on their way from memory to the tensor
-// cores. A block takes 16 output rows (or 8 units of two that belong together), its warps share the
-// columns.
+// Products with up to 8 tokens and plain weights of another type than the activations, or where the
+// weights cannot be streamed: converted on their way from memory to the tensor cores. A block takes
+// 16 output rows (or 8 units of two that belong together), its warps share the columns.
 #ifndef EK_CUDA_FEW_CUH
 #define EK_CUDA_FEW_CUH
 
@@ -15,7 +15,7 @@ __global__ void __launch_bounds__((32 * WARPS), 16 / WARPS)
     const int R = Unit<MODE>::rows, UNITS = 16 / R;
     __shared__ float parts[WARPS][NT * 8][17];
     uint32_t g = threadIdx.x % 32 / 4, first = blockIdx.x * UNITS;
-    const uint8_t *row[2];
+    WeightRow row[2];
     const T *x[NT];
     float sum[NT][4] = {};
 
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__((32 * WARPS), 16 / WARPS)
         uint32_t m, rows[R], member = R == 2 ? r : 0;
 
         Unit<MODE>::find(p, min(first + g + (R == 1 ? 8 * r : 0), units - 1), &m, rows);
-        row[r] = Unit<MODE>::data(p, m, (int)member) + rows[member] * p.row_bytes;
+        row[r] = row_of<W>(Unit<MODE>::data(p, m, (int)member), rows[member], p.row_bytes);
     }
 #pragma unroll
     for (int j = 0; j < NT; j++)

@@ -1,26 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Integers<W, T>: weights in blocks as tensor cores like them best: the chunk's integers as pairs
-// of T, exact, and what they are worth: weight = scale integer + offset. Scales and offsets are
-// applied to sums of products, once a block, not to each weight. lo: elements 0..3 of the chunk;
-// hi: 4..7. T is bf16, which holds integers up to 256 exactly, or f16.
+// Weights in blocks as tensor cores like them best: the integers of a chunk as pairs of T, exact,
+// by a mask alone, which leaves them above their value by a constant. The constant times the sum of
+// a token's elements is what products of a sub-block begin with; scales and offsets are applied to
+// their sums, once a sub-block, not to each weight. T is bf16, which holds integers up to 256
+// exactly, or f16.
 #ifndef EK_CUDA_INTEGERS_CUH
 #define EK_CUDA_INTEGERS_CUH
 
-#include "kernels/cuda/weights.cuh"
+#include "kernels/cuda/blocks.cuh"
 
-// ---- pairs
-template <typename T> __device__ __forceinline__ uint32_t subtract2(uint32_t a, uint32_t b);
-template <> __device__ __forceinline__ uint32_t subtract2<bf16>(uint32_t a, uint32_t b)
-{
-    __nv_bfloat162 r =
-        __hsub2(*reinterpret_cast<__nv_bfloat162 *>(&a), *reinterpret_cast<__nv_bfloat162 *>(&b));
-    return *reinterpret_cast<uint32_t *>(&r);
-}
-template <> __device__ __forceinline__ uint32_t subtract2<f16>(uint32_t a, uint32_t b)
-{
-    __half2 r = __hsub2(*reinterpret_cast<__half2 *>(&a), *reinterpret_cast<__half2 *>(&b));
-    return *reinterpret_cast<uint32_t *>(&r);
-}
 template <typename T> __device__ __forceinline__ uint32_t multiply2(uint32_t a, float by);
 template <> __device__ __forceinline__ uint32_t multiply2<bf16>(uint32_t a, float by)
 {
@@ -32,269 +20,130 @@ template <> __device__ __forceinline__ uint32_t multiply2<f16>(uint32_t a, float
     __half2 r = __hmul2(*reinterpret_cast<__half2 *>(&a), __float2half2_rn(by));
     return *reinterpret_cast<uint32_t *>(&r);
 }
-// The upper byte that makes a number below 128 of the lower one, plus 128 or 1024.
-template <typename T> constexpr uint32_t UPPER = std::is_same<T, bf16>::value ? 0x43 : 0x64;
 
-// The bytes of q, below 128, minus zero.
-template <typename T> __device__ __forceinline__ uint2 small_pairs(uint32_t q, uint32_t zero)
+// (v & mask) | more, as one instruction.
+template <uint32_t MASK> __device__ __forceinline__ uint32_t mask_or(uint32_t v, uint32_t more)
 {
-    uint32_t upper = UPPER<T> * 0x01010101u, base = (UPPER<T> << 8 | zero) * 0x00010001u;
-
-    return make_uint2(subtract2<T>(__byte_perm(q, upper, 0x4140), base),
-                      subtract2<T>(__byte_perm(q, upper, 0x4342), base));
+    uint32_t r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(v), "n"(MASK), "r"(more));
+    return r;
 }
-// The same of any bytes.
-template <typename T> __device__ __forceinline__ uint2 byte_pairs(uint32_t q, int zero)
+// parts: pairs of BF16 hold 7 bits, so that bytes are two of them, the second worth 16 times the
+// first. bias: what pairs are above the integers' value.
+template <int W, typename T> struct Integers {
+    using B = Blocks<W>;
+    static const bool wide = std::is_same<T, bf16>::value, floats = W >= EK_B8_32;
+    static const int parts = wide && B::low == 8 && !floats ? 2 : 1;
+    static const int base = wide ? 128 : 1024; // with 1 as its last bit
+    static const int bias = floats ? 0 : base * (parts == 2 ? 17 : 1) + B::zero;
+    static const uint32_t magic = wide ? 0x43004300u : 0x64006400u;
+
+    // Columns 2 i and 2 i + 1; part 1: the upper half of bytes.
+    static __device__ __forceinline__ uint32_t pair(const Chunk &c, int i, int part)
+    {
+        if (floats)
+            return e4m3_pair(pair_bits<W>(c, i));
+        if (parts == 2)
+            return mask_or<0x000f000fu>((i < 2 ? c.q : c.b) >> (8 * (i % 2) + 4 * part), magic);
+        if (B::low == 8)
+            return mask_or<0x00ff00ffu>((i < 2 ? c.q : c.b) >> 8 * (i % 2), magic);
+        return high_bits(c, i, mask_or<0x000f000fu>(c.q >> 4 * i, magic));
+    }
+
+  private:
+    static __device__ __forceinline__ uint32_t high_bits(const Chunk &c, int i, uint32_t v)
+    {
+        if (B::high == 1) {
+            uint32_t h = c.h | c.h << 12; // other bits do not come to be where the masks are
+            return mask_or<0x00100010u>(i < 4 ? h << (4 - i) : h, v);
+        }
+        if (B::high == 2) {
+            uint32_t h = __byte_perm(c.h, 0, 0x4140);
+            return mask_or<0x00300030u>(i < 3 ? h << (4 - 2 * i) : h >> 2, v);
+        }
+        return v;
+    }
+    // E4M3 (NaN apart: 480): exponent and mantissa moved to where T has them, times the power of
+    // two between the types' exponents.
+    static __device__ __forceinline__ uint32_t e4m3_pair(uint32_t v)
+    {
+        uint32_t bits = wide ? v << 4 & 0x07f007f0u : v << 7 & 0x3f803f80u;
+
+        return multiply2<T>(bits | (v << 8 & 0x80008000u), wide ? 0x1p120f : 0x1p8f);
+    }
+};
+
+// The bias' products with a sub-block's columns of NT tiles of tokens, which all rows have; of the
+// upper half apart where that has its own scale.
+template <int W, typename T, int NT> struct BiasSums {
+    using I = Integers<W, T>;
+    float sum[NT][Blocks<W>::split ? 2 : 1][4];
+
+    __device__ __forceinline__ BiasSums(const uint4 (&x)[NT])
+    {
+        const uint32_t k = pack2<T>(-(float)I::bias, -(float)I::bias), a[4] = {k, k, k, k};
+#pragma unroll
+        for (int j = 0; j < NT; j++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                sum[j][0][i] = sum[j][Blocks<W>::split ? 1 : 0][i] = 0;
+            if (I::bias) {
+                mma<T>(sum[j][0], a, x[j].x, x[j].y);
+                mma<T>(sum[j][Blocks<W>::split ? 1 : 0], a, x[j].z, x[j].w);
+            }
+        }
+    }
+};
+
+__device__ __forceinline__ void add_scaled(float (&sum)[4], float s0, float s8, const float (&v)[4])
 {
-    float v[4];
+    sum[0] += s0 * v[0], sum[1] += s0 * v[1];
+    sum[2] += s8 * v[2], sum[3] += s8 * v[3];
+}
+
+// sum += rows g and g + 8 of a sub-block, c and s, times the tokens: x holds the columns of the
+// lane's chunk.
+template <int W, typename T, int NT>
+__device__ __forceinline__ void add_sub_block(float (&sum)[NT][4], const Chunk (&c)[2],
+                                              const Scale (&s)[2], const uint4 (&x)[NT],
+                                              const BiasSums<W, T, NT> &bias)
+{
+    using B = Blocks<W>;
+    using I = Integers<W, T>;
+    float low[NT][4], high[NT][4]; // of the second part of bytes, or of the upper half
 
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        v[i] =
-            __uint_as_float(__byte_perm(q, 0x4b000000u, 0x7440 + i)) - (8388608.0f + (float)zero);
-    return make_uint2(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]));
-}
-// Four bits to the lowest bits of four bytes.
-__device__ __forceinline__ uint32_t spread(uint32_t bits)
-{
-    return (bits * 0x00204081u) & 0x01010101u;
-}
-#define EK_NIBBLES 0x0f0f0f0fu
-
-// ---- the types
-// affine: offsets are not 0. split: lo and hi have their own scales.
-template <bool AFFINE, bool SPLIT> struct IntegersOf {
-    static const bool affine = AFFINE, split = SPLIT;
-
-    // The token's elements in the order of the integers.
-    static __device__ __forceinline__ uint4 arrange(uint4 x)
-    {
-        return x;
-    }
-    template <typename R> static __device__ __forceinline__ float2 offset(const R &)
-    {
-        return make_float2(0, 0);
-    }
-};
-__device__ __forceinline__ uint4 join_pairs(uint2 lo, uint2 hi)
-{
-    return make_uint4(lo.x, lo.y, hi.x, hi.y);
-}
-__device__ __forceinline__ float2 twice(float v)
-{
-    return make_float2(v, v);
-}
-
-template <int W, typename T> struct Integers;
-template <typename T> struct Integers<EK_Q4_0, T> : IntegersOf<false, false> {
-    using Raw = typename Weight<EK_Q4_0>::Raw;
-    static __device__ __forceinline__ uint4 get(const Raw &r)
-    {
-        return join_pairs(small_pairs<T>(r.q & EK_NIBBLES, 8),
-                          small_pairs<T>(r.q >> 4 & EK_NIBBLES, 8));
-    }
-    static __device__ __forceinline__ float2 scale(const Raw &r)
-    {
-        return twice(half_value(r.d));
-    }
-};
-template <typename T> struct Integers<EK_Q4_1, T> : IntegersOf<true, false> {
-    using Raw = typename Weight<EK_Q4_1>::Raw;
-    static __device__ __forceinline__ uint4 get(const Raw &r)
-    {
-        return join_pairs(small_pairs<T>(r.q & EK_NIBBLES, 0),
-                          small_pairs<T>(r.q >> 4 & EK_NIBBLES, 0));
-    }
-    static __device__ __forceinline__ float2 scale(const Raw &r)
-    {
-        return twice(half_value(r.dm & 0xffff));
-    }
-    static __device__ __forceinline__ float2 offset(const Raw &r)
-    {
-        return twice(half_value(r.dm >> 16));
-    }
-};
-template <typename T>
-__device__ __forceinline__ uint4 five_bits(uint32_t q, uint32_t fifth, uint32_t zero)
-{
-    return join_pairs(small_pairs<T>((q & EK_NIBBLES) | spread(fifth & 15) << 4, zero),
-                      small_pairs<T>((q >> 4 & EK_NIBBLES) | spread(fifth >> 4 & 15) << 4, zero));
-}
-template <typename T> struct Integers<EK_Q5_0, T> : IntegersOf<false, false> {
-    using Raw = typename Weight<EK_Q5_0>::Raw;
-    static __device__ __forceinline__ uint4 get(const Raw &r)
-    {
-        return five_bits<T>(r.q, r.h, 16);
-    }
-    static __device__ __forceinline__ float2 scale(const Raw &r)
-    {
-        return twice(half_value(r.d));
-    }
-};
-template <typename T> struct Integers<EK_Q5_1, T> : IntegersOf<true, false> {
-    using Raw = typename Weight<EK_Q5_1>::Raw;
-    static __device__ __forceinline__ uint4 get(const Raw &r)
-    {
-        return five_bits<T>(r.q, r.h, 0);
-    }
-    static __device__ __forceinline__ float2 scale(const Raw &r)
-    {
-        return twice(half_value(r.dm & 0xffff));
-    }
-    static __device__ __forceinline__ float2 offset(const Raw &r)
-    {
-        return twice(half_value(r.dm >> 16));
-    }
-};
-template <typename T> struct Integers<EK_Q8_0, T> : IntegersOf<false, false> {
-    using Raw = typename Weight<EK_Q8_0>::Raw;
-    static __device__ __forceinline__ uint4 get(const Raw &r)
-    {
-        return join_pairs(byte_pairs<T>(r.a ^ 0x80808080u, 128),
-                          byte_pairs<T>(r.b ^ 0x80808080u, 128));
-    }
-    static __device__ __forceinline__ float2 scale(const Raw &r)
-    {
-        return twice(half_value(r.d));
-    }
-};
-struct IntegersK45 : IntegersOf<true, true> {
-    static __device__ __forceinline__ float2 scale_of(const BlockK::Scales &s)
-    {
-        float d = half_value(s.dm & 0xffff);
-
-        return make_float2(d * (float)(s.lo & 255), d * (float)(s.hi & 255));
-    }
-    static __device__ __forceinline__ float2 offset_of(const BlockK::Scales &s)
-    {
-        float m = -half_value(s.dm >> 16);
-
-        return make_float2(m * (float)(s.lo >> 8), m * (float)(s.hi >> 8));
-    }
-};
-template <typename T> struct Integers<EK_Q4_K, T> : IntegersK45 {
-    using Raw = typename Weight<EK_Q4_K>::Raw;
-    static __device__ __forceinline__ uint4 get(const Raw &r)
-    {
-        return join_pairs(small_pairs<T>(r.q & EK_NIBBLES, 0),
-                          small_pairs<T>(r.q >> 4 & EK_NIBBLES, 0));
-    }
-    static __device__ __forceinline__ float2 scale(const Raw &r)
-    {
-        return scale_of(r.s);
-    }
-    static __device__ __forceinline__ float2 offset(const Raw &r)
-    {
-        return offset_of(r.s);
-    }
-};
-template <typename T> struct Integers<EK_Q5_K, T> : IntegersK45 {
-    using Raw = typename Weight<EK_Q5_K>::Raw;
-    static __device__ __forceinline__ uint4 get(const Raw &r)
-    {
-        return join_pairs(small_pairs<T>((r.q & EK_NIBBLES) | (r.h & 0x01010101u) << 4, 0),
-                          small_pairs<T>((r.q >> 4 & EK_NIBBLES) | (r.h >> 1 & 0x01010101u) << 4,
-                                         0));
-    }
-    static __device__ __forceinline__ float2 scale(const Raw &r)
-    {
-        return scale_of(r.s);
-    }
-    static __device__ __forceinline__ float2 offset(const Raw &r)
-    {
-        return offset_of(r.s);
-    }
-};
-template <typename T> struct Integers<EK_Q6_K, T> : IntegersOf<false, true> {
-    using Raw = typename Weight<EK_Q6_K>::Raw;
-    static __device__ __forceinline__ uint4 get(const Raw &r)
-    {
-        return join_pairs(small_pairs<T>((r.q & EK_NIBBLES) | (r.h & 0x03030303u) << 4, 32),
-                          small_pairs<T>((r.q >> 4 & EK_NIBBLES) | (r.h >> 4 & 0x03030303u) << 4,
-                                         32));
-    }
-    static __device__ __forceinline__ float2 scale(const Raw &r)
-    {
-        float d = half_value(r.d);
-
-        return make_float2(d * (float)(int8_t)r.s, d * (float)(int8_t)(r.s >> 8));
-    }
-};
-// Low nibbles are the even elements.
-template <int N, typename T> struct IntegersG4 : IntegersOf<false, false> {
-    using Raw = typename WeightGroup<N, 4>::Raw;
-    static __device__ __forceinline__ uint4 get(const Raw &r)
-    {
-        uint32_t zero = (uint32_t)group_zero(r.head) & 127; // 16 at most
-
-        return join_pairs(small_pairs<T>(r.a & EK_NIBBLES, zero),
-                          small_pairs<T>(r.a >> 4 & EK_NIBBLES, zero));
-    }
-    static __device__ __forceinline__ float2 scale(const Raw &r)
-    {
-        return twice(group_scale(r.head));
-    }
-    static __device__ __forceinline__ uint4 arrange(uint4 x)
-    {
-        return make_uint4(__byte_perm(x.x, x.y, 0x5410), __byte_perm(x.z, x.w, 0x5410),
-                          __byte_perm(x.x, x.y, 0x7632), __byte_perm(x.z, x.w, 0x7632));
-    }
-};
-template <int N, typename T> struct IntegersG8 : IntegersOf<false, false> {
-    using Raw = typename WeightGroup<N, 8>::Raw;
-    static __device__ __forceinline__ uint4 get(const Raw &r)
-    {
-        return join_pairs(byte_pairs<T>(r.a, group_zero(r.head)),
-                          byte_pairs<T>(r.b, group_zero(r.head)));
-    }
-    static __device__ __forceinline__ float2 scale(const Raw &r)
-    {
-        return twice(group_scale(r.head));
-    }
-};
-// Pairs of E4M3 numbers (NaN apart: 480): exponent and mantissa moved to where T has them, times
-// the power of two between the types' exponents.
-template <typename T> __device__ __forceinline__ uint2 e4m3_pairs(uint32_t q)
-{
-    const bool wide = std::is_same<T, bf16>::value;
-    uint32_t v[2] = {__byte_perm(q, 0, 0x1404), __byte_perm(q, 0, 0x3424)};
+    for (int j = 0; j < NT; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            low[j][i] = bias.sum[j][0][i], high[j][i] = B::split ? bias.sum[j][B::split][i] : 0;
+#pragma unroll
+    for (int part = 0; part < I::parts; part++) {
+        uint32_t a[4], b[4];
 
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        uint32_t bits = wide ? v[i] >> 4 & 0x07f007f0u : v[i] >> 1 & 0x3f803f80u;
-        v[i] = multiply2<T>(bits | (v[i] & 0x80008000u), wide ? 0x1p120f : 0x1p8f);
+        for (int r = 0; r < 2; r++) {
+            a[r] = I::pair(c[r], 0, part), a[r + 2] = I::pair(c[r], 1, part);
+            b[r] = I::pair(c[r], 2, part), b[r + 2] = I::pair(c[r], 3, part);
+        }
+#pragma unroll
+        for (int j = 0; j < NT; j++) {
+            mma<T>(part ? high[j] : low[j], a, x[j].x, x[j].y);
+            mma<T>(part || B::split ? high[j] : low[j], b, x[j].z, x[j].w);
+        }
     }
-    return make_uint2(v[0], v[1]);
+#pragma unroll
+    for (int j = 0; j < NT; j++) {
+        if (I::parts == 2)
+            add_scaled(low[j], 16, 16, high[j]);
+        add_scaled(sum[j], s[0].s, s[1].s, low[j]);
+        if (B::split)
+            add_scaled(sum[j], s[0].t, s[1].t, high[j]);
+        if (B::affine) {
+            const float by = -1.0f / (float)(I::bias ? I::bias : 1);
+            add_scaled(sum[j], by * s[0].o, by * s[1].o, bias.sum[j][0]);
+        }
+    }
 }
-template <int N, typename T>
-struct IntegersB8 : IntegersOf<false, false> { // no integers, but exact
-    using Raw = typename WeightGroup<N, 8>::Raw;
-    static __device__ __forceinline__ uint4 get(const Raw &r)
-    {
-        return join_pairs(e4m3_pairs<T>(r.a), e4m3_pairs<T>(r.b));
-    }
-    static __device__ __forceinline__ float2 scale(const Raw &r)
-    {
-        return twice(__uint_as_float(r.head));
-    }
-};
-template <typename T> struct Integers<EK_G4_32, T> : IntegersG4<32, T> {
-};
-template <typename T> struct Integers<EK_G4_64, T> : IntegersG4<64, T> {
-};
-template <typename T> struct Integers<EK_G4_128, T> : IntegersG4<128, T> {
-};
-template <typename T> struct Integers<EK_G8_32, T> : IntegersG8<32, T> {
-};
-template <typename T> struct Integers<EK_G8_64, T> : IntegersG8<64, T> {
-};
-template <typename T> struct Integers<EK_G8_128, T> : IntegersG8<128, T> {
-};
-template <typename T> struct Integers<EK_B8_32, T> : IntegersB8<32, T> {
-};
-template <typename T> struct Integers<EK_B8_64, T> : IntegersB8<64, T> {
-};
-template <typename T> struct Integers<EK_B8_128, T> : IntegersB8<128, T> {
-};
 
 #endif

@@ -57,8 +57,11 @@ cudaError_t ek_cu_product_one(const struct ek_cu_queue *q, enum ek_dtype w, enum
 bool ek_cu_stream_fits(int gpu);
 cudaError_t ek_cu_product_stream(const struct ek_cu_queue *q, enum ek_dtype act,
                                  enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
-/* 1 to 16 tokens of BF16 or F16 on tensor cores, any type of weights, any mode. cols is a multiple
- * of 32. */
+/* 1 to 16 tokens of BF16 or F16 on tensor cores, any type of weights. cols is a multiple of 32, rows
+ * of x are 16-byte aligned. Types in blocks (as ek_cu_arrange leaves them): EK_CU_QKV takes heads of
+ * 32 elements or a multiple, rotated whole or interleaved; EK_CU_BLOCKS_SHARED bytes of shared
+ * memory a block. */
+#define EK_CU_BLOCKS_SHARED (98 * 1024)
 cudaError_t ek_cu_product_few(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
                               enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
 cudaError_t ek_cu_few_plain(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
@@ -72,7 +75,11 @@ cudaError_t ek_cu_few_groups(const struct ek_cu_queue *q, enum ek_dtype w, enum 
 
 /* ---- weights ------------------------------------------------------------------------------------
  */
-/* rows x cols of a matrix to act, [rows][cols] */
+/* Weights in blocks from the checkpoint's form at src, rows x cols, to the device's (blocks.cuh) at
+ * out: bands of 16 rows, the last one filled up with zeros. */
+cudaError_t ek_cu_arrange(const struct ek_cu_queue *q, enum ek_dtype w, const void *src,
+                          size_t row_bytes, uint32_t rows, uint32_t cols, void *out);
+/* rows x cols of a matrix to act, [rows][cols]; blocks: src begins a band */
 cudaError_t ek_cu_dequantize(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
                              const void *src, size_t row_bytes, uint32_t rows, uint32_t cols,
                              void *out);

@@ -3,13 +3,16 @@
  * Weight matrices and products with them. One token: our kernels, which read the weights once at
  * memory speed and take the norm, the bias, the residual, the activation along. A few tokens: our
  * tensor-core kernels, which take along all but the norm. Many: cuBLASLt, from the matrix itself or
- * from a tile of it converted to the type of the activations.
+ * from a tile of it converted to the type of the activations. Weights in blocks are rearranged when
+ * they are ready (blocks.cuh), in place, their rows filled up to a multiple of 16.
  */
 #include "kernels/cuda/cuda.h"
 
 #include <string.h>
 
-#define TILE_BYTES ((size_t)64 << 20) /* of a converted matrix, unless 16 rows are more */
+#define TILE_BYTES    ((size_t)64 << 20) /* of a converted matrix, unless 16 rows are more */
+#define ARRANGE_BYTES ((size_t)8 << 20)  /* of a matrix that is rearranged, unless a band is more  \
+                                          */
 
 static bool weight_type(enum ek_dtype t)
 {
@@ -21,40 +24,72 @@ static size_t row_bytes(const struct ek_mat *m)
     return m->rows ? (size_t)(m->bytes / m->rows) : 0;
 }
 
+#define BAND ((size_t)16) /* rows of block types that lie together */
+
 /* ---- life --------------------------------------------------------------------------------------
  */
+/* Bytes of rows, and of what a matrix takes: whole bands of block types. */
+static enum ek_status matrix_bytes(enum ek_dtype dtype, uint32_t rows, uint32_t cols, size_t *used,
+                                   size_t *taken)
+{
+    size_t row, band = dtype >= EK_Q4_0 ? BAND : 1;
+
+    EK_TRY(ek_dtype_bytes(dtype, cols, &row));
+    if (!ek_mul_size(row, ek_round_up(rows, band), taken))
+        return ek_error(EK_EFORMAT, "a matrix of %u x %u overflows", rows, cols);
+    *used = row * rows;
+    return EK_OK;
+}
+
 uint64_t ek_cuda_mat_bytes(const struct ek_device *dev, enum ek_dtype dtype, uint32_t rows,
                            uint32_t cols)
 {
-    size_t bytes;
+    size_t used, taken;
 
-    if (ek_dtype_bytes(dtype, cols, &bytes) != EK_OK || !ek_mul_size(bytes, rows, &bytes))
+    if (matrix_bytes(dtype, rows, cols, &used, &taken) != EK_OK)
         return UINT64_MAX;
-    return ek_cuda_alloc_bytes(dev, bytes);
+    return ek_cuda_alloc_bytes(dev, taken);
 }
 
 enum ek_status ek_cuda_mat_new(struct ek_device *dev, enum ek_dtype dtype, uint32_t rows,
                                uint32_t cols, struct ek_mat *out)
 {
     struct ek_mat m = {.dtype = dtype, .rows = rows, .cols = cols};
-    size_t bytes;
+    size_t used, taken;
 
     if (!weight_type(dtype))
         return ek_error(EK_EUNSUPPORTED, "%s: no products with weights of type %s", dev->spec.name,
                         ek_dtype_name(dtype));
-    EK_TRY(ek_dtype_bytes(dtype, cols, &bytes));
-    if (!ek_mul_size(bytes, rows, &bytes))
-        return ek_error(EK_EFORMAT, "a matrix of %u x %u overflows", rows, cols);
-    m.bytes = bytes;
-    EK_TRY(ek_cuda_alloc(dev, EK_TAG_WEIGHTS, bytes, &m.data));
+    EK_TRY(matrix_bytes(dtype, rows, cols, &used, &taken));
+    m.bytes = used;
+    EK_TRY(ek_cuda_alloc(dev, EK_TAG_WEIGHTS, taken, &m.data));
     *out = m;
     return EK_OK;
 }
 
+/* Bands are copied aside, a few at a time, and come back as they are read. */
 enum ek_status ek_cuda_mat_ready(struct ek_device *dev, struct ek_mat *m)
 {
-    (void)dev;
-    (void)m; /* kernels read the checkpoint's own form */
+    struct ek_cuda *d = ek_cuda(dev);
+    size_t row = row_bytes(m), most = ARRANGE_BYTES;
+    uint32_t step;
+    void *aside;
+
+    if (m->dtype < EK_Q4_0 || m->rows == 0)
+        return EK_OK;
+    ek_cuda_use(d);
+    if (most < BAND * row)
+        most = BAND * row;
+    step = (uint32_t)(most / row / BAND * BAND);
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, most, &aside));
+    for (uint32_t r = 0; r < m->rows; r += step) {
+        uint32_t n = m->rows - r < step ? m->rows - r : step;
+        char *at = (char *)m->data + r * row;
+
+        EK_TRY(ek_cuda_copy(dev, aside, at, n * row));
+        EK_TRY(ek_cuda_issued(d, ek_cu_arrange(&d->queue, m->dtype, aside, row, n, m->cols, at),
+                              "mat_ready"));
+    }
     return EK_OK;
 }
 
@@ -178,7 +213,7 @@ enum way { /* of a product */
            WAY_MANY,
            WAY_ONE,    /* plain weights, one token */
            WAY_STREAM, /* weights of the activations' type stream to the tensor cores */
-           WAY_FEW,    /* other types are decoded on their way there */
+           WAY_FEW,    /* other types are decoded on their way there, blocks stream as well */
 };
 
 /* x: [n][ldx], which all of the matrices read. */
@@ -196,8 +231,9 @@ static enum way way_of(const struct ek_cuda *d, const struct ek_mat *mats, size_
         return WAY_MANY;
     if (t == d->base.act && d->streams && n <= EK_CU_STREAM_TOKENS)
         return WAY_STREAM;
-    return mats[0].cols % 32 == 0 && n <= (blocks ? EK_CU_FEW_BLOCKS : EK_CU_FEW) ? WAY_FEW
-                                                                                  : WAY_MANY;
+    if (mats[0].cols % 32 || n > (blocks ? EK_CU_FEW_BLOCKS : EK_CU_FEW) || (blocks && !d->blocks))
+        return WAY_MANY;
+    return WAY_FEW;
 }
 
 static enum ek_status issue(struct ek_cuda *d, enum way way, enum ek_dtype t, enum ek_cu_mode mode,
@@ -288,6 +324,14 @@ static enum ek_status side_by_side(struct ek_device *dev, const void *x, uint32_
     return EK_OK;
 }
 
+/* Blocks are streamed whole bands at a time: pairs that rotate must be in the same two. */
+static bool bands_rotate(enum ek_dtype t, const struct ek_cu_product *p)
+{
+    uint32_t dim = p->kv.head_dim;
+
+    return t < EK_Q4_0 || (dim % 32 == 0 && (p->rope.interleaved || p->rope.dim == dim));
+}
+
 /* One launch for all matrices, and one for the norm where the kernel does not take it along; x,
  * norm and what becomes of the sums are in p. False in *taken: nothing was issued. */
 static enum ek_status fused(struct ek_cuda *d, enum ek_cu_mode mode, uint32_t n,
@@ -297,7 +341,7 @@ static enum ek_status fused(struct ek_cuda *d, enum ek_cu_mode mode, uint32_t n,
     enum way way = way_of(d, mats, n_mats, p->x, mats[0].cols, n);
     void *xn;
 
-    *taken = way != WAY_MANY;
+    *taken = way != WAY_MANY && (mode != EK_CU_QKV || bands_rotate(mats[0].dtype, p));
     if (!*taken)
         return EK_OK;
     for (size_t i = 0; i < n_mats; i++)

@@ -4,7 +4,8 @@
  * read bandwidth of a streaming kernel and the rate of an 8192^3 product. Random data; weights
  * rotate past twice the L2; medians of several runs. Also whole decode steps and prefills of the
  * shapes of published models, composed from the operations and replayed as a graph.
- * Usage: bench_kernels [all|ceilings|products|blocks|attention|steps|one]   one: one token alone
+ * Usage: bench_kernels [all|ceilings|products|blocks|attention|steps|block-steps|one]
+ * one: one token alone
  */
 #include "tests/gpu/bench.h"
 
@@ -73,8 +74,8 @@ static void products(bool one)
 
 static void blocks(void)
 {
-    static const enum ek_dtype quants[] = {EK_Q4_0, EK_Q4_1,   EK_Q5_0,   EK_Q8_0,  EK_Q4_K,
-                                           EK_Q6_K, EK_G4_128, EK_G8_128, EK_B8_128};
+    static const enum ek_dtype quants[] = {EK_Q4_0, EK_Q4_1, EK_Q5_0,   EK_Q8_0,   EK_Q4_K,
+                                           EK_Q5_K, EK_Q6_K, EK_G4_128, EK_G8_128, EK_B8_128};
 
     for (size_t i = 0; i < EK_ARRAY_LEN(quants); i++)
         for (uint32_t n = 1; n <= 8; n += 7) {
@@ -103,6 +104,7 @@ struct layer {
 };
 struct model {
     const struct shape *s;
+    enum ek_dtype type; /* of the weights */
     struct layer *layers;
     struct ek_mat head;
     struct ek_batch batch;
@@ -224,24 +226,30 @@ static double linear_params(const struct shape *s)
     return s->layers * (attn + 3.0 * s->hidden * s->ffn);
 }
 
-static void make_model(struct model *m, const struct shape *s)
+/* Bytes of n weights. */
+static double weight_bytes(enum ek_dtype type, double n)
+{
+    return n / (double)ek_dtype_block(type) * (double)ek_dtype_block_bytes(type);
+}
+
+static void make_model(struct model *m, const struct shape *s, enum ek_dtype type)
 {
     uint32_t hd = s->heads * s->dim, kd = s->kv_heads * s->dim;
     float f[128];
 
-    *m = (struct model){.s = s, .layers = calloc(s->layers, sizeof(struct layer))};
+    *m = (struct model){.s = s, .type = type, .layers = calloc(s->layers, sizeof(struct layer))};
     if (ops->reserve) /* as a stage does: matrices lie behind each other */
-        need(ops->reserve(dev, EK_TAG_WEIGHTS, (uint64_t)(2 * linear_params(s))));
+        need(ops->reserve(dev, EK_TAG_WEIGHTS, (uint64_t)weight_bytes(type, linear_params(s))));
     for (uint32_t i = 0; i < s->layers; i++) {
         struct layer *l = &m->layers[i];
 
-        l->qkv[0] = matrix(EK_BF16, hd, s->hidden);
-        l->qkv[1] = matrix(EK_BF16, kd, s->hidden);
-        l->qkv[2] = matrix(EK_BF16, kd, s->hidden);
-        l->o = matrix(EK_BF16, s->hidden, hd);
-        l->gate_up[0] = matrix(EK_BF16, s->ffn, s->hidden);
-        l->gate_up[1] = matrix(EK_BF16, s->ffn, s->hidden);
-        l->down = matrix(EK_BF16, s->hidden, s->ffn);
+        l->qkv[0] = matrix(type, hd, s->hidden);
+        l->qkv[1] = matrix(type, kd, s->hidden);
+        l->qkv[2] = matrix(type, kd, s->hidden);
+        l->o = matrix(type, s->hidden, hd);
+        l->gate_up[0] = matrix(type, s->ffn, s->hidden);
+        l->gate_up[1] = matrix(type, s->ffn, s->hidden);
+        l->down = matrix(type, s->hidden, s->ffn);
         l->norms[0] = take_ones(s->hidden);
         l->norms[1] = take_ones(s->hidden);
         l->bias = take_ones(qkv_rows(s));
@@ -257,22 +265,23 @@ static void make_model(struct model *m, const struct shape *s)
 static void decode_step(struct model *m, uint32_t n_seqs, uint32_t context, bool separate)
 {
     const struct shape *s = m->s;
-    double bytes = 2 * (linear_params(s) + (double)s->hidden * s->vocab) +
+    double params = linear_params(s) + (double)s->hidden * s->vocab;
+    double bytes = weight_bytes(m->type, params) +
                    (double)n_seqs * context * s->layers * 2 * s->kv_heads * s->dim * 2;
     double t;
 
     m->separate = separate;
     make_batch(m, n_seqs, context - 1, 1);
     make_buffers(m, n_seqs, n_seqs, context);
-    m->head = matrix(EK_BF16, s->vocab, s->hidden);
+    m->head = matrix(m->type, s->vocab, s->hidden);
     m->last = take((size_t)n_seqs * s->hidden * 2);
     m->logits = take((size_t)n_seqs * s->vocab * 4);
     m->ids = take(n_seqs * 4);
     t = seconds(run_model, m, true, 31);
-    printf("decode  %-14s batch %2u context %5u%s: %.3f ms, %.1f tok/s, %.1f %% of read", s->name,
-           n_seqs, context, separate ? ", rope apart" : "", t * 1e3, n_seqs / t,
-           100 * bytes / t / read_rate);
-    if (n_seqs == 1 && context == 512)
+    printf("decode  %-14s %-5s batch %2u context %5u%s: %.3f ms, %.1f tok/s, %.1f %% of read",
+           s->name, ek_dtype_name(m->type), n_seqs, context, separate ? ", rope apart" : "",
+           t * 1e3, n_seqs / t, 100 * bytes / t / read_rate);
+    if (n_seqs == 1 && context == 512 && m->type == EK_BF16)
         printf(" (bar %.0f %%)", 100 * s->bar);
     printf("\n");
     fflush(stdout);
@@ -298,6 +307,19 @@ static void prefill(struct model *m, uint32_t n)
     free_buffers(m);
 }
 
+static void free_model(struct model *m)
+{
+    for (uint32_t l = 0; l < m->s->layers; l++) {
+        struct ek_mat *all[] = {&m->layers[l].qkv[0],     &m->layers[l].qkv[1],
+                                &m->layers[l].qkv[2],     &m->layers[l].o,
+                                &m->layers[l].gate_up[0], &m->layers[l].gate_up[1],
+                                &m->layers[l].down};
+        for (size_t j = 0; j < EK_ARRAY_LEN(all); j++)
+            ops->release(dev, all[j]->data);
+    }
+    free(m->layers);
+}
+
 static void more_steps(struct model *m)
 {
     decode_step(m, 1, 4096, false);
@@ -313,21 +335,31 @@ static void steps(bool one)
     for (size_t i = 0; i < EK_ARRAY_LEN(models); i++) {
         struct model m;
 
-        make_model(&m, &models[i]);
+        make_model(&m, &models[i], EK_BF16);
         decode_step(&m, 1, 512, true);
         decode_step(&m, 1, 512, false);
         if (!one)
             more_steps(&m);
-        for (uint32_t l = 0; l < m.s->layers; l++) {
-            struct ek_mat *all[] = {&m.layers[l].qkv[0],     &m.layers[l].qkv[1],
-                                    &m.layers[l].qkv[2],     &m.layers[l].o,
-                                    &m.layers[l].gate_up[0], &m.layers[l].gate_up[1],
-                                    &m.layers[l].down};
-            for (size_t j = 0; j < EK_ARRAY_LEN(all); j++)
-                ops->release(dev, all[j]->data);
-        }
-        free(m.layers);
+        free_model(&m);
     }
+}
+
+/* All matrices in blocks, the head too. */
+static void block_steps(void)
+{
+    static const enum ek_dtype quants[] = {EK_Q4_0, EK_Q8_0,   EK_Q4_K,  EK_Q5_K,
+                                           EK_Q6_K, EK_G4_128, EK_B8_128};
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(quants); i++) {
+        struct model m;
+
+        make_model(&m, &models[1], quants[i]);
+        decode_step(&m, 1, 512, false);
+        decode_step(&m, 8, 512, false);
+        prefill(&m, 4096);
+        free_model(&m);
+    }
+    printf("\n");
 }
 
 /* ---- attention ---------------------------------------------------------------------------------
@@ -429,6 +461,8 @@ int main(int argc, char **argv)
         blocks();
     if (strcmp(what, "all") == 0 || strcmp(what, "steps") == 0 || one)
         steps(one);
+    if (strcmp(what, "all") == 0 || strcmp(what, "block-steps") == 0)
+        block_steps();
     ek_device_close(dev);
     return 0;
 }

@@ -1,0 +1,504 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products with up to 16 tokens and weights in blocks: bound by reading the weights. A block of
+// threads takes tiles of two bands of rows, one behind the other; its warps share the columns, 64
+// at a time. Each warp has a ring of copies of its own in shared memory, which runs ahead of it
+// over the columns and on into the next tile, so that memory never waits for sums or for other
+// warps. The first copies are asked for before the kernel ahead has finished. Where there are few
+// tiles, a cluster of blocks shares the columns.
+#ifndef EK_CUDA_STREAM_BLOCKS_CUH
+#define EK_CUDA_STREAM_BLOCKS_CUH
+
+#include <cooperative_groups.h>
+
+#include "kernels/cuda/integers.cuh"
+#include "kernels/cuda/units.cuh"
+
+#define PACK_WARPS   8
+#define PACK_THREADS (32 * PACK_WARPS)
+#define PACK_COLS    64       // of a step
+#define PACK_LD      (32 + 4) // of sums
+
+// ---- which bands and rows are a tile. Unit l of a tile: its sums are rows place(l, 0), place(l,
+// 1) of the two bands.
+template <int MODE> struct Tile;
+template <> struct Tile<EK_CU_LINEAR> {
+    static const int rows = 1, units = 32;
+    static __host__ __device__ uint32_t bands(uint32_t rows)
+    {
+        return (rows + 15) / 16;
+    }
+    static uint32_t count(const ek_cu_product &p)
+    {
+        uint32_t n = 0;
+
+        for (uint32_t i = 0; i < p.n_mats; i++)
+            n += bands(p.mat[i].rows);
+        return (n + 1) / 2;
+    }
+    // Band `band` of all matrices is *band of matrix *m, whose first output is *at; false: past the
+    // end, the last one again.
+    static __device__ __forceinline__ bool find_band(const ek_cu_product &p, uint32_t *band,
+                                                     uint32_t *m, uint32_t *at)
+    {
+        *m = *at = 0;
+        while (*m + 1 < p.n_mats && *band >= bands(p.mat[*m].rows)) {
+            *band -= bands(p.mat[*m].rows);
+            *at += p.mat[(*m)++].rows;
+        }
+        if (*band < bands(p.mat[*m].rows))
+            return true;
+        *band = bands(p.mat[*m].rows) - 1;
+        return false;
+    }
+    static __device__ __forceinline__ const uint8_t *band(const ek_cu_product &p, uint32_t tile,
+                                                          uint32_t b)
+    {
+        uint32_t band = 2 * tile + b, m, at;
+
+        find_band(p, &band, &m, &at);
+        return p.mat[m].data + band * 16 * p.row_bytes;
+    }
+    static __device__ __forceinline__ bool find(const ek_cu_product &p, uint32_t tile, uint32_t l,
+                                                uint32_t *u, uint32_t *m, uint32_t row[1])
+    {
+        uint32_t band = 2 * tile + l / 16;
+        bool there = find_band(p, &band, m, u);
+
+        row[0] = band * 16 + l % 16;
+        *u += row[0];
+        return there && row[0] < p.mat[*m].rows;
+    }
+    static __device__ __forceinline__ uint32_t place(const ek_cu_product &, uint32_t l, uint32_t)
+    {
+        return l;
+    }
+};
+template <> struct Tile<EK_CU_GATE_UP> {
+    static const int rows = 2, units = 16;
+    static uint32_t count(const ek_cu_product &p)
+    {
+        return (p.mat[0].rows + 15) / 16;
+    }
+    static __device__ __forceinline__ const uint8_t *band(const ek_cu_product &p, uint32_t tile,
+                                                          uint32_t b)
+    {
+        return p.mat[b].data + (size_t)tile * 16 * p.row_bytes;
+    }
+    static __device__ __forceinline__ bool find(const ek_cu_product &p, uint32_t tile, uint32_t l,
+                                                uint32_t *u, uint32_t *m, uint32_t row[2])
+    {
+        *u = row[0] = row[1] = tile * 16 + l;
+        *m = 0;
+        return *u < p.mat[0].rows;
+    }
+    static __device__ __forceinline__ uint32_t place(const ek_cu_product &, uint32_t l, uint32_t r)
+    {
+        return l + 16 * r;
+    }
+};
+// Heads of 32 rows or a multiple; pairs that rotate are half a head apart, or neighbours.
+template <> struct Tile<EK_CU_QKV> {
+    static const int rows = 2, units = 16;
+    static uint32_t count(const ek_cu_product &p)
+    {
+        return (p.mat[0].rows + p.mat[1].rows + p.mat[2].rows) / 32;
+    }
+    // The tile's first row in its matrix *m, and the distance to its second band.
+    static __device__ __forceinline__ uint32_t first(const ek_cu_product &p, uint32_t tile,
+                                                     uint32_t *m, uint32_t *apart)
+    {
+        uint32_t dim = p.kv.head_dim;
+
+        *m = 0;
+        while (*m + 1 < p.n_mats && tile >= p.mat[*m].rows / 32)
+            tile -= p.mat[(*m)++].rows / 32;
+        *apart = p.rope.interleaved ? 16 : dim / 2;
+        return p.rope.interleaved ? 32 * tile : tile / (dim / 32) * dim + tile % (dim / 32) * 16;
+    }
+    static __device__ __forceinline__ const uint8_t *band(const ek_cu_product &p, uint32_t tile,
+                                                          uint32_t b)
+    {
+        uint32_t m, apart, row = first(p, tile, &m, &apart);
+
+        return p.mat[m].data + (size_t)(row + b * apart) * p.row_bytes;
+    }
+    static __device__ __forceinline__ bool find(const ek_cu_product &p, uint32_t tile, uint32_t l,
+                                                uint32_t *u, uint32_t *m, uint32_t row[2])
+    {
+        uint32_t apart, at = first(p, tile, m, &apart);
+
+        *u = 0;
+        row[0] = at + (p.rope.interleaved ? 2 * l : l);
+        row[1] = row[0] + (p.rope.interleaved ? 1 : apart);
+        return true;
+    }
+    static __device__ __forceinline__ uint32_t place(const ek_cu_product &p, uint32_t l, uint32_t r)
+    {
+        return p.rope.interleaved ? 2 * l + r : l + 16 * r;
+    }
+};
+
+// Runs the statement with MODE as what becomes of the sums.
+#define PACK_DISPATCH(mode, ...)                                                                   \
+    switch (mode) {                                                                                \
+    case EK_CU_LINEAR: {                                                                           \
+        constexpr int MODE = EK_CU_LINEAR;                                                         \
+        __VA_ARGS__;                                                                               \
+        break;                                                                                     \
+    }                                                                                              \
+    case EK_CU_GATE_UP: {                                                                          \
+        constexpr int MODE = EK_CU_GATE_UP;                                                        \
+        __VA_ARGS__;                                                                               \
+        break;                                                                                     \
+    }                                                                                              \
+    case EK_CU_QKV: {                                                                              \
+        constexpr int MODE = EK_CU_QKV;                                                            \
+        __VA_ARGS__;                                                                               \
+        break;                                                                                     \
+    }                                                                                              \
+    }
+
+// ---- steps: 64 columns of a band. Of larger blocks: the heads, and two of the sub-blocks.
+template <int W, int NT> struct Pack {
+    using B = Blocks<W>;
+    static const bool part = B::cols > PACK_COLS;
+    static const uint32_t tiles = part ? 1 : PACK_COLS / B::cols;
+    static const uint32_t bytes = part ? B::heads + 2 * B::sub : tiles * B::bytes; // of a band
+    static const uint32_t sums = NT * 8 * PACK_LD;                                 // of a warp
+    static const uint32_t sum_bytes = 2 * PACK_WARPS * sums * 4;
+    static const uint32_t stages = (EK_CU_BLOCKS_SHARED - sum_bytes) / PACK_WARPS / (2 * bytes);
+    static_assert(stages >= 2, "a step is too large");
+
+    // Sub-block i of a step in shared memory, and the heads of its block.
+    static __device__ __forceinline__ SharedAt sub_at(SharedAt at, uint32_t i)
+    {
+        const uint32_t subs = B::cols / 32;
+        return part ? at + (B::heads + i * B::sub)
+                    : at + (i / subs * B::bytes + B::heads + i % subs * B::sub);
+    }
+    static __device__ __forceinline__ SharedAt heads_at(SharedAt at, uint32_t i)
+    {
+        return part ? at : at + i / (B::cols / 32) * B::bytes;
+    }
+    // The first sub-block's number in its block; the same for all steps of a warp, as blocks divide
+    // the columns of all warps' steps.
+    static __device__ __forceinline__ uint32_t number(uint32_t step)
+    {
+        return part ? step % (B::cols / PACK_COLS) * 2 : 0;
+    }
+    // Bytes of a band before a step's block, and from one step of a warp to its next.
+    static __device__ __forceinline__ uint32_t offset(uint32_t step)
+    {
+        return part ? step / (B::cols / PACK_COLS) * B::bytes : step * bytes;
+    }
+    static const uint32_t next = PACK_WARPS * PACK_COLS / B::cols * B::bytes;
+    static_assert(PACK_WARPS * PACK_COLS % B::cols == 0, "a warp's steps begin alike");
+};
+
+// ---- copies
+// N bytes by all lanes of a warp, whose pieces are 16 bytes apart; those from `valid` on become
+// zeros.
+template <uint32_t N>
+__device__ __forceinline__ void copy_bytes(uint32_t to, const uint8_t *from, uint32_t valid = N)
+{
+    uint32_t lane16 = threadIdx.x % 32 * 16;
+
+#pragma unroll
+    for (uint32_t i = 0; i < N; i += 512)
+        if (i + 512 <= N || lane16 < N - i)
+            copy16(to + lane16 + i, from + lane16 + i, lane16 + i < valid);
+}
+
+// ---- what runs ahead: steps of a warp, tile after tile
+struct PackRange {
+    uint32_t first, end; // steps of the warp
+    uint32_t tiles;
+    enum ek_cu_mode mode;
+};
+template <int W> struct Ahead {
+    using B = Blocks<W>;
+    using S = Pack<W, 1>;
+    const uint8_t *band[2]; // at the step, the lane's piece
+    uint32_t tile, step, cols;
+
+    __device__ __forceinline__ Ahead(const ek_cu_product &p, const PackRange &r)
+    {
+        cols = p.cols;
+        tile = r.first < r.end ? blockIdx.y : r.tiles;
+        find(p, r);
+    }
+    // to: the lane's place
+    __device__ __forceinline__ void run(const ek_cu_product &p, const PackRange &r, uint32_t to)
+    {
+        if (tile < r.tiles) {
+            copy(to);
+            band[0] += S::next, band[1] += S::next;
+            step += PACK_WARPS;
+            if (step >= r.end) {
+                tile += gridDim.y;
+                find(p, r);
+            }
+        }
+        copy_commit();
+    }
+
+  private:
+    __device__ __forceinline__ void find(const ek_cu_product &p, const PackRange &r)
+    {
+        step = r.first;
+        if (tile >= r.tiles)
+            return;
+        PACK_DISPATCH(r.mode, band[0] = Tile<MODE>::band(p, tile, 0),
+                      band[1] = Tile<MODE>::band(p, tile, 1))
+        band[0] += S::offset(step);
+        band[1] += S::offset(step);
+    }
+    __device__ __forceinline__ void copy(uint32_t to) const
+    {
+#pragma unroll
+        for (int b = 0; b < 2; b++, to += S::bytes) {
+            if (S::part) {
+                copy_bytes<B::heads>(to, band[b]);
+                copy_bytes<2 * B::sub>(to + B::heads,
+                                       band[b] + B::heads + S::number(step) * B::sub);
+            } else if (S::tiles == 1) {
+                copy_bytes<S::bytes>(to, band[b]);
+            } else { // the last step may have half of the columns
+                copy_bytes<S::bytes>(to, band[b],
+                                     step * PACK_COLS + B::cols < cols ? S::bytes : B::bytes);
+            }
+        }
+    }
+};
+
+// ---- one step
+// A token's elements that chunk t of each sub-block meets. Past the end: any, as the weights are
+// zeros.
+template <int W, typename T, int NT>
+__device__ __forceinline__ void load_tokens(uint4 (&x)[2][NT], const T *const (&token)[NT],
+                                            uint32_t step, uint32_t cols)
+{
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++) {
+        uint32_t c = min(step * PACK_COLS + 32 * i, cols - 32);
+#pragma unroll
+        for (int j = 0; j < NT; j++) {
+            if (Blocks<W>::split) {
+                uint2 lo = *reinterpret_cast<const uint2 *>(token[j] + c);
+                uint2 hi = *reinterpret_cast<const uint2 *>(token[j] + c + 16);
+                x[i][j] = make_uint4(lo.x, lo.y, hi.x, hi.y);
+            } else {
+                x[i][j] = *reinterpret_cast<const uint4 *>(token[j] + c);
+            }
+        }
+    }
+}
+template <int W, typename T, int NT>
+__device__ __forceinline__ void multiply_step(float (&sum)[2][NT][4], SharedAt at, uint32_t number,
+                                              const uint4 (&x)[2][NT])
+{
+    using B = Blocks<W>;
+    using S = Pack<W, NT>;
+    uint32_t lane = threadIdx.x % 32, g = lane / 4;
+    typename B::Words words[2][2];
+
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++) {
+        BiasSums<W, T, NT> bias(x[i]);
+#pragma unroll
+        for (int b = 0; b < 2; b++) {
+            SharedAt heads = S::heads_at(at + b * S::bytes, i);
+            Chunk c[2];
+            Scale s[2];
+
+            chunks_at<W>(S::sub_at(at + b * S::bytes, i), lane, c);
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                if (i == 0 || B::split || !S::part)
+                    words[b][r] = B::load(heads, 2 * g + r, number + i);
+                s[r] = B::scale(words[b][r], number + i);
+            }
+            add_sub_block<W, T, NT>(sum[b], c, s, x[i], bias);
+        }
+    }
+}
+
+// ---- a tile's sums
+// Blocks of a cluster, or the threads of a block, have come here.
+__device__ __forceinline__ void meet()
+{
+#if __CUDA_ARCH__ >= 900
+    if (gridDim.x > 1) {
+        cooperative_groups::this_cluster().sync();
+        return;
+    }
+#endif
+    __syncthreads();
+}
+__device__ __forceinline__ const float *sums_of(float *sums, uint32_t block)
+{
+#if __CUDA_ARCH__ >= 900
+    if (gridDim.x > 1)
+        return cooperative_groups::this_cluster().map_shared_rank(sums, block);
+#endif
+    return sums;
+}
+
+template <int NT>
+__device__ __forceinline__ void publish_tile(const float (&c)[2][NT][4], float *sums)
+{
+    uint32_t lane = threadIdx.x % 32;
+    float *to = sums + threadIdx.x / 32 * Pack<EK_Q4_0, NT>::sums + lane / 4;
+
+#pragma unroll
+    for (int b = 0; b < 2; b++)
+#pragma unroll
+        for (int j = 0; j < NT; j++)
+#pragma unroll
+            for (int v = 0; v < 4; v++)
+                to[(8 * j + 2 * (lane % 4) + v % 2) * PACK_LD + 16 * b + v / 2 * 8] = c[b][j][v];
+}
+
+// Sums of all warps, then what becomes of them: each block of a cluster finishes some of the units.
+// turn: whose threads begin, so that not always the same warp is late.
+template <typename T, int MODE, int NT>
+__device__ __forceinline__ void finish_tile(const ek_cu_product &p, uint32_t n, uint32_t tile,
+                                            uint32_t turn, const float (&c)[2][NT][4], float *sums)
+{
+    using U = Tile<MODE>;
+    uint32_t share = U::units / gridDim.x, at = (threadIdx.x - 64 * turn) % PACK_THREADS;
+    bool met = false;
+
+    do {
+        uint32_t token = at / share, l = blockIdx.x * share + at % share, u, m, row[U::rows];
+        bool there = token < n && U::find(p, tile, l, &u, &m, row);
+        float sum[U::rows] = {};
+        Finish<T, MODE> finish;
+
+        if (there)
+            finish.prepare(p, token, u, m, row);
+        if (!met) {
+            publish_tile<NT>(c, sums);
+            meet();
+            met = true;
+        }
+        if (there) {
+            for (uint32_t b = 0; b < gridDim.x; b++) {
+                const float *part = sums_of(sums, b) + token * PACK_LD;
+#pragma unroll
+                for (int r = 0; r < U::rows; r++)
+#pragma unroll
+                    for (int w = 0; w < PACK_WARPS; w++)
+                        sum[r] += part[w * Pack<EK_Q4_0, NT>::sums + U::place(p, l, r)];
+            }
+            finish.run(p, token, u, m, row, sum);
+        }
+        at += PACK_THREADS;
+    } while (at < n * share);
+}
+
+// Blocks along x: the parts of the columns, a cluster; along y: those that tiles are dealt to.
+template <int W, typename T, int NT>
+__global__ void __launch_bounds__(PACK_THREADS, 2)
+    stream_blocks_k(const ek_cu_product p, enum ek_cu_mode mode, uint32_t n, uint32_t tiles)
+{
+    using S = Pack<W, NT>;
+    extern __shared__ __align__(128) uint8_t raw[];
+    float *sums = reinterpret_cast<float *>(raw);
+    uint32_t steps = (p.cols + PACK_COLS - 1) / PACK_COLS, warp = threadIdx.x / 32;
+    PackRange r = {steps * blockIdx.x / gridDim.x + warp, steps * (blockIdx.x + 1) / gridDim.x,
+                   tiles, mode};
+    const uint32_t stage = 2 * S::bytes;
+    uint32_t ring = shared_at(raw) + S::sum_bytes + warp * (S::stages * stage);
+    uint32_t at = ring, number = S::number(r.first), turn = 0;
+    Ahead<W> ahead(p, r);
+    const T *token[NT];
+    uint4 next[2][NT];
+
+#pragma unroll
+    for (uint32_t i = 0; i < S::stages - 1; i++)
+        ahead.run(p, r, ring + i * stage);
+#pragma unroll
+    for (int j = 0; j < NT; j++) // past the end: the last again
+        token[j] = (const T *)p.x + min(threadIdx.x % 32 / 4 + 8 * j, n - 1) * p.ldx +
+                   (Blocks<W>::split ? 4 : 8) * (threadIdx.x % 4);
+    pdl_next();
+    pdl_wait();
+    load_tokens<W, T, NT>(next, token, r.first, p.cols);
+    for (uint32_t tile = blockIdx.y; tile < tiles; tile += gridDim.y, turn++) {
+        float c[2][NT][4] = {};
+
+        for (uint32_t step = r.first; step < r.end; step += PACK_WARPS) {
+            uint32_t before = at == ring ? ring + (S::stages - 1) * stage : at - stage;
+            uint4 x[2][NT];
+
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+#pragma unroll
+                for (int j = 0; j < NT; j++)
+                    x[i][j] = next[i][j];
+            load_tokens<W, T, NT>(next, token,
+                                  step + PACK_WARPS < r.end ? step + PACK_WARPS : r.first, p.cols);
+            __syncwarp(); // all lanes have done with the step that is copied over
+            ahead.run(p, r, before);
+            copy_wait<S::stages - 1>();
+            __syncwarp();
+            multiply_step<W, T, NT>(c, SharedAt{at}, number, x);
+            at = at == ring + (S::stages - 1) * stage ? ring : at + stage;
+        }
+        PACK_DISPATCH(mode, finish_tile<T, MODE, NT>(p, n, tile, turn, c,
+                                                     sums + turn % 2 * (S::sum_bytes / 8)))
+    }
+    if (gridDim.x > 1)
+        meet(); // no block leaves while others read from it
+}
+
+// ---- launch
+// Blocks of a cluster: as many in all as the multiprocessors hold, a step for each warp.
+static uint32_t pack_parts(const struct ek_cu_queue *q, uint32_t tiles, uint32_t steps)
+{
+    uint32_t parts = q->pdl ? EK_CU_CLUSTER : 1;
+
+    while (parts > 1 && (tiles * parts > 2 * q->n_sm || steps < PACK_WARPS * parts))
+        parts /= 2;
+    return parts;
+}
+
+static uint32_t pack_tiles(enum ek_cu_mode mode, const ek_cu_product &p)
+{
+    uint32_t tiles = 0;
+
+    PACK_DISPATCH(mode, tiles = Tile<MODE>::count(p))
+    return tiles;
+}
+
+template <int W, typename T, int NT>
+static cudaError_t pack_launch(const struct ek_cu_queue *q, enum ek_cu_mode mode, uint32_t n,
+                               const struct ek_cu_product *p)
+{
+    using S = Pack<W, NT>;
+    uint32_t tiles = pack_tiles(mode, *p);
+    uint32_t parts = pack_parts(q, tiles, div_up(p->cols, PACK_COLS)), most = 2 * q->n_sm / parts;
+
+    return launch_cluster(q, stream_blocks_k<W, T, NT>, dim3(parts, tiles < most ? tiles : most),
+                          PACK_THREADS, S::sum_bytes + 2 * PACK_WARPS * S::stages * S::bytes, parts,
+                          *p, mode, n, tiles);
+}
+
+template <int W, typename T>
+static cudaError_t pack_typed(const struct ek_cu_queue *q, enum ek_cu_mode mode, uint32_t n,
+                              const struct ek_cu_product *p)
+{
+    return n <= 8 ? pack_launch<W, T, 1>(q, mode, n, p) : pack_launch<W, T, 2>(q, mode, n, p);
+}
+
+template <int W>
+static cudaError_t pack_any(const struct ek_cu_queue *q, enum ek_dtype act, enum ek_cu_mode mode,
+                            uint32_t n, const struct ek_cu_product *p)
+{
+    return act == EK_BF16  ? pack_typed<W, bf16>(q, mode, n, p)
+           : act == EK_F16 ? pack_typed<W, f16>(q, mode, n, p)
+                           : cudaErrorNotSupported;
+}
+
+#endif
