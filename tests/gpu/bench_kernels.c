@@ -4,7 +4,7 @@
  * read bandwidth of a streaming kernel and the rate of an 8192^3 product. Random data; weights
  * rotate past twice the L2; medians of several runs. Also whole decode steps and prefills of the
  * shapes of published models, composed from the operations and replayed as a graph.
- * Usage: bench_kernels [all|ceilings|products|blocks|attention|steps|block-steps|one]
+ * Usage: bench_kernels [all|ceilings|products|formats [MODEL]|attention|steps|block-steps|one]
  * one: one token alone
  */
 #include "tests/gpu/bench.h"
@@ -12,6 +12,12 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Bytes of n weights. */
+static double weight_bytes(enum ek_dtype type, double n)
+{
+    return n / (double)ek_dtype_block(type) * (double)ek_dtype_block_bytes(type);
+}
 
 struct product {
     struct ek_mat w[64];
@@ -30,28 +36,39 @@ static void run_product(void *arg)
 
 /* ---- products ----------------------------------------------------------------------------------
  */
-static void one_product(const char *name, enum ek_dtype t, uint32_t rows, uint32_t cols, uint32_t n,
-                        int flags)
+/* Seconds of a product with tokens[i] tokens. */
+static void time_product(enum ek_dtype t, uint32_t rows, uint32_t cols, int flags,
+                         const uint32_t *tokens, size_t n, double *s)
 {
-    struct product p = {.n = n, .ldx = cols, .ldo = rows, .flags = flags};
-    double bytes, s;
+    struct product p = {.ldx = cols, .ldo = rows, .flags = flags};
+    uint32_t most = tokens[n - 1];
 
     p.w[0] = matrix(t, rows, cols);
     p.copies = (uint32_t)((256 << 20) / p.w[0].bytes) + 1;
     p.copies = p.copies > 64 ? 64 : p.copies < 2 ? 2 : p.copies;
     for (uint32_t i = 1; i < p.copies; i++)
         p.w[i] = matrix(t, rows, cols);
-    p.x = take((size_t)n * cols * 2);
-    p.out = take((size_t)n * rows * 4);
-    s = seconds(run_product, &p, true, 21) / p.copies;
-    bytes = (double)p.w[0].bytes;
-    printf("%-10s %-5s %6u x %5u  n %2u  %8.2f us  %6.0f GB/s  %5.1f %% of read\n", name,
-           ek_dtype_name(t), rows, cols, n, s * 1e6, bytes / s / 1e9, 100 * bytes / s / read_rate);
-    fflush(stdout);
+    p.x = take((size_t)most * cols * 2);
+    p.out = take((size_t)most * rows * 4);
+    for (size_t i = 0; i < n; i++) {
+        p.n = tokens[i];
+        s[i] = seconds(run_product, &p, true, 21) / p.copies;
+    }
     for (uint32_t i = 0; i < p.copies; i++)
         ops->release(dev, p.w[i].data);
     ops->release(dev, p.x);
     ops->release(dev, p.out);
+}
+
+static void one_product(const char *name, enum ek_dtype t, uint32_t rows, uint32_t cols, uint32_t n,
+                        int flags)
+{
+    double s, bytes = weight_bytes(t, (double)rows * cols);
+
+    time_product(t, rows, cols, flags, &n, 1, &s);
+    printf("%-10s %-5s %6u x %5u  n %2u  %8.2f us  %6.0f GB/s  %5.1f %% of read\n", name,
+           ek_dtype_name(t), rows, cols, n, s * 1e6, bytes / s / 1e9, 100 * bytes / s / read_rate);
+    fflush(stdout);
 }
 
 static void products(bool one)
@@ -72,19 +89,6 @@ static void products(bool one)
     printf("\n");
 }
 
-static void blocks(void)
-{
-    static const enum ek_dtype quants[] = {EK_Q4_0, EK_Q4_1, EK_Q5_0,   EK_Q8_0,   EK_Q4_K,
-                                           EK_Q5_K, EK_Q6_K, EK_G4_128, EK_G8_128, EK_B8_128};
-
-    for (size_t i = 0; i < EK_ARRAY_LEN(quants); i++)
-        for (uint32_t n = 1; n <= 8; n += 7) {
-            one_product("7B gate+up", quants[i], 37888, 3584, n, 0);
-            one_product("7B down", quants[i], 3584, 18944, n, 0);
-        }
-    printf("\n");
-}
-
 /* ---- a model's layers --------------------------------------------------------------------------
  */
 struct shape {
@@ -96,6 +100,7 @@ static const struct shape models[] = {
     {"Qwen2.5-VL-3B", 2048, 36, 16, 2, 128, 11008, 151936, 0.75},
     {"Qwen2.5-VL-7B", 3584, 28, 28, 4, 128, 18944, 152064, 0.80},
 };
+static const struct shape largest = {"DeepSeek-67B", 8192, 95, 64, 8, 128, 22016, 102400, 0.88};
 
 struct layer {
     struct ek_mat qkv[3], o, gate_up[2], down;
@@ -121,6 +126,59 @@ static uint32_t qkv_rows(const struct shape *s)
     return (s->heads + 2 * s->kv_heads) * s->dim;
 }
 
+/* ---- formats of weights
+ */
+/* The products of a layer, and their sum, by the format of the weights and the tokens. */
+static void one_format(const struct shape *s, enum ek_dtype t)
+{
+    static const uint32_t tokens[] = {1, 4, 8};
+    const uint32_t hd = s->heads * s->dim;
+    const struct {
+        uint32_t rows, cols;
+        int flags;
+    } parts[] = {{qkv_rows(s), s->hidden, 0},
+                 {s->hidden, hd, EK_LINEAR_ADD},
+                 {2 * s->ffn, s->hidden, 0},
+                 {s->hidden, s->ffn, EK_LINEAR_ADD}};
+    double times[4][EK_ARRAY_LEN(tokens)], bytes[4], all = 0;
+
+    for (size_t i = 0; i < 4; i++) {
+        time_product(t, parts[i].rows, parts[i].cols, parts[i].flags, tokens, EK_ARRAY_LEN(tokens),
+                     times[i]);
+        bytes[i] = weight_bytes(t, (double)parts[i].rows * parts[i].cols);
+        all += bytes[i];
+    }
+    for (size_t k = 0; k < EK_ARRAY_LEN(tokens); k++) {
+        double sum = 0;
+
+        printf("%-14s %-7s n %u ", s->name, ek_dtype_name(t), tokens[k]);
+        for (size_t i = 0; i < 4; i++) {
+            sum += times[i][k];
+            printf(" %6.2f us %5.1f %%", times[i][k] * 1e6,
+                   100 * bytes[i] / times[i][k] / read_rate);
+        }
+        printf("  layer %6.1f us %5.1f %% of read\n", sum * 1e6, 100 * all / sum / read_rate);
+    }
+    fflush(stdout);
+}
+
+/* Of models whose name contains `name`. */
+static void formats(const char *name)
+{
+    static const enum ek_dtype types[] = {EK_BF16,  EK_F16,    EK_Q4_0,   EK_Q4_1,  EK_Q5_0,
+                                          EK_Q5_1,  EK_Q8_0,   EK_Q4_K,   EK_Q5_K,  EK_Q6_K,
+                                          EK_G4_32, EK_G4_128, EK_G8_128, EK_B8_128};
+    const struct shape *shapes[] = {&models[0], &models[1], &largest};
+
+    printf("products of a layer: qkv, o, gate and up, down\n");
+    for (size_t i = 0; i < EK_ARRAY_LEN(shapes); i++)
+        for (size_t k = 0; strstr(shapes[i]->name, name) && k < EK_ARRAY_LEN(types); k++)
+            one_format(shapes[i], types[k]);
+    printf("\n");
+}
+
+/* ---- steps of a model
+ */
 static void run_layer(struct model *m, struct layer *l)
 {
     const struct shape *s = m->s;
@@ -224,12 +282,6 @@ static double linear_params(const struct shape *s)
     double attn = (double)s->hidden * (qkv_rows(s) + s->heads * s->dim);
 
     return s->layers * (attn + 3.0 * s->hidden * s->ffn);
-}
-
-/* Bytes of n weights. */
-static double weight_bytes(enum ek_dtype type, double n)
-{
-    return n / (double)ek_dtype_block(type) * (double)ek_dtype_block_bytes(type);
 }
 
 static void make_model(struct model *m, const struct shape *s, enum ek_dtype type)
@@ -457,8 +509,8 @@ int main(int argc, char **argv)
         attentions();
     if (strcmp(what, "all") == 0 || strcmp(what, "products") == 0 || one)
         products(one);
-    if (strcmp(what, "all") == 0 || strcmp(what, "blocks") == 0)
-        blocks();
+    if (strcmp(what, "all") == 0 || strcmp(what, "formats") == 0)
+        formats(argc > 2 ? argv[2] : "");
     if (strcmp(what, "all") == 0 || strcmp(what, "steps") == 0 || one)
         steps(one);
     if (strcmp(what, "all") == 0 || strcmp(what, "block-steps") == 0)

@@ -405,26 +405,36 @@ START_TEST(fused_products_agree_with_the_cpu)
 }
 END_TEST
 
+static TCase *add_case(Suite *s, const char *name)
+{
+    TCase *tc = tcase_create(name);
+
+    tcase_set_timeout(tc, 0);
+    suite_add_tcase(s, tc);
+    return tc;
+}
+
 int main(void)
 {
     Suite *s = suite_create("gpu operations");
-    TCase *tc = tcase_create("operations");
     SRunner *sr;
+    TCase *tc;
     int failed;
 
     if (!pair_present())
         return 77;
     sr = srunner_create(s);
-    suite_add_tcase(s, tc);
-    tcase_set_timeout(tc, 0);
+    tc = add_case(s, "operations");
     tcase_add_loop_test(tc, rows_are_normalised_activated_and_gathered_as_on_the_cpu, 0, N_ACTS);
     tcase_add_test(tc, argmax_takes_the_lowest_index_of_a_tie);
     tcase_add_test(tc, draws_are_those_of_the_host_to_the_token);
     tcase_add_test(tc, a_batch_is_taken_with_the_ids_of_the_step_before);
     tcase_add_test(tc, converted_numbers_are_those_of_the_host);
+    tc = add_case(s, "products");
     tcase_add_loop_test(tc, products_agree_for_every_weight_type_and_number_of_tokens, 0,
                         N_ACTS * N_WEIGHTS);
     tcase_add_loop_test(tc, embeddings_are_rows_of_the_table, 0, N_ACTS * N_WEIGHTS);
+    tc = add_case(s, "fused");
     tcase_add_loop_test(tc, fused_products_agree_with_the_cpu, 0, N_ACTS * N_WEIGHTS);
     srunner_set_fork_status(sr, CK_NOFORK);
     srunner_run_all(sr, CK_NORMAL);
