@@ -135,7 +135,7 @@ static enum ek_status trace_device(struct profile *p, size_t i)
     EK_GOTO(profile_open(p, i, &d), st, done);
     d.rig.ceilings = &d.ceilings;
     for (size_t g = 0; g < p->n_groups && st == EK_OK; g++) {
-        ek_progress_set(p->progress, p->done, "kernels");
+        profile_say(p, p->done, "kernels");
         st = trace_group(&t, &p->groups[g]);
     }
     ek_device_close(d.rig.dev);

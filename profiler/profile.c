@@ -225,7 +225,7 @@ static void say_point(const struct visit *v, const struct ek_point *at)
     snprintf(detail, sizeof(detail), "%s %s, %s %u x %u of %u", v->d->row.name,
              v->group->module->name, at->phase == EK_PHASE_DECODE ? "decode" : "prefill", at->batch,
              at->tokens, at->context);
-    ek_progress_set(p->progress, ++p->done, detail);
+    profile_say(p, p->done + 1, detail);
 }
 
 static enum ek_status measure_point(void *ctx, const struct ek_point *at, struct ek_store_time *out)
@@ -271,7 +271,7 @@ static enum ek_status measure_group(struct profile_device *d, const struct rig_g
             profile_space(&d->rig, g, (enum ek_phase)phase, p->opt->target_error);
         uint64_t begin = p->done;
         st = points_measure(&s, measure_point, &v);
-        p->done = begin + points_most(&s);
+        profile_say(p, begin + points_most(&s), d->row.name);
     }
     rig_free(v.rig);
     return st;
@@ -334,7 +334,7 @@ static enum ek_status measure_memory(struct profile *p, size_t i)
             st = memory_measure(&d.rig, &p->groups[g], p->store, d.row.id);
         ek_device_close(d.rig.dev);
         EK_TRY(st);
-        ek_progress_set(p->progress, ++p->done, p->opt->devices[i].name);
+        profile_say(p, p->done + 1, p->opt->devices[i].name);
     }
     return EK_OK;
 }
@@ -395,11 +395,10 @@ static enum ek_status measure_all(struct profile *p)
     const struct ek_profile_options *o = p->opt;
 
     EK_TRY(ek_profile_devices(p->store, o->devices, o->n_devices, o->act, false, o->stop));
-    for (size_t i = 0; i < o->n_devices; i++)
-        EK_TRY(measure_memory(p, i));
+    EK_TRY(profile_assign_lanes(p));
+    EK_TRY(profile_each(p, measure_memory));
     EK_TRY(measure_hand_overs(p));
-    for (size_t i = 0; i < o->n_devices; i++)
-        EK_TRY(measure_times(p, i));
+    EK_TRY(profile_each(p, measure_times));
     EK_TRY(profile_busy(p));
     return o->kernels ? profile_kernels(p) : EK_OK;
 }
@@ -457,16 +456,17 @@ size_t ek_profile_most(const struct ek_model *m, const struct ek_profile_options
 enum ek_status ek_profile(const struct ek_model *m, struct ek_store *store,
                           const struct ek_profile_options *opt)
 {
-    struct profile p = {.m = m, .store = store, .opt = opt};
+    struct profile_pace pace = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    struct profile p = {.m = m, .store = store, .opt = opt, .pace = &pace};
     enum ek_status st;
 
     EK_TRY(check_options(opt));
     EK_TRY(profile_groups(m, &p.groups, &p.n_groups));
     EK_GOTO(ek_store_session_begin(store, m->hash), st, done);
     EK_GOTO(put_model(&p), st, done);
-    p.progress = ek_progress_new("profile", ek_profile_most(m, opt) + p.n_groups * opt->n_devices);
+    pace.bar = ek_progress_new("profile", ek_profile_most(m, opt) + p.n_groups * opt->n_devices);
     st = measure_all(&p);
-    ek_progress_free(p.progress);
+    ek_progress_free(pace.bar);
     if (st == EK_OK)
         st = ek_store_session_end(store, "complete");
     else /* the message is the failure's */

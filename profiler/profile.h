@@ -7,15 +7,23 @@
 
 #include "profiler/measure.h"
 
+#include <pthread.h>
+
+struct profile_pace { /* of all lanes together */
+    pthread_mutex_t lock;
+    struct ek_progress *bar;
+    uint64_t done;
+};
 struct profile {
     const struct ek_model *m;
     struct ek_store *store;
     const struct ek_profile_options *opt;
     struct rig_group *groups; /* one a signature; the one with the longest run first */
     size_t n_groups;
-    struct ek_progress *progress;
+    struct profile_pace *pace;
     uint64_t done;
-    uint32_t left_out; /* points that the gate refused or that did not fit */
+    uint32_t left_out;                       /* points that the gate refused or that did not fit */
+    size_t lane_of[EK_MAX_DEVICES], n_lanes; /* devices of different lanes are measured at once */
 };
 struct profile_device { /* opened, with its row */
     struct profile *p;
@@ -34,6 +42,14 @@ struct ek_store_key profile_key(const struct profile_device *d, const char *sign
 enum ek_status profile_rows(const struct profile_device *d, const char *signature,
                             struct ek_store_time_row **out, size_t *n);
 enum ek_status profile_open(struct profile *p, size_t i, struct profile_device *out);
+
+/* ---- lanes.c: devices that have nothing in common are measured at the same time ---- */
+typedef enum ek_status (*profile_device_fn)(struct profile *p, size_t i);
+enum ek_status profile_assign_lanes(struct profile *p);
+/* Calls fn for every device; p->store is then the lane's own. */
+enum ek_status profile_each(struct profile *p, profile_device_fn fn);
+/* What the lane of p has done so far, of all; detail: of this moment. */
+void profile_say(struct profile *p, uint64_t done, const char *detail);
 
 /* ---- twins.c: devices that are one piece of hardware share what was measured ---- */
 enum ek_status twins_ceilings(struct ek_store *store, struct ek_store_device *d);

@@ -206,21 +206,6 @@ static enum ek_status pragma_i64(struct ek_store *s, const char *name, int64_t *
     return ek_store_get_i64(s, out, sql, "");
 }
 
-static enum ek_status create(struct ek_store *s)
-{
-    char sql[128];
-    enum ek_status st = EK_OK;
-
-    EK_TRY(ek_store_begin(s));
-    for (size_t i = 0; st == EK_OK && ek_store_schema[i]; i++)
-        st = ek_store_exec(s, ek_store_schema[i]);
-    snprintf(sql, sizeof(sql), "PRAGMA application_id = %d; PRAGMA user_version = %d",
-             EK_STORE_APPLICATION_ID, EK_STORE_VERSION);
-    if (st == EK_OK)
-        st = ek_store_exec(s, sql);
-    return ek_store_end(s, st);
-}
-
 /* A file of ours before its first commit: nothing in it at all. */
 static enum ek_status is_blank(struct ek_store *s, bool *blank)
 {
@@ -231,6 +216,24 @@ static enum ek_status is_blank(struct ek_store *s, bool *blank)
     EK_TRY(ek_store_get_i64(s, &objects, "SELECT count(*) FROM sqlite_schema", ""));
     *blank = application == 0 && version == 0 && objects == 0;
     return EK_OK;
+}
+
+/* Unless another process did so meanwhile. */
+static enum ek_status create(struct ek_store *s)
+{
+    char sql[128];
+    bool blank = false;
+    enum ek_status st;
+
+    EK_TRY(ek_store_begin(s));
+    st = is_blank(s, &blank);
+    for (size_t i = 0; st == EK_OK && blank && ek_store_schema[i]; i++)
+        st = ek_store_exec(s, ek_store_schema[i]);
+    snprintf(sql, sizeof(sql), "PRAGMA application_id = %d; PRAGMA user_version = %d",
+             EK_STORE_APPLICATION_ID, EK_STORE_VERSION);
+    if (st == EK_OK && blank)
+        st = ek_store_exec(s, sql);
+    return ek_store_end(s, st);
 }
 
 static enum ek_status check_ids(struct ek_store *s)
@@ -357,6 +360,11 @@ enum ek_status ek_store_open(const char *path, enum ek_store_mode mode, struct e
 fail:
     ek_store_close(s);
     return st;
+}
+
+enum ek_status ek_store_open_again(const struct ek_store *s, struct ek_store **out)
+{
+    return ek_store_open(s->path, s->write ? EK_STORE_WRITE : EK_STORE_READ, out);
 }
 
 void ek_store_close(struct ek_store *s)

@@ -25,6 +25,8 @@ enum ek_store_mode { EK_STORE_READ, EK_STORE_WRITE };
  * failed quick_check, tables, triggers or views that are not ours (all EK_EFORMAT); locked, a
  * read-only medium, a journal that cannot be replayed there (EK_EENV). */
 enum ek_status ek_store_open(const char *path, enum ek_store_mode mode, struct ek_store **out);
+/* Another connection to the same file, for another thread. */
+enum ek_status ek_store_open_again(const struct ek_store *s, struct ek_store **out);
 void ek_store_close(struct ek_store *s); /* NULL is fine */
 /* Identity of the profile for plan.json: hash over host, devices (ceilings too; not what is free or
  * declared), links, models, times and memory. The same rows give the same identity, in whatever

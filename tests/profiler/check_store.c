@@ -6,6 +6,7 @@
 
 #include <check.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sqlite3.h>
 #include <stdlib.h>
@@ -318,6 +319,31 @@ START_TEST(slowdown_is_the_median_over_rows_with_busy_neighbours)
     ck_assert_uint_eq(n, 2); /* the busy row is not among those measured alone */
     free(rows);
     ek_store_close(s);
+}
+END_TEST
+
+static void *write_rows(void *store)
+{
+    for (struct ek_store_key k = key_at(1, EK_PHASE_DECODE, 1, 1, 64); k.tokens <= 64; k.tokens++)
+        put_time(store, &k, 0.25);
+    return NULL;
+}
+
+START_TEST(threads_write_by_connections_of_their_own)
+{
+    struct ek_store *s[3] = {open_store(EK_STORE_WRITE)};
+    pthread_t threads[3];
+
+    ck_assert_int_eq(put_device(s[0], "cpu:0", "1"), 1);
+    for (int i = 1; i < 3; i++) {
+        ck_assert_int_eq(ek_store_open_again(s[0], &s[i]), EK_OK);
+        ck_assert_int_eq(pthread_create(&threads[i], NULL, write_rows, s[i]), 0);
+    }
+    for (int i = 1; i < 3; i++) {
+        pthread_join(threads[i], NULL);
+        ek_store_close(s[i]);
+    }
+    ek_store_close(s[0]);
 }
 END_TEST
 
@@ -749,6 +775,7 @@ int main(void)
     tcase_add_test(tc, impossible_values_are_not_written);
     tcase_add_test(tc, identity_is_of_the_measurements_whatever_their_order);
     tcase_add_test(tc, slowdown_is_the_median_over_rows_with_busy_neighbours);
+    tcase_add_test(tc, threads_write_by_connections_of_their_own);
     tcase_add_test(tc, two_processes_do_not_measure_into_one_profile);
     tcase_add_test(tc, files_that_are_no_database_are_refused_and_left_alone);
     tcase_add_loop_test(tc, a_database_that_is_not_ours_is_refused, 0, EK_ARRAY_LEN(tampered));
