@@ -20,7 +20,7 @@ struct ek_link {
     struct ek_device *from, *to;
     size_t max;                       /* activations in a message */
     atomic_uint_fast64_t sent, taken; /* messages */
-    uint64_t reserved;                /* messages whose slot from's queue waits for, or need not */
+    uint64_t reserved;                /* messages whose slot from's queue need not wait for */
     char *slots; /* of all messages: on from, on to (peer stores), or host memory when staged */
     size_t slot_bytes;
     _Atomic uint32_t
@@ -546,10 +546,12 @@ enum ek_status ek_link_reserve(struct ek_link *l)
     uint64_t i = atomic_load(&l->sent);
 
     if (!ek_link_ready(l))
-        return ek_error(EK_EUSAGE, "link %s to %s: no free slot", l->from->spec.name,
-                        l->to->spec.name);
-    if (l->reserved <= i && i >= EK_LINK_SLOTS && l->how->reserve)
-        EK_TRY(l->how->reserve(l, i % EK_LINK_SLOTS));
+        return EK_OK;
+    if (i >= EK_LINK_SLOTS && l->how->reserve) {
+        enum ek_status st = l->to->ops->event_passed(l->empty[i % EK_LINK_SLOTS]);
+        if (st != EK_OK)
+            return st == EK_NO ? EK_OK : st;
+    }
     l->reserved = i + 1;
     return EK_OK;
 }
@@ -557,12 +559,18 @@ enum ek_status ek_link_reserve(struct ek_link *l)
 enum ek_status ek_link_send(struct ek_link *l, const void *src, size_t n, uint64_t *when)
 {
     uint64_t i = atomic_load(&l->sent);
+    bool waits;
 
     EK_TRY(check_size(l, n));
-    EK_TRY(ek_link_reserve(l));
-    if (when != NULL && !l->how->stamps)
+    if (!ek_link_ready(l))
+        return ek_error(EK_EUSAGE, "link %s to %s: no free slot", l->from->spec.name,
+                        l->to->spec.name);
+    waits = l->reserved <= i && i >= EK_LINK_SLOTS && l->how->reserve;
+    if (when != NULL && (waits || !l->how->stamps))
         EK_TRY(l->from->ops->stamp(l->from, when));
-    EK_TRY(l->how->send(l, i % EK_LINK_SLOTS, src, n, when));
+    if (waits)
+        EK_TRY(l->how->reserve(l, i % EK_LINK_SLOTS));
+    EK_TRY(l->how->send(l, i % EK_LINK_SLOTS, src, n, waits ? NULL : when));
     atomic_store(&l->sent, i + 1);
     return EK_OK;
 }

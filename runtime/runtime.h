@@ -200,8 +200,8 @@ bool ek_link_ready(const struct ek_link *l);
  * passed. when (NULL: no matter), as in ek_link_wait: memory of host_alloc, where the queue notes
  * the time before the message goes (ops.stamp). */
 enum ek_status ek_link_send(struct ek_link *l, const void *src, size_t n, uint64_t *when);
-/* The queue waits for the slot of the next message now, before there is one, so that it need not in
- * between; where ready. */
+/* Looks whether the slot of the next message is empty by now: then the queue need not wait for that
+ * between what it has to do before and the message. */
 enum ek_status ek_link_reserve(struct ek_link *l);
 /* Called by the thread of `to`, once a send: first wait (its queue waits for the message), then
  * recv (queues the copy to dst). */
