@@ -340,8 +340,55 @@ START_TEST(products_agree_for_every_weight_type_and_number_of_tokens)
         check_linear(t, 33, cols, tokens[i], EK_LINEAR_GELU_TANH, false);
     }
     if (t < EK_Q4_0)
-        for (uint32_t n = 1; n < 20; n += 9) /* rows that no wide load can read */
+        for (uint32_t n = 1; n < 20; n += 9) { /* rows that no wide load can read */
             check_linear(t, 24, 100, n, 0, true);
+            check_linear(t, 24, 1130, n, 0, true);
+        }
+    pair_close(&pr);
+}
+END_TEST
+
+/* Matrices that are converted in two tiles, the second of few rows: a large tower's merger in F32.
+ */
+START_TEST(products_with_converted_weights_agree_across_their_tiles)
+{
+    open_act(0);
+    check_linear(EK_BF16, 3584, 5120, 20, 0, true);
+    check_linear(EK_BF16, 3584, 5120, 3, EK_LINEAR_GELU, true);
+    check_linear(EK_Q8_0, 3584, 5120, 20, EK_LINEAR_ADD, false);
+    pair_close(&pr);
+}
+END_TEST
+
+static void check_normed(enum ek_dtype t, uint32_t rows, uint32_t cols)
+{
+    struct both x = both_random(&pr, cols, 3, &seed), norm = both_floats(&pr, cols, 1, 0.1f, &seed);
+    struct both out = both_new(&pr, rows);
+    struct ek_mat g, c;
+    char what[64];
+
+    mats_random(&pr, t, rows, cols, 1 / sqrtf((float)cols), &seed, &g, &c);
+    need(pr.gpu->ops->norm_linear(pr.gpu, x.gpu, norm.gpu, 1e-6f, 1, &g, 1, NULL, out.gpu, rows));
+    need(pr.cpu->ops->norm_linear(pr.cpu, x.cpu, norm.cpu, 1e-6f, 1, &c, 1, NULL, out.cpu, rows));
+    snprintf(what, sizeof(what), "norm_linear %s %ux%u", ek_dtype_name(t), rows, cols);
+    need_close(what, both_error(&pr, &out), product_tolerance(t));
+    mats_free(&pr, &g, &c);
+    both_free(&pr, &x);
+    both_free(&pr, &norm);
+    both_free(&pr, &out);
+}
+
+/* Tokens that fill shared memory up to what needs no asking, and beyond; many rows a warp. */
+START_TEST(products_with_one_token_agree_for_all_widths)
+{
+    static const uint32_t cols[] = {8, 264, 896, 2048, 3584, 6144, 8192, 12288, 16384};
+
+    open_act(_i);
+    for (size_t i = 0; i < EK_ARRAY_LEN(cols); i++) {
+        check_linear(weights[i % 3], 77, cols[i], 1, EK_LINEAR_ADD, false);
+        check_normed(weights[i % 3], 77, cols[i]);
+    }
+    check_linear(pr.act, 70001, 256, 1, EK_LINEAR_OUT_F32, false);
     pair_close(&pr);
 }
 END_TEST
@@ -433,6 +480,8 @@ int main(void)
     tc = add_case(s, "products");
     tcase_add_loop_test(tc, products_agree_for_every_weight_type_and_number_of_tokens, 0,
                         N_ACTS * N_WEIGHTS);
+    tcase_add_test(tc, products_with_converted_weights_agree_across_their_tiles);
+    tcase_add_loop_test(tc, products_with_one_token_agree_for_all_widths, 0, N_ACTS);
     tcase_add_loop_test(tc, embeddings_are_rows_of_the_table, 0, N_ACTS * N_WEIGHTS);
     tc = add_case(s, "fused");
     tcase_add_loop_test(tc, fused_products_agree_with_the_cpu, 0, N_ACTS * N_WEIGHTS);
