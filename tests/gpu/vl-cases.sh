@@ -11,7 +11,7 @@
 # Environment: that of common.sh; CASES (default "vl2 tokens qwen"); SPLITS (default "10,10,10
 # 3,4,4,4,4,4,4,4": the second is the guides' own, one layer too long), BUDGET (24GB, of a device)
 # of VL2; BUDGETS of Qwen's; BATCH, PROMPT, CONTEXT, IMAGE_TOKENS, QWEN_BATCH, QWEN_TOKENS,
-# QWEN_CONTEXT; TARGET_ERROR.
+# QWEN_CHUNK, QWEN_CONTEXT; TARGET_ERROR.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/common.sh"
@@ -85,6 +85,7 @@ qwen() { # MODEL
     names=$(devices "$(echo $BUDGETS | wc -w)")
     batch=${QWEN_BATCH:-64}
     load="--batch $batch --prompt 512 --generate 16 --images 1 --image-tokens ${QWEN_TOKENS:-1296}"
+    load="$load --prefill-chunk ${QWEN_CHUNK:-512}" # a smaller one takes less memory
     say 0 profile "$1" --db "$db" --devices "$names" --max-batch "$batch" --max-prompt 2048 \
         --max-context "${QWEN_CONTEXT:-32768}" --target-error "$error" --quiet || return
     # shellcheck disable=SC2086
