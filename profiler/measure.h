@@ -70,7 +70,7 @@ struct point_space {
     double target;        /* relative error of interpolation that is good enough */
     uint32_t max_widths;  /* at most so many widths, however badly interpolation does */
     uint32_t first, step; /* widths between the ends are first + whole steps; step 0: any */
-    bool odd;             /* they are seldom powers of two */
+    bool picture;         /* its tokens: as nearly square ones have */
     bool sweep; /* beside them many widths at the least depth: times go up and down with tiles */
 };
 /* Measures a point, or finds it measured already. EK_NO: refused, go on without. */

@@ -148,17 +148,19 @@ static struct gap pop_worst(struct points *p)
 }
 
 /* Between two widths: a power of two where there is one (chunks and batches usually are), nearest
- * to the geometric mean. */
+ * to the geometric mean; a picture's is that of a nearly square one. */
 static uint32_t between(const struct point_space *s, uint32_t low, uint32_t high)
 {
-    double mean = sqrt((double)low * high);
-    uint32_t power = s->odd ? low : (uint32_t)lround(exp2(round(log2(mean) + 1e-9)));
+    double mean = sqrt((double)low * high), side = fmax(round(sqrt(mean)), 1);
+    uint32_t power = (uint32_t)lround(exp2(round(log2(mean) + 1e-9)));
 
     if (s->step > 0) {
         double steps = fmax(round((mean - s->first) / s->step), 0);
         power = s->first + (uint32_t)steps * s->step;
         return power <= low ? power + s->step : power >= high ? power - s->step : power;
     }
+    if (s->picture)
+        power = (uint32_t)(side * round(mean / side));
     if (power <= low || power >= high)
         power = (uint32_t)lround(mean);
     return power <= low ? low + 1 : power >= high ? high - 1 : power;
@@ -217,10 +219,11 @@ static enum ek_status refine_depth(struct points *p, uint32_t width)
 /* Products are made of tiles: 704 tokens may take longer than 736. */
 enum { SWEEP_FROM = 128, SWEEP_TO = 8192, SWEEP_STEP = 32, SWEEP_FINE = 1024 };
 
-/* The width behind one of a sweep: 16 steps from a power of two to the next, finer below 1024. */
-static uint32_t next_swept(uint32_t width)
+/* The width behind one of a sweep: 16 steps (a picture: 8) from a power of two to the next, finer
+ * below 1024. */
+static uint32_t next_swept(const struct point_space *s, uint32_t width)
 {
-    uint32_t step = SWEEP_STEP;
+    uint32_t step = s->picture ? 2 * SWEEP_STEP : SWEEP_STEP;
 
     for (uint32_t from = SWEEP_FINE; from <= width; from *= 2)
         step *= 2;
@@ -233,7 +236,7 @@ static enum ek_status sweep(struct points *p)
     uint32_t end = s->max_width < SWEEP_TO ? s->max_width : SWEEP_TO;
     double skip = 0;
 
-    for (uint32_t w = SWEEP_FROM; s->sweep && w < end; w = next_swept(w)) {
+    for (uint32_t w = SWEEP_FROM; s->sweep && w < end; w = next_swept(s, w)) {
         struct ek_point at = point_at(s, w, 0);
         if (time_of(p, w, 0) == NULL)
             EK_TRY(add(p, &at, -1, &skip));
@@ -245,7 +248,8 @@ static size_t most_swept(const struct point_space *s)
 {
     size_t n = 0;
 
-    for (uint32_t w = SWEEP_FROM; s->sweep && w < s->max_width && w < SWEEP_TO; w = next_swept(w))
+    for (uint32_t w = SWEEP_FROM; s->sweep && w < s->max_width && w < SWEEP_TO;
+         w = next_swept(s, w))
         n++;
     return n;
 }

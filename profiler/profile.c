@@ -93,6 +93,18 @@ static void whole_tiles(const struct ek_config *c, struct point_space *s)
         s->max_width -= (s->max_width - s->first) % s->step;
 }
 
+/* Products do on a GPU. (Of experts, reading them is most; tiles of DeepSeek-VL2 are points.) */
+static bool goes_up_and_down(const struct rig_options *rig, const struct rig_group *g)
+{
+    enum ek_module_kind kind = g->module->kind;
+
+    if (!rig->gpu || ek_module_tensor(g->module, EK_ROLE_ROUTER, -1) != NULL)
+        return false;
+    if (kind == EK_MODULE_VISION || kind == EK_MODULE_BLOCK)
+        return rig->m->config.vision != EK_VISION_VL2;
+    return kind == EK_MODULE_LAYER && g->run > 1;
+}
+
 struct point_space profile_space(const struct rig_options *rig, const struct rig_group *g,
                                  enum ek_phase phase, double target)
 {
@@ -100,8 +112,7 @@ struct point_space profile_space(const struct rig_options *rig, const struct rig
     bool per_sequence = g->module->kind == EK_MODULE_NORM || g->module->kind == EK_MODULE_HEAD;
     bool visual = ek_module_is_visual(g->module);
     uint32_t batches = rig->max_batch > 16 ? 10 : 6; /* with kernels for few and for many */
-    bool routed = ek_module_tensor(g->module, EK_ROLE_ROUTER, -1) != NULL;
-    uint32_t widths = rig->thorough ? 12 : deep ? (decode ? batches : 8) : visual ? 8 : 3;
+    uint32_t widths = rig->thorough ? 12 : deep ? (decode ? batches : 8) : visual ? 6 : 3;
     uint32_t longest = visual ? picture_tokens(rig) : rig->max_prompt;
 
     struct point_space s = {.phase = phase,
@@ -111,8 +122,8 @@ struct point_space profile_space(const struct rig_options *rig, const struct rig
                             .deep = deep,
                             .target = target,
                             .max_widths = !decode && per_sequence ? 2 : widths,
-                            .odd = visual,
-                            .sweep = rig->gpu && !decode && deep && g->run > 1 && !routed};
+                            .picture = visual,
+                            .sweep = !decode && goes_up_and_down(rig, g)};
 
     if (visual && rig->m->config.vision == EK_VISION_VL2)
         whole_tiles(&rig->m->config, &s);

@@ -415,8 +415,7 @@ static enum ek_status timed_step(struct rig *r, struct ek_stage *s, double *seco
  */
 static bool is_heavy(const struct rig *r)
 {
-    return !ek_module_is_visual(r->group.module) && r->opt.dev->info.compute_major > 0 &&
-           rig_batch_host(r->batch)->n_tokens >= HEAVY_TOKENS;
+    return r->opt.dev->info.compute_major > 0 && rig_batch_host(r->batch)->n_tokens >= HEAVY_TOKENS;
 }
 
 /* The host stays awake, and the GPU is woken by reads: the first launches after an idle moment take
