@@ -45,7 +45,7 @@ try() { # LABEL plan-options...: with the profile made last
     plan=$OUT/$(echo "$label" | tr -c 'a-zA-Z0-9\n' '-').json
     say 0 plan "$model" --db "$db" --devices "$devices" --force -o "$plan" "$@" \
         >"$OUT/plan.txt" 2>&1 || { tail -5 "$OUT/plan.txt"; return; }
-    say 0 bench "$model" --plan "$plan" --quiet >"$OUT/bench.txt" 2>&1 ||
+    say 0 bench "$model" --plan "$plan" --db "$db" --quiet >"$OUT/bench.txt" 2>&1 ||
         { tail -5 "$OUT/bench.txt"; return; }
     errors "$label" <"$OUT/bench.txt" >>"$lines"
     errors "$label" <"$OUT/bench.txt" | cut -f3
@@ -110,10 +110,13 @@ for group in ${GROUPS_RUN:-3b 7b lite tiny small declared}; do
             --images 1 --image-tokens 1023 --generate 16
         ;;
     declared)
-        profile declared qwen2.5-vl-3b "cuda:0 cuda:0.1" \
-            --max-batch 4 --max-prompt 512 --max-context 1024 || continue
-        try "3B on 2 declared, 4 x 300 + 32" --batch 4 --prompt 300 --generate 32 --from "[18,18]"
-        try "3B on 2 declared, 1 x 512 + 32" --batch 1 --prompt 512 --generate 32 --from "[1,35]"
+        profile declared qwen2.5-3b "cuda:0 cuda:0.1" --max-batch 4 --max-prompt 512 \
+            --max-context 512 || continue
+        for split in "[18,18]" "[27,9]" "[1,35]"; do # the order is the predicted one
+            try "3B on 2 declared, $split" --batch 4 --prompt 300 --generate 16 --from "$split"
+        done
+        try "3B, [20,16], calibrated" --batch 4 --prompt 450 --generate 16 --from "[20,16]" \
+            --calibrated
         ;;
     cpu)
         profile cpu smollm2-135m cpu:0 --max-batch 4 --max-prompt 256 --max-context 512 || continue
