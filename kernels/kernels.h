@@ -415,7 +415,7 @@ struct ek_ops {
      * q | heads k | heads v] of head_dim (72 and 80 are the usual ones); segments (device):
      * [n_segments + 1] first rows, ascending from 0 to n; out rows: [heads][head_dim]. Softmax in
      * fp32, scores never materialised over a segment. */
-    enum ek_status (*attention_dense)(struct ek_device *dev, const void *qkv, size_t ld,
+    enum ek_status (*attention_dense)(struct ek_device *dev, const void *qkv, size_t ld, uint32_t n,
                                       const int32_t *segments, uint32_t n_segments,
                                       uint32_t max_segment, uint32_t heads, uint32_t head_dim,
                                       float scale, void *out, size_t ldo);

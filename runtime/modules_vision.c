@@ -88,10 +88,10 @@ static enum ek_status run_attention(struct ek_stage *s, const struct vision_bloc
     if (v->rope.inv_freq != NULL)
         EK_TRY(ops->rope_rows(s->dev, qkv, ld, &v->rope, ints_at(s, p->positions), p->rows,
                               2 * c->vision_heads, dim));
-    EK_TRY(ops->attention_dense(s->dev, qkv, ld, ints_at(s, whole ? p->slices : p->windows),
-                                whole ? p->n_slices : p->n_windows,
-                                whole ? p->slice_rows : p->max_window, c->vision_heads, dim,
-                                1.0f / sqrtf((float)dim), out, width));
+    EK_TRY(ops->attention_dense(
+        s->dev, qkv, ld, p->rows, ints_at(s, whole ? p->slices : p->windows),
+        whole ? p->n_slices : p->n_windows, whole ? p->slice_rows : p->max_window, c->vision_heads,
+        dim, 1.0f / sqrtf((float)dim), out, width));
     return stage_run_linear(s, &b->o, out, width, p->rows, x, width, EK_LINEAR_ADD);
 }
 

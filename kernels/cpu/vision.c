@@ -114,17 +114,21 @@ static void dense_item(void *arg, uint32_t i, uint32_t thread)
                                  cpu_scratch_of(job->dev, thread));
 }
 
-static enum ek_status check_segments(const int32_t *segments, uint32_t n, uint32_t max_segment)
+static enum ek_status check_segments(const int32_t *segments, uint32_t n, uint32_t max_segment,
+                                     uint32_t rows)
 {
     for (uint32_t i = 0; i < n; i++)
         if (segments[i + 1] <= segments[i] ||
             (uint32_t)(segments[i + 1] - segments[i]) > max_segment)
             return ek_error(EK_EUSAGE, "attention: segment %u from %d to %d, at most %u rows", i,
                             segments[i], segments[i + 1], max_segment);
+    if (segments[0] != 0 || (uint32_t)segments[n] != rows)
+        return ek_error(EK_EUSAGE, "attention: segments from %d to %d of %u rows", segments[0],
+                        segments[n], rows);
     return EK_OK;
 }
 
-enum ek_status cpu_attention_dense(struct ek_device *dev, const void *qkv, size_t ld,
+enum ek_status cpu_attention_dense(struct ek_device *dev, const void *qkv, size_t ld, uint32_t n,
                                    const int32_t *segments, uint32_t n_segments,
                                    uint32_t max_segment, uint32_t heads, uint32_t head_dim,
                                    float scale, void *out, size_t ldo)
@@ -152,9 +156,8 @@ enum ek_status cpu_attention_dense(struct ek_device *dev, const void *qkv, size_
                                   .scale = scale,
                                   .dense_ld = ld},
                             .dev = cpu};
-    uint32_t n;
 
-    EK_TRY(check_segments(segments, n_segments, max_segment));
+    EK_TRY(check_segments(segments, n_segments, max_segment, n));
     n = list_items(&job.a, NULL);
     EK_TRY(cpu_scratch(cpu, cpu_attend_scratch(&job.a)));
     EK_TRY(cpu_shared(cpu, n * sizeof(struct item) / sizeof(float), &shared));

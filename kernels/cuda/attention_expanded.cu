@@ -3,7 +3,7 @@
 // 192 and 128 elements a token and head instead of 576 and 512, which all heads share. The latents
 // are gathered from the paged cache, multiplied by cuBLASLt, and attended to on tensor cores; the
 // rotated part of the keys stays with the latents, that of the queries is rotated on its way.
-#include "kernels/cuda/attention_tiles.cuh"
+#include "kernels/cuda/attention_boxes.cuh"
 #include "kernels/cuda/deepseek.h"
 #include "kernels/cuda/turn.cuh"
 
@@ -40,9 +40,9 @@ struct ExpandedSource {
         return DK;
     }
     static __device__ __forceinline__ bool span(const ek_cu_attention &a, uint32_t rows,
-                                                TileSpan &s)
+                                                uint32_t tile, TileSpan &s)
     {
-        if (!causal_span(a, rows, s) || s.end <= a.from)
+        if (!causal_span(a, rows, tile, s) || s.end <= a.from)
             return false;
         s.begin = a.from;
         s.done = s.end <= a.from + a.span;
@@ -89,18 +89,24 @@ struct ExpandedSource {
         }
     };
 
-    // Rotates the queries in shared memory.
-    template <typename T, int WARPS>
-    static __device__ __forceinline__ void turn(const ek_cu_attention &a, T *q, const TileSpan &s)
+    // Rotates N rows of queries in shared memory, from row `from` of a tile of ROWS, as far as the
+    // tile has them, by 2 N threads: a lane takes a frequency. Positions are one row.
+    template <typename T, int ROWS, int N>
+    static __device__ __forceinline__ void turn(const ek_cu_attention &a, T *q, const TileSpan &s,
+                                                uint32_t from)
     {
-        constexpr uint32_t HALF = ROPE / 2;
+        constexpr uint32_t HALF = ROPE / 2, STEP = 2 * N / HALF;
+        uint32_t first = from + threadIdx.x % (2 * N) / HALF, f = threadIdx.x % HALF;
+        uint2 at = pair_at(a.rope, f);
+        float frequency = a.rope.inv_freq[f];
 
-        for (uint32_t i = threadIdx.x; i < s.n * HALF; i += 32 * WARPS) {
-            uint32_t row = i / HALF, f = i % HALF;
-            uint2 at = pair_at(a.rope, f);
-            float2 by = turn_of(a.rope, a.batch.positions, a.batch.n_tokens, s.token + row, f);
-            T *x = q + place<16 * WARPS>(row, (NOPE + at.x) / 8) + at.x % 8;
-            T *y = q + place<16 * WARPS>(row, (NOPE + at.y) / 8) + at.y % 8;
+#pragma unroll 8
+        for (uint32_t i = 0; i < N / STEP; i++) {
+            uint32_t row = first + i * STEP;
+            float2 by =
+                quick_turn(a.rope, frequency, a.batch.positions[s.token + min(row, s.n - 1)]);
+            T *x = q + place<ROWS>(row, (NOPE + at.x) / 8) + at.x % 8;
+            T *y = q + place<ROWS>(row, (NOPE + at.y) / 8) + at.y % 8;
             float u = to_f(*x), v = to_f(*y);
 
             *x = from_f<T>(u * by.x - v * by.y);
@@ -109,11 +115,71 @@ struct ExpandedSource {
     }
 };
 
+struct ExpandedBoxes : ExpandedSource {
+    static constexpr int GROUPS = 2, KV = 128;
+
+#ifdef EK_WGMMA
+    static __device__ __forceinline__ void queries(const box_maps &maps, const TileSpan &s,
+                                                   uint32_t to, uint32_t full)
+    {
+        if (threadIdx.x % 32 == 0)
+            copy_box(to, &maps.q, s.token, s.head * (DK / EK_CHUNK), full, false);
+    }
+    template <typename T>
+    static __device__ __forceinline__ void prepare(const ek_cu_attention &a, T *q,
+                                                   const TileSpan &s)
+    {
+        turn<T, 64 * GROUPS, 64>(a, q, s, threadIdx.x / 128 * 64);
+        publish_shared();
+        group_meets(threadIdx.x / 128);
+    }
+
+    // A head's chunks of keys and of values are beside each other in the first map; the rotated
+    // keys are the last chunk of the latents.
+    struct Boxes {
+        __device__ __forceinline__ Boxes(const ek_cu_attention &, const TileSpan &)
+        {
+        }
+        __device__ __forceinline__ void copy(const box_maps &maps, const ek_cu_attention &a,
+                                             const TileSpan &s, uint32_t first, bool values,
+                                             uint32_t to, uint32_t full)
+        {
+            constexpr uint32_t NOPES = NOPE / EK_CHUNK, BOTH = (NOPE + DV) / EK_CHUNK;
+            uint32_t lane = threadIdx.x % 32, row = s.seq * a.span + first - a.from;
+
+            if (lane == 0)
+                copy_box(to, &maps.k, row, s.head * BOTH + (values ? NOPES : 0), full, false);
+            else if (lane == 1 && !values)
+                copy_box(to + NOPES * KV * 128, &maps.v, row, a.kv.v_dim / EK_CHUNK, full, false);
+        }
+    };
+#endif
+};
+
+template <typename T>
+static cudaError_t expanded_boxes(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
+{
+    static_assert(ExpandedSource::NOPE == ExpandedSource::DV, "one shape of boxes for both");
+    uint32_t rows = a->batch.n_seqs * a->span, latent = (uint32_t)a->latent_row;
+    struct box_maps maps;
+    cudaError_t e = matrix_map(&maps.q, a->q, a->batch.n_tokens, a->heads * ExpandedSource::DK,
+                               a->ldq * 2, BOX_ROWS<ExpandedBoxes>, ExpandedSource::DK / EK_CHUNK);
+
+    if (e == cudaSuccess)
+        e = matrix_map(&maps.k, a->kv.v, rows, (uint32_t)a->row, a->row * 2, ExpandedBoxes::KV,
+                       ExpandedSource::DV / EK_CHUNK);
+    if (e == cudaSuccess)
+        e = matrix_map(&maps.v, a->latents, rows, latent, latent * 2, ExpandedBoxes::KV, 1);
+    return e == cudaSuccess ? boxes_launch<T, ExpandedBoxes>(q, a, &maps) : e;
+}
+
 template <typename T>
 static cudaError_t expanded(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
 {
     uint32_t blocks = a->batch.n_seqs * div_up(a->batch.max_q, 128) * a->heads;
 
+    if (hopper_built() && a->batch.max_q > 64)
+        return expanded_boxes<T>(q, a);
     return blocks < q->n_sm ? tiles_launch<T, 4, 2, ExpandedSource>(q, a)
                             : tiles_launch<T, 8, 2, ExpandedSource>(q, a);
 }

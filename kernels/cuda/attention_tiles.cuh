@@ -45,10 +45,10 @@ struct TileSpan {
     bool done;      // no later launch has more of the context
 };
 
-// The rows of block y of one head and their causal context; false: there are none.
-__device__ __forceinline__ bool causal_span(const ek_cu_attention &a, uint32_t rows, TileSpan &s)
+// Tile number `tile` of the sequence's rows and their causal context; false: there are none.
+__device__ __forceinline__ bool causal_span(const ek_cu_attention &a, uint32_t rows, uint32_t tile,
+                                            TileSpan &s)
 {
-    uint32_t tile = gridDim.y - 1 - blockIdx.y; // the longest contexts of all heads first
     uint32_t first = (uint32_t)a.batch.seq_start[s.seq];
     uint32_t n_new = (uint32_t)a.batch.seq_start[s.seq + 1] - first;
     uint32_t len = (uint32_t)max(a.batch.kv_len[s.seq], 0);
@@ -80,10 +80,10 @@ template <int D> struct PagedSource {
         return D;
     }
     static __device__ __forceinline__ bool span(const ek_cu_attention &a, uint32_t rows,
-                                                TileSpan &s)
+                                                uint32_t tile, TileSpan &s)
     {
         s.kv_head = s.head / (a.heads / a.kv.kv_heads);
-        return causal_span(a, rows, s);
+        return causal_span(a, rows, tile, s);
     }
     static __device__ __forceinline__ size_t at(const ek_cu_attention &a, const TileSpan &s,
                                                 uint32_t token)
@@ -103,9 +103,9 @@ template <int D, int BUFFERS> struct RowSource {
         return a.kv.head_dim;
     }
     static __device__ __forceinline__ bool span(const ek_cu_attention &a, uint32_t rows,
-                                                TileSpan &s)
+                                                uint32_t tile, TileSpan &s)
     {
-        uint32_t first = (uint32_t)a.batch.seq_start[s.seq], tile = blockIdx.y;
+        uint32_t first = (uint32_t)a.batch.seq_start[s.seq];
 
         s.end = s.open = (uint32_t)a.batch.seq_start[s.seq + 1] - first;
         if (rows * tile >= s.end)
@@ -165,8 +165,8 @@ __device__ __forceinline__ void copy_kv(const ek_cu_attention &a, T *k, T *v, co
     }
 }
 
-// ---- one warp's 16 rows; ROWS: of a block
-template <typename T, int DK, int DV, int ROWS> struct TileWarp {
+// ---- sums of a warp's 16 rows, of DV values
+template <typename T, int DV> struct AttentionRows {
     float o[DV / 8][4], peak[2], weight[2];
 
     __device__ __forceinline__ void start()
@@ -177,6 +177,76 @@ template <typename T, int DK, int DV, int ROWS> struct TileWarp {
         peak[0] = peak[1] = -INFINITY;
         weight[0] = weight[1] = 0;
     }
+
+    // The lane's weights of both rows, of all lanes that share them.
+    __device__ __forceinline__ float whole(int r) const
+    {
+        float l = weight[r];
+        l += __shfl_xor_sync(0xffffffffu, l, 1);
+        return l + __shfl_xor_sync(0xffffffffu, l, 2);
+    }
+
+    __device__ __forceinline__ void finish(const ek_cu_attention &a, const TileSpan &s,
+                                           uint32_t dim, uint32_t row, uint32_t t)
+    {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float l = whole(r), f = l > 0 ? 1.0f / l : 0.0f;
+            if (row + 8 * r >= s.n)
+                continue;
+            T *out = (T *)a.out + (s.token + row + 8 * r) * a.ldo + s.head * dim + 2 * t;
+#pragma unroll
+            for (int i = 0; i < DV / 8; i++)
+                if (8 * i < dim)
+                    *reinterpret_cast<uint32_t *>(out + 8 * i) =
+                        pack2<T>(o[i][2 * r] * f, o[i][2 * r + 1] * f);
+        }
+    }
+
+    // Sums so far, from one launch to the next.
+    __device__ __forceinline__ void save(const ek_cu_attention &a, const TileSpan &s, uint32_t row,
+                                         uint32_t t)
+    {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float l = whole(r);
+            if (row + 8 * r >= s.n)
+                continue;
+            size_t at = (size_t)(s.token + row + 8 * r) * a.heads + s.head;
+            float2 *to = reinterpret_cast<float2 *>(a.partial + at * DV) + t;
+#pragma unroll
+            for (int i = 0; i < DV / 8; i++)
+                to[4 * i] = make_float2(o[i][2 * r], o[i][2 * r + 1]);
+            if (t == 0)
+                a.totals[at] = make_float2(peak[r], l);
+        }
+    }
+    __device__ __forceinline__ void resume(const ek_cu_attention &a, const TileSpan &s,
+                                           uint32_t row, uint32_t t)
+    {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            if (row + 8 * r >= s.n)
+                continue;
+            size_t at = (size_t)(s.token + row + 8 * r) * a.heads + s.head;
+            const float2 *from = reinterpret_cast<const float2 *>(a.partial + at * DV) + t;
+            float2 total = a.totals[at];
+#pragma unroll
+            for (int i = 0; i < DV / 8; i++) {
+                float2 v = from[4 * i];
+                o[i][2 * r] = v.x, o[i][2 * r + 1] = v.y;
+            }
+            peak[r] = total.x;
+            weight[r] = t == 0 ? total.y : 0.0f;
+        }
+    }
+};
+
+// ---- one warp's 16 rows; ROWS: of a block
+template <typename T, int DK, int DV, int ROWS> struct TileWarp : AttentionRows<T, DV> {
+    using AttentionRows<T, DV>::o;
+    using AttentionRows<T, DV>::peak;
+    using AttentionRows<T, DV>::weight;
 
 #ifdef EK_WGMMA
     __device__ __forceinline__ void scores(const T *q, const T *k, uint32_t warp, uint32_t,
@@ -293,69 +363,6 @@ template <typename T, int DK, int DV, int ROWS> struct TileWarp {
         }
 #endif
     }
-
-    // The lane's weights of both rows, of all lanes that share them.
-    __device__ __forceinline__ float whole(int r) const
-    {
-        float l = weight[r];
-        l += __shfl_xor_sync(0xffffffffu, l, 1);
-        return l + __shfl_xor_sync(0xffffffffu, l, 2);
-    }
-
-    __device__ __forceinline__ void finish(const ek_cu_attention &a, const TileSpan &s,
-                                           uint32_t dim, uint32_t row, uint32_t t)
-    {
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            float l = whole(r), f = l > 0 ? 1.0f / l : 0.0f;
-            if (row + 8 * r >= s.n)
-                continue;
-            T *out = (T *)a.out + (s.token + row + 8 * r) * a.ldo + s.head * dim + 2 * t;
-#pragma unroll
-            for (int i = 0; i < DV / 8; i++)
-                if (8 * i < dim)
-                    *reinterpret_cast<uint32_t *>(out + 8 * i) =
-                        pack2<T>(o[i][2 * r] * f, o[i][2 * r + 1] * f);
-        }
-    }
-
-    // Sums so far, from one launch to the next.
-    __device__ __forceinline__ void save(const ek_cu_attention &a, const TileSpan &s, uint32_t row,
-                                         uint32_t t)
-    {
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            float l = whole(r);
-            if (row + 8 * r >= s.n)
-                continue;
-            size_t at = (size_t)(s.token + row + 8 * r) * a.heads + s.head;
-            float2 *to = reinterpret_cast<float2 *>(a.partial + at * DV) + t;
-#pragma unroll
-            for (int i = 0; i < DV / 8; i++)
-                to[4 * i] = make_float2(o[i][2 * r], o[i][2 * r + 1]);
-            if (t == 0)
-                a.totals[at] = make_float2(peak[r], l);
-        }
-    }
-    __device__ __forceinline__ void resume(const ek_cu_attention &a, const TileSpan &s,
-                                           uint32_t row, uint32_t t)
-    {
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            if (row + 8 * r >= s.n)
-                continue;
-            size_t at = (size_t)(s.token + row + 8 * r) * a.heads + s.head;
-            const float2 *from = reinterpret_cast<const float2 *>(a.partial + at * DV) + t;
-            float2 total = a.totals[at];
-#pragma unroll
-            for (int i = 0; i < DV / 8; i++) {
-                float2 v = from[4 * i];
-                o[i][2 * r] = v.x, o[i][2 * r + 1] = v.y;
-            }
-            peak[r] = total.x;
-            weight[r] = t == 0 ? total.y : 0.0f;
-        }
-    }
 };
 
 // BUFFERS 1: no row sees more than TILE_KV tokens. A source whose values have fewer buffers than
@@ -375,7 +382,8 @@ __global__ void __launch_bounds__(32 * WARPS, Source::VALUES < BUFFERS ? 2 : 16 
 
     pdl_next();
     pdl_wait();
-    if (!Source::span(a, 16 * WARPS, s))
+    // the longest contexts of all heads first
+    if (!Source::span(a, 16 * WARPS, gridDim.y - 1 - blockIdx.y, s))
         return;
     int32_t limit = (int32_t)(Source::causal ? s.past + row + 1 : s.end); // first that it masks
     typename Source::template Copy<T, WARPS> copy(a, s);
@@ -388,7 +396,7 @@ __global__ void __launch_bounds__(32 * WARPS, Source::VALUES < BUFFERS ? 2 : 16 
     if constexpr (APART) {
         copy_wait<0>();
         __syncthreads();
-        Source::template turn<T, WARPS>(a, m.q, s);
+        Source::template turn<T, 16 * WARPS, 16 * WARPS>(a, m.q, s, 0);
     }
     state.start();
     if (APART && s.begin > 0)

@@ -245,7 +245,7 @@ enum ek_status ek_cuda_rope_rows(struct ek_device *dev, void *x, size_t ld,
                                  const struct ek_rope *rope, const int32_t *positions, uint32_t n,
                                  uint32_t heads, uint32_t head_dim);
 enum ek_status ek_cuda_attention_dense(struct ek_device *dev, const void *qkv, size_t ld,
-                                       const int32_t *segments, uint32_t n_segments,
+                                       uint32_t n, const int32_t *segments, uint32_t n_segments,
                                        uint32_t max_segment, uint32_t heads, uint32_t head_dim,
                                        float scale, void *out, size_t ldo);
 

@@ -28,8 +28,9 @@ static bool shape_fits(const struct ek_cuda *d, const struct ek_cu_attention *a,
            kv->head_dim == EK_CU_LATENT_DIM && kv->v_dim == EK_CU_LATENT_VALUE &&
            l->lora == EK_CU_LATENT_VALUE && l->nope == EK_CU_EXPANDED_NOPE &&
            l->rope == EK_CU_EXPANDED_ROPE && l->v == EK_CU_EXPANDED_V && a->rope.dim == l->rope &&
-           a->ldq % 8 == 0 && a->ldo % 2 == 0 && (uintptr_t)a->q % 16 == 0 &&
-           (uintptr_t)a->out % 4 == 0 && ek_cu_attention_expanded_fits(d->gpu);
+           a->rope.sections[0] == 0 && a->ldq % 8 == 0 && a->ldo % 2 == 0 &&
+           (uintptr_t)a->q % 16 == 0 && (uintptr_t)a->out % 4 == 0 &&
+           ek_cu_attention_expanded_fits(d->gpu);
 }
 
 /* Multiplications a head of both forms, those of attention weighed by how much slower they are than

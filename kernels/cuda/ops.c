@@ -271,7 +271,7 @@ static bool dense_fast(const struct ek_cuda *d, const struct ek_cu_attention *a)
 }
 
 enum ek_status ek_cuda_attention_dense(struct ek_device *dev, const void *qkv, size_t ld,
-                                       const int32_t *segments, uint32_t n_segments,
+                                       uint32_t n, const int32_t *segments, uint32_t n_segments,
                                        uint32_t max_segment, uint32_t heads, uint32_t head_dim,
                                        float scale, void *out, size_t ldo)
 {
@@ -281,7 +281,7 @@ enum ek_status ek_cuda_attention_dense(struct ek_device *dev, const void *qkv, s
         .q = qkv,
         .ldq = ld,
         .row = ld,
-        .batch = {.n_seqs = n_segments, .max_q = max_segment, .seq_start = segments},
+        .batch = {.n_tokens = n, .n_seqs = n_segments, .max_q = max_segment, .seq_start = segments},
         .kv = {.k = (char *)(uintptr_t)qkv + width,
                .v = (char *)(uintptr_t)qkv + 2 * width,
                .dtype = dev->act,

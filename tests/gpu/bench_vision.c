@@ -66,7 +66,7 @@ static void run_attention(struct tower *t, const struct block *b)
     if (does(t, ROPE) && !t->s->tile)
         need(ops->rope_rows(dev, t->qkv, ld, &t->rope, t->positions, t->n, 2 * t->s->heads, dim));
     if (does(t, ATTENTION))
-        need(ops->attention_dense(dev, t->qkv, ld, t->segments, t->n_segments, t->segment,
+        need(ops->attention_dense(dev, t->qkv, ld, t->n, t->segments, t->n_segments, t->segment,
                                   t->s->heads, dim, 1 / sqrtf((float)dim), t->attn, w));
     if (does(t, OUTPUT))
         need(ops->linear(dev, t->attn, w, t->n, &b->o, t->bias, t->x, w, EK_LINEAR_ADD));

@@ -70,10 +70,10 @@ static void check_dense(const struct segments *s, uint32_t heads, uint32_t dim, 
     qkv = both_random(&pr, n * ld, scale, &seed);
     out = both_new(&pr, n * ldo);
     index = both_ints(&pr, starts, s->n + 1);
-    need(pr.gpu->ops->attention_dense(pr.gpu, qkv.gpu, ld, index.gpu, s->n, most, heads, dim,
-                                      1 / sqrtf((float)dim), out.gpu, ldo));
-    need(pr.cpu->ops->attention_dense(pr.cpu, qkv.cpu, ld, index.cpu, s->n, most, heads, dim,
-                                      1 / sqrtf((float)dim), out.cpu, ldo));
+    need(pr.gpu->ops->attention_dense(pr.gpu, qkv.gpu, ld, (uint32_t)n, index.gpu, s->n, most,
+                                      heads, dim, 1 / sqrtf((float)dim), out.gpu, ldo));
+    need(pr.cpu->ops->attention_dense(pr.cpu, qkv.cpu, ld, (uint32_t)n, index.cpu, s->n, most,
+                                      heads, dim, 1 / sqrtf((float)dim), out.cpu, ldo));
     snprintf(what, sizeof(what), "attention of %u segments of up to %u rows, %u heads of %u", s->n,
              most, heads, dim);
     need_close(what, both_error(&pr, &out), tolerance(pr.act) + large);

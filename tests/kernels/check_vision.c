@@ -49,8 +49,8 @@ static void attention_of(struct ek_device *dev, uint32_t dim, uint64_t *seed)
     float *qkv = random_floats(seed, n * ld), *out = random_floats(seed, n * ldo);
     double *want = ek_calloc(width, sizeof(*want));
 
-    ck_assert_int_eq(dev->ops->attention_dense(dev, qkv, ld, segments, N_SEGMENTS, 300, HEADS, dim,
-                                               1.0f / sqrtf((float)dim), out, ldo),
+    ck_assert_int_eq(dev->ops->attention_dense(dev, qkv, ld, n, segments, N_SEGMENTS, 300, HEADS,
+                                               dim, 1.0f / sqrtf((float)dim), out, ldo),
                      EK_OK);
     for (uint32_t s = 0; s < N_SEGMENTS; s++)
         for (int32_t row = segments[s]; row < segments[s + 1]; row++) {
@@ -83,8 +83,9 @@ START_TEST(large_scores_do_not_overflow)
     for (size_t i = 0; i < (size_t)N * 3 * DIM; i++)
         qkv[i] *= 100.0f;
     if (dev != NULL)
-        ck_assert_int_eq(
-            dev->ops->attention_dense(dev, qkv, 3 * DIM, one, 1, N, 1, DIM, 1.0f, out, DIM), EK_OK);
+        ck_assert_int_eq(dev->ops->attention_dense(dev, qkv, 3 * DIM, N, one, 1, N, 1, DIM, 1.0f,
+                                                   out, DIM),
+                         EK_OK);
     for (int i = 0; dev && i < N * DIM; i++)
         ck_assert(isfinite(out[i]));
     free(qkv);
@@ -94,13 +95,13 @@ END_TEST
 
 START_TEST(segments_out_of_order_are_refused)
 {
-    static const int32_t bad[][3] = {{0, 0, 2}, {0, 2, 1}, {0, 1, 9}};
+    static const int32_t bad[][3] = {{0, 0, 2}, {0, 2, 1}, {0, 1, 9}, {0, 1, 4}, {1, 2, 5}};
     struct ek_device *dev = open_cpu("c", 1);
-    float qkv[9 * 3] = {0}, out[9];
+    float qkv[5 * 3] = {0}, out[5];
 
     for (size_t i = 0; i < EK_ARRAY_LEN(bad); i++)
-        ck_assert_int_eq(dev->ops->attention_dense(dev, qkv, 3, bad[i], 2, 4, 1, 1, 1.0f, out, 1),
-                         EK_EUSAGE);
+        ck_assert_int_eq(
+            dev->ops->attention_dense(dev, qkv, 3, 5, bad[i], 2, 4, 1, 1, 1.0f, out, 1), EK_EUSAGE);
     ek_device_close(dev);
 }
 END_TEST

@@ -147,13 +147,13 @@ START_TEST(a_message_that_does_not_come_is_told_with_its_link)
 END_TEST
 
 /* ---- pictures */
-static enum ek_status slow_dense(struct ek_device *dev, const void *qkv, size_t ld,
+static enum ek_status slow_dense(struct ek_device *dev, const void *qkv, size_t ld, uint32_t n,
                                  const int32_t *offsets, uint32_t n_seqs, uint32_t max_rows,
                                  uint32_t heads, uint32_t dim, float scale, void *out, size_t ldo)
 {
     if (naps-- > 0)
         usleep(nap_us);
-    return whole.attention_dense(dev, qkv, ld, offsets, n_seqs, max_rows, heads, dim, scale, out,
+    return whole.attention_dense(dev, qkv, ld, n, offsets, n_seqs, max_rows, heads, dim, scale, out,
                                  ldo);
 }
 
