@@ -45,35 +45,36 @@ __device__ uint2 k_scale(const uint8_t *s, uint32_t j)
         return make_uint2(s[j] & 63, s[j + 4] & 63);
     return make_uint2((s[j + 4] & 15) | (s[j - 4] >> 6) << 4, s[j + 4] >> 4 | (s[j] >> 6) << 4);
 }
-__device__ void k_head(const uint8_t *b, uint8_t *to)
+__device__ void k_head(const uint8_t *b, uint8_t *heads, uint32_t place)
 {
-    uint32_t word[2] = {}, more[2] = {};
+    *reinterpret_cast<uint32_t *>(heads + 4 * place) = word_at(b);
+    for (uint32_t j = 0; j < 8; j += 2) {
+        uint2 s = k_scale(b + 4, j), t = k_scale(b + 4, j + 1);
+        uint32_t bits = s.x | t.x << 6 | s.y << 12 | t.y << 18;
 
-    for (uint32_t j = 0; j < 8; j++) {
-        uint2 s = k_scale(b + 4, j);
-        uint32_t h = j / 4, i = j % 4;
-
-        word[h] |= s.x << 6 * i;
-        if (i == 0)
-            word[h] |= s.y << 24;
-        else
-            more[h] |= s.y << (6 * i - 6);
+        *reinterpret_cast<uint16_t *>(heads + 64 + 16 * j + 2 * place) = (uint16_t)bits;
+        heads[192 + 8 * j + place] = (uint8_t)(bits >> 16);
     }
-    for (uint32_t h = 0; h < 2; h++) // the last minimum's upper two bits
-        word[h] |= more[h] >> 16 << 30, more[h] &= 0xffff;
-    *reinterpret_cast<uint4 *>(to) =
-        make_uint4(word_at(b), word[0], word[1], more[0] | more[1] << 16);
+}
+__device__ uint32_t group_head(const uint8_t *b)
+{
+    uint32_t head = word_at(b);
+    float s = head >> 24 ? __uint_as_float(head << 16) : half_value(head & 0xffff);
+
+    return __float_as_uint(s) | (head >> 24 ? 256 : 0) | (head >> 16 & 255);
 }
 
 // The head of the block at b, of the row at `place` of the heads.
 template <int W> __device__ void arrange_head(const uint8_t *b, uint8_t *heads, uint32_t place)
 {
     if (W == EK_Q4_K || W == EK_Q5_K) {
-        k_head(b, heads + 16 * place);
+        k_head(b, heads, place);
     } else if (W == EK_Q6_K) {
         heads[2 * place] = b[208], heads[2 * place + 1] = b[209];
         for (uint32_t i = 0; i < 16; i++)
             heads[32 + i / 2 * 32 + 2 * place + i % 2] = b[192 + i] ^ 128;
+    } else if (W >= EK_G4_32 && W < EK_B8_32) {
+        *reinterpret_cast<uint32_t *>(heads + 4 * place) = group_head(b);
     } else {
         const uint32_t n = Blocks<W>::heads / 16;
         for (uint32_t i = 0; i < n; i++)

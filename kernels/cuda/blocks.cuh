@@ -37,11 +37,24 @@ __device__ __forceinline__ float half_value(uint32_t bits)
 {
     return __half2float(__ushort_as_half((unsigned short)bits));
 }
-// u as a float, u < 2^23: by the exponent of 2^23, as conversions are slow.
+// (v & mask) | more, as one instruction.
+template <uint32_t MASK> __device__ __forceinline__ uint32_t mask_or(uint32_t v, uint32_t more)
+{
+    uint32_t r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(v), "n"(MASK), "r"(more));
+    return r;
+}
+// by times the lower bits of u, as a float: by the exponent of 2^23, as conversions are slow. Exact
+// but for one rounding.
+template <uint32_t MASK> __device__ __forceinline__ float times_bits(uint32_t u, float by)
+{
+    return fmaf(__uint_as_float(mask_or<MASK>(u, 0x4b000000u)), by, -8388608.0f * by);
+}
 __device__ __forceinline__ float small_float(uint32_t u)
 {
     return __uint_as_float(0x4b000000u | u) - 8388608.0f;
 }
+
 // What is read below lies in memory, or in shared memory: an address there.
 template <typename V> __device__ __forceinline__ V read_as(const uint8_t *p)
 {
@@ -83,47 +96,69 @@ template <> __device__ __forceinline__ uint4 read_as<uint4>(SharedAt p)
     return v;
 }
 
-// ---- heads. Words: one row's, of sub-block j. Scale: of a sub-block, weight = s (u - zero) + o
-// with u its integer; t takes the place of s in the upper half of the sub-block.
+// ---- heads. Words: one row's, of sub-block j; place: 2 g + 1 for row g + 8. load2: of rows g and
+// g + 8, in shared memory. Scale: of a sub-block, weight = s (u - zero) + o with u its integer; t
+// takes the place of s in the upper half of the sub-block.
 struct Scale {
     float s, t, o;
 };
 template <int BYTES> struct Head;
 template <> struct Head<2> {
     using Words = uint32_t;
-    template <typename P>
-    static __device__ __forceinline__ Words load(P heads, uint32_t place, uint32_t)
+    static __device__ __forceinline__ Words load(const uint8_t *heads, uint32_t place, uint32_t)
     {
         return read_as<uint16_t>(heads + 2 * place);
+    }
+    static __device__ __forceinline__ void load2(SharedAt heads, uint32_t g, uint32_t, Words w[2])
+    {
+        uint32_t both = read_as<uint32_t>(heads + 4 * g);
+        w[0] = both & 0xffff, w[1] = both >> 16;
     }
 };
 template <> struct Head<4> {
     using Words = uint32_t;
-    template <typename P>
-    static __device__ __forceinline__ Words load(P heads, uint32_t place, uint32_t)
+    static __device__ __forceinline__ Words load(const uint8_t *heads, uint32_t place, uint32_t)
     {
         return read_as<uint32_t>(heads + 4 * place);
     }
-};
-// d and dmin, then 6 bits of scale and of minimum for 8 sub-blocks, in two halves of 48 bits: a
-// word (y, z) and 16 bits (of w). Word: scales 0..3, minimum 0; its last two bits and the 16 are
-// the other minima.
-template <> struct Head<16> {
-    using Words = uint4;
-    template <typename P>
-    static __device__ __forceinline__ Words load(P heads, uint32_t place, uint32_t)
+    static __device__ __forceinline__ void load2(SharedAt heads, uint32_t g, uint32_t, Words w[2])
     {
-        return read_as<uint4>(heads + 16 * place);
+        uint2 both = read_as<uint2>(heads + 8 * g);
+        w[0] = both.x, w[1] = both.y;
+    }
+};
+// d and dmin; then for each two sub-blocks 24 bits, scales and minima of 6: 16 of them, and in the
+// end the other 8.
+template <> struct Head<16> {
+    using Words = uint2;
+    static __device__ __forceinline__ Words load(const uint8_t *heads, uint32_t place, uint32_t j)
+    {
+        uint32_t low = read_as<uint16_t>(heads + 64 + j / 2 * 32 + 2 * place);
+        return make_uint2(read_as<uint32_t>(heads + 4 * place),
+                          low | (uint32_t)heads[192 + j / 2 * 16 + place] << 16);
+    }
+    static __device__ __forceinline__ void load2(SharedAt heads, uint32_t g, uint32_t j, Words w[2])
+    {
+        uint2 dm = read_as<uint2>(heads + 8 * g);
+        uint32_t low = read_as<uint32_t>(heads + (64 + j / 2 * 32 + 4 * g));
+        uint32_t high = read_as<uint16_t>(heads + (192 + j / 2 * 16 + 2 * g));
+        w[0] = make_uint2(dm.x, __byte_perm(low, high, 0x6410));
+        w[1] = make_uint2(dm.y, __byte_perm(low, high, 0x6532));
     }
 };
 // d, then a byte of scale (plus 128) for each half of a sub-block.
 template <> struct Head<18> {
     using Words = uint2;
-    template <typename P>
-    static __device__ __forceinline__ Words load(P heads, uint32_t place, uint32_t j)
+    static __device__ __forceinline__ Words load(const uint8_t *heads, uint32_t place, uint32_t j)
     {
         return make_uint2(read_as<uint16_t>(heads + 2 * place),
                           read_as<uint16_t>(heads + 32 + 32 * j + 2 * place));
+    }
+    static __device__ __forceinline__ void load2(SharedAt heads, uint32_t g, uint32_t j, Words w[2])
+    {
+        uint32_t d = read_as<uint32_t>(heads + 4 * g);
+        uint32_t s = read_as<uint32_t>(heads + (32 + 32 * j + 4 * g));
+        w[0] = make_uint2(d & 0xffff, s), w[1] = make_uint2(d >> 16, s >> 16);
     }
 };
 
@@ -151,34 +186,36 @@ struct ScaleDM {
     }
 };
 struct ScaleK {
-    static __device__ __forceinline__ Scale scale(const uint4 &w, uint32_t j)
+    static __device__ __forceinline__ Scale scale(const uint2 &w, uint32_t j)
     {
-        uint32_t word = j / 4 ? w.z : w.y, more = j / 4 ? w.w >> 16 : w.w & 0xffff;
-        uint32_t scale = word >> 6 * (j % 4) & 63;
-        uint32_t min =
-            j % 4 ? (more | word >> 30 << 16) >> (6 * (j % 4) - 6) & 63 : word >> 24 & 63;
-        float s = half_value(w.x & 0xffff) * small_float(scale);
+        float s = times_bits<63>(w.y >> 6 * (j % 2), half_value(w.x & 0xffff));
 
-        return {s, s, -half_value(w.x >> 16) * small_float(min)};
+        return {s, s, times_bits<63>(w.y >> (12 + 6 * (j % 2)), -half_value(w.x >> 16))};
     }
 };
 struct ScaleQ6 {
+    static __device__ __forceinline__ float of(uint32_t u)
+    {
+        return __uint_as_float(u) - (8388608.0f + 128);
+    }
     static __device__ __forceinline__ Scale scale(const uint2 &w, uint32_t)
     {
         float d = half_value(w.x);
-        return {d * (small_float(w.y & 255) - 128), d * (small_float(w.y >> 8) - 128), 0};
+        return {d * of(__byte_perm(w.y, 0x4b000000u, 0x7440)),
+                d * of(__byte_perm(w.y, 0x4b000000u, 0x7441)), 0};
     }
 };
-// The scale of a group of integers: F16, or BF16 when the head's last byte is not 0; its zero.
+// Groups of integers: the scale's upper bits as a float, all that an F16 or a BF16 has; a bit that
+// says which of them it was (1: BF16); the zero.
 struct ScaleGroup {
     static __device__ __forceinline__ float of(uint32_t head)
     {
-        return head >> 24 ? __uint_as_float(head << 16) : half_value(head & 0xffff);
+        return __uint_as_float(head & 0xfffffe00u);
     }
     static __device__ __forceinline__ Scale scale(uint32_t head, uint32_t)
     {
         float s = of(head);
-        return {s, s, -s * small_float(head >> 16 & 255)};
+        return {s, s, times_bits<255>(head, -s)};
     }
 };
 struct ScaleFloat {
@@ -346,8 +383,8 @@ template <int W> struct WeightBlocks {
         if (W >= EK_B8_32)
             return s.s * e4m3(u);
         if (W >= EK_G4_32) {
-            float v = s.s * (small_float(u) - small_float(group_head(r) >> 16 & 255));
-            return group_head(r) >> 24 ? round_to<bf16>(v) : round_to<f16>(v);
+            float v = s.s * (small_float(u) - small_float(group_head(r) & 255));
+            return group_head(r) >> 8 & 1 ? round_to<bf16>(v) : round_to<f16>(v);
         }
         return (i < 4 ? s.s : s.t) * (small_float(u) - B::zero) + s.o;
     }

@@ -21,13 +21,6 @@ template <> __device__ __forceinline__ uint32_t multiply2<f16>(uint32_t a, float
     return *reinterpret_cast<uint32_t *>(&r);
 }
 
-// (v & mask) | more, as one instruction.
-template <uint32_t MASK> __device__ __forceinline__ uint32_t mask_or(uint32_t v, uint32_t more)
-{
-    uint32_t r;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(v), "n"(MASK), "r"(more));
-    return r;
-}
 // parts: pairs of BF16 hold 7 bits, so that bytes are two of them, the second worth 16 times the
 // first. bias: what pairs are above the integers' value.
 template <int W, typename T> struct Integers {

@@ -17,6 +17,7 @@
 #define PACK_THREADS (32 * PACK_WARPS)
 #define PACK_COLS    64       // of a step
 #define PACK_LD      (32 + 4) // of sums
+#define PACK_BLOCKS  2        // of a multiprocessor
 
 // ---- which bands and rows are a tile. Unit l of a tile: its sums are rows place(l, 0), place(l,
 // 1) of the two bands.
@@ -312,12 +313,9 @@ __device__ __forceinline__ void multiply_step(float (&sum)[2][NT][4], SharedAt a
             Scale s[2];
 
             chunks_at<W>(S::sub_at(at + b * S::bytes, i), lane, c);
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                if (i == 0 || B::split || !S::part)
-                    words[b][r] = B::load(heads, 2 * g + r, number + i);
-                s[r] = B::scale(words[b][r], number + i);
-            }
+            if (i == 0 || B::split || !S::part)
+                B::load2(heads, g, number + i, words[b]);
+            s[0] = B::scale(words[b][0], i), s[1] = B::scale(words[b][1], i);
             add_sub_block<W, T, NT>(sum[b], c, s, x[i], bias);
         }
     }
@@ -399,7 +397,7 @@ __device__ __forceinline__ void finish_tile(const ek_cu_product &p, uint32_t n, 
 
 // Blocks along x: the parts of the columns, a cluster; along y: those that tiles are dealt to.
 template <int W, typename T, int NT>
-__global__ void __launch_bounds__(PACK_THREADS, 2)
+__global__ void __launch_bounds__(PACK_THREADS, PACK_BLOCKS)
     stream_blocks_k(const ek_cu_product p, enum ek_cu_mode mode, uint32_t n, uint32_t tiles)
 {
     using S = Pack<W, NT>;
@@ -454,12 +452,20 @@ __global__ void __launch_bounds__(PACK_THREADS, 2)
 }
 
 // ---- launch
-// Blocks of a cluster: as many in all as the multiprocessors hold, a step for each warp.
+// Clusters of so many blocks that the multiprocessors hold: of large ones a sixteenth less, as
+// groups of multiprocessors are no multiples of them.
+static uint32_t pack_most(const struct ek_cu_queue *q, uint32_t parts)
+{
+    uint32_t n = PACK_BLOCKS * q->n_sm / parts;
+
+    return parts > 2 ? n - div_up(n, 16) : n;
+}
+// Blocks of a cluster: as many as fit at once, with a step for each warp.
 static uint32_t pack_parts(const struct ek_cu_queue *q, uint32_t tiles, uint32_t steps)
 {
     uint32_t parts = q->pdl ? EK_CU_CLUSTER : 1;
 
-    while (parts > 1 && (tiles * parts > 2 * q->n_sm || steps < PACK_WARPS * parts))
+    while (parts > 1 && (tiles > pack_most(q, parts) || steps < PACK_WARPS * parts))
         parts /= 2;
     return parts;
 }
@@ -478,7 +484,7 @@ static cudaError_t pack_launch(const struct ek_cu_queue *q, enum ek_cu_mode mode
 {
     using S = Pack<W, NT>;
     uint32_t tiles = pack_tiles(mode, *p);
-    uint32_t parts = pack_parts(q, tiles, div_up(p->cols, PACK_COLS)), most = 2 * q->n_sm / parts;
+    uint32_t parts = pack_parts(q, tiles, div_up(p->cols, PACK_COLS)), most = pack_most(q, parts);
 
     return launch_cluster(q, stream_blocks_k<W, T, NT>, dim3(parts, tiles < most ? tiles : most),
                           PACK_THREADS, S::sum_bytes + 2 * PACK_WARPS * S::stages * S::bytes, parts,
