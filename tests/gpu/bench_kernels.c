@@ -442,6 +442,15 @@ static void spread_lengths(struct ek_batch *b, uint32_t len)
 
 enum kind { EQUAL, SPREAD, SCALED }; /* contexts of equal length or spread; a cache of E4M3 */
 
+/* Caches that follow one another in a graph: past twice the L2, and no more memory than there is.
+ */
+static uint32_t count_caches(double bytes)
+{
+    double n = fmin(fmax(8, 160e6 / bytes), 40e9 / bytes);
+
+    return (uint32_t)n + 1;
+}
+
 /* Scales lie behind the bytes, in what was taken for a cache of activations. */
 static void make_scaled(struct ek_kv *kv, size_t rows)
 {
@@ -455,13 +464,13 @@ static void one_attention(const struct shape *shape, uint32_t n_seqs, uint32_t p
 {
     static const char *const names[] = {"", ", spread", ", E4M3"};
     struct shape s = *shape;
-    struct attend a = {.times = n_new > 1 ? 4 : 32};
+    struct attend a = {0};
     double pairs = (double)n_seqs * ((double)n_new * past + 0.5 * n_new * (n_new + 1)), t;
     size_t rows = (size_t)n_seqs * (past + n_new) * s.kv_heads;
     double bytes = (double)rows * 2 * (kind == SCALED ? s.dim + 4 : 2 * s.dim);
 
     bytes *= kind == SPREAD ? 0.5 + 0.5 / n_seqs : 1;
-    s.layers = a.times;
+    s.layers = a.times = n_new > 1 ? 4 : count_caches(bytes);
     a.m.s = &s;
     a.m.layers = calloc(a.times, sizeof(struct layer));
     make_batch(&a.m, n_seqs, past, n_new);
@@ -472,9 +481,10 @@ static void one_attention(const struct shape *shape, uint32_t n_seqs, uint32_t p
         make_scaled(&a.m.layers[i].kv,
                     (size_t)n_seqs * ((past + n_new + 31) / 32) * 32 * s.kv_heads);
     t = seconds(run_attend, &a, true, 11) / a.times;
-    printf("attention %2u/%u x %u, %2u x (%u after %u)%s: %.2f us, %.0f GB/s, %.0f TFLOP/s\n",
+    printf("attention %2u/%u x %u, %2u x (%u after %u)%s: %.2f us, %.0f GB/s, %.1f %% of read, "
+           "%.0f TFLOP/s\n",
            s.heads, s.kv_heads, s.dim, n_seqs, n_new, past, names[kind], t * 1e6, bytes / t / 1e9,
-           4 * pairs * s.dim * s.heads / t / 1e12);
+           100 * bytes / t / read_rate, 4 * pairs * s.dim * s.heads / t / 1e12);
     fflush(stdout);
     free_buffers(&a.m);
     free(a.m.layers);
@@ -482,19 +492,27 @@ static void one_attention(const struct shape *shape, uint32_t n_seqs, uint32_t p
 
 static void attentions(void)
 {
-    static const struct {
-        uint32_t n_seqs, past, n_new;
-        enum kind kind;
-    } cases[] = {{1, 511, 1, EQUAL},    {1, 4095, 1, EQUAL},   {1, 32767, 1, EQUAL},
-                 {8, 511, 1, EQUAL},    {32, 511, 1, EQUAL},   {32, 4095, 1, EQUAL},
-                 {32, 4095, 1, SPREAD}, {1, 511, 1, SCALED},   {1, 32767, 1, SCALED},
-                 {32, 511, 1, SCALED},  {32, 4095, 1, SCALED}, {1, 0, 512, EQUAL},
-                 {1, 0, 4096, EQUAL},   {1, 0, 4096, SCALED}};
+    static const struct shape shapes[] = {
+        {"3B", 2048, 36, 16, 2, 128, 11008, 0, 0},
+        {"7B", 3584, 28, 28, 4, 128, 18944, 0, 0},
+        {"DeepSeek LLM 7B", 4096, 30, 32, 32, 128, 11008, 0, 0},
+        {"DeepSeek LLM 67B", 8192, 95, 64, 8, 128, 22016, 0, 0},
+    };
+    static const uint32_t batches[] = {1, 8, 32}, contexts[] = {512, 4096, 32768};
 
-    for (size_t i = 0; i < EK_ARRAY_LEN(models); i++)
-        for (size_t k = 0; k < EK_ARRAY_LEN(cases); k++)
-            one_attention(&models[i], cases[k].n_seqs, cases[k].past, cases[k].n_new,
-                          cases[k].kind);
+    for (size_t i = 0; i < EK_ARRAY_LEN(shapes); i++) {
+        for (size_t k = 0; k < EK_ARRAY_LEN(batches) * EK_ARRAY_LEN(contexts); k++) {
+            uint32_t n = batches[k / EK_ARRAY_LEN(contexts)];
+            uint32_t past = contexts[k % EK_ARRAY_LEN(contexts)] - 1;
+
+            one_attention(&shapes[i], n, past, 1, EQUAL);
+            one_attention(&shapes[i], n, past, 1, SCALED);
+        }
+        one_attention(&shapes[i], 32, 4095, 1, SPREAD);
+        one_attention(&shapes[i], 1, 0, 512, EQUAL);
+        one_attention(&shapes[i], 1, 0, 4096, EQUAL);
+        one_attention(&shapes[i], 1, 0, 4096, SCALED);
+    }
     printf("\n");
 }
 

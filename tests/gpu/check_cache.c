@@ -54,8 +54,8 @@ struct rows {
 struct setup {
     const struct shape *s;
     bool latent;
-    uint32_t n, max_q, max_kv, max_blocks;
-    struct both positions, slots, starts, lens, table, x, inv_freq, weight, q, out;
+    struct paged batch;
+    struct both x, inv_freq, weight, q, out;
     struct rows k, v;
 };
 
@@ -65,43 +65,6 @@ static int32_t *integers(size_t n)
 
     ck_assert(v != NULL);
     return v;
-}
-
-/* Blocks of a sequence lie apart: block b of sequence q is b * n_seqs + q. */
-static void setup_batch(struct setup *u)
-{
-    const struct shape *s = u->s;
-    int32_t starts[MAX_SEQS + 1], lens[MAX_SEQS], *positions, *slots, *table;
-    uint32_t at = 0;
-
-    for (uint32_t q = 0; q < s->n_seqs; q++) {
-        uint32_t len = s->past[q] + s->n_new[q];
-        starts[q] = (int32_t)u->n;
-        lens[q] = (int32_t)len;
-        u->n += s->n_new[q];
-        u->max_q = s->n_new[q] > u->max_q ? s->n_new[q] : u->max_q;
-        u->max_kv = len > u->max_kv ? len : u->max_kv;
-    }
-    starts[s->n_seqs] = (int32_t)u->n;
-    u->max_blocks = (u->max_kv + s->page - 1) / s->page + 1;
-    positions = integers(u->n);
-    slots = integers(u->n);
-    table = integers((size_t)s->n_seqs * u->max_blocks);
-    for (uint32_t i = 0; i < s->n_seqs * u->max_blocks; i++)
-        table[i] = (int32_t)(i % u->max_blocks * s->n_seqs + i / u->max_blocks);
-    for (uint32_t q = 0; q < s->n_seqs; q++)
-        for (uint32_t i = 0; i < s->n_new[q]; i++, at++) {
-            uint32_t p = s->past[q] + i;
-            positions[at] = (int32_t)p;
-            slots[at] =
-                table[q * u->max_blocks + p / s->page] * (int32_t)s->page + (int32_t)(p % s->page);
-        }
-    u->positions = both_ints(&pr, positions, u->n);
-    u->slots = both_ints(&pr, slots, u->n);
-    u->starts = both_ints(&pr, starts, s->n_seqs + 1);
-    u->lens = both_ints(&pr, lens, s->n_seqs);
-    u->table = both_ints(&pr, table, (size_t)s->n_seqs * u->max_blocks);
-    free(positions), free(slots), free(table);
 }
 
 /* Random rows, some of them large, some small, and their scaled form. */
@@ -134,19 +97,16 @@ static void setup(struct setup *u, const struct shape *s)
 {
     uint32_t rope = s->v_dim < s->dim ? s->dim - s->v_dim : s->dim, width;
     size_t slots;
-    float f[64];
 
     *u = (struct setup){.s = s, .latent = s->v_dim < s->dim};
-    setup_batch(u);
+    u->batch = paged_new(&pr, s->page, s->n_seqs, s->past, s->n_new, &seed);
     width = u->latent ? s->dim : (s->heads + 2 * s->kv_heads) * s->dim;
-    slots = (size_t)s->n_seqs * u->max_blocks * s->page;
-    for (uint32_t i = 0; i < rope / 2; i++)
-        f[i] = powf(10000.0f, -2.0f * (float)i / (float)rope);
-    u->inv_freq = both_ints(&pr, (const int32_t *)f, rope / 2);
+    slots = paged_slots(&u->batch);
+    u->inv_freq = frequencies(&pr, rope);
     u->weight = both_floats(&pr, s->v_dim, 1, 0.1f, &seed);
-    u->x = both_random(&pr, (size_t)u->n * width, 1, &seed);
-    u->q = both_random(&pr, (size_t)u->n * s->heads * s->dim, 1, &seed);
-    u->out = both_new(&pr, (size_t)u->n * s->heads * s->v_dim);
+    u->x = both_random(&pr, (size_t)u->batch.n * width, 1, &seed);
+    u->q = both_random(&pr, (size_t)u->batch.n * s->heads * s->dim, 1, &seed);
+    u->out = both_new(&pr, (size_t)u->batch.n * s->heads * s->v_dim);
     u->k = rows_new(slots * s->kv_heads, s->dim);
     if (!u->latent)
         u->v = rows_new(slots * s->kv_heads, s->v_dim);
@@ -154,29 +114,14 @@ static void setup(struct setup *u, const struct shape *s)
 
 static void teardown(struct setup *u)
 {
-    struct both *all[] = {&u->positions, &u->slots,    &u->starts,  &u->lens,    &u->table,
-                          &u->x,         &u->inv_freq, &u->weight,  &u->q,       &u->out,
-                          &u->k.bytes,   &u->k.scales, &u->v.bytes, &u->v.scales};
+    struct both *all[] = {&u->x,       &u->inv_freq, &u->weight,  &u->q,       &u->out,
+                          &u->k.bytes, &u->k.scales, &u->v.bytes, &u->v.scales};
 
+    paged_free(&pr, &u->batch);
     for (size_t i = 0; i < EK_ARRAY_LEN(all); i++)
         if (all[i]->gpu)
             both_free(&pr, all[i]);
     free(u->k.exact), free(u->v.exact);
-}
-
-#define SIDE(b) (gpu ? (b).gpu : (b).cpu)
-static struct ek_batch batch_of(const struct setup *u, bool gpu)
-{
-    return (struct ek_batch){.n_tokens = u->n,
-                             .n_seqs = u->s->n_seqs,
-                             .max_q = u->max_q,
-                             .max_kv = u->max_kv,
-                             .max_blocks = u->max_blocks,
-                             .positions = SIDE(u->positions),
-                             .slots = SIDE(u->slots),
-                             .seq_start = SIDE(u->starts),
-                             .kv_len = SIDE(u->lens),
-                             .block_table = SIDE(u->table)};
 }
 
 static struct ek_kv kv_of(const struct setup *u, bool gpu, bool exact)
@@ -198,7 +143,7 @@ static void append(struct setup *u, bool gpu)
 {
     const struct shape *s = u->s;
     struct ek_device *dev = gpu ? pr.gpu : pr.cpu;
-    struct ek_batch b = batch_of(u, gpu);
+    struct ek_batch b = paged_batch(&u->batch, gpu);
     struct ek_kv kv = kv_of(u, gpu, !gpu);
     struct ek_rope rope = {.inv_freq = SIDE(u->inv_freq),
                            .dim = u->latent ? s->dim - s->v_dim : s->dim,
@@ -245,10 +190,10 @@ static float allowed_of(float x, float largest)
 /* A row that was computed from activations of a type is off by its rounding as well. */
 static void check_rows(const struct setup *u, const struct rows *r, int which)
 {
-    const int32_t *slots = u->slots.cpu;
+    const int32_t *slots = u->batch.slots.cpu;
     uint32_t heads = u->s->kv_heads;
 
-    for (uint32_t i = 0; r->exact && i < u->n * heads; i++) {
+    for (uint32_t i = 0; r->exact && i < u->batch.n * heads; i++) {
         size_t row = (size_t)slots[i / heads] * heads + i % heads;
         float largest = largest_of(r, row);
 
@@ -266,7 +211,7 @@ static void attend(struct setup *u, bool gpu, bool exact, void *out)
 {
     const struct shape *s = u->s;
     struct ek_device *dev = gpu ? pr.gpu : pr.cpu;
-    struct ek_batch b = batch_of(u, gpu);
+    struct ek_batch b = paged_batch(&u->batch, gpu);
     struct ek_kv kv = kv_of(u, gpu, exact);
 
     need(dev->ops->attention(dev, SIDE(u->q), (size_t)s->heads * s->dim, &b, &kv, s->heads,
@@ -318,12 +263,13 @@ static void row_bounds(const struct setup *u, const float *q, size_t row, double
 static double bound_of(const struct setup *u, uint32_t seq, uint32_t token, uint32_t head)
 {
     const struct shape *s = u->s;
-    const int32_t *table = u->table.cpu;
+    const int32_t *table = u->batch.table.cpu;
     const float *q = (const float *)u->q.cpu + ((size_t)token * s->heads + head) * s->dim;
     double score = 0, value = 0, most = 0;
 
     for (uint32_t j = 0; j < s->past[seq] + s->n_new[seq]; j++) {
-        size_t slot = (size_t)table[seq * u->max_blocks + j / s->page] * s->page + j % s->page;
+        size_t slot =
+            (size_t)table[seq * u->batch.max_blocks + j / s->page] * s->page + j % s->page;
         row_bounds(u, q, slot * s->kv_heads + head / (s->heads / s->kv_heads), &score, &value,
                    &most);
     }
@@ -347,7 +293,7 @@ START_TEST(attention_is_off_by_no_more_than_the_format_allows)
     for (uint32_t q = 0; q < s->n_seqs; q++)
         for (uint32_t t = 0; t < s->n_new[q]; t += 16)
             for (uint32_t h = 0; h < s->heads; h += 5) {
-                uint32_t token = (uint32_t)((const int32_t *)u.starts.cpu)[q] + t;
+                uint32_t token = (uint32_t)((const int32_t *)u.batch.starts.cpu)[q] + t;
                 double bound = bound_of(&u, q, token, h), off = 0;
                 size_t at = ((size_t)token * s->heads + h) * s->v_dim;
 
@@ -369,17 +315,17 @@ END_TEST
 int main(void)
 {
     Suite *s = suite_create("gpu cache");
-    TCase *tc = tcase_create("cache");
+    TCase *tc;
     SRunner *sr;
     int failed;
 
     if (!pair_present())
         return 77;
     sr = srunner_create(s);
-    suite_add_tcase(s, tc);
-    tcase_set_timeout(tc, 0);
+    tc = add_case(s, "rows");
     tcase_add_loop_test(tc, scaled_rows_and_attention_over_them_are_right, 0,
                         3 * EK_ARRAY_LEN(shapes));
+    tc = add_case(s, "bounds");
     tcase_add_loop_test(tc, attention_is_off_by_no_more_than_the_format_allows, 0,
                         EK_ARRAY_LEN(shapes));
     srunner_set_fork_status(sr, CK_NOFORK);

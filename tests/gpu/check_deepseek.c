@@ -77,61 +77,10 @@ static const struct shape shapes[] = {
 struct setup {
     const struct shape *s;
     struct both ckv, q, weight, inv_freq, cache, query, mixed, out;
-    struct both positions, slots, starts, lens, table;
+    struct paged batch;
     struct ek_mat gpu_kv_b, cpu_kv_b;
-    uint32_t n, max_q, max_kv, max_blocks, ld;
+    uint32_t ld;
 };
-
-static struct both floats_of(size_t n, uint32_t dim)
-{
-    float *f = malloc(n * sizeof(*f));
-    struct both b;
-
-    ck_assert(f != NULL);
-    for (uint32_t i = 0; i < n; i++)
-        f[i] = powf(10000.0f, -2.0f * (float)i / (float)dim);
-    b = both_ints(&pr, (const int32_t *)f, n);
-    free(f);
-    return b;
-}
-
-/* Blocks of a sequence lie apart: block b of sequence q is b * n_seqs + q. */
-static void setup_batch(struct setup *u)
-{
-    const struct shape *s = u->s;
-    int32_t starts[MAX_SEQS + 1], lens[MAX_SEQS], *positions, *slots, *table;
-    uint32_t at = 0;
-
-    for (uint32_t q = 0; q < s->n_seqs; q++) {
-        uint32_t len = s->past[q] + s->n_new[q];
-        starts[q] = (int32_t)u->n;
-        lens[q] = (int32_t)len;
-        u->n += s->n_new[q];
-        u->max_q = s->n_new[q] > u->max_q ? s->n_new[q] : u->max_q;
-        u->max_kv = len > u->max_kv ? len : u->max_kv;
-    }
-    starts[s->n_seqs] = (int32_t)u->n;
-    u->max_blocks = (u->max_kv + s->page - 1) / s->page + 1;
-    positions = malloc(u->n * sizeof(*positions));
-    slots = malloc(u->n * sizeof(*slots));
-    table = malloc((size_t)s->n_seqs * u->max_blocks * sizeof(*table));
-    ck_assert(positions && slots && table);
-    for (uint32_t i = 0; i < s->n_seqs * u->max_blocks; i++)
-        table[i] = (int32_t)(i % u->max_blocks * s->n_seqs + i / u->max_blocks);
-    for (uint32_t q = 0; q < s->n_seqs; q++)
-        for (uint32_t i = 0; i < s->n_new[q]; i++, at++) {
-            uint32_t p = s->past[q] + i;
-            positions[at] = (int32_t)p;
-            slots[at] =
-                table[q * u->max_blocks + p / s->page] * (int32_t)s->page + (int32_t)(p % s->page);
-        }
-    u->positions = both_ints(&pr, positions, u->n);
-    u->slots = both_ints(&pr, slots, u->n);
-    u->starts = both_ints(&pr, starts, s->n_seqs + 1);
-    u->lens = both_ints(&pr, lens, s->n_seqs);
-    u->table = both_ints(&pr, table, (size_t)s->n_seqs * u->max_blocks);
-    free(positions), free(slots), free(table);
-}
 
 static void setup_open(struct setup *u, const struct shape *s)
 {
@@ -139,43 +88,28 @@ static void setup_open(struct setup *u, const struct shape *s)
     uint32_t key = l->lora + l->rope, rows = l->heads * (l->nope + l->v);
 
     *u = (struct setup){.s = s, .ld = key + 16};
-    setup_batch(u);
-    u->ckv = both_random(&pr, (size_t)u->n * u->ld, 1, &seed);
-    u->q = both_random(&pr, (size_t)u->n * l->heads * (l->nope + l->rope), 1, &seed);
+    u->batch = paged_new(&pr, s->page, s->n_seqs, s->past, s->n_new, &seed);
+    u->ckv = both_random(&pr, (size_t)u->batch.n * u->ld, 1, &seed);
+    u->q = both_random(&pr, (size_t)u->batch.n * l->heads * (l->nope + l->rope), 1, &seed);
     u->weight = both_floats(&pr, l->lora, 1, 0.1f, &seed);
-    u->inv_freq = floats_of(l->rope / 2, l->rope);
-    u->cache = both_random(&pr, (size_t)s->n_seqs * u->max_blocks * s->page * key, 1, &seed);
-    u->query = both_new(&pr, (size_t)u->n * l->heads * key);
-    u->mixed = both_new(&pr, (size_t)u->n * l->heads * l->lora);
-    u->out = both_new(&pr, (size_t)u->n * l->heads * l->v);
+    u->inv_freq = frequencies(&pr, l->rope);
+    u->cache = both_random(&pr, paged_slots(&u->batch) * key, 1, &seed);
+    u->query = both_new(&pr, (size_t)u->batch.n * l->heads * key);
+    u->mixed = both_new(&pr, (size_t)u->batch.n * l->heads * l->lora);
+    u->out = both_new(&pr, (size_t)u->batch.n * l->heads * l->v);
     mats_random(&pr, s->kv_b, rows, l->lora, 1 / sqrtf((float)l->nope), &seed, &u->gpu_kv_b,
                 &u->cpu_kv_b);
 }
 
 static void setup_close(struct setup *u)
 {
-    struct both *all[] = {&u->ckv,    &u->q,     &u->weight, &u->inv_freq,  &u->cache,
-                          &u->query,  &u->mixed, &u->out,    &u->positions, &u->slots,
-                          &u->starts, &u->lens,  &u->table};
+    struct both *all[] = {&u->ckv,   &u->q,     &u->weight, &u->inv_freq,
+                          &u->cache, &u->query, &u->mixed,  &u->out};
 
+    paged_free(&pr, &u->batch);
     for (size_t i = 0; i < EK_ARRAY_LEN(all); i++)
         both_free(&pr, all[i]);
     mats_free(&pr, &u->gpu_kv_b, &u->cpu_kv_b);
-}
-
-#define SIDE(b) (gpu ? (b).gpu : (b).cpu)
-static struct ek_batch batch_of(const struct setup *u, bool gpu)
-{
-    return (struct ek_batch){.n_tokens = u->n,
-                             .n_seqs = u->s->n_seqs,
-                             .max_q = u->max_q,
-                             .max_kv = u->max_kv,
-                             .max_blocks = u->max_blocks,
-                             .positions = SIDE(u->positions),
-                             .slots = SIDE(u->slots),
-                             .seq_start = SIDE(u->starts),
-                             .kv_len = SIDE(u->lens),
-                             .block_table = SIDE(u->table)};
 }
 
 static struct ek_kv cache_of(const struct setup *u, bool gpu)
@@ -201,7 +135,7 @@ static void run_latent(struct setup *u, bool gpu, enum form form)
                            .dim = l->rope,
                            .interleaved = u->s->interleaved,
                            .amplitude = 1.1f};
-    struct ek_batch b = batch_of(u, gpu);
+    struct ek_batch b = paged_batch(&u->batch, gpu);
     struct ek_kv kv = cache_of(u, gpu);
     size_t key = l->lora + l->rope, lq = l->heads * (l->nope + l->rope);
     float scale = 0.5f / sqrtf((float)key);
@@ -239,8 +173,8 @@ static void run_latent(struct setup *u, bool gpu, enum form form)
                                 l->heads * key));
     need(dev->ops->attention(dev, SIDE(u->query), l->heads * key, &b, &kv, l->heads, scale,
                              SIDE(u->mixed), (size_t)l->heads * l->lora));
-    need(dev->ops->latent_value(dev, SIDE(u->mixed), (size_t)l->heads * l->lora, u->n, l, kv_b,
-                                SIDE(u->out), (size_t)l->heads * l->v));
+    need(dev->ops->latent_value(dev, SIDE(u->mixed), (size_t)l->heads * l->lora, u->batch.n, l,
+                                kv_b, SIDE(u->out), (size_t)l->heads * l->v));
 }
 
 START_TEST(latent_attention_agrees_with_the_cpu)
@@ -325,8 +259,8 @@ START_TEST(a_captured_graph_serves_growing_contexts)
     for (size_t i = 0; i < EK_ARRAY_LEN(grown); i++) {
         void *first, *again;
 
-        need(pr.gpu->ops->upload(pr.gpu, u.lens.gpu, &grown[i], sizeof(grown[i])));
-        need(pr.cpu->ops->upload(pr.cpu, u.lens.cpu, &grown[i], sizeof(grown[i])));
+        need(pr.gpu->ops->upload(pr.gpu, u.batch.lens.gpu, &grown[i], sizeof(grown[i])));
+        need(pr.cpu->ops->upload(pr.cpu, u.batch.lens.cpu, &grown[i], sizeof(grown[i])));
         need(pr.gpu->ops->graph_launch(pr.gpu, g));
         run_latent(&u, false, NO_APPEND);
         need_close("grown", both_error(&pr, &u.out), 2 * tolerance(pr.act));
@@ -679,16 +613,6 @@ START_TEST(mixtures_of_a_few_tokens_agree)
     pair_close(&pr);
 }
 END_TEST
-
-/* CK_RUN_CASE=NAME runs one of them alone. */
-static TCase *add_case(Suite *s, const char *name)
-{
-    TCase *tc = tcase_create(name);
-
-    suite_add_tcase(s, tc);
-    tcase_set_timeout(tc, 0);
-    return tc;
-}
 
 int main(void)
 {

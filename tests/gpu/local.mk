@@ -20,13 +20,16 @@ tests_gpu_check_devices_LDADD = $(GPU_TEST_LIBS)
 tests_gpu_check_ops_SOURCES = tests/gpu/check_ops.c tests/gpu/pair.c tests/gpu/gpu.h
 tests_gpu_check_ops_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_gpu_check_ops_LDADD = $(GPU_TEST_LIBS)
-tests_gpu_check_attention_SOURCES = tests/gpu/check_attention.c tests/gpu/pair.c tests/gpu/gpu.h
+tests_gpu_check_attention_SOURCES = tests/gpu/check_attention.c tests/gpu/batch.c tests/gpu/pair.c \
+	tests/gpu/gpu.h
 tests_gpu_check_attention_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_gpu_check_attention_LDADD = $(GPU_TEST_LIBS)
-tests_gpu_check_cache_SOURCES = tests/gpu/check_cache.c tests/gpu/pair.c tests/gpu/gpu.h
+tests_gpu_check_cache_SOURCES = tests/gpu/check_cache.c tests/gpu/batch.c tests/gpu/pair.c \
+	tests/gpu/gpu.h
 tests_gpu_check_cache_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_gpu_check_cache_LDADD = $(GPU_TEST_LIBS)
-tests_gpu_check_deepseek_SOURCES = tests/gpu/check_deepseek.c tests/gpu/pair.c tests/gpu/gpu.h
+tests_gpu_check_deepseek_SOURCES = tests/gpu/check_deepseek.c tests/gpu/batch.c tests/gpu/pair.c \
+	tests/gpu/gpu.h
 tests_gpu_check_deepseek_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_gpu_check_deepseek_LDADD = $(GPU_TEST_LIBS)
 tests_gpu_check_vision_SOURCES = tests/gpu/check_vision.c tests/gpu/pair.c tests/gpu/gpu.h

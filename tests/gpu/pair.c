@@ -8,6 +8,8 @@
 
 #include <check.h>
 
+#define MANY ((size_t)1 << 19)
+
 size_t element(enum ek_dtype t)
 {
     return ek_dtype_block_bytes(t);
@@ -77,6 +79,15 @@ bool pair_present(void)
     return why == NULL;
 }
 
+TCase *add_case(Suite *s, const char *name)
+{
+    TCase *tc = tcase_create(name);
+
+    suite_add_tcase(s, tc);
+    tcase_set_timeout(tc, 0);
+    return tc;
+}
+
 /* ---- data --------------------------------------------------------------------------------------
  */
 static void put(struct ek_device *dev, void *dst, const void *src, size_t n)
@@ -119,9 +130,8 @@ static float *random_floats(size_t n, float base, float scale, uint64_t *seed)
     return v;
 }
 
-/* Weights by the hundred million: even values of the same spread, which are ten times faster made.
- */
-static float *random_weights(size_t n, float scale, uint64_t *seed)
+/* By the hundred million: even values of the same spread, which are ten times faster made. */
+static float *random_many(size_t n, float scale, uint64_t *seed)
 {
     float *v = malloc(n * sizeof(float)), step = scale * 1.7320508f / 0x80000000u;
 
@@ -149,7 +159,7 @@ struct both both_new(struct pair *p, size_t n)
 
 struct both both_random(struct pair *p, size_t n, float scale, uint64_t *seed)
 {
-    float *v = random_floats(n, 0, scale, seed);
+    float *v = n > MANY ? random_many(n, scale, seed) : random_floats(n, 0, scale, seed);
     struct both b = both_of(p, v, n);
 
     free(v);
@@ -252,7 +262,7 @@ void mats_random(struct pair *p, enum ek_dtype t, uint32_t rows, uint32_t cols, 
     if (t >= EK_Q4_0) {
         random_blocks(t, data, bytes, scale, seed);
     } else {
-        float *v = random_weights(n, scale, seed);
+        float *v = random_many(n, scale, seed);
 
         narrow(v, t, data, n);
         free(v);
