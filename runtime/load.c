@@ -16,8 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PIECE ((size_t)3 << 19) /* bytes read and sent at once; rows are never cut */
-enum { MOST_READERS = 16, MESSAGE = 1024, BUFFER_ALIGN = 4096 };
+#define PIECE ((size_t)2 << 20) /* bytes read and sent at once; rows are never cut */
+enum { MOST_READERS = 12, MESSAGE = 1024, BUFFER_ALIGN = 4096 };
 
 struct piece { /* rows of a matrix, or a whole vector */
     const struct load *l;
