@@ -28,8 +28,9 @@ if HAVE_CUDA
 CUDA_KERNEL_SOURCES = kernels/cuda/cuda.h kernels/cuda/launch.h kernels/cuda/device.c \
 	kernels/cuda/gemm.c kernels/cuda/matrix.c kernels/cuda/memory.c kernels/cuda/nvml.h kernels/cuda/nvml.c \
 	kernels/cuda/ops.c kernels/cuda/peer.c kernels/cuda/nccl.c kernels/cuda/store.cu kernels/cuda/queue.c kernels/cuda/attention.cuh \
-	kernels/cuda/decode_work.cuh kernels/cuda/cache.cuh kernels/cuda/unpack.cu \
-	kernels/cuda/attention_any.cu kernels/cuda/bulk.cuh kernels/cuda/attention_decode.cu \
+	kernels/cuda/decode_work.cuh kernels/cuda/decode_join.cuh kernels/cuda/cache.cuh \
+	kernels/cuda/unpack.cu kernels/cuda/attention_any.cu kernels/cuda/bulk.cuh \
+	kernels/cuda/attention_decode.cu kernels/cuda/parts.h kernels/cuda/attention_parts.cu \
 	kernels/cuda/attention_boxes.cuh kernels/cuda/attention_dense.cu kernels/cuda/attention_prefill.cu kernels/cuda/attention_tiles.cuh kernels/cuda/common.cuh kernels/cuda/dequantize.cu \
 	kernels/cuda/arrange.cu kernels/cuda/blocks.cuh kernels/cuda/stream_blocks.cuh \
 	kernels/cuda/chunks.cuh kernels/cuda/few.cuh kernels/cuda/few_groups.cu kernels/cuda/few_plain.cu \

@@ -2,16 +2,11 @@
 // Decode attention: one new token a sequence. All heads that share a cached head are the columns of
 // a tensor-core product whose rows are 16 tokens, so the cache is read once: S^T = K q^T, and
 // O^T = V^T P^T. Each warp streams its own steps through its own ring in shared memory, with no
-// barrier but at the end of a pair, where the warps, then the blocks of a cluster, then the teams
-// that share the pair (the last to arrive, always in their order) are joined: sums do not depend on
-// which it is.
-#include <cooperative_groups.h>
-
+// barrier but at the end of a pair, where they are joined.
 #include "kernels/cuda/cache.cuh"
-#include "kernels/cuda/decode_work.cuh"
+#include "kernels/cuda/decode_join.cuh"
 
-#define DEC_WARPS  4
-#define DEC_STAGES 3
+#define DEC_STAGES 3 // of a warp, at most
 
 // 4 bytes from memory to shared memory.
 __device__ __forceinline__ void copy4(uint32_t to, const void *from)
@@ -21,6 +16,12 @@ __device__ __forceinline__ void copy4(uint32_t to, const void *from)
 #else
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(*(const uint32_t *)from) : "memory");
 #endif
+}
+
+// Keeps in a register what the compiler would work out again in each step.
+__device__ __forceinline__ void keep(uint32_t &v)
+{
+    asm volatile("" : "+r"(v));
 }
 
 // A step's keys and values in shared memory: rows of tokens, their pieces of 16 bytes exchanged so
@@ -37,20 +38,37 @@ template <typename C, int D> struct DecodeStage {
 
         return token * ROW + (piece ^ turn) * 16;
     }
-    // row: of the cache, where token lane % 16 is.
-    static __device__ __forceinline__ void fetch(const ek_cu_attention &a, uint32_t stage,
-                                                 uint32_t row, uint32_t lane)
+    // Where a lane's pieces go: piece i is at to[i % TURNS] + i * AHEAD.
+    static constexpr uint32_t COPIES = DEC_STEP * PIECES / 32, TURNS = COPIES < 4 ? COPIES : 4,
+                              AHEAD = 32 * 16;
+
+    static __device__ __forceinline__ void places(uint32_t to[TURNS], uint32_t lane)
     {
 #pragma unroll
-        for (uint32_t i = 0; i < DEC_STEP * PIECES / 32; i++) {
-            uint32_t token = (32 * i + lane) / PIECES, piece = lane % PIECES;
-            size_t at = (size_t)__shfl_sync(0xffffffffu, row, token) * ROW + 16 * piece;
+        for (uint32_t i = 0; i < TURNS; i++) {
+            to[i] = place((32 * i + lane) / PIECES, lane % PIECES) - i * AHEAD;
+            keep(to[i]);
+        }
+    }
+    // row: of the cache, of the step's first token; n tokens (the last again for those behind it),
+    // apart rows from one to the next.
+    static __device__ __forceinline__ void fetch(const ek_cu_attention &a, uint32_t stage,
+                                                 const uint32_t to[TURNS], size_t row, uint32_t n,
+                                                 uint32_t apart, uint32_t lane)
+    {
+        size_t at = row * ROW + lane % PIECES * 16;
+        const char *k = (const char *)a.kv.k + at, *v = (const char *)a.kv.v + at;
 
-            copy16(stage + place(token, piece), (const char *)a.kv.k + at);
-            copy16(stage + VALUES + place(token, piece), (const char *)a.kv.v + at);
+#pragma unroll
+        for (uint32_t i = 0; i < COPIES; i++) {
+            uint32_t behind = min((32 * i + lane) / PIECES, n - 1) * apart * ROW;
+
+            copy16(stage + to[i % TURNS] + i * AHEAD, k + behind);
+            copy16(stage + VALUES + to[i % TURNS] + i * AHEAD, v + behind);
         }
         if (SCALED<C>)
-            copy4(stage + SCALES + 4 * lane, (lane < DEC_STEP ? a.kv.k_scale : a.kv.v_scale) + row);
+            copy4(stage + SCALES + 4 * lane, (lane < DEC_STEP ? a.kv.k_scale : a.kv.v_scale) + row +
+                                                 min(lane % DEC_STEP, n - 1) * apart);
     }
 };
 
@@ -96,7 +114,25 @@ template <typename T, typename C, int D, int TILES> struct DecodeWarp {
 
     uint32_t q[TILES][D / 16][2];
     float o[TILES][D / 16][4];
-    float peak[TILES][2], weight[TILES][2]; // weight: of this lane's tokens
+    float peak[TILES][2], weight[TILES][2];          // weight: of this lane's tokens
+    uint32_t keys[D / (4 * E)], values[D / (2 * E)]; // where this lane's pieces of a stage are
+
+    __device__ __forceinline__ void places(uint32_t lane)
+    {
+        uint32_t low = lane % 8, eight = lane / 8 % 2, upper = lane / 16;
+
+#pragma unroll
+        for (int i = 0; i < D / (4 * E); i++) {
+            keys[i] = Stage::place(lane / 4, 4 * i + lane % 4);
+            keep(keys[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < D / (2 * E); i++) {
+            values[i] = Stage::VALUES + (SCALED<C> ? Stage::place(8 * eight + low, 2 * i + upper)
+                                                   : Stage::place(8 * upper + low, 2 * i + eight));
+            keep(values[i]);
+        }
+    }
 
     static __device__ __forceinline__ uint32_t dim_of(uint32_t m, uint32_t r, uint32_t g)
     {
@@ -150,15 +186,14 @@ template <typename T, typename C, int D, int TILES> struct DecodeWarp {
         }
     }
 
-    __device__ __forceinline__ void scores(uint32_t stage, float s[TILES][4], uint32_t g,
-                                           uint32_t t) const
+    __device__ __forceinline__ void scores(uint32_t stage, float s[TILES][4], uint32_t g) const
     {
         float odd[TILES][4] = {};
 
 #pragma unroll
         for (int i = 0; i < D / (4 * E); i++) {
-            uint4 x = load_shared(stage + Stage::place(g, 4 * i + t));
-            uint4 y = load_shared(stage + Stage::place(g + 8, 4 * i + t));
+            uint4 x = load_shared(stage + keys[i]);
+            uint4 y = load_shared(stage + keys[i] + 8 * Stage::ROW); // 8 tokens on: turned alike
 #pragma unroll
             for (int j = 0; j < E / 4; j++) {
                 uint32_t k[4];
@@ -181,8 +216,12 @@ template <typename T, typename C, int D, int TILES> struct DecodeWarp {
                 s[n][i] = (s[n][i] + odd[n][i]) * f[i / 2];
     }
 
-    // Scores in units of log2 to probabilities; rescales what was summed before.
-    __device__ __forceinline__ void softmax(float s[4], int n)
+    // How far (in powers of two) scores may rise above the maximum that sums are relative to: what
+    // bounds them is the range of T, of which the values' scales need some.
+    static constexpr float SLACK = SCALED<C> && std::is_same<T, f16>::value ? 0 : 8;
+
+    // A new maximum; rescales what was summed before.
+    __device__ __forceinline__ void raise(const float s[4], int n)
     {
 #pragma unroll
         for (int c = 0; c < 2; c++) {
@@ -192,13 +231,26 @@ template <typename T, typename C, int D, int TILES> struct DecodeWarp {
                 m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, d));
             m = fmaxf(m, peak[n][c]);
             float shrink = power2(peak[n][c] - m);
-            s[c] = power2(s[c] - m);
-            s[c + 2] = power2(s[c + 2] - m);
-            weight[n][c] = weight[n][c] * shrink + s[c] + s[c + 2];
+            weight[n][c] *= shrink;
             peak[n][c] = m;
 #pragma unroll
             for (int i = 0; i < D / 16; i++)
                 o[n][i][c] *= shrink, o[n][i][c + 2] *= shrink;
+        }
+    }
+    // Scores in units of log2 to probabilities.
+    __device__ __forceinline__ void softmax(float s[4], int n)
+    {
+        bool above =
+            fmaxf(s[0], s[2]) > peak[n][0] + SLACK || fmaxf(s[1], s[3]) > peak[n][1] + SLACK;
+
+        if (__any_sync(0xffffffffu, above))
+            raise(s, n);
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            s[c] = power2(s[c] - peak[n][c]);
+            s[c + 2] = power2(s[c + 2] - peak[n][c]);
+            weight[n][c] += s[c] + s[c + 2];
         }
     }
 
@@ -219,16 +271,14 @@ template <typename T, typename C, int D, int TILES> struct DecodeWarp {
     static constexpr float WHOLE = SCALED<C> && LIFT<T> != 1 ? 1 / (WIDENED<T> * LIFT<T>) : 1.0f;
 
     // Values of 16 dimensions, turned, of 16 tokens (E4M3: of 32 in two operands).
-    __device__ __forceinline__ void add_values(uint32_t stage, const uint32_t p[TILES][2],
-                                               uint32_t lane)
+    __device__ __forceinline__ void add_values(uint32_t stage, const uint32_t p[TILES][2])
     {
-        uint32_t v[4], k[4], low = lane % 8, eight = lane / 8 % 2, upper = lane / 16;
+        uint32_t v[4], k[4];
 
         if constexpr (SCALED<C>) {
 #pragma unroll
             for (int m = 0; m < D / 16; m += 2) {
-                load_tiles_turned(v,
-                                  stage + Stage::VALUES + Stage::place(8 * eight + low, m + upper));
+                load_tiles_turned(v, stage + values[m / 2]);
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     uint2 x = widen4<T>(v[2 * h]), y = widen4<T>(v[2 * h + 1]);
@@ -241,8 +291,7 @@ template <typename T, typename C, int D, int TILES> struct DecodeWarp {
         } else {
 #pragma unroll
             for (int m = 0; m < D / 16; m++) {
-                load_tiles_turned(v, stage + Stage::VALUES +
-                                         Stage::place(8 * upper + low, 2 * m + eight));
+                load_tiles_turned(v, stage + values[m]);
 #pragma unroll
                 for (int n = 0; n < TILES; n++)
                     mma<T>(o[n][m], v, p[n][0], p[n][1]);
@@ -257,7 +306,7 @@ template <typename T, typename C, int D, int TILES> struct DecodeWarp {
         uint32_t g = lane / 4, p[TILES][2];
         float s[TILES][4] = {};
 
-        scores(stage, s, g, lane % 4);
+        scores(stage, s, g);
 #pragma unroll
         for (int n = 0; n < TILES; n++) {
 #pragma unroll
@@ -266,15 +315,8 @@ template <typename T, typename C, int D, int TILES> struct DecodeWarp {
             softmax(s[n], n);
             turn(stage, s[n], p[n], g);
         }
-        add_values(stage, p, lane);
+        add_values(stage, p);
     }
-};
-
-// ---- joining
-template <int D, int TILES> struct alignas(16) DecodeShared {
-    float o[DEC_WARPS][8 * TILES][D + 4];
-    float2 total[DEC_WARPS][8 * TILES]; // maximum and weight; the block's in [0]
-    bool last;
 };
 
 template <typename T, typename C, int D, int TILES>
@@ -305,237 +347,30 @@ __device__ __forceinline__ void publish(DecodeShared<D, TILES> &s,
         }
 }
 
-// Sums of parts that have maxima of their own, one after the other.
-struct DecodeSum {
-    float4 o;
-    float peak, weight;
-
-    __device__ __forceinline__ void add(float2 total, const float4 &v)
-    {
-        float m = fmaxf(peak, total.x), f = total.x == -INFINITY ? 0.0f : power2(total.x - m);
-        float keep = peak == -INFINITY ? 0.0f : power2(peak - m);
-
-        o = make_float4(o.x * keep + f * v.x, o.y * keep + f * v.y, o.z * keep + f * v.z,
-                        o.w * keep + f * v.w);
-        weight = weight * keep + f * total.y;
-        peak = m;
-    }
-    template <typename T> __device__ __forceinline__ void store(T *to) const
-    {
-        float f = weight > 0 ? 1.0f / weight : 0.0f; // 0: no context at all
-        float v[4] = {o.x * f, o.y * f, o.z * f, o.w * f};
-
-        store4(to, v);
-    }
-};
-__device__ __forceinline__ DecodeSum empty_sum()
-{
-    return DecodeSum{make_float4(0, 0, 0, 0), -INFINITY, 0};
-}
-
-// Where a block stands: which of its team, and which team.
-struct DecodeTeam {
-    uint32_t rank, size, index;
-};
-
-__device__ __forceinline__ void team_sync(const DecodeTeam &team)
-{
-#if __CUDA_ARCH__ >= 900
-    if (team.size > 1) {
-        cooperative_groups::this_cluster().sync();
-        return;
-    }
-#endif
-    __syncthreads();
-}
-
-template <int D, int TILES>
-__device__ __forceinline__ const DecodeShared<D, TILES> *
-shared_of(const DecodeTeam &team, DecodeShared<D, TILES> &s, uint32_t rank)
-{
-#if __CUDA_ARCH__ >= 900
-    if (team.size > 1)
-        return cooperative_groups::this_cluster().map_shared_rank(&s, rank);
-#endif
-    return &s;
-}
-
-// The block's warps, into the first one's place.
-template <int D, int TILES>
-__device__ __forceinline__ void join_warps(DecodeShared<D, TILES> &s, uint32_t heads)
-{
-    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += 32 * DEC_WARPS) {
-        uint32_t head = i / (D / 4), d = i % (D / 4) * 4;
-        float4 sum = make_float4(0, 0, 0, 0);
-        float m = -INFINITY;
-
-#pragma unroll
-        for (int w = 0; w < DEC_WARPS; w++)
-            m = fmaxf(m, s.total[w][head].x);
-        m = m == -INFINITY ? 0.0f : m;
-#pragma unroll
-        for (int w = 0; w < DEC_WARPS; w++) {
-            float4 v = *reinterpret_cast<const float4 *>(&s.o[w][head][d]);
-            float f = power2(s.total[w][head].x - m);
-
-            sum = make_float4(sum.x + f * v.x, sum.y + f * v.y, sum.z + f * v.z, sum.w + f * v.w);
-        }
-        *reinterpret_cast<float4 *>(&s.o[0][head][d]) = sum; // read by this thread alone before
-    }
-    __syncthreads();
-    if (threadIdx.x < heads) {
-        float2 total = make_float2(-INFINITY, 0);
-
-#pragma unroll
-        for (int w = 0; w < DEC_WARPS; w++)
-            total.x = fmaxf(total.x, s.total[w][threadIdx.x].x);
-#pragma unroll
-        for (int w = 0; w < DEC_WARPS; w++)
-            if (s.total[w][threadIdx.x].x != -INFINITY)
-                total.y += power2(s.total[w][threadIdx.x].x - total.x) * s.total[w][threadIdx.x].y;
-        s.total[0][threadIdx.x] = total;
-    }
-}
-
-// Sums of a part of a pair, in memory: a team has at most two, of the pair that it begins in and of
-// the one that it ends in. Each block of a team has its own elements and its own totals.
-struct DecodeParts {
-    float *o;       // [slot][EK_CU_TILE][D]
-    float2 *totals; // [slot][rank][EK_CU_TILE]
-};
-
-__device__ __forceinline__ uint32_t slot_of_part(const DecodeShare &share, const DecodePair &p,
-                                                 uint32_t team)
-{
-    return 2 * team + (team * share.per < p.first);
-}
-
-template <int D>
-__device__ __forceinline__ void put_part(const ek_cu_attention &a, const DecodeTeam &team,
-                                         uint32_t slot, uint32_t head, uint32_t d,
-                                         const DecodeSum &sum)
-{
-    size_t at = (size_t)slot * EK_CU_TILE + head;
-
-    __stcg(reinterpret_cast<float4 *>(a.partial + at * D + d), sum.o);
-    __stcg(a.totals + ((size_t)slot * team.size + team.rank) * EK_CU_TILE + head,
-           make_float2(sum.peak, sum.weight));
-}
-
-// True in the block of a rank that arrives last of its pair's teams.
-template <int D, int TILES>
-__device__ __forceinline__ bool last_to_arrive(const ek_cu_attention &a, const DecodeTeam &team,
-                                               const DecodePair &p, DecodeShared<D, TILES> &s,
-                                               uint32_t teams)
-{
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        uint32_t *arrived =
-            a.arrived + (p.seq * pairs_of_sequence(a) + p.index) * team.size + team.rank;
-        s.last = atomicAdd(arrived, 1u) == teams - 1;
-        if (s.last)
-            *arrived = 0;
-    }
-    __syncthreads();
-    __threadfence();
-    return s.last;
-}
-
-// All teams' sums of the elements that this block has, by the last one to arrive. Where elements
-// are few, groups of threads take every so many of the teams.
-template <typename T, int D, int TILES>
-__device__ __forceinline__ void join_teams(const ek_cu_attention &a, const DecodeTeam &team,
-                                           const DecodeShare &share, const DecodePair &p,
-                                           DecodeShared<D, TILES> &s, uint32_t heads, T *out)
-{
-    uint32_t from = p.first / share.per, to = (p.first + p.steps - 1) / share.per;
-    uint32_t n = heads * (D / 4) / team.size, lanes = n <= 32 ? 32 : n <= 64 ? 64 : 128;
-    uint32_t groups = 32 * DEC_WARPS / lanes, group = threadIdx.x / lanes;
-    DecodeSum *sums = reinterpret_cast<DecodeSum *>(&s.o[0][0][0]); // [groups][lanes]
-
-    if (!last_to_arrive(a, team, p, s, to - from + 1))
-        return;
-    for (uint32_t i = threadIdx.x % lanes; i - threadIdx.x % lanes < n; i += lanes) {
-        uint32_t e = team.rank * n + min(i, n - 1), head = e / (D / 4), d = e % (D / 4) * 4;
-        DecodeSum sum = empty_sum();
-
-#pragma unroll 4
-        for (uint32_t k = from + group; k <= to; k += groups) {
-            size_t slot = slot_of_part(share, p, k);
-            float2 total = __ldcg(a.totals + (slot * team.size + team.rank) * EK_CU_TILE + head);
-            sum.add(total, __ldcg(reinterpret_cast<const float4 *>(
-                               a.partial + (slot * EK_CU_TILE + head) * D + d)));
-        }
-        sums[threadIdx.x] = sum;
-        __syncthreads();
-        for (uint32_t g = 1; group == 0 && g < groups; g++)
-            sum.add(make_float2(sums[g * lanes + i % lanes].peak,
-                                sums[g * lanes + i % lanes].weight),
-                    sums[g * lanes + i % lanes].o);
-        if (group == 0 && i < n)
-            sum.store(out + head * D + d);
-        __syncthreads();
-    }
-}
-
-// A pair's end: the team's sums of it, each block some of the elements, to the output, or to memory
-// when other teams have parts of it.
-template <typename T, int D, int TILES>
-__device__ __forceinline__ void join(const ek_cu_attention &a, const DecodeTeam &team,
-                                     const DecodeShare &share, const DecodePair &p,
-                                     DecodeShared<D, TILES> &s, uint32_t heads, T *out)
-{
-    bool whole = share.per == 0 || (share.begin <= p.first && p.first + p.steps <= share.end);
-    uint32_t n = heads * (D / 4) / team.size;
-
-    join_warps(s, heads);
-    team_sync(team);
-    for (uint32_t i = threadIdx.x; i < n; i += 32 * DEC_WARPS) {
-        uint32_t e = team.rank * n + i, head = e / (D / 4), d = e % (D / 4) * 4;
-        DecodeSum sum = empty_sum();
-        float4 v[EK_CU_CLUSTER];
-        float2 total[EK_CU_CLUSTER];
-
-#pragma unroll
-        for (int b = 0; b < EK_CU_CLUSTER; b++) {
-            const DecodeShared<D, TILES> *from = shared_of(team, s, min(b, team.size - 1));
-            total[b] = b < team.size ? from->total[0][head] : make_float2(-INFINITY, 0);
-            v[b] = *reinterpret_cast<const float4 *>(&from->o[0][head][d]);
-        }
-#pragma unroll
-        for (int b = 0; b < EK_CU_CLUSTER; b++)
-            sum.add(total[b], v[b]);
-        if (whole)
-            sum.store(out + head * D + d);
-        else
-            put_part<D>(a, team, slot_of_part(share, p, team.index), head, d, sum);
-    }
-    team_sync(team); // nobody goes on, or leaves, while others read from it
-    if (!whole)
-        join_teams<T>(a, team, share, p, s, heads, out);
-}
-
-// ---- a warp's steps: every so many of its team's, fetched some stages ahead
+// ---- a warp's steps: every so many of its team's, fetched some stages ahead. A step lies inside
+// of a block of the cache; the blocks of the next 32 are looked up at once, one a lane.
 template <typename C, int D> struct DecodeFeed {
     DecodePair pair;
     uint32_t u, end, stride;
-    uint32_t token; // this lane's of step u
-    int32_t block;  // where it is: looked up a step before that is used
+    uint32_t index; // which lane has the block of step u
+    int32_t block;
+    uint32_t to[DecodeStage<C, D>::TURNS];
 
-    __device__ __forceinline__ void find_row(const ek_cu_attention &a, uint32_t lane)
+    __device__ __forceinline__ void find(const ek_cu_attention &a, uint32_t lane)
     {
-        if (u >= end)
+        if (u >= end || (index < 32 && u < pair.first + pair.steps))
             return;
         while (u >= pair.first + pair.steps)
             next_pair(a, pair);
-        token = min((u - pair.first) * DEC_STEP + lane % DEC_STEP, pair.len ? pair.len - 1 : 0);
-        block = block_of(a, pair.seq, token);
+        uint32_t step = min(u + lane * stride - pair.first, pair.steps - 1);
+        block = block_of(a, pair.seq, step * DEC_STEP);
+        index = 0;
     }
     __device__ __forceinline__ void advance(const ek_cu_attention &a, uint32_t lane)
     {
         u += stride;
-        find_row(a, lane);
+        index++;
+        find(a, lane);
     }
     // The newest token was written by the kernel ahead.
     __device__ __forceinline__ bool newest() const
@@ -545,10 +380,14 @@ template <typename C, int D> struct DecodeFeed {
     __device__ __forceinline__ void fetch(const ek_cu_attention &a, uint32_t stage,
                                           uint32_t lane) const
     {
+        uint32_t first = (u - pair.first) * DEC_STEP;
+        uint32_t at = (uint32_t)__shfl_sync(0xffffffffu, block, index);
+
         if (u >= end || !pair.len)
             return;
-        uint32_t slot = (uint32_t)block * a.kv.page + offset_of(a, token);
-        DecodeStage<C, D>::fetch(a, stage, slot * a.kv.kv_heads + pair.index / a.tiles, lane);
+        size_t slot = (size_t)at * a.kv.page + offset_of(a, first);
+        DecodeStage<C, D>::fetch(a, stage, to, slot * a.kv.kv_heads + pair.index / a.tiles,
+                                 min(pair.len - first, DEC_STEP), a.kv.kv_heads, lane);
     }
 };
 
@@ -567,12 +406,15 @@ template <typename C, int D> struct DecodeRing {
     {
         if (stages == DEC_STAGES)
             copy_wait<DEC_STAGES - 1>();
-        else
+        else if (stages == 2)
             copy_wait<1>();
+        else
+            copy_wait<0>();
         __syncwarp();
     }
-    // The first stages, but for the newest tokens; then, behind the kernel ahead, those.
-    __device__ __forceinline__ void fill(const ek_cu_attention &a, DecodeFeed<C, D> &feed,
+    // The first stages, but for the newest tokens; then, behind the kernel ahead, those: whether
+    // there are any, which all copies have to be waited for.
+    __device__ __forceinline__ bool fill(const ek_cu_attention &a, DecodeFeed<C, D> &feed,
                                          uint32_t lane)
     {
         DecodeFeed<C, D> ahead[DEC_STAGES];
@@ -595,13 +437,13 @@ template <typename C, int D> struct DecodeRing {
         }
         pdl_wait();
         if (!late)
-            return;
+            return false;
 #pragma unroll
         for (int i = 0; i < DEC_STAGES; i++)
             if (i < stages && ahead[i].u < ahead[i].end && ahead[i].newest())
                 ahead[i].fetch(a, base + i * DecodeStage<C, D>::BYTES, lane);
         copy_commit();
-        copy_wait<0>();
+        return true;
     }
 };
 
@@ -619,12 +461,14 @@ __global__ void __launch_bounds__(32 * DEC_WARPS, 2) decode_k(const ek_cu_attent
 
     pdl_next();
     DecodeShare share = decode_share(a, team.index, lane);
-    DecodeFeed<C, D> feed = {share.pair, share.begin + mine, share.end, team.size * DEC_WARPS, 0,
-                             0};
+    DecodeFeed<C, D> feed = {
+        share.pair, share.begin + mine, share.end, team.size * DEC_WARPS, 32 /* looks up */, 0};
     DecodeRing<C, D> ring = {shared_at(&shared + 1), 0, a.stages};
     ring.base += warp * a.stages * DecodeStage<C, D>::BYTES;
-    feed.find_row(a, lane);
-    ring.fill(a, feed, lane);
+    DecodeStage<C, D>::places(feed.to, lane);
+    state.places(lane);
+    feed.find(a, lane);
+    bool late = ring.fill(a, feed, lane);
     DecodePair pair = share.pair;
     for (uint32_t u = share.begin + mine, at = share.begin; at < share.end;) {
         uint32_t tile = pair.index % a.tiles, head = pair.index / a.tiles * group;
@@ -633,6 +477,9 @@ __global__ void __launch_bounds__(32 * DEC_WARPS, 2) decode_k(const ek_cu_attent
 
         head += EK_CU_TILE * tile;
         state.begin(a, pair, head, heads, lane / 4, lane % 4);
+        if (late)
+            copy_wait<0>();
+        late = false;
         for (; u < end; u += feed.stride) {
             ring.wait();
             if (pair.len)
@@ -654,14 +501,20 @@ __global__ void __launch_bounds__(32 * DEC_WARPS, 2) decode_k(const ek_cu_attent
     }
 }
 
+// More blocks than there are multiprocessors lie two on each: of smaller ones three would fit, and
+// leave others empty.
+#define DEC_THIRD (77u << 10)
+
 template <typename T, typename C, int D, int TILES>
 static cudaError_t decode_launch(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
 {
-    size_t shared =
-        sizeof(DecodeShared<D, TILES>) + (size_t)DEC_WARPS * a->stages * DecodeStage<C, D>::BYTES;
+    uint32_t blocks = a->team * a->teams, stage = DecodeStage<C, D>::BYTES;
+    uint32_t bytes = (uint32_t)sizeof(DecodeShared<D, TILES>) + DEC_WARPS * a->stages * stage;
 
-    return launch_cluster(q, decode_k<T, C, D, TILES>, dim3(a->team * a->teams), 32 * DEC_WARPS,
-                          shared, a->team, *a);
+    if (blocks > q->n_sm && q->pdl && bytes < DEC_THIRD)
+        bytes = DEC_THIRD;
+    return launch_cluster(q, decode_k<T, C, D, TILES>, dim3(blocks), 32 * DEC_WARPS, bytes, a->team,
+                          *a);
 }
 
 template <typename T, typename C>

@@ -3,6 +3,7 @@
  * Entries of the table that need little more than their launcher.
  */
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/parts.h"
 #include "kernels/cuda/deepseek.h"
 
 static enum ek_status issue(struct ek_device *dev, cudaError_t e, const char *op)
@@ -134,36 +135,76 @@ static bool fast_shape(const struct ek_cuda *d, const struct ek_cu_attention *a)
         return false;
     if (a->kv.dtype != d->base.act && (a->kv.dtype != EK_F8_E4M3 || a->batch.max_q > 1))
         return false;
+    if (a->batch.max_q <= 1 && a->kv.page % 16) /* steps of teams lie inside of pages */
+        return false;
     return d->base.act != EK_F32 && a->kv.v && dims && aligned;
 }
 
+#define MANY_SEQS    32
+#define MUCH_CONTEXT ((uint64_t)128 << 10) /* tokens of all sequences' cached heads */
+
 /* Blocks of decode attention that run at once: two a multiprocessor, but for corners that clusters
- * do not fill. */
+ * do not fill. How many those are differs from one GPU to the next of a kind, and the split must
+ * not: of the largest clusters as many as are sure to fit. */
 static uint32_t blocks_at_once(const struct ek_cuda *d, uint32_t team)
 {
-    return 2 * d->queue.n_sm - (team > 1 ? 4 * team : 0);
+    return team > 4 ? d->queue.n_sm : 2 * d->queue.n_sm - (team > 1 ? 4 * team : 0);
 }
 
-/* How decode attention is dealt out (decode_work.cuh), and memory for what teams share. One team a
- * pair of a sequence and a cached head where that is enough; long contexts of few pairs are cut
- * further, into parts of two steps a warp or more. It depends on shapes alone: the same batch gives
- * the same bits. */
+/* Steps of all pairs from which on teams are two blocks at most: larger clusters leave much of a
+ * GPU empty. */
+#define LONG_WORK(d) (16 * (uint64_t)blocks_at_once(d, 2))
+
+/* Blocks of a team: as many as the pairs leave room for, where each warp gets two steps or more. */
+static uint32_t team_of(const struct ek_cuda *d, uint32_t pairs, uint32_t steps)
+{
+    uint32_t team = d->queue.pdl ? EK_CU_CLUSTER : 1;
+
+    while (team > 1 && (pairs * team > blocks_at_once(d, team) || steps <= 2 * team ||
+                        (team > 2 && (uint64_t)pairs * steps >= LONG_WORK(d))))
+        team /= 2;
+    return team;
+}
+
+/* One team a pair of a sequence and a cached head where that is enough; long contexts of few pairs
+ * are cut further, into parts of two steps a warp or more, and by large clusters into no more than
+ * a block a multiprocessor takes. */
+static uint32_t count_teams(const struct ek_cuda *d, uint32_t team, uint32_t pairs, uint32_t steps)
+{
+    uint32_t blocks = team > 2 ? d->queue.n_sm : blocks_at_once(d, team);
+    uint32_t most = blocks / (team * pairs), fit = (steps + 8 * team - 1) / (8 * team);
+
+    if (steps <= 16 * team || steps <= 64 || most < 2)
+        return pairs;
+    return pairs * (fit < most ? fit : most);
+}
+
+/* Steps of a warp that are under way: what fits twice in a multiprocessor, and no more than there
+ * are, so that blocks fit beside those of the kernel ahead. */
+static uint32_t count_stages(const struct ek_cuda *d, const struct ek_cu_attention *a,
+                             uint32_t pairs, uint32_t steps)
+{
+    uint32_t group = a->heads / a->kv.kv_heads, warps = 4 * a->team * a->teams;
+    uint64_t mine = ((uint64_t)pairs * steps + warps - 1) / warps;
+    uint32_t most = a->kv.head_dim == 128 && (2 * group > EK_CU_TILE || !d->queue.pdl) ? 2 : 3;
+
+    return mine < most ? (uint32_t)mine : most;
+}
+
+/* How decode attention is dealt out (decode_work.cuh), and memory for what teams share. It depends
+ * on shapes alone: the same batch gives the same bits. */
 static enum ek_status plan_teams(struct ek_cuda *d, struct ek_cu_attention *a)
 {
-    uint32_t group = a->heads / a->kv.kv_heads, pairs, most, fit;
+    uint32_t group = a->heads / a->kv.kv_heads, pairs;
     uint32_t steps = ((a->batch.max_kv ? a->batch.max_kv : 1) + 15) / 16;
     size_t slots;
     void *p;
 
     a->tiles = (group + EK_CU_TILE - 1) / EK_CU_TILE;
-    a->stages = a->kv.head_dim == 128 && (2 * group > EK_CU_TILE || !d->queue.pdl) ? 2 : 3;
     pairs = a->batch.n_seqs * a->kv.kv_heads * a->tiles;
-    a->team = d->queue.pdl ? EK_CU_CLUSTER : 1;
-    while (a->team > 1 && (pairs * a->team > blocks_at_once(d, a->team) || steps <= 2 * a->team))
-        a->team /= 2;
-    most = blocks_at_once(d, a->team) / (a->team * pairs);
-    fit = (steps + 8 * a->team - 1) / (8 * a->team);
-    a->teams = steps > 16 * a->team && most > 1 ? pairs * (fit < most ? fit : most) : pairs;
+    a->team = team_of(d, pairs, steps);
+    a->teams = count_teams(d, a->team, pairs, steps);
+    a->stages = count_stages(d, a, pairs, steps);
     slots = 2 * (size_t)a->teams * EK_CU_TILE;
     EK_TRY(ek_cuda_scratch(d, EK_CU_OP,
                            slots * (a->kv.v_dim * sizeof(float) + a->team * sizeof(float2)), &p));
@@ -172,6 +213,50 @@ static enum ek_status plan_teams(struct ek_cuda *d, struct ek_cu_attention *a)
     EK_TRY(ek_cuda_scratch(d, EK_CU_ARRIVED, (size_t)pairs * a->team * sizeof(uint32_t), &p));
     a->arrived = p;
     return EK_OK;
+}
+
+/* Parts of the context, so that every multiprocessor has a block, and their memory. Few and short
+ * ones make clusters. It depends on shapes alone, too. */
+static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
+{
+    uint32_t group = a->heads / a->kv.kv_heads, tiles = (group + EK_CU_TILE - 1) / EK_CU_TILE;
+    uint32_t blocks = a->batch.n_seqs * a->kv.kv_heads * tiles;
+    uint32_t wanted = (d->queue.n_sm + blocks - 1) / blocks, unit = 2 * EK_CU_PART;
+    uint32_t longest = a->batch.max_kv ? a->batch.max_kv : 1;
+    size_t parts;
+    void *p;
+
+    a->team = 1;
+    if (d->queue.pdl && longest <= 2 * EK_CU_CLUSTER * EK_CU_PART && wanted >= EK_CU_CLUSTER) {
+        a->team = wanted = EK_CU_CLUSTER;
+        unit = EK_CU_PART;
+    }
+    wanted = wanted > EK_CU_MAX_PARTS ? EK_CU_MAX_PARTS : wanted;
+    a->part = (longest + wanted - 1) / wanted;
+    a->part = (a->part + unit - 1) / unit * unit;
+    a->n_parts = (longest + a->part - 1) / a->part;
+    parts = (size_t)a->batch.n_seqs * a->heads * a->n_parts;
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, parts * (a->kv.v_dim + 2) * sizeof(float), &p));
+    a->partial = p;
+    a->totals = (float2 *)(a->partial + parts * a->kv.v_dim);
+    EK_TRY(ek_cuda_scratch(d, EK_CU_ARRIVED, blocks * sizeof(uint32_t), &p));
+    a->arrived = p;
+    return EK_OK;
+}
+
+/* Teams read E4M3, and more bytes a second of much context. Of little they are no faster, and
+ * beside products of one token they cost 9 us a layer: their blocks want another split of a
+ * multiprocessor's memory than those have, and wait until it is empty. */
+static enum ek_status attention_decode(struct ek_cuda *d, struct ek_cu_attention *a)
+{
+    uint64_t work = (uint64_t)a->batch.n_seqs * a->kv.kv_heads * a->batch.max_kv;
+
+    if (a->kv.dtype == EK_F8_E4M3 || a->batch.n_seqs >= MANY_SEQS || work > MUCH_CONTEXT) {
+        EK_TRY(plan_teams(d, a));
+        return issue(&d->base, ek_cu_attention_decode(&d->queue, d->base.act, a), "attention");
+    }
+    EK_TRY(plan_parts(d, a));
+    return issue(&d->base, ek_cu_attention_parts(&d->queue, d->base.act, a), "attention");
 }
 
 /* Kernels of many rows, and latent attention, read a cache of activations: the batch's contexts are
@@ -234,8 +319,7 @@ enum ek_status ek_cuda_attention(struct ek_device *dev, const void *q, size_t ld
         return issue(dev, ek_cu_attention_any(&d->queue, dev->act, &a), "attention");
     if (batch->max_q > 1)
         return issue(dev, ek_cu_attention_prefill(&d->queue, dev->act, &a), "attention");
-    EK_TRY(plan_teams(d, &a));
-    return issue(dev, ek_cu_attention_decode(&d->queue, dev->act, &a), "attention");
+    return attention_decode(d, &a);
 }
 
 /* ---- vision ------------------------------------------------------------------------------------

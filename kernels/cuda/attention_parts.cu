@@ -1,0 +1,438 @@
+// SPDX-License-Identifier: Apache-2.0
+// Decode attention of few or short contexts: one new token a sequence. A block takes one part of a
+// sequence's context for all heads that share a cached head (padded to the 16 rows of a tensor-core
+// tile), so the cache is read once, straight to the operands' registers: the order of a head's
+// dimensions is free, and lanes read 16 bytes of it. Blocks want little shared memory, so that they
+// start beside those of the kernel ahead without another split of a multiprocessor's memory. Up to
+// 8 parts are a cluster, whose blocks join them through each other's shared memory; of more, the
+// last block to arrive joins them, always in their order, so that sums do not depend on which it
+// is. Lengths come from device memory: a captured graph serves growing contexts up to the grid's.
+#include <cooperative_groups.h>
+
+#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/parts.h"
+
+#define PART_STEP 16 // tokens of a warp at a time
+
+// Warps of a block. In clusters, whose contexts are short, few: the blocks then fit beside those of
+// the kernel ahead and start early. Long contexts want more loads in flight.
+template <bool CLUSTER> constexpr int WARPS = CLUSTER ? 4 : 8;
+
+template <int D> struct PartLoads { // K and V of 16 tokens
+    uint4 k[2][D / 32], v[4][D / 64];
+
+    // row: where token lane % 16 of them is.
+    template <typename T>
+    __device__ __forceinline__ void load(const ek_cu_attention &a, uint32_t row, uint32_t lane)
+    {
+        uint32_t g = lane / 4, t = lane % 4;
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const T *at =
+                (const T *)a.kv.k + (size_t)__shfl_sync(0xffffffffu, row, g + 8 * j) * D + 8 * t;
+#pragma unroll
+            for (int i = 0; i < D / 32; i++)
+                k[j][i] = load_once(at + 32 * i);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j++) { // tokens 2t, 2t+1, 2t+8, 2t+9
+            uint32_t token = 2 * t + j % 2 + j / 2 * 8;
+            const T *at =
+                (const T *)a.kv.v + (size_t)__shfl_sync(0xffffffffu, row, token) * D + 8 * g;
+#pragma unroll
+            for (int h = 0; h < D / 64; h++)
+                v[j][h] = load_once(at + 64 * h);
+        }
+    }
+};
+
+template <typename T, int D> struct PartWarp { // one warp's running state
+    uint32_t q[D / 32][2][4];                  // [segment][product][operand a]
+    float o[D / 8][4];                         // tile 8h+j, column c: dimension 64h + 8c + j
+    float peak[2], weight[2];                  // rows g, g + 8
+
+    __device__ __forceinline__ void load_q(const ek_cu_attention &a, uint32_t token,
+                                           uint32_t first_head, uint32_t heads, uint32_t g,
+                                           uint32_t t)
+    {
+        const T *base = (const T *)a.q + token * a.ldq + first_head * D;
+#pragma unroll
+        for (int s = 0; s < D / 32; s++) {
+            uint4 v[2];
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                uint32_t head = g + 8 * r;
+                v[r] = head < heads
+                           ? *reinterpret_cast<const uint4 *>(base + head * D + 32 * s + 8 * t)
+                           : make_uint4(0, 0, 0, 0);
+            }
+            q[s][0][0] = v[0].x, q[s][0][1] = v[1].x, q[s][0][2] = v[0].y, q[s][0][3] = v[1].y;
+            q[s][1][0] = v[0].z, q[s][1][1] = v[1].z, q[s][1][2] = v[0].w, q[s][1][3] = v[1].w;
+        }
+#pragma unroll
+        for (int i = 0; i < D / 8; i++)
+            o[i][0] = o[i][1] = o[i][2] = o[i][3] = 0;
+        peak[0] = peak[1] = -INFINITY;
+        weight[0] = weight[1] = 0;
+    }
+
+    // Scores of 16 tokens, in units of log2, to probabilities; rescales what was summed before.
+    __device__ __forceinline__ void softmax(float s[2][4])
+    {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float m =
+                fmaxf(fmaxf(s[0][2 * r], s[0][2 * r + 1]), fmaxf(s[1][2 * r], s[1][2 * r + 1]));
+            m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
+            m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
+            m = fmaxf(m, peak[r]);
+            float shrink = power2(peak[r] - m), sum = 0;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float *v = &s[i / 2][2 * r + i % 2];
+                *v = power2(*v - m);
+                sum += *v;
+            }
+            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            weight[r] = weight[r] * shrink + sum;
+            peak[r] = m;
+#pragma unroll
+            for (int i = 0; i < D / 8; i++)
+                o[i][2 * r] *= shrink, o[i][2 * r + 1] *= shrink;
+        }
+    }
+
+    // Tokens first .. first + 15, those from end on masked.
+    __device__ __forceinline__ void step(const ek_cu_attention &a, const PartLoads<D> &now,
+                                         uint32_t first, uint32_t end, uint32_t t)
+    {
+        float s[2][4] = {};
+
+#pragma unroll
+        for (int j = 0; j < 2; j++)
+#pragma unroll
+            for (int i = 0; i < D / 32; i++) {
+                mma<T>(s[j], q[i][0], now.k[j][i].x, now.k[j][i].y);
+                mma<T>(s[j], q[i][1], now.k[j][i].z, now.k[j][i].w);
+            }
+#pragma unroll
+        for (int j = 0; j < 2; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                s[j][i] =
+                    first + 8 * j + 2 * t + i % 2 < end ? s[j][i] * (a.scale * LOG2E) : -INFINITY;
+        softmax(s);
+        uint32_t p[4] = {pack2<T>(s[0][0], s[0][1]), pack2<T>(s[0][2], s[0][3]),
+                         pack2<T>(s[1][0], s[1][1]), pack2<T>(s[1][2], s[1][3])};
+        accumulate(p, now.v);
+    }
+
+    __device__ __forceinline__ void accumulate(const uint32_t p[4], const uint4 (&vv)[4][D / 64])
+    {
+#pragma unroll
+        for (int h = 0; h < D / 64; h++)
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                const uint32_t pick = j % 2 ? 0x7632 : 0x5410;
+                uint32_t w[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    w[i] = j / 2 == 0   ? vv[i][h].x
+                           : j / 2 == 1 ? vv[i][h].y
+                           : j / 2 == 2 ? vv[i][h].z
+                                        : vv[i][h].w;
+                mma<T>(o[8 * h + j], p, __byte_perm(w[0], w[1], pick),
+                       __byte_perm(w[2], w[3], pick));
+            }
+    }
+};
+
+template <int D, bool CLUSTER> struct PartShared {
+    float o[WARPS<CLUSTER>][16][D + 8];
+    float peak[16][WARPS<CLUSTER>], weight[16][WARPS<CLUSTER>];
+    float part_factor[16][EK_CU_MAX_PARTS];
+    float2 total[16]; // of a row: maximum and weight
+    bool last;
+};
+
+// The rows that heads use, from registers to shared memory.
+template <typename T, int D, bool CLUSTER>
+__device__ __forceinline__ void publish(PartShared<D, CLUSTER> &s, const PartWarp<T, D> &state,
+                                        uint32_t heads, uint32_t warp, uint32_t lane)
+{
+    uint32_t t = lane % 4;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        uint32_t row = lane / 4 + 8 * r;
+        if (row >= heads)
+            continue;
+#pragma unroll
+        for (int i = 0; i < D / 8; i += 4)
+#pragma unroll
+            for (int c = 0; c < 2; c++)
+                *reinterpret_cast<float4 *>(&s.o[warp][row][i / 8 * 64 + 8 * (2 * t + c) + i % 8]) =
+                    make_float4(state.o[i][2 * r + c], state.o[i + 1][2 * r + c],
+                                state.o[i + 2][2 * r + c], state.o[i + 3][2 * r + c]);
+        if (t == 0) {
+            s.peak[row][warp] = state.peak[r];
+            s.weight[row][warp] = state.weight[r];
+        }
+    }
+}
+
+// Each warp's factor towards the block's maximum (in place of its peak), and the rows' totals.
+template <int D, bool CLUSTER>
+__device__ __forceinline__ void weigh_warps(PartShared<D, CLUSTER> &s, uint32_t heads)
+{
+    uint32_t row = threadIdx.x / WARPS<CLUSTER>, w = threadIdx.x % WARPS<CLUSTER>;
+    bool mine = row < heads;
+    float peak = mine ? s.peak[row][w] : -INFINITY, m = peak;
+
+    if (threadIdx.x >= 16 * WARPS<CLUSTER>)
+        return;
+#pragma unroll
+    for (int d = WARPS<CLUSTER> / 2; d; d /= 2)
+        m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, d));
+    float f = peak == -INFINITY ? 0.0f : power2(peak - m), l = mine ? f * s.weight[row][w] : 0.0f;
+#pragma unroll
+    for (int d = WARPS<CLUSTER> / 2; d; d /= 2)
+        l += __shfl_xor_sync(0xffffffffu, l, d);
+    if (!mine)
+        return;
+    s.peak[row][w] = f;
+    if (w == 0)
+        s.total[row] = make_float2(m, l);
+}
+
+__device__ __forceinline__ void add_scaled(float4 &a, float f, const float4 &b)
+{
+    a.x = fmaf(f, b.x, a.x);
+    a.y = fmaf(f, b.y, a.y);
+    a.z = fmaf(f, b.z, a.z);
+    a.w = fmaf(f, b.w, a.w);
+}
+template <typename T> __device__ __forceinline__ void store_scaled(T *to, const float4 &a, float f)
+{
+    float v[4] = {a.x * f, a.y * f, a.z * f, a.w * f};
+
+    store4(to, v);
+}
+
+// The block's sums: to the output when the context has one part, else to memory, unnormalised.
+template <typename T, int D, bool CLUSTER>
+__device__ __forceinline__ void join_warps(const ek_cu_attention &a,
+                                           const PartShared<D, CLUSTER> &s, uint32_t heads,
+                                           size_t first, bool only, T *out)
+{
+    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += (32 * WARPS<CLUSTER>)) {
+        uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
+        size_t part = first + (size_t)row * a.n_parts + blockIdx.x;
+        float4 sum = make_float4(0, 0, 0, 0);
+
+#pragma unroll
+        for (int w = 0; w < WARPS<CLUSTER>; w++) // a warp without tokens published zeros
+            add_scaled(sum, s.peak[row][w], *reinterpret_cast<const float4 *>(&s.o[w][row][d]));
+        if (only) {
+            float l = s.total[row].y; // 0: no context at all
+
+            store_scaled(out + row * D + d, sum, l > 0 ? 1.0f / l : 0.0f);
+            continue;
+        }
+        __stcg(reinterpret_cast<float4 *>(a.partial + part * D + d), sum);
+        if (d == 0)
+            __stcg(a.totals + part, s.total[row]);
+    }
+}
+
+// All parts of the heads, in order.
+template <typename T, int D, bool CLUSTER>
+__device__ __forceinline__ void join_parts(const ek_cu_attention &a, PartShared<D, CLUSTER> &s,
+                                           uint32_t heads, size_t first, uint32_t parts, T *out)
+{
+    uint32_t lane = threadIdx.x % 32;
+
+    for (uint32_t row = threadIdx.x / 32; row < heads; row += WARPS<CLUSTER>) {
+        const float2 *totals = a.totals + first + (size_t)row * a.n_parts;
+        float2 part[2]; // of this lane
+        float f[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            part[i] =
+                lane + 32 * i < parts ? __ldcg(totals + lane + 32 * i) : make_float2(-INFINITY, 0);
+        float m = warp_max(fmaxf(part[0].x, part[1].x));
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            f[i] = power2(part[i].x - m);
+        float l = warp_sum(f[0] * part[0].y + f[1] * part[1].y);
+        s.part_factor[row][lane] = f[0] / l;
+        s.part_factor[row][lane + 32] = f[1] / l;
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += (32 * WARPS<CLUSTER>)) {
+        uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
+        const float *at = a.partial + (first + (size_t)row * a.n_parts) * D + d;
+        float4 sum = make_float4(0, 0, 0, 0);
+
+#pragma unroll 8
+        for (uint32_t p = 0; p < parts; p++)
+            add_scaled(sum, s.part_factor[row][p],
+                       __ldcg(reinterpret_cast<const float4 *>(at + (size_t)p * D)));
+        store_scaled(out + row * D + d, sum, 1.0f);
+    }
+}
+
+// True in the block of a sequence and cached head that arrives last.
+template <int D, bool CLUSTER>
+__device__ __forceinline__ bool last_to_arrive(const ek_cu_attention &a, PartShared<D, CLUSTER> &s,
+                                               uint32_t parts)
+{
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        uint32_t *arrived = a.arrived + (size_t)blockIdx.z * gridDim.y + blockIdx.y;
+        s.last = atomicAdd(arrived, 1u) == parts - 1;
+        if (s.last)
+            *arrived = 0;
+    }
+    __syncthreads();
+    __threadfence();
+    return s.last;
+}
+
+// The parts of a cluster's blocks, each block some of the elements. A part without tokens has the
+// weight 0.
+template <typename T, int D, bool CLUSTER>
+__device__ __forceinline__ void join_cluster(PartShared<D, CLUSTER> &s, uint32_t heads,
+                                             uint32_t parts, T *out)
+{
+#if __CUDA_ARCH__ >= 900
+    auto cluster = cooperative_groups::this_cluster();
+
+    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += (32 * WARPS<CLUSTER>)) {
+        uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
+        float4 sum = make_float4(0, 0, 0, 0);
+
+#pragma unroll
+        for (int w = 0; w < WARPS<CLUSTER>; w++)
+            add_scaled(sum, s.peak[row][w], *reinterpret_cast<const float4 *>(&s.o[w][row][d]));
+        *reinterpret_cast<float4 *>(&s.o[0][row][d]) = sum; // read by this thread alone before
+    }
+    cluster.sync();
+    for (uint32_t i = threadIdx.x * gridDim.x + blockIdx.x; i < heads * (D / 4);
+         i += (32 * WARPS<CLUSTER>)*gridDim.x) {
+        uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
+        float4 sum = make_float4(0, 0, 0, 0), o[EK_CU_CLUSTER];
+        float2 total[EK_CU_CLUSTER];
+        float m = -INFINITY, l = 0;
+
+#pragma unroll
+        for (int p = 0; p < EK_CU_CLUSTER; p++) {
+            const PartShared<D, CLUSTER> *other = cluster.map_shared_rank(&s, p < parts ? p : 0);
+
+            total[p] = other->total[row];
+            o[p] = *reinterpret_cast<const float4 *>(&other->o[0][row][d]);
+            if (p >= parts)
+                total[p] = make_float2(-INFINITY, 0);
+            m = fmaxf(m, total[p].x);
+        }
+        m = m == -INFINITY ? 0.0f : m;
+#pragma unroll
+        for (int p = 0; p < EK_CU_CLUSTER; p++) {
+            float f = power2(total[p].x - m);
+
+            l += f * total[p].y;
+            add_scaled(sum, f, o[p]);
+        }
+        store_scaled(out + row * D + d, sum, l > 0 ? 1.0f / l : 0.0f);
+    }
+    cluster.sync(); // no block leaves while others read from it
+#endif
+}
+
+__device__ __forceinline__ uint32_t row_of(const ek_cu_attention &a, uint32_t seq, uint32_t kv_head,
+                                           uint32_t token)
+{
+    return (uint32_t)slot_of(a, seq, token) * a.kv.kv_heads + kv_head;
+}
+
+// The batch's description was uploaded, and the cache of earlier tokens written, before the kernels
+// of this step: both are read before the end of the kernel ahead is awaited. The new token's row is
+// read after it.
+template <typename T, int D, bool CLUSTER>
+__global__ void __launch_bounds__((32 * WARPS<CLUSTER>)) parts_k(const ek_cu_attention a)
+{
+    extern __shared__ uint4 raw[];
+    PartShared<D, CLUSTER> &shared = *reinterpret_cast<PartShared<D, CLUSTER> *>(raw);
+    uint32_t group = a.heads / a.kv.kv_heads, tiles = (group + 15) / 16, seq = blockIdx.z;
+    uint32_t kv_head = blockIdx.y / tiles, tile = blockIdx.y % tiles, lane = threadIdx.x % 32;
+    uint32_t warp = threadIdx.x / 32, head = kv_head * group + 16 * tile, row = 0;
+
+    pdl_next();
+    uint32_t heads = min(group - 16 * tile, 16u), token = (uint32_t)a.batch.seq_start[seq];
+    uint32_t len = (uint32_t)max(a.batch.kv_len[seq], 0), parts = (len + a.part - 1) / a.part;
+    uint32_t first = blockIdx.x * a.part + PART_STEP * warp;
+    uint32_t end = min((blockIdx.x + 1) * a.part, len);
+    bool none = (int32_t)token == a.batch.seq_start[seq + 1];
+    T *out = (T *)a.out + token * a.ldo + head * D;
+    PartWarp<T, D> state;
+    PartLoads<D> now;
+
+    if (first < end) {
+        row = row_of(a, seq, kv_head, min(first + lane % 16, end - 1));
+        now.template load<T>(a, row, lane);
+    }
+    pdl_wait();
+    if (none)
+        return; // a sequence without a new token
+    if (!CLUSTER && blockIdx.x >= max(parts, 1u))
+        return;
+    if (first < end && first + PART_STEP >= len)
+        now.template load<T>(a, row, lane);
+    state.load_q(a, token, head, heads, lane / 4, lane % 4);
+    for (uint32_t at = first; at < end;) {
+        state.step(a, now, at, end, lane % 4);
+        at += PART_STEP * WARPS<CLUSTER>;
+        if (at < end) {
+            row = row_of(a, seq, kv_head, min(at + lane % 16, end - 1));
+            now.template load<T>(a, row, lane);
+        }
+    }
+    publish(shared, state, heads, warp, lane);
+    __syncthreads();
+    weigh_warps(shared, heads);
+    __syncthreads();
+    if constexpr (CLUSTER) {
+        join_cluster(shared, heads, parts, out);
+        return;
+    }
+    size_t at = ((size_t)seq * a.heads + head) * a.n_parts;
+    join_warps(a, shared, heads, at, parts <= 1, out);
+    if (parts > 1 && last_to_arrive(a, shared, parts))
+        join_parts(a, shared, heads, at, parts, out);
+}
+
+template <typename T, int D>
+static cudaError_t parts_launch(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
+{
+    uint32_t tiles = div_up(a->heads / a->kv.kv_heads, 16);
+    dim3 grid(a->n_parts, a->kv.kv_heads * tiles, a->batch.n_seqs);
+
+    if (a->team > 1 && a->n_parts > 1)
+        return launch_cluster(q, parts_k<T, D, true>, grid, 32 * WARPS<true>,
+                              sizeof(PartShared<D, true>), a->n_parts, *a);
+    return launch(q, parts_k<T, D, false>, grid, 32 * WARPS<false>, sizeof(PartShared<D, false>),
+                  *a);
+}
+
+extern "C" cudaError_t ek_cu_attention_parts(const struct ek_cu_queue *q, enum ek_dtype act,
+                                             const struct ek_cu_attention *a)
+{
+    bool narrow = a->kv.head_dim == 64;
+
+    if (act == EK_BF16)
+        return narrow ? parts_launch<bf16, 64>(q, a) : parts_launch<bf16, 128>(q, a);
+    if (act == EK_F16)
+        return narrow ? parts_launch<f16, 64>(q, a) : parts_launch<f16, 128>(q, a);
+    return cudaErrorNotSupported;
+}
