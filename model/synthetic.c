@@ -6,8 +6,9 @@
  *
  * Attention at random averages its tokens, and layer by layer they grow alike: a router then sends
  * most of a prompt to the same few experts, as a trained one does not. In a model with routers the
- * tokens' own embeddings are large beside what layers add to them: choices are even, and of each
- * layer's own (128 tokens of 64 experts, 6 each: 52 reached, 64 here).
+ * tokens' own embeddings are large beside what layers add to them, and a picture's patches beside
+ * what its tower's blocks add: choices are even, and of each layer's own (128 tokens of 64 experts,
+ * 6 each: 52 reached, 64 here).
  */
 #include "model/internal.h"
 
@@ -63,11 +64,26 @@ static bool is_bias(const struct ek_tensor *t)
     return n > 4 && strcmp(t->name + n - 4, "bias") == 0;
 }
 
+static bool ends_with(const char *name, const char *end)
+{
+    size_t n = strlen(name), k = strlen(end);
+
+    return n >= k && strcmp(name + n - k, end) == 0;
+}
+
+/* Is its product added to the rows that it came of? */
+static bool is_added(const struct ek_tensor *t)
+{
+    if (t->role == EK_ROLE_OTHER) /* a block of a tower */
+        return ends_with(t->name, ".attn.proj.weight") || ends_with(t->name, ".mlp.fc2.weight");
+    return t->role == EK_ROLE_O || t->role == EK_ROLE_DOWN || t->role == EK_ROLE_EXPERT_DOWN ||
+           t->role == EK_ROLE_SHARED_DOWN;
+}
+
 /* Of a matrix whose product has a deviation of 1 beside the others'. */
 static float gain_of(const struct ek_tensor *t, bool routed)
 {
-    bool adds = t->role == EK_ROLE_O || t->role == EK_ROLE_DOWN || t->role == EK_ROLE_EXPERT_DOWN ||
-                t->role == EK_ROLE_SHARED_DOWN;
+    bool adds = is_added(t);
 
     return routed && adds ? ROUTED_ADDS : 1;
 }

@@ -49,8 +49,10 @@ static uint32_t longest_step(const struct ek_costs *c)
     return most;
 }
 
+#define LEAST_CHUNK 64 /* who measured less says nothing of chunks */
+
 /* Chunks of the prefill are chosen where the first objective is one of time, up to one that holds
- * all prompts; what is measured limits them, but for the default. */
+ * all prompts, as long as the longest step that was measured. */
 static size_t chunk_choices(const struct ek_costs *c, const struct ek_request *r,
                             struct ek_choice out[8])
 {
@@ -63,7 +65,7 @@ static size_t chunk_choices(const struct ek_costs *c, const struct ek_request *r
     out[n++] = (struct ek_choice){.chunk = r->workload.prefill_chunk};
     if (r->workload.prefill_chunk || first >= EK_OBJ_CONTEXT || first == EK_OBJ_BALANCE)
         return n;
-    out[0].chunk = EK_DEFAULT_CHUNK;
+    out[0].chunk = most >= LEAST_CHUNK && most < EK_DEFAULT_CHUNK ? most : EK_DEFAULT_CHUNK;
     for (size_t i = 0; i < EK_ARRAY_LEN(usual); i++)
         if (usual[i] <= most && (i == 0 || usual[i - 1] < all))
             out[n++] = (struct ek_choice){.chunk = usual[i], .measured = usual[i] > out[0].chunk};
