@@ -215,6 +215,14 @@ enum {                        /* flags of linear */
        EK_LINEAR_GELU_TANH = 8,
 };
 
+/* An RMS norm begun by the operation that makes its rows, for the one that takes them: the rows
+ * times the norm's weights, before the factor of each row, which squares of the rows tell. */
+struct ek_norm_ahead {
+    const float *weight;  /* [dim] */
+    void *rows;           /* [n][dim] act, the caller's */
+    const float *squares; /* the device's: valid until its next layer_tail */
+};
+
 /* ---- The table
  * --------------------------------------------------------------------------------------- x, out,
  * q, ...: activations (dev->act) unless said otherwise, rows of `ld` elements. Norm weights and
@@ -442,12 +450,20 @@ struct ek_ops {
     enum ek_status (*mixture)(struct ek_device *dev, const struct ek_mixture *m, bool *taken);
     /* rms_norm, the products of q, k and v (mats, biases: NULL or one a matrix), rotation, and k
      * and v into the cache: rope_append of norm_linear. out gets the rotated q; its columns of k
-     * and v may be left as they were. */
+     * and v may be left as they were. ahead: NULL, or what layer_tail left of this norm of x. */
     enum ek_status (*norm_qkv_rope)(struct ek_device *dev, const void *x, const float *norm_weight,
                                     float eps, const struct ek_batch *batch,
                                     const struct ek_mat mats[3], const float *const biases[3],
-                                    const struct ek_rope *rope, const struct ek_kv *kv, void *out,
-                                    size_t ldo);
+                                    const struct ek_rope *rope, const struct ek_kv *kv,
+                                    const struct ek_norm_ahead *ahead, void *out, size_t ldo);
+    /* What follows attention in a dense layer, for batches and weights where it is faster so:
+     * linear of in ([n][ldi]) by o, added to x ([n][o->rows]); norm_gate_up of it; linear of that
+     * by down, added to x. next: NULL, or the norm that x goes to next, see there. Else *taken is
+     * false, and nothing was issued. */
+    enum ek_status (*layer_tail)(struct ek_device *dev, const void *in, size_t ldi, uint32_t n,
+                                 const struct ek_mat *o, const float *norm_weight, float eps,
+                                 const struct ek_mat gate_up[2], const struct ek_mat *down, void *x,
+                                 struct ek_norm_ahead *next, bool *taken);
 
     /* ---- ceilings, measured by the profiler with the backend's own best kernels */
     /* reads every byte of p once (the sum keeps it honest) */

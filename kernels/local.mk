@@ -39,7 +39,8 @@ CUDA_KERNEL_SOURCES = kernels/cuda/cuda.h kernels/cuda/launch.h kernels/cuda/dev
 	kernels/cuda/experts_few.cu kernels/cuda/experts_many.cu kernels/cuda/experts_one.cu kernels/cuda/experts_stream.cu kernels/cuda/experts_wide.cu \
 	kernels/cuda/latent.cu kernels/cuda/latent_attention.cu kernels/cuda/latent_one.cu kernels/cuda/token.cu \
 	kernels/cuda/route.cu kernels/cuda/route.cuh kernels/cuda/attention_expanded.cu kernels/cuda/expanded.c kernels/cuda/turn.cuh \
-	kernels/cuda/rope.cu kernels/cuda/rows.cu kernels/cuda/sample.cu kernels/cuda/tma.cuh kernels/cuda/weights.cuh kernels/cuda/wgmma.cuh
+	kernels/cuda/rope.cu kernels/cuda/rows.cu kernels/cuda/sample.cu kernels/cuda/tma.cuh kernels/cuda/weights.cuh kernels/cuda/wgmma.cuh \
+	kernels/cuda/wide.cu kernels/cuda/wide.h
 libkernels_a_SOURCES += $(CUDA_KERNEL_SOURCES)
 kernels/cuda/hash.h: $(CUDA_KERNEL_SOURCES)
 	@$(MKDIR_P) kernels/cuda

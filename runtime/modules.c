@@ -42,9 +42,10 @@ enum ek_status stage_run_norm_linear(struct ek_stage *s, const float *norm,
     return stage_run_linear(s, l, xn, hidden, n, out, l->rows, 0);
 }
 
-/* q, k and v of a layer: rotated, k and v in the cache. */
+/* q, k and v of a layer: rotated, k and v in the cache. ahead: NULL, or of its norm. */
 static enum ek_status run_qkv(struct ek_stage *s, const struct stage_layer *l,
-                              const struct ek_batch *batch, const void *x, void *qkv)
+                              const struct ek_batch *batch, const struct ek_norm_ahead *ahead,
+                              const void *x, void *qkv)
 {
     const struct ek_ops *ops = s->dev->ops;
     size_t ld = l->qkv.rows;
@@ -52,23 +53,25 @@ static enum ek_status run_qkv(struct ek_stage *s, const struct stage_layer *l,
     if (ops->norm_qkv_rope != NULL && l->qkv.n == 3 && !l->qkv.has_order)
         return ops->norm_qkv_rope(s->dev, x, l->norm, (float)s->m->config.norm_eps, batch,
                                   l->qkv.mats, l->qkv.has_bias ? l->qkv.biases : NULL, &s->rope,
-                                  &l->kv, qkv, ld);
+                                  &l->kv, ahead, qkv, ld);
     EK_TRY(stage_run_norm_linear(s, l->norm, &l->qkv, batch->n_tokens, x, qkv));
     return ops->rope_append(s->dev, qkv, ld, &s->rope, batch, s->m->config.n_heads, &l->kv);
 }
 
+/* *heads: what attention makes, [n][heads * v_dim]. */
 static enum ek_status run_attention(struct ek_stage *s, const struct stage_layer *l,
-                                    const struct ek_batch *batch, void *x)
+                                    const struct ek_batch *batch, const struct ek_norm_ahead *ahead,
+                                    const void *x, void **heads)
 {
     const struct ek_ops *ops = s->dev->ops;
     const struct ek_config *c = &s->m->config;
-    size_t ld = l->qkv.rows, ldo = (size_t)c->n_heads * l->kv.v_dim;
+    size_t ld = l->qkv.rows;
     char *qkv = stage_at(s, s->at.scratch);
-    void *out = qkv + ek_round_up(s->opt.max_tokens * ld * stage_act_bytes(s), STAGE_ALIGN);
 
-    EK_TRY(run_qkv(s, l, batch, x, qkv));
-    EK_TRY(ops->attention(s->dev, qkv, ld, batch, &l->kv, c->n_heads, s->softmax_scale, out, ldo));
-    return stage_run_linear(s, &l->o, out, ldo, batch->n_tokens, x, c->hidden, EK_LINEAR_ADD);
+    *heads = qkv + ek_round_up(s->opt.max_tokens * ld * stage_act_bytes(s), STAGE_ALIGN);
+    EK_TRY(run_qkv(s, l, batch, ahead, x, qkv));
+    return ops->attention(s->dev, qkv, ld, batch, &l->kv, c->n_heads, s->softmax_scale, *heads,
+                          (size_t)c->n_heads * l->kv.v_dim);
 }
 
 static enum ek_status run_feed_forward(struct ek_stage *s, const struct stage_layer *l, uint32_t n,
@@ -88,6 +91,60 @@ static enum ek_status run_feed_forward(struct ek_stage *s, const struct stage_la
         EK_TRY(ops->swiglu(s->dev, both, 2 * inner, n, c->intermediate, h, inner));
     }
     return stage_run_linear(s, &l->down, h, inner, n, x, c->hidden, EK_LINEAR_ADD);
+}
+
+static bool bare(const struct stage_linear *l)
+{
+    return !l->has_bias && !l->has_order;
+}
+
+/* What follows attention in a layer. next: the norm that comes then, or weight NULL; rows become
+ * NULL where nothing of it was done ahead. */
+static enum ek_status run_tail(struct ek_stage *s, const struct stage_layer *l, uint32_t n,
+                               const void *heads, struct ek_norm_ahead *next, void *x)
+{
+    const struct ek_ops *ops = s->dev->ops;
+    const struct ek_config *c = &s->m->config;
+    size_t ld = (size_t)c->n_heads * l->kv.v_dim;
+    bool taken = false;
+
+    if (ops->layer_tail != NULL && l->router.data == NULL && l->gate_up.n == 2 && bare(&l->o) &&
+        bare(&l->gate_up) && bare(&l->down))
+        EK_TRY(ops->layer_tail(s->dev, heads, ld, n, l->o.mats, l->norm2, (float)c->norm_eps,
+                               l->gate_up.mats, l->down.mats, x, next->weight ? next : NULL,
+                               &taken));
+    if (taken)
+        return EK_OK;
+    next->rows = NULL;
+    EK_TRY(stage_run_linear(s, &l->o, heads, ld, n, x, c->hidden, EK_LINEAR_ADD));
+    return (l->router.data ? stage_run_experts : run_feed_forward)(s, l, n, x);
+}
+
+static enum ek_status run_layers(struct ek_stage *s, const struct ek_batch *batch, void *x)
+{
+    struct ek_norm_ahead norm = {0};
+    void *heads;
+
+    for (size_t i = 0; i < s->n_layers; i++) {
+        EK_TRY(run_attention(s, &s->layers[i], batch, norm.rows ? &norm : NULL, x, &heads));
+        norm = (struct ek_norm_ahead){0};
+        if (i + 1 < s->n_layers) {
+            norm.weight = s->layers[i + 1].norm;
+            norm.rows = stage_at(s, s->at.xn);
+        }
+        EK_TRY(run_tail(s, &s->layers[i], batch->n_tokens, heads, &norm, x));
+    }
+    return EK_OK;
+}
+
+static enum ek_status run_latent_layers(struct ek_stage *s, const struct ek_batch *batch, void *x)
+{
+    for (size_t i = 0; i < s->n_layers; i++) {
+        const struct stage_layer *l = &s->layers[i];
+        EK_TRY(stage_run_latent(s, l, batch, x));
+        EK_TRY((l->router.data ? stage_run_experts : run_feed_forward)(s, l, batch->n_tokens, x));
+    }
+    return EK_OK;
 }
 
 /* Rows that follow one another in memory go in one piece: a picture's do. */
@@ -150,12 +207,7 @@ enum ek_status stage_run_layers(struct ek_stage *s, const struct ek_batch *batch
                                      s->n_replaced, s->m->config.hidden, x, s->m->config.hidden));
     } else if (in != x && (s->n_layers > 0 || s->has_norm))
         EK_TRY(ops->copy(s->dev, x, in, (size_t)n * s->m->config.hidden * stage_act_bytes(s)));
-    for (size_t i = 0; i < s->n_layers; i++) {
-        const struct stage_layer *l = &s->layers[i];
-        EK_TRY((latent ? stage_run_latent : run_attention)(s, l, batch, x));
-        EK_TRY((l->router.data ? stage_run_experts : run_feed_forward)(s, l, n, x));
-    }
-    return EK_OK;
+    return (latent ? run_latent_layers : run_layers)(s, batch, x);
 }
 
 /* The rows asked for (NULL: the first n), normalised, to out. The norm is of each row alone:

@@ -40,6 +40,7 @@ enum ek_cu_scratch {
     EK_CU_WEIGHTS, /* a dequantised tile of a matrix */
     EK_CU_LT,      /* cuBLASLt's */
     EK_CU_BIAS,    /* from here on small ones: a bias in the type of the activations, ... */
+    EK_CU_SQUARES, /* of rows on their way to a norm */
     EK_CU_ARRIVED, /* counters of decode attention's parts, zero between operations */
     EK_CU_COUNTED, /* the same of argmax */
     EK_CU_STORED,  /* blocks of a store that have arrived, zero between stores */
@@ -190,8 +191,12 @@ enum ek_status ek_cuda_norm_gate_up(struct ek_device *dev, const void *x, const 
 enum ek_status ek_cuda_norm_qkv_rope(struct ek_device *dev, const void *x, const float *norm_weight,
                                      float eps, const struct ek_batch *batch,
                                      const struct ek_mat mats[3], const float *const biases[3],
-                                     const struct ek_rope *rope, const struct ek_kv *kv, void *out,
-                                     size_t ldo);
+                                     const struct ek_rope *rope, const struct ek_kv *kv,
+                                     const struct ek_norm_ahead *ahead, void *out, size_t ldo);
+enum ek_status ek_cuda_layer_tail(struct ek_device *dev, const void *in, size_t ldi, uint32_t n,
+                                  const struct ek_mat *o, const float *norm_weight, float eps,
+                                  const struct ek_mat gate_up[2], const struct ek_mat *down,
+                                  void *x, struct ek_norm_ahead *next, bool *taken);
 /* gemm.c: large products by cuBLASLt. w: [rows][cols] of type in, x: [n][ldx] of type in. A batch
  * of them: each begins so many elements after the one before. turned: w is [cols][rows]. */
 struct ek_cu_gemm {

@@ -314,6 +314,7 @@ const struct ek_ops ek_ops_cuda = {
     .norm_linear = ek_cuda_norm_linear,
     .norm_gate_up = ek_cuda_norm_gate_up,
     .norm_qkv_rope = ek_cuda_norm_qkv_rope,
+    .layer_tail = ek_cuda_layer_tail,
     .latent_append = ek_cuda_latent_append,
     .latent_query = ek_cuda_latent_query,
     .latent_value = ek_cuda_latent_value,

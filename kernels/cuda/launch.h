@@ -46,6 +46,12 @@ struct ek_cu_product {
     struct ek_kv kv;
     const int32_t *positions, *slots;
     uint32_t position_row; /* elements from one row of positions to the next */
+    /* A norm between two products, or NULL: of the second x are rows times the norm's weights, and
+     * squares tell their factors; the first leaves both besides its sums, rows of ldo elements. */
+    const float *squares; /* [cols / 16][32 tokens]: sums of 16 columns' squares */
+    const float *next_norm;
+    void *next_x;
+    float *next_squares; /* [rows / 16][32] */
 };
 /* One token, plain weights. cols is a multiple of 8, rows 16-byte aligned. */
 cudaError_t ek_cu_product_one(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
@@ -57,10 +63,12 @@ cudaError_t ek_cu_product_one(const struct ek_cu_queue *q, enum ek_dtype w, enum
 bool ek_cu_stream_fits(int gpu);
 cudaError_t ek_cu_product_stream(const struct ek_cu_queue *q, enum ek_dtype act,
                                  enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
-/* 1 to 16 tokens of BF16 or F16 on tensor cores, any type of weights. cols is a multiple of 32, rows
- * of x are 16-byte aligned. Types in blocks (as ek_cu_arrange leaves them): EK_CU_QKV takes heads of
- * 32 elements or a multiple, rotated whole or interleaved; EK_CU_BLOCKS_SHARED bytes of shared
- * memory a block. */
+/* bytes of squares, of rows of `dim` elements */
+#define EK_CU_SQUARES_OF(dim) ((size_t)(dim) / 16 * 32 * sizeof(float))
+/* 1 to 16 tokens of BF16 or F16 on tensor cores, any type of weights. cols is a multiple of 32,
+ * rows of x are 16-byte aligned. Types in blocks (as ek_cu_arrange leaves them): EK_CU_QKV takes
+ * heads of 32 elements or a multiple, rotated whole or interleaved; EK_CU_BLOCKS_SHARED bytes of
+ * shared memory a block. */
 #define EK_CU_BLOCKS_SHARED (98 * 1024)
 cudaError_t ek_cu_product_few(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
                               enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);

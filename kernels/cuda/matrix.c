@@ -7,12 +7,14 @@
  * they are ready (blocks.cuh), in place, their rows filled up to a multiple of 16.
  */
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/wide.h"
 
 #include <string.h>
 
-#define TILE_BYTES    ((size_t)64 << 20) /* of a converted matrix, unless 16 rows are more */
-#define ARRANGE_BYTES ((size_t)8 << 20)  /* of a matrix that is rearranged, unless a band is more  \
-                                          */
+#define TILE_BYTES ((size_t)64 << 20) /* of a converted matrix, unless 16 rows are more */
+#define ARRANGE_BYTES                                                                              \
+    ((size_t)8 << 20) /* of a matrix that is rearranged, unless a band is more                     \
+                       */
 
 static bool weight_type(enum ek_dtype t)
 {
@@ -213,25 +215,27 @@ enum way { /* of a product */
            WAY_MANY,
            WAY_ONE,    /* plain weights, one token */
            WAY_STREAM, /* weights of the activations' type stream to the tensor cores */
+           WAY_WIDE,   /* the same, with more tokens */
            WAY_FEW,    /* other types are decoded on their way there, blocks stream as well */
 };
 
-/* x: [n][ldx], which all of the matrices read. */
-static enum way way_of(const struct ek_cuda *d, const struct ek_mat *mats, size_t n_mats,
-                       const void *x, size_t ldx, uint32_t n)
+/* Of the matrices in p, which were checked to be alike where `alike` says so. */
+static enum way way_of(const struct ek_cuda *d, enum ek_cu_mode mode, enum ek_dtype t, bool alike,
+                       uint32_t n, const struct ek_cu_product *p)
 {
-    enum ek_dtype t = mats[0].dtype;
     bool blocks = t >= EK_Q4_0;
 
-    if (n == 0 || !alike(d, mats, n_mats) || (uintptr_t)x % 16)
+    if (n == 0 || !alike || (uintptr_t)p->x % 16)
         return WAY_MANY;
     if (n == 1 && !blocks)
         return WAY_ONE;
-    if (d->base.act == EK_F32 || (n > 1 && ldx % 8))
+    if (d->base.act == EK_F32 || (n > 1 && p->ldx % 8))
         return WAY_MANY;
     if (t == d->base.act && d->streams && n <= EK_CU_STREAM_TOKENS)
         return WAY_STREAM;
-    if (mats[0].cols % 32 || n > (blocks ? EK_CU_FEW_BLOCKS : EK_CU_FEW) || (blocks && !d->blocks))
+    if (t == d->base.act && n <= EK_CU_WIDE_TOKENS && ek_cu_wide_takes(mode, p))
+        return WAY_WIDE;
+    if (p->cols % 32 || n > (blocks ? EK_CU_FEW_BLOCKS : EK_CU_FEW) || (blocks && !d->blocks))
         return WAY_MANY;
     return WAY_FEW;
 }
@@ -245,6 +249,7 @@ static enum ek_status issue(struct ek_cuda *d, enum way way, enum ek_dtype t, en
     return ek_cuda_issued(d,
                           way == WAY_ONE      ? ek_cu_product_one(q, t, act, mode, p)
                           : way == WAY_STREAM ? ek_cu_product_stream(q, act, mode, n, p)
+                          : way == WAY_WIDE   ? ek_cu_product_wide(q, act, mode, n, p)
                                               : ek_cu_product_few(q, t, act, mode, n, p),
                           op);
 }
@@ -257,14 +262,15 @@ enum ek_status ek_cuda_linear(struct ek_device *dev, const void *x, size_t ldx, 
 {
     struct ek_cuda *d = ek_cuda(dev);
     struct ek_cu_product p = {.x = x, .out = out, .flags = flags, .ldx = ldx, .ldo = ldo};
-    enum way way = way_of(d, w, 1, x, ldx, n);
+    enum way way;
 
     if (flags & EK_LINEAR_ADD && flags & (EK_LINEAR_GELU | EK_LINEAR_GELU_TANH))
         return ek_error(EK_EUNSUPPORTED, "linear: a GELU and a residual in one product");
     ek_cuda_use(d);
+    add_matrix(&p, w, bias);
+    way = way_of(d, EK_CU_LINEAR, w->dtype, alike(d, w, 1), n, &p);
     if (way == WAY_MANY)
         return n ? many(d, x, ldx, n, w, bias, out, ldo, flags) : EK_OK;
-    add_matrix(&p, w, bias);
     return issue(d, way, w->dtype, EK_CU_LINEAR, n, &p, "linear");
 }
 
@@ -332,24 +338,31 @@ static bool bands_rotate(enum ek_dtype t, const struct ek_cu_product *p)
     return t < EK_Q4_0 || (dim % 32 == 0 && (p->rope.interleaved || p->rope.dim == dim));
 }
 
-/* One launch for all matrices, and one for the norm where the kernel does not take it along; x,
- * norm and what becomes of the sums are in p. False in *taken: nothing was issued. */
+/* One launch for all matrices, and one for the norm where the kernel does not take it along and
+ * nothing was done ahead; x, norm and what becomes of the sums are in p. False in *taken: nothing
+ * was issued. */
 static enum ek_status fused(struct ek_cuda *d, enum ek_cu_mode mode, uint32_t n,
                             const struct ek_mat *mats, size_t n_mats, const float *const *biases,
-                            struct ek_cu_product *p, const char *op, bool *taken)
+                            const struct ek_norm_ahead *ahead, struct ek_cu_product *p,
+                            const char *op, bool *taken)
 {
-    enum way way = way_of(d, mats, n_mats, p->x, mats[0].cols, n);
+    bool same = alike(d, mats, n_mats);
+    enum way way;
     void *xn;
 
+    p->ldx = mats[0].cols;
+    for (size_t i = 0; same && i < n_mats; i++)
+        add_matrix(p, &mats[i], biases ? biases[i] : NULL);
+    way = way_of(d, mode, mats[0].dtype, same, n, p);
     *taken = way != WAY_MANY && (mode != EK_CU_QKV || bands_rotate(mats[0].dtype, p));
     if (!*taken)
         return EK_OK;
-    for (size_t i = 0; i < n_mats; i++)
-        add_matrix(p, &mats[i], biases ? biases[i] : NULL);
-    if (way != WAY_ONE) {
+    if (way == WAY_WIDE && ahead != NULL) {
+        p->x = ahead->rows;
+        p->squares = ahead->squares;
+    } else if (way != WAY_ONE) {
         EK_TRY(normed(d, p->x, p->norm, p->eps, n, p->cols, 0, &xn));
         p->x = xn;
-        p->ldx = p->cols;
     }
     return issue(d, way, mats[0].dtype, mode, n, p, op);
 }
@@ -364,7 +377,7 @@ enum ek_status ek_cuda_norm_linear(struct ek_device *dev, const void *x, const f
     void *xn;
 
     ek_cuda_use(d);
-    EK_TRY(fused(d, EK_CU_LINEAR, n, mats, n_mats, biases, &p, "norm_linear", &taken));
+    EK_TRY(fused(d, EK_CU_LINEAR, n, mats, n_mats, biases, NULL, &p, "norm_linear", &taken));
     if (taken)
         return EK_OK;
     EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, 0, &xn));
@@ -383,7 +396,7 @@ enum ek_status ek_cuda_norm_gate_up(struct ek_device *dev, const void *x, const 
     bool taken;
 
     ek_cuda_use(d);
-    EK_TRY(fused(d, EK_CU_GATE_UP, n, mats, 2, NULL, &p, "norm_gate_up", &taken));
+    EK_TRY(fused(d, EK_CU_GATE_UP, n, mats, 2, NULL, NULL, &p, "norm_gate_up", &taken));
     if (taken)
         return EK_OK;
     EK_TRY(normed(d, x, norm_weight, eps, n, mats[0].cols, (size_t)n * 2 * dim * element, &xn));
@@ -397,8 +410,8 @@ enum ek_status ek_cuda_norm_gate_up(struct ek_device *dev, const void *x, const 
 enum ek_status ek_cuda_norm_qkv_rope(struct ek_device *dev, const void *x, const float *norm_weight,
                                      float eps, const struct ek_batch *batch,
                                      const struct ek_mat mats[3], const float *const biases[3],
-                                     const struct ek_rope *rope, const struct ek_kv *kv, void *out,
-                                     size_t ldo)
+                                     const struct ek_rope *rope, const struct ek_kv *kv,
+                                     const struct ek_norm_ahead *ahead, void *out, size_t ldo)
 {
     struct ek_cuda *d = ek_cuda(dev);
     uint32_t heads = mats[0].rows / kv->head_dim, n = batch->n_tokens;
@@ -411,10 +424,79 @@ enum ek_status ek_cuda_norm_qkv_rope(struct ek_device *dev, const void *x, const
     p.slots = batch->slots;
     p.position_row = batch->position_row ? batch->position_row : n;
     if (kv->dtype == dev->act && kv->v_dim == kv->head_dim && kv->head_dim % 2 == 0)
-        EK_TRY(fused(d, EK_CU_QKV, n, mats, 3, biases, &p, "norm_qkv_rope", &taken));
+        EK_TRY(fused(d, EK_CU_QKV, n, mats, 3, biases, ahead, &p, "norm_qkv_rope", &taken));
     if (taken)
         return EK_OK;
     EK_TRY(ek_cuda_norm_linear(dev, x, norm_weight, eps, n, mats, 3, biases, out, ldo));
     return ek_cuda_issued(
         d, ek_cu_rope_append(&d->queue, dev->act, out, ldo, rope, batch, heads, kv), "rope_append");
+}
+
+/* ---- a layer from its output product on ---------------------------------------------------------
+ */
+struct tail {
+    struct ek_cu_product output, gate_up, down;
+};
+
+/* What the products of a tail share: the SwiGLU, the rows on their way to the norm in between, and
+ * the squares of rows on their way to that norm and the next. */
+static enum ek_status tail_buffers(struct ek_cuda *d, uint32_t n, const float *norm,
+                                   struct ek_norm_ahead *next, struct tail *t)
+{
+    size_t act = ek_round_up((size_t)n * t->down.cols * 2, EK_CU_ALIGN);
+    void *op, *squares;
+
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, act + (size_t)n * t->gate_up.cols * 2, &op));
+    EK_TRY(ek_cuda_scratch(d, EK_CU_SQUARES, EK_CU_SQUARES_OF(t->gate_up.cols), &squares));
+    t->gate_up.out = op;
+    t->down.x = op;
+    t->gate_up.x = t->output.next_x = (char *)op + act;
+    t->gate_up.squares = t->output.next_squares = squares;
+    t->output.next_norm = norm;
+    if (next == NULL)
+        return EK_OK;
+    t->down.next_norm = next->weight;
+    t->down.next_x = next->rows;
+    next->squares = t->down.next_squares = squares;
+    return EK_OK;
+}
+
+/* Where the products' kernel for more tokens than stream takes all three. */
+static bool tail_takes(const struct ek_cuda *d, uint32_t n, const struct ek_mat *o,
+                       const struct ek_mat gate_up[2], const struct ek_mat *down,
+                       const struct tail *t)
+{
+    enum ek_dtype type = d->base.act;
+
+    return type == EK_BF16 && n > EK_CU_STREAM_TOKENS && n <= EK_CU_WIDE_TOKENS &&
+           o->dtype == type && gate_up[0].dtype == type && gate_up[1].dtype == type &&
+           down->dtype == type && o->rows % 16 == 0 && ek_cu_wide_takes(EK_CU_LINEAR, &t->output) &&
+           ek_cu_wide_takes(EK_CU_GATE_UP, &t->gate_up) && ek_cu_wide_takes(EK_CU_LINEAR, &t->down);
+}
+
+/* BF16 alone: rows times the norm's weights may be too large for F16. */
+enum ek_status ek_cuda_layer_tail(struct ek_device *dev, const void *in, size_t ldi, uint32_t n,
+                                  const struct ek_mat *o, const float *norm_weight, float eps,
+                                  const struct ek_mat gate_up[2], const struct ek_mat *down,
+                                  void *x, struct ek_norm_ahead *next, bool *taken)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+    size_t hidden = o->rows, inner = gate_up[0].rows;
+    struct tail t = {
+        .output = {.x = in, .out = x, .flags = EK_LINEAR_ADD, .ldx = ldi, .ldo = hidden},
+        .gate_up = {.eps = eps, .ldx = hidden, .ldo = inner},
+        .down = {.out = x, .flags = EK_LINEAR_ADD, .ldx = inner, .ldo = hidden}};
+
+    add_matrix(&t.output, o, NULL);
+    add_matrix(&t.gate_up, &gate_up[0], NULL);
+    add_matrix(&t.gate_up, &gate_up[1], NULL);
+    add_matrix(&t.down, down, NULL);
+    ek_cuda_use(d);
+    *taken = (uintptr_t)in % 16 == 0 && ldi % 8 == 0 && tail_takes(d, n, o, gate_up, down, &t);
+    if (!*taken)
+        return EK_OK;
+    EK_TRY(tail_buffers(d, n, norm_weight, next, &t));
+    EK_TRY(issue(d, WAY_WIDE, EK_BF16, EK_CU_LINEAR, n, &t.output, "layer_tail"));
+    EK_TRY(issue(d, WAY_WIDE, EK_BF16, EK_CU_GATE_UP, n, &t.gate_up, "layer_tail"));
+    return issue(d, WAY_WIDE, EK_BF16, EK_CU_LINEAR, n, &t.down, "layer_tail");
 }

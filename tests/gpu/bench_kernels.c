@@ -115,7 +115,8 @@ struct model {
     struct ek_batch batch;
     struct ek_rope rope;
     float *norm;
-    void *x, *qkv, *attn, *act, *last;
+    void *x, *rows, *qkv, *attn, *act, *last;
+    struct ek_norm_ahead ahead; /* of the layer at hand */
     float *logits;
     int32_t *ids;
     bool separate; /* rope_append by itself */
@@ -179,15 +180,33 @@ static void formats(const char *name)
 
 /* ---- steps of a model
  */
-static void run_layer(struct model *m, struct layer *l)
+static void run_tail(struct model *m, struct layer *l, const float *next)
+{
+    const struct shape *s = m->s;
+    uint32_t n = m->batch.n_tokens, hd = s->heads * s->dim;
+    bool taken;
+
+    m->ahead = (struct ek_norm_ahead){.weight = next, .rows = m->rows};
+    need(ops->layer_tail(dev, m->attn, hd, n, &l->o, l->norms[1], 1e-6f, l->gate_up, &l->down, m->x,
+                         next ? &m->ahead : NULL, &taken));
+    if (taken)
+        return;
+    m->ahead.rows = NULL;
+    need(ops->linear(dev, m->attn, hd, n, &l->o, NULL, m->x, s->hidden, EK_LINEAR_ADD));
+    need(ops->norm_gate_up(dev, m->x, l->norms[1], 1e-6f, n, l->gate_up, m->act, s->ffn));
+    need(ops->linear(dev, m->act, s->ffn, n, &l->down, NULL, m->x, s->hidden, EK_LINEAR_ADD));
+}
+
+/* next: the norm of the layer behind it, or NULL. */
+static void run_layer(struct model *m, struct layer *l, const float *next)
 {
     const struct shape *s = m->s;
     uint32_t n = m->batch.n_tokens, hd = s->heads * s->dim;
     const float *biases[3] = {l->bias, l->bias + hd, l->bias + hd};
 
-    if (ops->norm_qkv_rope && !m->separate) {
+    if (!m->separate) {
         need(ops->norm_qkv_rope(dev, m->x, l->norms[0], 1e-6f, &m->batch, l->qkv, biases, &m->rope,
-                                &l->kv, m->qkv, qkv_rows(s)));
+                                &l->kv, m->ahead.rows ? &m->ahead : NULL, m->qkv, qkv_rows(s)));
     } else {
         need(ops->norm_linear(dev, m->x, l->norms[0], 1e-6f, n, l->qkv, 3, biases, m->qkv,
                               qkv_rows(s)));
@@ -195,9 +214,7 @@ static void run_layer(struct model *m, struct layer *l)
     }
     need(ops->attention(dev, m->qkv, qkv_rows(s), &m->batch, &l->kv, s->heads, 0.0884f, m->attn,
                         hd));
-    need(ops->linear(dev, m->attn, hd, n, &l->o, NULL, m->x, s->hidden, EK_LINEAR_ADD));
-    need(ops->norm_gate_up(dev, m->x, l->norms[1], 1e-6f, n, l->gate_up, m->act, s->ffn));
-    need(ops->linear(dev, m->act, s->ffn, n, &l->down, NULL, m->x, s->hidden, EK_LINEAR_ADD));
+    run_tail(m, l, next);
 }
 
 static void run_model(void *arg)
@@ -205,8 +222,9 @@ static void run_model(void *arg)
     struct model *m = arg;
     uint32_t n = m->batch.n_seqs;
 
+    m->ahead.rows = NULL;
     for (uint32_t i = 0; i < m->s->layers; i++)
-        run_layer(m, &m->layers[i]);
+        run_layer(m, &m->layers[i], i + 1 < m->s->layers ? m->layers[i + 1].norms[0] : NULL);
     if (m->head.data == NULL)
         return;
     need(ops->rms_norm(dev, m->x, m->s->hidden, m->norm, 1e-6f, n, m->s->hidden, m->last,
@@ -252,6 +270,7 @@ static void make_buffers(struct model *m, uint32_t n, uint32_t n_seqs, uint32_t 
     size_t cache = (size_t)n_seqs * ((len + 31) / 32) * 32 * s->kv_heads * s->dim * 2;
 
     m->x = take((size_t)n * s->hidden * 2);
+    m->rows = take((size_t)n * s->hidden * 2);
     m->qkv = take((size_t)n * qkv_rows(s) * 2);
     m->attn = take((size_t)n * s->heads * s->dim * 2);
     m->act = take((size_t)n * s->ffn * 2);
@@ -267,7 +286,7 @@ static void make_buffers(struct model *m, uint32_t n, uint32_t n_seqs, uint32_t 
 
 static void free_buffers(struct model *m)
 {
-    void *all[] = {m->x, m->qkv, m->attn, m->act};
+    void *all[] = {m->x, m->rows, m->qkv, m->attn, m->act};
 
     for (size_t i = 0; i < EK_ARRAY_LEN(all); i++)
         ops->release(dev, all[i]);

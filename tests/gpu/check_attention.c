@@ -196,19 +196,47 @@ START_TEST(one_captured_graph_serves_growing_contexts)
 }
 END_TEST
 
-/* Fused q, k, v against the CPU's composition. */
+/* The norm of x begun, as the tail of a layer leaves it. */
+static struct ek_norm_ahead norm_ahead(const struct both *x, const struct both *norm, uint32_t n,
+                                       uint32_t cols)
+{
+    size_t bytes = (size_t)n * cols * element(pr.act), sums = (size_t)cols / 16 * 32 * 4;
+    float *v = malloc((size_t)n * cols * sizeof(float)), *squares = calloc(1, sums);
+    const float *weight = norm->cpu;
+    void *raw = malloc(bytes), *rows, *to;
+
+    need(pr.gpu->ops->download(pr.gpu, raw, x->gpu, bytes));
+    widen(raw, pr.act, v, (size_t)n * cols);
+    for (size_t i = 0; i < (size_t)n * cols; i++) {
+        squares[i % cols / 16 * 32 + i / cols] += v[i] * v[i];
+        v[i] *= weight[i % cols];
+    }
+    narrow(v, pr.act, raw, (size_t)n * cols);
+    need(pr.gpu->ops->alloc(pr.gpu, EK_TAG_WORKSPACE, bytes, &rows));
+    need(pr.gpu->ops->alloc(pr.gpu, EK_TAG_WORKSPACE, sums, &to));
+    need(pr.gpu->ops->upload(pr.gpu, rows, raw, bytes));
+    need(pr.gpu->ops->upload(pr.gpu, to, squares, sums));
+    need(pr.gpu->ops->sync(pr.gpu));
+    free(v);
+    free(raw);
+    free(squares);
+    return (struct ek_norm_ahead){.weight = norm->gpu, .rows = rows, .squares = to};
+}
+
+/* Fused q, k, v against the CPU's composition, in BF16 with a norm begun ahead. */
 START_TEST(fused_qkv_rotates_and_appends)
 {
     const struct shape *s =
         &shapes[2 + (size_t)_i / 3 % 2 * 7]; /* M-RoPE; interleaved and partial */
     struct shape one = *s;
-    static const uint32_t tokens[] = {1, 5, 13, 40};
+    static const uint32_t tokens[] = {1, 5, 13, 29};
     static const enum ek_dtype types[] = {EK_F32 /* the activations' */, EK_Q4_0, EK_G4_64,
                                           EK_Q5_K};
     uint32_t n = tokens[_i / 6 % 4], cols = 512;
     uint32_t rows[3] = {s->heads * s->dim, s->kv_heads * s->dim, s->kv_heads * s->dim};
     struct both x, norm, bias[3];
     const float *gb[3], *cb[3];
+    struct ek_norm_ahead ahead;
     struct ek_mat g[3], c[3];
     struct setup u;
     enum ek_dtype t;
@@ -228,8 +256,10 @@ START_TEST(fused_qkv_rotates_and_appends)
         gb[i] = bias[i].gpu;
         cb[i] = bias[i].cpu;
     }
+    ahead = norm_ahead(&x, &norm, n, cols);
     need(pr.gpu->ops->norm_qkv_rope(pr.gpu, x.gpu, norm.gpu, 1e-6f, &u.gpu_batch, g, gb,
-                                    &u.gpu_rope, &u.gpu_kv, u.qkv.gpu, u.ld));
+                                    &u.gpu_rope, &u.gpu_kv, _i % 3 == 1 ? &ahead : NULL, u.qkv.gpu,
+                                    u.ld));
     need(pr.cpu->ops->norm_linear(pr.cpu, x.cpu, norm.cpu, 1e-6f, n, c, 3, cb, u.qkv.cpu, u.ld));
     need(pr.cpu->ops->rope_append(pr.cpu, u.qkv.cpu, u.ld, &u.cpu_rope, &u.cpu_batch, one.heads,
                                   &u.cpu_kv));

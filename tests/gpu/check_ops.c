@@ -452,6 +452,196 @@ START_TEST(fused_products_agree_with_the_cpu)
 }
 END_TEST
 
+/* Shapes that kernels for few tokens cut in every way: many tiles of rows or few, columns shared by
+ * clusters of 1 to 8 blocks, the last tile ragged. */
+static const struct {
+    uint32_t rows, cols;
+} few_cases[] = {{64, 64},     {200, 640},  {640, 2048}, {1600, 1024},
+                 {2048, 2112}, {9032, 576}, {17000, 128}};
+
+static void need_same_bits(const char *what, const struct both *a, const struct both *b)
+{
+    size_t bytes = a->n * element(pr.act);
+    char *x = malloc(bytes), *y = malloc(bytes);
+
+    need(pr.gpu->ops->download(pr.gpu, x, a->gpu, bytes));
+    need(pr.gpu->ops->download(pr.gpu, y, b->gpu, bytes));
+    ck_assert_msg(memcmp(x, y, bytes) == 0, "%s: not the same bits twice", what);
+    free(x);
+    free(y);
+}
+
+/* Three matrices side by side, the last one ragged. */
+static void check_side_by_side(uint32_t cols, uint32_t n, enum ek_dtype t)
+{
+    static const uint32_t rows[3] = {192, 64, 88};
+    struct both x = both_random(&pr, (size_t)n * cols, 3, &seed), out;
+    struct both norm = both_floats(&pr, cols, 1, 0.1f, &seed), bias[3];
+    const float *gb[3], *cb[3];
+    struct ek_mat g[3], c[3];
+
+    for (int i = 0; i < 3; i++) {
+        mats_random(&pr, t, rows[i], cols, 1 / sqrtf((float)cols), &seed, &g[i], &c[i]);
+        bias[i] = both_floats(&pr, rows[i], 0, 0.3f, &seed);
+        gb[i] = i == 1 ? NULL : bias[i].gpu;
+        cb[i] = i == 1 ? NULL : bias[i].cpu;
+    }
+    out = both_new(&pr, (size_t)n * 344);
+    need(pr.gpu->ops->norm_linear(pr.gpu, x.gpu, norm.gpu, 1e-6f, n, g, 3, gb, out.gpu, 344));
+    need(pr.cpu->ops->norm_linear(pr.cpu, x.cpu, norm.cpu, 1e-6f, n, c, 3, cb, out.cpu, 344));
+    need_close("side by side", both_error(&pr, &out), tolerance(pr.act));
+    for (int i = 0; i < 3; i++) {
+        mats_free(&pr, &g[i], &c[i]);
+        both_free(&pr, &bias[i]);
+    }
+    both_free(&pr, &x);
+    both_free(&pr, &norm);
+    both_free(&pr, &out);
+}
+
+static void check_few(uint32_t rows, uint32_t cols, uint32_t n, enum ek_dtype t)
+{
+    struct both x = both_random(&pr, (size_t)n * cols, 3, &seed), linear, pairs, again;
+    struct both norm = both_floats(&pr, cols, 1, 0.1f, &seed);
+    struct ek_mat g[2], c[2];
+    const float *none[1] = {NULL};
+    char what[96];
+
+    for (int i = 0; i < 2; i++)
+        mats_random(&pr, t, rows, cols, 1 / sqrtf((float)cols), &seed, &g[i], &c[i]);
+    linear = both_new(&pr, (size_t)n * rows);
+    pairs = both_new(&pr, (size_t)n * rows);
+    again = both_new(&pr, (size_t)n * rows);
+    snprintf(what, sizeof(what), "%u tokens, %ux%u", n, rows, cols);
+    need(pr.gpu->ops->norm_linear(pr.gpu, x.gpu, norm.gpu, 1e-6f, n, g, 1, none, linear.gpu, rows));
+    need(pr.cpu->ops->norm_linear(pr.cpu, x.cpu, norm.cpu, 1e-6f, n, c, 1, none, linear.cpu, rows));
+    need_close(what, both_error(&pr, &linear), tolerance(pr.act));
+    need(pr.gpu->ops->norm_gate_up(pr.gpu, x.gpu, norm.gpu, 1e-6f, n, g, pairs.gpu, rows));
+    need(pr.cpu->ops->norm_gate_up(pr.cpu, x.cpu, norm.cpu, 1e-6f, n, c, pairs.cpu, rows));
+    need_close(what, both_error(&pr, &pairs), 2 * tolerance(pr.act));
+    need(pr.gpu->ops->norm_gate_up(pr.gpu, x.gpu, norm.gpu, 1e-6f, n, g, again.gpu, rows));
+    need_same_bits(what, &pairs, &again);
+    for (int i = 0; i < 2; i++)
+        mats_free(&pr, &g[i], &c[i]);
+    both_free(&pr, &x);
+    both_free(&pr, &norm);
+    both_free(&pr, &linear);
+    both_free(&pr, &pairs);
+    both_free(&pr, &again);
+}
+
+START_TEST(products_of_few_tokens_agree_however_they_are_cut)
+{
+    static const uint32_t tokens[] = {2, 13, 17, 32, 40};
+    uint32_t rows = few_cases[_i].rows, cols = few_cases[_i].cols;
+
+    open_act(1 + _i % 2);
+    for (size_t i = 0; i < EK_ARRAY_LEN(tokens); i++)
+        if ((uint64_t)rows * cols * tokens[i] < (uint64_t)300 << 20)
+            check_few(rows, cols, tokens[i], pr.act);
+    check_side_by_side(cols, 23, pr.act);
+    pair_close(&pr);
+}
+END_TEST
+
+/* The residual stream after the output product and the feed-forward layer, of the GPU in one
+ * launch, of the CPU one by one. */
+static const struct {
+    uint32_t heads, hidden, inner;
+} tail_cases[] = {{64, 64, 64},       {128, 320, 448},    {512, 256, 3008},
+                  {2048, 2048, 1408}, {1152, 3584, 2496}, {640, 192, 17024}};
+
+static void cpu_tail(const struct both *in, const struct both *norm, const struct ek_mat *m,
+                     uint32_t n, struct both *act, struct both *x)
+{
+    const struct ek_ops *ops = pr.cpu->ops;
+
+    need(ops->linear(pr.cpu, in->cpu, m[0].cols, n, &m[0], NULL, x->cpu, m[0].rows, EK_LINEAR_ADD));
+    need(ops->norm_gate_up(pr.cpu, x->cpu, norm->cpu, 1e-6f, n, &m[1], act->cpu, m[1].rows));
+    need(
+        ops->linear(pr.cpu, act->cpu, m[3].cols, n, &m[3], NULL, x->cpu, m[0].rows, EK_LINEAR_ADD));
+}
+
+/* What was left of the next norm, against the whole norm. */
+static void check_ahead(const char *what, const struct ek_norm_ahead *next, const struct both *norm,
+                        uint32_t n, uint32_t hidden, const struct both *x, struct both *rows)
+{
+    float *squares = malloc((size_t)hidden / 16 * 32 * sizeof(float));
+    float *v = malloc((size_t)n * hidden * sizeof(float));
+    void *raw = malloc((size_t)n * hidden * 2);
+
+    need(pr.gpu->ops->download(pr.gpu, squares, next->squares, (size_t)hidden / 16 * 32 * 4));
+    need(pr.gpu->ops->download(pr.gpu, raw, next->rows, (size_t)n * hidden * 2));
+    widen(raw, EK_BF16, v, (size_t)n * hidden);
+    for (uint32_t i = 0; i < n; i++) {
+        float sum = 0;
+        for (uint32_t k = 0; k < hidden / 16; k++)
+            sum += squares[k * 32 + i];
+        for (uint32_t c = 0; c < hidden; c++)
+            v[(size_t)i * hidden + c] /= sqrtf(sum / (float)hidden + 1e-6f);
+    }
+    narrow(v, EK_BF16, raw, (size_t)n * hidden);
+    need(pr.gpu->ops->upload(pr.gpu, rows->gpu, raw, (size_t)n * hidden * 2));
+    need(pr.cpu->ops->rms_norm(pr.cpu, x->cpu, hidden, norm->cpu, 1e-6f, n, hidden, rows->cpu,
+                               hidden));
+    need_close(what, both_error(&pr, rows), 4 * tolerance(EK_BF16));
+    free(squares);
+    free(raw);
+    free(v);
+}
+
+static void check_tail(uint32_t heads, uint32_t hidden, uint32_t inner, uint32_t n)
+{
+    struct both in = both_random(&pr, (size_t)n * heads, 1, &seed);
+    struct both x = both_random(&pr, (size_t)n * hidden, 1, &seed), again, act, rows;
+    struct both norm = both_floats(&pr, hidden, 1, 0.1f, &seed);
+    const uint32_t tall[4] = {hidden, inner, inner, hidden};
+    const uint32_t cols[4] = {heads, hidden, hidden, inner};
+    struct ek_norm_ahead next = {.weight = norm.gpu};
+    struct ek_mat g[4], c[4];
+    bool taken[2];
+    char what[96];
+
+    for (int i = 0; i < 4; i++)
+        mats_random(&pr, EK_BF16, tall[i], cols[i], 2 / sqrtf((float)cols[i]), &seed, &g[i], &c[i]);
+    again = both_new(&pr, (size_t)n * hidden);
+    rows = both_new(&pr, (size_t)n * hidden);
+    act = both_new(&pr, (size_t)n * inner);
+    next.rows = rows.gpu;
+    snprintf(what, sizeof(what), "tail, %u tokens, %u %u %u", n, heads, hidden, inner);
+    need(pr.gpu->ops->copy(pr.gpu, again.gpu, x.gpu, (size_t)n * hidden * 2));
+    need(pr.gpu->ops->layer_tail(pr.gpu, in.gpu, heads, n, g, norm.gpu, 1e-6f, g + 1, g + 3,
+                                 again.gpu, NULL, &taken[0]));
+    need(pr.gpu->ops->layer_tail(pr.gpu, in.gpu, heads, n, g, norm.gpu, 1e-6f, g + 1, g + 3, x.gpu,
+                                 &next, &taken[1]));
+    ck_assert(taken[0] == taken[1]);
+    if (taken[0]) {
+        cpu_tail(&in, &norm, c, n, &act, &x);
+        need_close(what, both_error(&pr, &x), 4 * tolerance(EK_BF16));
+        need_same_bits(what, &x, &again);
+        check_ahead(what, &next, &norm, n, hidden, &x, &rows);
+    }
+    for (int i = 0; i < 4; i++)
+        mats_free(&pr, &g[i], &c[i]);
+    both_free(&pr, &in);
+    both_free(&pr, &x);
+    both_free(&pr, &again);
+    both_free(&pr, &rows);
+    both_free(&pr, &act);
+    both_free(&pr, &norm);
+}
+
+START_TEST(tails_of_layers_agree_with_the_cpu)
+{
+    static const uint32_t tokens[] = {16, 17, 25, 32};
+
+    open_act(1);
+    for (size_t i = 0; i < EK_ARRAY_LEN(tokens) && pr.gpu->ops->layer_tail != NULL; i++)
+        check_tail(tail_cases[_i].heads, tail_cases[_i].hidden, tail_cases[_i].inner, tokens[i]);
+    pair_close(&pr);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("gpu operations");
@@ -476,6 +666,10 @@ int main(void)
     tcase_add_loop_test(tc, embeddings_are_rows_of_the_table, 0, N_ACTS * N_WEIGHTS);
     tc = add_case(s, "fused");
     tcase_add_loop_test(tc, fused_products_agree_with_the_cpu, 0, N_ACTS * N_WEIGHTS);
+    tc = add_case(s, "few tokens");
+    tcase_add_loop_test(tc, products_of_few_tokens_agree_however_they_are_cut, 0,
+                        (int)EK_ARRAY_LEN(few_cases));
+    tcase_add_loop_test(tc, tails_of_layers_agree_with_the_cpu, 0, (int)EK_ARRAY_LEN(tail_cases));
     srunner_set_fork_status(sr, CK_NOFORK);
     srunner_run_all(sr, CK_NORMAL);
     failed = srunner_ntests_failed(sr);

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Products with up to 32 tokens of BF16 or F16 and weights of the same type on Hopper's
+ * asynchronous tensor cores (wide.cu), as launch.h describes those of fewer tokens.
+ */
+#ifndef EK_CUDA_WIDE_H
+#define EK_CUDA_WIDE_H
+
+#include "kernels/cuda/launch.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define EK_CU_WIDE_TOKENS 32
+
+/* The current GPU and this build are of that kind, and the shapes fit: rows of whole chunks of 64
+ * columns, matrices side by side and heads of whole tiles, gate before up. Rows of x are 16-byte
+ * aligned. The norm is not taken along. */
+bool ek_cu_wide_takes(enum ek_cu_mode mode, const struct ek_cu_product *p);
+cudaError_t ek_cu_product_wide(const struct ek_cu_queue *q, enum ek_dtype act, enum ek_cu_mode mode,
+                               uint32_t n, const struct ek_cu_product *p);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
