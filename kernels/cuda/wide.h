@@ -16,7 +16,7 @@ extern "C" {
 
 /* The current GPU and this build are of that kind, and the shapes fit: rows of whole chunks of 64
  * columns, matrices side by side and heads of whole tiles, gate before up. Rows of x are 16-byte
- * aligned. The norm is not taken along. */
+ * aligned. Of a norm only what was begun ahead is taken along (ek_cu_product). */
 bool ek_cu_wide_takes(enum ek_cu_mode mode, const struct ek_cu_product *p);
 cudaError_t ek_cu_product_wide(const struct ek_cu_queue *q, enum ek_dtype act, enum ek_cu_mode mode,
                                uint32_t n, const struct ek_cu_product *p);
