@@ -141,6 +141,7 @@ static bool fast_shape(const struct ek_cuda *d, const struct ek_cu_attention *a)
 }
 
 #define MANY_SEQS    32
+#define MANY_HEADS   16                    /* cached, of all sequences */
 #define MUCH_CONTEXT ((uint64_t)128 << 10) /* tokens of all sequences' cached heads */
 
 /* Blocks of decode attention that run at once: two a multiprocessor, but for corners that clusters
@@ -244,14 +245,20 @@ static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
     return EK_OK;
 }
 
-/* Teams read E4M3, and more bytes a second of much context. Of little they are no faster, and
- * beside products of one token they cost 9 us a layer: their blocks want another split of a
- * multiprocessor's memory than those have, and wait until it is empty. */
+/* Teams read E4M3, and more bytes a second of much context or of many sequences. Of little they are
+ * no faster, and beside products of one token they cost 9 us a layer: their blocks want another
+ * split of a multiprocessor's memory than those have, and wait until it is empty. */
+static bool by_teams(const struct ek_cu_attention *a)
+{
+    uint64_t heads = (uint64_t)a->batch.n_seqs * a->kv.kv_heads, work = heads * a->batch.max_kv;
+
+    return a->kv.dtype == EK_F8_E4M3 || a->batch.n_seqs >= MANY_SEQS || work > MUCH_CONTEXT ||
+           (heads >= MANY_HEADS && work >= MUCH_CONTEXT / 2);
+}
+
 static enum ek_status attention_decode(struct ek_cuda *d, struct ek_cu_attention *a)
 {
-    uint64_t work = (uint64_t)a->batch.n_seqs * a->kv.kv_heads * a->batch.max_kv;
-
-    if (a->kv.dtype == EK_F8_E4M3 || a->batch.n_seqs >= MANY_SEQS || work > MUCH_CONTEXT) {
+    if (by_teams(a)) {
         EK_TRY(plan_teams(d, a));
         return issue(&d->base, ek_cu_attention_decode(&d->queue, d->base.act, a), "attention");
     }
