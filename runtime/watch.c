@@ -79,15 +79,17 @@ static uint64_t progress(const struct ek_engine *e)
     return sum;
 }
 
-/* A device that has failed, or a link that says so, ends the engine before any deadline does. */
+/* A device that has failed, or a link that says so, ends the engine before any deadline does.
+ * Events are asked, never a queue: to ask one that is being captured would spoil the capture. */
 static enum ek_status check_all(const struct ek_engine *e)
 {
-    for (size_t i = 0; i < e->plan->n_devices; i++) {
-        struct ek_device *dev = e->devices[i].dev;
-        enum ek_status st = dev ? dev->ops->idle(dev) : EK_OK;
-        if (st != EK_OK && st != EK_NO)
-            return st;
-    }
+    for (const struct engine_step *s = e->active; s != NULL; s = s->next)
+        for (size_t i = 0; !s->done && i <= s->last_stage; i++) {
+            bool queued = atomic_load(&s->pass[i].recorded) == N_MARKS;
+            enum ek_status st = queued ? ops_of(e, i)->event_passed(s->pass[i].ended) : EK_NO;
+            if (st != EK_OK && st != EK_NO)
+                return st;
+        }
     for (size_t i = 0; i < e->n_stages; i++)
         if (e->stages[i].out != NULL)
             EK_TRY(ek_link_check(e->stages[i].out));

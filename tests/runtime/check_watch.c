@@ -124,6 +124,25 @@ START_TEST(slow_work_that_goes_on_meets_no_deadline)
 }
 END_TEST
 
+static enum ek_status captured_idle(struct ek_device *dev)
+{
+    return ek_error(EK_EDEVICE, "%s: the queue is being captured", dev->spec.name);
+}
+
+START_TEST(the_watch_asks_no_queue_which_may_be_under_capture)
+{
+    struct ek_model *m;
+    struct ek_plan *p;
+    struct ek_engine *e = open_three(&m, &p, 5);
+
+    make_slow(e, 2, 200000, 2);
+    bad.idle = captured_idle;
+    ck_ok(prefill(e));
+    bad.idle = whole.idle;
+    close_three(e, m, p);
+}
+END_TEST
+
 static enum ek_status slow_wait(struct ek_device *dev, struct ek_event *event)
 {
     if (dev == victim && naps-- > 0)
@@ -364,6 +383,7 @@ int main(void)
     tcase_add_loop_test(tc, a_stage_that_never_answers_ends_in_its_name, 0, 3);
     tcase_add_test(tc, a_stage_that_answers_too_late_is_told_and_the_engine_closes);
     tcase_add_test(tc, slow_work_that_goes_on_meets_no_deadline);
+    tcase_add_test(tc, the_watch_asks_no_queue_which_may_be_under_capture);
     tcase_add_test(tc, a_message_that_does_not_come_is_told_with_its_link);
     tcase_add_test(tc, a_tower_that_goes_on_meets_no_deadline_and_one_that_does_not_is_told);
     tcase_add_loop_test(tc, a_step_without_memory_ends_alone_and_others_go_on, 0, 3);
