@@ -130,11 +130,16 @@ static enum ek_status measure_phase(struct profile *p, enum ek_phase phase)
 
 enum ek_status profile_busy(struct profile *p)
 {
+    enum ek_status st;
+
     if (p->opt->n_devices < 2 || p->groups[0].run < 2)
         return EK_OK;
     for (int phase = EK_PHASE_PREFILL; phase <= EK_PHASE_DECODE; phase++) {
         EK_TRY(devices_stopped(p->opt->stop));
-        EK_TRY(measure_phase(p, (enum ek_phase)phase));
+        st = measure_phase(p, (enum ek_phase)phase);
+        if (st == EK_NO) /* a neighbour does not fit */
+            ek_note("left out: %s", ek_last_error());
+        EK_TRY(st == EK_NO ? EK_OK : st);
     }
     return EK_OK;
 }
