@@ -171,7 +171,7 @@ cudaError_t ek_cu_experts_few(const struct ek_cu_queue *q, enum ek_dtype w_up, e
  */
 cudaError_t ek_cu_experts_many(const struct ek_cu_queue *q, enum ek_dtype act,
                                const struct ek_cu_experts *e);
-/* ---- experts_wide.cu: the same in larger tiles, on Hopper, where rows are whole steps ------------
+/* ---- experts_wide.cu: the same in larger tiles, on Hopper, where rows are whole steps -----------
  */
 bool ek_cu_experts_wide_fits(const struct ek_cu_experts *e);
 cudaError_t ek_cu_experts_wide(const struct ek_cu_queue *q, enum ek_dtype act,

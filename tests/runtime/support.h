@@ -46,7 +46,7 @@ float *all_logits(struct ek_engine *e, const int32_t *ids, size_t n);
  * with free(). `ahead` steps are under way, 1: none follows another on the devices. */
 int32_t *decode_ids(struct ek_engine *e, const int32_t *first, uint32_t n_seqs, size_t n_steps,
                     uint32_t ahead, const struct ek_sampling *sampling);
-/* Attention of device i fails from its call number `after` on (from 0); the engine has n devices. */
+/* Attention of device i fails from its call number `after` on (from 0); n devices in all. */
 void make_fail(struct ek_engine *e, size_t n, size_t i, int after);
 double largest_difference(const float *a, const float *b, size_t n);
 double largest(const float *a, size_t n);
