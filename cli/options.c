@@ -194,7 +194,6 @@ enum ek_status ek_arg_double(const struct ek_args *a, const char *name, double m
 enum ek_status ek_arg_dtype(const struct ek_args *a, const char *name, enum ek_dtype *io)
 {
     const char *text = ek_arg(a, name);
-
     bool cache = strcmp(name, "cache") == 0;
 
     if (text &&

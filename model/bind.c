@@ -129,13 +129,6 @@ static int compare_names(const void *a, const void *b)
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-static bool ends_with(const char *s, const char *end)
-{
-    size_t n = strlen(s), k = strlen(end);
-
-    return n >= k && strcmp(s + n - k, end) == 0;
-}
-
 /* Tables that old savers wrote, GGUF's rope factors (read with the configuration), and the copy
  * that some keep of a tied head. */
 static bool may_be_left(const struct ek_model *m, const char *name)
@@ -143,7 +136,7 @@ static bool may_be_left(const struct ek_model *m, const char *name)
     const struct ek_module *head = &m->modules[m->n_modules - 1];
     size_t n = strlen(head->name);
 
-    if (ends_with(name, ".rotary_emb.inv_freq") || strcmp(name, "rope_freqs.weight") == 0)
+    if (ek_ends_with(name, ".rotary_emb.inv_freq") || strcmp(name, "rope_freqs.weight") == 0)
         return true;
     return head->tied_to >= 0 && strncmp(name, head->name, n) == 0 &&
            strcmp(name + n, ".weight") == 0;

@@ -9,7 +9,16 @@
 #include "model/gguf.h"
 #include "model/model.h"
 
+#include <string.h>
+
 #define EK_MAX_TENSORS (1u << 20)
+
+static inline bool ek_ends_with(const char *s, const char *end)
+{
+    size_t n = strlen(s), k = strlen(end);
+
+    return n >= k && strcmp(s + n - k, end) == 0;
+}
 
 /* ---- Memory that lives as long as its model ---------------------------------------------------*/
 struct ek_arena {

@@ -50,32 +50,22 @@ struct spread {
 
 static bool is_norm(const struct ek_tensor *t)
 {
-    size_t n = strlen(t->name);
-
     if (t->role == EK_ROLE_ROUTER_BIAS)
         return false;
-    return t->role != EK_ROLE_OTHER || (n > 7 && strcmp(t->name + n - 7, ".weight") == 0);
+    return t->role != EK_ROLE_OTHER || ek_ends_with(t->name, ".weight");
 }
 
 static bool is_bias(const struct ek_tensor *t)
 {
-    size_t n = strlen(t->name);
-
-    return n > 4 && strcmp(t->name + n - 4, "bias") == 0;
-}
-
-static bool ends_with(const char *name, const char *end)
-{
-    size_t n = strlen(name), k = strlen(end);
-
-    return n >= k && strcmp(name + n - k, end) == 0;
+    return ek_ends_with(t->name, "bias");
 }
 
 /* Is its product added to the rows that it came of? */
 static bool is_added(const struct ek_tensor *t)
 {
     if (t->role == EK_ROLE_OTHER) /* a block of a tower */
-        return ends_with(t->name, ".attn.proj.weight") || ends_with(t->name, ".mlp.fc2.weight");
+        return ek_ends_with(t->name, ".attn.proj.weight") ||
+               ek_ends_with(t->name, ".mlp.fc2.weight");
     return t->role == EK_ROLE_O || t->role == EK_ROLE_DOWN || t->role == EK_ROLE_EXPERT_DOWN ||
            t->role == EK_ROLE_SHARED_DOWN;
 }
