@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Sourced, with $here set: what the scripts that drive the program on GPUs share.
 # Environment: OUT (logs, plans and results, default "."), LIMIT (seconds a command may take), UNTIL
-# (when the last one ends, as `date +%s` says it; default: an hour from now), BACKEND (cuda), GPUS (how
-# many to use, default: all), EVENKEEL (the program).
+# (when the last one ends, as `date +%s` says it; default: an hour from now), BACKEND (cuda), GPUS
+# (how many to use, default: all), EVENKEEL (the program).
 OUT=${OUT:-.}
 BACKEND=${BACKEND:-cuda}
 EVENKEEL=${EVENKEEL:-$here/bin/evenkeel}

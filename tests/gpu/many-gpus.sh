@@ -9,8 +9,8 @@
 #   beside  transformers with the models above, accelerate's balanced map over the same GPUs
 # Then a table of it all. Exit code 0: order, memory and tokens are as they should be.
 # Usage: many-gpus.sh CONFIGS [PART...]     CONFIGS: the folder with the models' folders
-# Environment: that of common.sh; WITHIN (570 seconds); MODEL (qwen2.5-3b), LARGER (qwen2.5-7b), VL2 (deepseek-vl2), QWEN
-# (qwen2.5-vl-3b): names of folders; what cases.sh and vl-cases.sh take.
+# Environment: that of common.sh; WITHIN (570 seconds); MODEL (qwen2.5-3b), LARGER (qwen2.5-7b), VL2
+# (deepseek-vl2), QWEN (qwen2.5-vl-3b): names of folders; what cases.sh and vl-cases.sh take.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 UNTIL=${UNTIL:-$(($(date +%s) + ${WITHIN:-570}))}
