@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper's bulk copies: from memory to shared memory past the threads, and from memory to L2.
-// Addresses and sizes are multiples of 16 bytes.
+// Hopper's bulk copies, from memory to shared memory past the threads. Addresses and sizes are
+// multiples of 16 bytes.
 #ifndef EK_CUDA_BULK_CUH
 #define EK_CUDA_BULK_CUH
 

@@ -134,8 +134,8 @@ struct ek_cu_mixture {
     struct ek_router router;
     const int32_t *forced; /* taken instead of the router's choice; or NULL */
     void *normed;          /* [n][e.ldx]; unless it is one token */
-    int32_t *ids;          /* [n][top_k] that were taken, and ... */
-    float *weights;        /* ... their weights */
+    int32_t *ids;          /* [n][top_k] of the router (one token: those that were taken) ... */
+    float *weights;        /* ... and their weights, the router's in any case */
     float *logits;         /* [n_experts] */
     uint32_t *arrived;     /* two counters, zero before and after */
     uint32_t slots, rows;  /* the launcher's own */

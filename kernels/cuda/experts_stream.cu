@@ -19,7 +19,6 @@
 #define XS_TOKENS  16              // of an expert at a time
 #define XS_EXPERTS 256             // at most
 #define XS_SLOT    (XS_ROWS * XS_LD)
-#define XS_NONE    0xffffffffu
 
 struct XsGroup { // up to XS_TOKENS tokens of one expert; shared layers are behind the experts
     uint16_t expert, count;

@@ -65,10 +65,10 @@ cudaError_t ek_cu_product_stream(const struct ek_cu_queue *q, enum ek_dtype act,
                                  enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
 /* bytes of squares, of rows of `dim` elements */
 #define EK_CU_SQUARES_OF(dim) ((size_t)(dim) / 16 * 32 * sizeof(float))
-/* 1 to 16 tokens of BF16 or F16 on tensor cores, any type of weights. cols is a multiple of 32,
- * rows of x are 16-byte aligned. Types in blocks (as ek_cu_arrange leaves them): EK_CU_QKV takes
- * heads of 32 elements or a multiple, rotated whole or interleaved; EK_CU_BLOCKS_SHARED bytes of
- * shared memory a block. */
+/* 1 to 16 tokens of BF16 or F16 on tensor cores (plain weights: up to 8), any type of weights. cols
+ * is a multiple of 32, rows of x are 16-byte aligned. Blocks (as ek_cu_arrange leaves them):
+ * EK_CU_QKV takes heads of 32 elements or a multiple, rotated whole or interleaved, and
+ * EK_CU_BLOCKS_SHARED bytes of shared memory. */
 #define EK_CU_BLOCKS_SHARED (98 * 1024)
 cudaError_t ek_cu_product_few(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
                               enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
@@ -149,7 +149,7 @@ struct ek_cu_attention {
     size_t row;     /* dense: elements from one row of k and v to the next */
     float *partial; /* unnormalised sums of a part of a context ... */
     float2 *totals; /* ... and their maximum and weight */
-    /* latent attention */
+    /* latent attention, and decode by parts (parts.h) */
     uint32_t part, n_parts; /* tokens a part; parts of the longest context */
     /* decode: decode_work.cuh */
     uint32_t tiles;       /* of at most EK_CU_TILE heads to a cached head */

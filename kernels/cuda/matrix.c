@@ -11,10 +11,8 @@
 
 #include <string.h>
 
-#define TILE_BYTES ((size_t)64 << 20) /* of a converted matrix, unless 16 rows are more */
-#define ARRANGE_BYTES                                                                              \
-    ((size_t)8 << 20) /* of a matrix that is rearranged, unless a band is more                     \
-                       */
+#define TILE_BYTES    ((size_t)64 << 20) /* of a converted matrix, unless 16 rows are more */
+#define ARRANGE_BYTES ((size_t)8 << 20)  /* of one that is rearranged, unless a band is more */
 
 static bool weight_type(enum ek_dtype t)
 {

@@ -51,13 +51,6 @@ __device__ __forceinline__ void barrier_wait(uint32_t at, uint32_t parity)
 }
 
 // ---- shared memory by its address
-__device__ __forceinline__ float load_shared1(uint32_t at)
-{
-    float v;
-
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(at) : "memory");
-    return v;
-}
 __device__ __forceinline__ void load_shared4(uint32_t at, float v[4])
 {
     asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -69,32 +62,6 @@ __device__ __forceinline__ void store_shared4(uint32_t at, const float v[4])
 {
     asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(v[0]), "f"(v[1]),
                  "f"(v[2]), "f"(v[3])
-                 : "memory");
-}
-// 8 elements
-template <typename T> __device__ __forceinline__ void load_shared(uint32_t at, float v[8])
-{
-    uint32_t r[4];
-
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at)
-                 : "memory");
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        float2 u = unpack2<T>(r[i]);
-        v[2 * i] = u.x, v[2 * i + 1] = u.y;
-    }
-}
-template <> __device__ __forceinline__ void load_shared<float>(uint32_t at, float v[8])
-{
-    load_shared4(at, v);
-    load_shared4(at + 16, v + 4);
-}
-template <typename T> __device__ __forceinline__ void store_shared(uint32_t at, const float v[8])
-{
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(pack2<T>(v[0], v[1])),
-                 "r"(pack2<T>(v[2], v[3])), "r"(pack2<T>(v[4], v[5])), "r"(pack2<T>(v[6], v[7]))
                  : "memory");
 }
 
@@ -112,13 +79,6 @@ __device__ __forceinline__ void send(uint32_t far, const float v[4], uint32_t fa
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], "
                  "{%1, %2, %3, %4}, [%5];" ::"r"(far),
                  "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(far_barrier)
-                 : "memory");
-}
-__device__ __forceinline__ void send1(uint32_t far, float v, uint32_t far_barrier)
-{
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(
-                     far),
-                 "f"(v), "r"(far_barrier)
                  : "memory");
 }
 // Every thread of the cluster arrives and waits, once each and in turn.
