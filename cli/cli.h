@@ -62,8 +62,9 @@ enum ek_status ek_arg_u64(const struct ek_args *a, const char *name, uint64_t mi
                           uint64_t *io);
 enum ek_status ek_arg_double(const struct ek_args *a, const char *name, double min, double max,
                              double *io);
-/* A type of the cache (name "cache") or of activations. */
-enum ek_status ek_arg_dtype(const struct ek_args *a, const char *name, enum ek_dtype *io);
+/* allowed: ek_dtype_is_cache or ek_dtype_is_act. */
+enum ek_status ek_arg_dtype(const struct ek_args *a, const char *name,
+                            bool (*allowed)(enum ek_dtype), enum ek_dtype *io);
 /* The value of an option that must be given. */
 enum ek_status ek_arg_required(const struct ek_args *a, const char *name, const char **out);
 

@@ -51,7 +51,7 @@ static enum ek_status run(const struct ek_args *args)
     enum ek_dtype cache = EK_F32;
     enum ek_status st = EK_OK;
 
-    EK_TRY(ek_arg_dtype(args, "cache", &cache));
+    EK_TRY(ek_arg_dtype(args, "cache", ek_dtype_is_cache, &cache));
     EK_TRY(ek_quantize_parse(ek_arg(args, "quantize"), &opt.quantize));
     EK_TRY(ek_model_open(args->operands[0], &opt, &m));
     if (ek_arg_flag(args, "cut-tower"))

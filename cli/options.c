@@ -191,15 +191,14 @@ enum ek_status ek_arg_double(const struct ek_args *a, const char *name, double m
     return text ? ek_parse_double(text, what, min, max, io) : EK_OK;
 }
 
-enum ek_status ek_arg_dtype(const struct ek_args *a, const char *name, enum ek_dtype *io)
+enum ek_status ek_arg_dtype(const struct ek_args *a, const char *name,
+                            bool (*allowed)(enum ek_dtype), enum ek_dtype *io)
 {
     const char *text = ek_arg(a, name);
-    bool cache = strcmp(name, "cache") == 0;
 
-    if (text &&
-        (!ek_dtype_from_name(text, io) || !(cache ? ek_dtype_is_cache(*io) : ek_dtype_is_act(*io))))
+    if (text && (!ek_dtype_from_name(text, io) || !allowed(*io)))
         return ek_error(EK_EUSAGE, "--%s \"%s\" must be F32, F16%s", name, text,
-                        cache ? ", BF16 or fp8" : " or BF16");
+                        allowed(EK_F8_E4M3) ? ", BF16 or fp8" : " or BF16");
     return EK_OK;
 }
 

@@ -55,9 +55,9 @@ static enum ek_status read_options(const struct ek_args *a, const struct ek_devi
     o->thorough = ek_arg_flag(a, "thorough");
     o->kernels = ek_arg_flag(a, "kernels");
     o->act = devices[0].backend[1] == 'u' ? EK_BF16 : EK_F32; /* "cuda" or "cpu" */
-    EK_TRY(ek_arg_dtype(a, "act", &o->act));
+    EK_TRY(ek_arg_dtype(a, "act", ek_dtype_is_act, &o->act));
     o->cache = o->act;
-    EK_TRY(ek_arg_dtype(a, "cache", &o->cache));
+    EK_TRY(ek_arg_dtype(a, "cache", ek_dtype_is_cache, &o->cache));
     EK_TRY(ek_arg_u32(a, "max-batch", 1, 4096, &o->max_batch));
     EK_TRY(read_lengths(a, o));
     return ek_arg_double(a, "target-error", 0.001, 1, &o->target_error);

@@ -20,7 +20,7 @@ static enum ek_status single_plan(const struct ek_args *args, const struct ek_mo
     EK_TRY(ek_device_specs_parse(ek_arg(args, "devices"), &devices, &n));
     st = ek_plan_single(m, &devices[0], need->batch ? need->batch : 1, context, out);
     free(devices);
-    return st == EK_OK ? ek_arg_dtype(args, "cache", &(*out)->cache) : st;
+    return st == EK_OK ? ek_arg_dtype(args, "cache", ek_dtype_is_cache, &(*out)->cache) : st;
 }
 
 enum ek_status ek_session_open_model(const struct ek_args *args, const char *model_path,

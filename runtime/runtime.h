@@ -191,7 +191,7 @@ struct ek_link_bytes {
     uint64_t at_from, at_to;     /* under EK_TAG_COMM, of each link */
     uint64_t once_from, once_to; /* that the first link of a process takes for good: a library's */
 };
-/* Bytes that ek_link_open_as takes on either device; what a library takes is not known yet: 0. */
+/* Bytes that ek_link_open_as takes on either device. What a library takes is tried out. */
 enum ek_status ek_link_memory(struct ek_device *from, struct ek_device *to, const char *mechanism,
                               size_t max_elements, struct ek_link_bytes *out);
 /* True when a slot is free: send may be called. */

@@ -90,8 +90,7 @@ static void rope_item(void *arg, uint32_t token, uint32_t thread)
 
 static enum ek_status check_cache(const struct ek_kv *kv)
 {
-    if (kv->dtype != EK_F32 && kv->dtype != EK_F16 && kv->dtype != EK_BF16 &&
-        kv->dtype != EK_F8_E4M3)
+    if (!ek_dtype_is_cache(kv->dtype))
         return ek_error(EK_EUNSUPPORTED, "a cache of type %s is not supported",
                         ek_dtype_name(kv->dtype));
     if (!kv->v && (kv->kv_heads != 1 || kv->v_dim > kv->head_dim))

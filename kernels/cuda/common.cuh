@@ -163,10 +163,7 @@ template <typename T> __device__ __forceinline__ void store_piece(T *p, const fl
 __device__ __forceinline__ uint4 load_stream(const void *p)
 {
     uint4 r;
-#ifndef EK_LOAD
-#define EK_LOAD "ld.global.nc.L1::no_allocate.v4.u32"
-#endif
-    asm volatile(EK_LOAD " {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
                  : "l"(p));
     return r;

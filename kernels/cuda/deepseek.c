@@ -206,7 +206,7 @@ static enum ek_status append_and_query(struct ek_device *dev, const struct ek_la
     }
     ek_cuda_use(d);
     return ek_cuda_issued(d, ek_cu_latent_query(&d->queue, m->kv_b->dtype, dev->act, &a),
-                          "latent_append_query");
+                          "latent attention");
 }
 
 /* One new token a sequence, few of them, contexts that a cluster has at hand. */

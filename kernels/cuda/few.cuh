@@ -8,16 +8,16 @@
 #include "kernels/cuda/chunks.cuh"
 #include "kernels/cuda/units.cuh"
 
-template <int W, typename T, int MODE, int NT, int WARPS>
+template <int W, typename T, int MODE, int WARPS>
 __global__ void __launch_bounds__((32 * WARPS), 16 / WARPS)
     few_k(const ek_cu_product p, uint32_t n, uint32_t units)
 {
     const int R = Unit<MODE>::rows, UNITS = 16 / R;
-    __shared__ float parts[WARPS][NT * 8][17];
+    __shared__ float parts[WARPS][8][17];
     uint32_t g = threadIdx.x % 32 / 4, first = blockIdx.x * UNITS;
     WeightRow row[2];
-    const T *x[NT];
-    float sum[NT][4] = {};
+    const T *x[1];
+    float sum[1][4] = {};
 
 #pragma unroll
     for (int r = 0; r < 2; r++) { // rows past the end repeat the last
@@ -26,10 +26,8 @@ __global__ void __launch_bounds__((32 * WARPS), 16 / WARPS)
         Unit<MODE>::find(p, min(first + g + (R == 1 ? 8 * r : 0), units - 1), &m, rows);
         row[r] = row_of<W>(Unit<MODE>::data(p, m, (int)member), rows[member], p.row_bytes);
     }
-#pragma unroll
-    for (int j = 0; j < NT; j++)
-        x[j] = g + 8 * j < n ? (const T *)p.x + (g + 8 * j) * p.ldx : NULL;
-    multiply_rows<W, T, NT, WARPS>(sum, row, p.cols / 8, x, [] {
+    x[0] = g < n ? (const T *)p.x + g * p.ldx : NULL;
+    multiply_rows<W, T, 1, WARPS>(sum, row, p.cols / 8, x, [] {
         pdl_next();
         pdl_wait();
     });
@@ -65,10 +63,9 @@ static cudaError_t few_launch(const struct ek_cu_queue *q, uint32_t n,
     units = rows / Unit<MODE>::rows;
     blocks = div_up(rows, 16);
     if constexpr (SAME_TYPE<W, T>)
-        if (n <= 8 && blocks < 2 * q->n_sm)
-            return launch(q, few_k<W, T, MODE, 1, 16>, blocks, 512, 0, *p, n, units);
-    return launch(q, n <= 8 ? few_k<W, T, MODE, 1, 8> : few_k<W, T, MODE, 2, 8>, blocks, 256, 0, *p,
-                  n, units);
+        if (blocks < 2 * q->n_sm)
+            return launch(q, few_k<W, T, MODE, 16>, blocks, 512, 0, *p, n, units);
+    return launch(q, few_k<W, T, MODE, 8>, blocks, 256, 0, *p, n, units);
 }
 
 template <int W, typename T>

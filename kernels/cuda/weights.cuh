@@ -120,15 +120,5 @@ __device__ __forceinline__ void store_linear(const ek_cu_product &p, size_t at, 
     else
         ((T *)p.out)[at] = from_f<T>(v);
 }
-// Bias added: activation, residual, type.
-template <typename T>
-__device__ __forceinline__ void finish_linear(const ek_cu_product &p, size_t at, float v)
-{
-    v = activate(p.flags, v);
-    if (p.flags & EK_LINEAR_ADD)
-        v +=
-            p.flags & EK_LINEAR_OUT_F32 ? ((const float *)p.out)[at] : to_f(((const T *)p.out)[at]);
-    store_linear<T>(p, at, v);
-}
 
 #endif
