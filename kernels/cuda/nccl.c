@@ -32,12 +32,19 @@ static struct {
 static char missing[256]; /* why it cannot be used; empty: it can */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-/* What channels took of a GPU: the first of the process, and one more as sender or receiver. */
-#define MAX_GPUS 64
+/* What channels take: one from a GPU to another, at its two ends, and the first of this process at
+ * a GPU, which is the library's own and stays. Both are seen in what is free, so channels open one
+ * at a time, under the lock, which guards the numbers too. */
+enum { MAX_GPUS = 64 };
+static pthread_mutex_t opening = PTHREAD_MUTEX_INITIALIZER;
 static struct {
-    uint64_t first, each[2];
-    bool used, known[2];
-} taken[MAX_GPUS];
+    bool known;
+    uint64_t each[2];
+} pairs[MAX_GPUS][MAX_GPUS];
+static struct {
+    bool known;
+    uint64_t once;
+} gpus[MAX_GPUS];
 
 struct ek_channel {
     struct ek_cuda *end[2];
@@ -156,17 +163,12 @@ static enum ek_status connect_and_send(struct ek_channel *c, void *const p[2])
     return EK_OK;
 }
 
-/* By how much less is free, all at once: nobody else of this process allocates meanwhile. */
+/* By how much less is free: no other channel opens meanwhile. */
 static void note_bytes(struct ek_channel *c, const uint64_t before[2])
 {
     for (int i = 0; i < 2; i++) {
         uint64_t now = ek_cuda_avail(c->end[i]);
-        int gpu = c->end[i]->gpu;
         c->bytes[i] = before[i] > now ? before[i] - now : 0;
-        if (gpu >= MAX_GPUS || taken[gpu].used)
-            continue;
-        taken[gpu].used = true;
-        taken[gpu].first = c->bytes[i];
     }
 }
 
@@ -211,49 +213,73 @@ fail:
     return st;
 }
 
-enum ek_status ek_cuda_channel_open(struct ek_device *dev, struct ek_device *to,
-                                    struct ek_channel **out)
-{
-    EK_TRY(open_uncounted(dev, to, out));
-    for (int i = 0; i < 2; i++)
-        ek_cuda_count((*out)->end[i], EK_TAG_COMM, (int64_t)(*out)->bytes[i]);
-    (*out)->counted = true;
-    return EK_OK;
-}
-
-/* Two, for the first of a process takes what the next do not. */
+/* Two, for the first at a GPU takes what the next do not. */
 static enum ek_status try_out(struct ek_device *dev, struct ek_device *to)
 {
     struct ek_channel *a = NULL, *b = NULL;
+    int gpu[2] = {ek_cuda(dev)->gpu, ek_cuda(to)->gpu};
     enum ek_status st;
 
     EK_GOTO(open_uncounted(dev, to, &a), st, done);
     EK_GOTO(open_uncounted(dev, to, &b), st, done);
     for (int i = 0; i < 2; i++) {
-        taken[b->end[i]->gpu].each[i] = b->bytes[i];
-        taken[b->end[i]->gpu].known[i] = true;
+        pairs[gpu[0]][gpu[1]].each[i] = b->bytes[i];
+        if (!gpus[gpu[i]].known && a->bytes[i] > b->bytes[i])
+            gpus[gpu[i]].once = a->bytes[i] - b->bytes[i];
+        gpus[gpu[i]].known = true;
     }
+    pairs[gpu[0]][gpu[1]].known = true;
 done:
     ek_cuda_channel_close(b);
     ek_cuda_channel_close(a);
     return st;
 }
 
+/* What the channels of a pair take, tried out the first time. */
+static enum ek_status know(struct ek_device *dev, struct ek_device *to,
+                           struct ek_channel_bytes *out)
+{
+    int gpu[2] = {ek_cuda(dev)->gpu, ek_cuda(to)->gpu};
+
+    for (int i = 0; i < 2; i++)
+        if (gpu[i] >= MAX_GPUS)
+            return ek_error(EK_EUNSUPPORTED, "nccl: GPU %d: at most %d", gpu[i], MAX_GPUS);
+    if (!pairs[gpu[0]][gpu[1]].known)
+        EK_TRY(try_out(dev, to));
+    for (int i = 0; i < 2; i++) {
+        out->each[i] = pairs[gpu[0]][gpu[1]].each[i];
+        out->once[i] = gpus[gpu[i]].once;
+    }
+    return EK_OK;
+}
+
 enum ek_status ek_cuda_channel_bytes(struct ek_device *dev, struct ek_device *to,
                                      struct ek_channel_bytes *out)
 {
-    int gpu[2] = {ek_cuda(dev)->gpu, ek_cuda(to)->gpu};
-    uint64_t least;
+    enum ek_status st;
 
-    if (gpu[0] >= MAX_GPUS || gpu[1] >= MAX_GPUS)
-        return ek_error(EK_EUNSUPPORTED, "nccl: GPU %d: at most %d", gpu[0], MAX_GPUS);
-    if (!taken[gpu[0]].known[0] || !taken[gpu[1]].known[1])
-        EK_TRY(try_out(dev, to));
+    pthread_mutex_lock(&opening);
+    st = know(dev, to, out);
+    pthread_mutex_unlock(&opening);
+    return st;
+}
+
+/* Tried out before, so that what it is counted with is its own. */
+enum ek_status ek_cuda_channel_open(struct ek_device *dev, struct ek_device *to,
+                                    struct ek_channel **out)
+{
+    struct ek_channel_bytes tried;
+    enum ek_status st;
+
+    pthread_mutex_lock(&opening);
+    if ((st = know(dev, to, &tried)) == EK_OK)
+        st = open_uncounted(dev, to, out);
+    pthread_mutex_unlock(&opening);
+    if (st != EK_OK)
+        return st;
     for (int i = 0; i < 2; i++)
-        out->each[i] = taken[gpu[i]].each[i];
-    least = out->each[0] < out->each[1] ? out->each[0] : out->each[1];
-    for (int i = 0; i < 2; i++) /* the first was one of either end */
-        out->once[i] = taken[gpu[i]].first > least ? taken[gpu[i]].first - least : 0;
+        ek_cuda_count((*out)->end[i], EK_TAG_COMM, (int64_t)(*out)->bytes[i]);
+    (*out)->counted = true;
     return EK_OK;
 }
 

@@ -7,6 +7,7 @@
 #include "tests/runtime/support.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdlib.h>
@@ -57,7 +58,7 @@ static struct ek_link *open_counted(struct ek_device *from, struct ek_device *to
                                     const char *mechanism)
 {
     struct ek_device *dev[2] = {from, to};
-    uint64_t comm[2], avail[2], said[2];
+    uint64_t comm[2], avail[2], said[2], begin;
     struct ek_link_bytes b;
     struct ek_link *l = NULL;
 
@@ -68,7 +69,9 @@ static struct ek_link *open_counted(struct ek_device *from, struct ek_device *to
         comm[i] = comm_of(dev[i]);
         avail[i] = dev[i]->ops->memory_free(dev[i]);
     }
+    begin = ek_now_ns();
     ck_ok(ek_link_open_as(from, to, MESSAGE, mechanism, &l));
+    printf("  open in %.3f s\n", (double)(ek_now_ns() - begin) * 1e-9);
     for (int i = 0; i < 2; i++) {
         double gone = (double)avail[i] - (double)dev[i]->ops->memory_free(dev[i]);
         uint64_t counted = comm_of(dev[i]) - comm[i];
@@ -235,8 +238,9 @@ START_TEST(padded_steps_over_stages_equal_their_sequences_alone)
 END_TEST
 
 /* ---- another process, whose exit code is what a command's would be: the case of a stage that
- * hangs, or NO_NCCL, where that library is not to be found */
+ * hangs, or NO_NCCL, where that library is not to be found, or AT_ONCE */
 #define NO_NCCL EK_ARRAY_LEN(hangs)
+#define AT_ONCE (NO_NCCL + 1)
 static size_t which;
 static int answer = 1;
 
@@ -292,6 +296,71 @@ START_TEST(the_other_process_has_no_nccl)
 }
 END_TEST
 
+/* Two threads with devices of their own, the first of the process to open a channel. */
+struct opener {
+    struct ek_device *from, *to;
+    struct ek_link_bytes said;
+    struct ek_link *l;
+    enum ek_status st;
+    pthread_barrier_t *begin;
+};
+
+static void *open_link(void *arg)
+{
+    struct opener *o = arg;
+
+    pthread_barrier_wait(o->begin);
+    o->st = ek_link_memory(o->from, o->to, "nccl", MESSAGE, &o->said);
+    if (o->st == EK_OK)
+        o->st = ek_link_open_as(o->from, o->to, MESSAGE, "nccl", &o->l);
+    return NULL;
+}
+
+static void close_link(struct opener *o)
+{
+    uint64_t from = comm_of(o->from), to = comm_of(o->to);
+
+    printf("  %s -> %s: %.2f and %.2f MiB counted, %.2f and %.2f said (%.1f and %.1f once)\n",
+           o->from->spec.name, o->to->spec.name, (double)from / EK_MIB, (double)to / EK_MIB,
+           (double)o->said.at_from / EK_MIB, (double)o->said.at_to / EK_MIB,
+           (double)o->said.once_from / EK_MIB, (double)o->said.once_to / EK_MIB);
+    ck_ok(o->st);
+    ck_assert_uint_gt(o->said.once_from, o->said.at_from);
+    ck_assert_uint_gt(o->said.once_to, o->said.at_to);
+    ck_assert_uint_gt(from, 0);
+    ck_assert_uint_le(from, o->said.at_from);
+    ck_assert_uint_le(to, o->said.at_to);
+    ck_assert_uint_lt(o->said.at_from + o->said.at_to, 64 * EK_MIB);
+    ek_link_close(o->l);
+    ck_assert_uint_eq(comm_of(o->from) + comm_of(o->to), 0);
+    ek_device_close(o->from);
+    ek_device_close(o->to);
+}
+
+START_TEST(the_other_process_opens_two_channels_at_once)
+{
+    struct opener o[2] = {{.from = NULL}};
+    pthread_barrier_t begin;
+    pthread_t threads[2];
+    uint64_t at = ek_now_ns();
+
+    pthread_barrier_init(&begin, NULL, 2);
+    for (int i = 0; i < 2; i++)
+        o[i] = (struct opener){.from = open_device(i ? second() : "cuda:0", EK_BF16),
+                               .to = open_device(i ? "cuda:0" : second(), EK_BF16),
+                               .begin = &begin};
+    for (int i = 0; i < 2; i++)
+        ck_assert_int_eq(pthread_create(&threads[i], NULL, open_link, &o[i]), 0);
+    for (int i = 0; i < 2; i++)
+        pthread_join(threads[i], NULL);
+    printf("  open after %.2f s\n", (double)(ek_now_ns() - at) * 1e-9);
+    for (int i = 0; i < 2; i++)
+        close_link(&o[i]);
+    pthread_barrier_destroy(&begin);
+    answer = 0;
+}
+END_TEST
+
 static void run_suite(Suite *s, int *failed)
 {
     SRunner *sr = srunner_create(s);
@@ -311,6 +380,8 @@ static int be_the_other(void)
     tcase_set_timeout(tc, 0);
     if (which == NO_NCCL)
         tcase_add_test(tc, the_other_process_has_no_nccl);
+    else if (which == AT_ONCE)
+        tcase_add_test(tc, the_other_process_opens_two_channels_at_once);
     else
         tcase_add_test(tc, the_other_process_hangs);
     suite_add_tcase(s, tc);
@@ -364,6 +435,15 @@ START_TEST(without_nccl_another_mechanism_is_taken)
 {
     puts("no NCCL");
     other_process_exits(NO_NCCL, 0);
+}
+END_TEST
+
+START_TEST(channels_that_open_at_once_count_what_is_theirs)
+{
+    if (n_gpus < 2 || getenv("NO_NCCL"))
+        return;
+    puts("two channels at once");
+    other_process_exits(AT_ONCE, 0);
 }
 END_TEST
 
@@ -456,7 +536,7 @@ int main(int argc, char **argv)
         puts("skipped: no GPU");
         return 77;
     }
-    which = argc > 1 ? strtoul(argv[1], NULL, 10) % (NO_NCCL + 1) : 0;
+    which = argc > 1 ? strtoul(argv[1], NULL, 10) % (AT_ONCE + 1) : 0;
     if (argc > 1) { /* as the command does: what runs at a usual exit may wait for the GPU */
         answer = be_the_other();
         fflush(NULL);
@@ -471,6 +551,7 @@ int main(int argc, char **argv)
     tcase_add_test(tc, a_step_that_finds_no_memory_is_told_and_survived);
     tcase_add_test(tc, padded_steps_over_stages_equal_their_sequences_alone);
     tcase_add_test(tc, without_nccl_another_mechanism_is_taken);
+    tcase_add_test(tc, channels_that_open_at_once_count_what_is_theirs);
     suite_add_tcase(s, tc);
     tc = tcase_create("hangs");
     tcase_set_timeout(tc, 0);
