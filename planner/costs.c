@@ -51,7 +51,7 @@ enum ek_status ek_costs_signature(struct ek_costs *c, const char *name, uint32_t
 enum ek_status ek_costs_stage_signatures(struct ek_costs *c)
 {
     static const char *const names[EK_N_STAGE_SIGS] = {EK_STORE_STAGE, EK_STORE_INCOMING,
-                                                       EK_STORE_OUTGOING};
+                                                       EK_STORE_OUTGOING, EK_STORE_ENDING};
     uint32_t sig;
 
     for (size_t i = 0; i < EK_N_STAGE_SIGS; i++)

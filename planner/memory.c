@@ -219,9 +219,21 @@ static uint64_t product(uint64_t a, uint64_t b, uint64_t c)
     return d > 1e18 ? (uint64_t)1 << 60 : a * b * c;
 }
 
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
 static uint64_t share(uint64_t bytes, uint32_t tp)
 {
     return (bytes + tp - 1) / tp;
+}
+
+/* Modules of a stage run one after the other. */
+static void use_buffers(const struct ek_cost_space *s, uint64_t *activations, uint64_t *workspace)
+{
+    *activations = larger(*activations, s->activations);
+    *workspace = larger(*workspace, s->workspace);
 }
 
 void ek_use_add(const struct ek_problem *p, uint32_t kind, uint32_t module, bool tied_here,
@@ -241,10 +253,11 @@ void ek_use_add(const struct ek_problem *p, uint32_t kind, uint32_t module, bool
         u->kv += strcmp(p->workload.cache, "F8_E4M3") == 0 ? 1024 : 512;
     if (u->kv > (uint64_t)1 << 60)
         u->kv = (uint64_t)1 << 60;
-    if (c->space.activations > u->activations)
-        u->activations = c->space.activations;
-    if (c->space.workspace > u->workspace)
-        u->workspace = c->space.workspace;
+    u->layers |= m->kind == EK_MODULE_LAYER;
+    if (m->kind == EK_MODULE_NORM || m->kind == EK_MODULE_HEAD)
+        use_buffers(&c->space, &u->ending.activations, &u->ending.workspace);
+    else
+        use_buffers(&c->space, &u->activations, &u->workspace);
     if (!m->side && ek_cost_module_sees(m))
         u->crossing = c->space.comm > u->crossing ? c->space.comm : u->crossing;
     else if (c->space.comm > u->comm)
@@ -284,21 +297,27 @@ void ek_use_begin(const struct ek_problem *p, uint32_t kind, struct ek_memory_us
     *u = (struct ek_memory_use){.overhead = cls->overhead + (k->tp > 1 ? cls->tp_reserve : 0)};
 }
 
+/* What a final norm or a head takes behind a layer, or without one where that is known. */
+static void use_ending(const struct ek_problem *p, const struct ek_kind *k, struct ek_memory_use *u)
+{
+    const struct ek_cost_space *alone =
+        ek_stage_space(p, p->groups[k->group].cls, k->tp, EK_SIG_ENDING);
+    bool apart = !u->layers && u->ending.activations > 0 && alone->activations > 0;
+
+    use_buffers(apart ? alone : &u->ending, &u->activations, &u->workspace);
+}
+
 /* Adds what a stage takes whatever its modules, and sums up. */
 void ek_use_end(const struct ek_problem *p, uint32_t kind, struct ek_memory_use *u)
 {
     const struct ek_kind *k = &p->kinds[kind];
     const struct ek_cost_space *s = ek_stage_space(p, p->groups[k->group].cls, k->tp, EK_SIG_STAGE);
 
+    use_ending(p, k, u);
     u->activations += s->activations;
     u->workspace += s->workspace;
     u->comm += s->comm;
     u->total = u->weights + u->kv + u->activations + u->workspace + u->comm + u->overhead;
-}
-
-static uint64_t larger(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
 }
 
 void ek_use_join(struct ek_memory_use *u, const struct ek_memory_use *other)

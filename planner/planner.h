@@ -136,8 +136,9 @@ json_t *ek_calibration_json(const struct ek_calibration *f);
 void ek_costs_free(struct ek_costs *c);
 /* Makes the index of a signature's name, adding it when new. */
 enum ek_status ek_costs_signature(struct ek_costs *c, const char *name, uint32_t *out);
-/* Signatures of no module come first: what a stage takes, where it has one before it, behind it. */
-enum { EK_SIG_STAGE, EK_SIG_INCOMING, EK_SIG_OUTGOING, EK_N_STAGE_SIGS };
+/* Signatures of no module come first: what a stage takes, where it has one before it, behind it,
+ * and where it ends the chain without a layer. */
+enum { EK_SIG_STAGE, EK_SIG_INCOMING, EK_SIG_OUTGOING, EK_SIG_ENDING, EK_N_STAGE_SIGS };
 enum ek_status ek_costs_stage_signatures(struct ek_costs *c);
 const struct ek_cost_times *ek_costs_times(const struct ek_costs *c, uint32_t cls, uint32_t sig,
                                            uint32_t tp);
@@ -244,6 +245,9 @@ struct ek_kind { /* what one stage runs on: tp devices of a group */
 struct ek_memory_use {
     uint64_t weights, kv, activations, workspace, comm, overhead, total;
     uint64_t crossing; /* that a cut of the tower takes at either end; comm has it in the end */
+    /* Of final norms and heads behind a layer, until the end; it is known whether there is one. */
+    struct ek_cost_space ending;
+    bool layers;
 };
 struct ek_column { /* one possible stage; first > last: side modules alone */
     uint32_t kind;

@@ -32,7 +32,8 @@ static struct sizes ladder(uint32_t least, uint32_t max)
 struct subject { /* the stages that show a module's memory */
     const struct rig_options *opt;
     const struct rig_group *group;
-    size_t company[8]; /* a layer and everything up to the module; or the module alone */
+    const char *signature; /* of the rows: the module's, or EK_STORE_ENDING */
+    size_t company[8];     /* a layer and everything up to the module; or the module alone */
     size_t n_company;
     uint32_t max_tokens;
     uint64_t workspace[MAX_SIZES]; /* after steps of tokens.at[i] and all smaller ones */
@@ -103,8 +104,13 @@ static size_t largest_layer(const struct subject *s)
     return best;
 }
 
+static bool is_ending(const struct subject *s)
+{
+    return strcmp(s->signature, EK_STORE_ENDING) == 0;
+}
+
 /* Logits come on top of a layer's buffers: the norm and the head are looked at behind the layer
- * that has the most of them, the head behind the norm. */
+ * that has the most of them, the head behind the norm; and both without a layer. */
 static void find_company(struct subject *s)
 {
     const struct ek_model *m = s->opt->m;
@@ -113,7 +119,7 @@ static void find_company(struct subject *s)
     if (s->group->module->kind == EK_MODULE_NORM || s->group->module->kind == EK_MODULE_HEAD) {
         while (first > 0 && m->modules[first - 1].kind == EK_MODULE_NORM)
             first--;
-        if ((layer = largest_layer(s)) < first)
+        if (!is_ending(s) && (layer = largest_layer(s)) < first)
             s->company[s->n_company++] = layer;
     }
     for (size_t i = first; i <= at && s->n_company < EK_ARRAY_LEN(s->company); i++)
@@ -248,7 +254,7 @@ static struct ek_store_memory row_of(const struct subject *s, int64_t device,
                                      const struct shape *at)
 {
     struct ek_store_memory row =
-        row_at(s->opt, device, s->group->module->signature, at->batch, s->tokens.at[at->t]);
+        row_at(s->opt, device, s->signature, at->batch, s->tokens.at[at->t]);
 
     row.context = at->context;
     return row;
@@ -264,7 +270,7 @@ static enum ek_status put_row(const struct subject *s, struct ek_store *store, i
     o.max_context = at->context;
     EK_TRY(ek_stage_memory(s->opt->dev, s->opt->m, &s->group->first, 1, &o, own));
     EK_TRY(ek_stage_memory(s->opt->dev, s->opt->m, s->company, s->n_company, &o, with));
-    row.weights = own[EK_TAG_WEIGHTS];
+    row.weights = is_ending(s) ? 0 : own[EK_TAG_WEIGHTS]; /* the head's row says them */
     row.kv = own[EK_TAG_KV];
     row.activations = with[EK_TAG_ACTIVATIONS];
     row.comm = own[EK_TAG_COMM];
@@ -279,10 +285,10 @@ static struct shape shape_at(const struct subject *s, size_t i)
                           .context = s->contexts.at[i / s->tokens.n / s->batches.n]};
 }
 
-enum ek_status memory_measure(const struct rig_options *opt, const struct rig_group *group,
-                              struct ek_store *store, int64_t device)
+static enum ek_status measure_rows(const struct rig_options *opt, const struct rig_group *group,
+                                   const char *signature, struct ek_store *store, int64_t device)
 {
-    struct subject s = {.opt = opt, .group = group};
+    struct subject s = {.opt = opt, .group = group, .signature = signature};
     bool there = true;
     size_t n;
 
@@ -305,6 +311,15 @@ enum ek_status memory_measure(const struct rig_options *opt, const struct rig_gr
         EK_TRY(put_row(&s, store, device, &at));
     }
     return EK_OK;
+}
+
+enum ek_status memory_measure(const struct rig_options *opt, const struct rig_group *group,
+                              struct ek_store *store, int64_t device)
+{
+    EK_TRY(measure_rows(opt, group, group->module->signature, store, device));
+    if (group->module->kind != EK_MODULE_HEAD)
+        return EK_OK;
+    return measure_rows(opt, group, EK_STORE_ENDING, store, device);
 }
 
 /* Devices that exchange messages, and how. */

@@ -15,10 +15,12 @@ enum ek_store_mode { EK_STORE_READ, EK_STORE_WRITE };
 #define EK_STORE_APPLICATION_ID 0x454b5052 /* "EKPR" */
 #define EK_STORE_VERSION        2          /* user_version; any other is refused */
 /* Signatures of rows that belong to no module: what a stage takes whatever its modules, and in
- * memory alone, where another stage stands before it and behind it. */
+ * memory alone, where another stage stands before it and behind it, and where it has the final norm
+ * or the head but no layer. */
 #define EK_STORE_STAGE    "stage"
 #define EK_STORE_INCOMING "incoming"
 #define EK_STORE_OUTGOING "outgoing"
+#define EK_STORE_ENDING   "ending"
 
 /* Opens (WRITE: creates) a database. Refused with a reason: not SQLite, another application_id, a
  * newer user_version (or, for reading, an older one: opening for writing brings it up to date), a

@@ -122,6 +122,25 @@ static uint64_t of_no_module(const struct brute *b, const struct stage *s)
     return sum;
 }
 
+/* Buffers of the modules at hand: those of norms and heads are of a stage with a layer; without one
+ * the rows of "ending" stand for them, where there are any. */
+static void add_ending(const struct brute *b, const struct stage *s, bool layers,
+                       const uint64_t end[2], uint64_t *act, uint64_t *work)
+{
+    uint64_t use[2] = {end[0], end[1]};
+
+    for (size_t p = 0; p < b->c->n_memory; p++) {
+        const struct ek_cost_memory *m = &b->c->memory[p];
+        if (m->cls == s->cls && m->tp == s->tp && !layers && end[0] > 0 &&
+            strcmp(b->c->signatures[m->sig], "ending") == 0 && m->points[0].activations > 0) {
+            use[0] = m->points[0].activations;
+            use[1] = m->points[0].workspace;
+        }
+    }
+    *act = use[0] > *act ? use[0] : *act;
+    *work = use[1] > *work ? use[1] : *work;
+}
+
 static uint32_t stages(const struct brute *b)
 {
     return b->n_devices < b->n_items ? b->n_devices : b->n_items;
@@ -161,9 +180,10 @@ static bool price(const struct brute *b, const struct stage *s, double *prefill,
     const struct ek_workload *w = &b->r->workload;
     const struct ek_cost_times *own = times(b, s, 0);
     uint64_t act = 0, work = 0, message = 0, sum = k->overhead + (s->tp > 1 ? k->tp_reserve : 0);
-    uint64_t side_act = 0, own_comm = of_no_module(b, s);
+    uint64_t side_act = 0, own_comm = of_no_module(b, s), end[2] = {0, 0};
     bool apart = s->sides && s->first > 0 && s->first <= s->last; /* a stage before its own */
     bool alone = s->first == 0 && s->last == (int)b->n_items - 1;
+    bool layers = false;
     double seen = 0; /* nobody else works meanwhile */
 
     *prefill = own && b->prompt ? own->prefill.rows[0].time.median_s / b->m : 0;
@@ -186,23 +206,27 @@ static bool price(const struct brute *b, const struct stage *s, double *prefill,
             *prefill += t->prefill.rows[0].time.median_s / b->m;
         if (!sees && w->generate)
             *decode += t->decode.rows[0].time.median_s;
+        layers |= m->kind == EK_MODULE_LAYER;
         tied = m->tied_to >= 0 && holds(b, s, (uint32_t)m->tied_to);
         sum += tied ? 0 : (m->weights + s->tp - 1) / s->tp;
         sum += (m->kv * w->batch * w->context + s->tp - 1) / s->tp;
         for (size_t p = 0; p < b->c->n_memory; p++)
             if (b->c->memory[p].cls == s->cls && b->c->memory[p].tp == s->tp &&
                 b->c->memory[p].sig == m->sig) {
-                uint64_t *most = apart && m->side ? &side_act : &act;
+                bool ends = m->kind == EK_MODULE_NORM || m->kind == EK_MODULE_HEAD;
+                uint64_t *most = ends ? &end[0] : apart && m->side ? &side_act : &act;
+                uint64_t *scratch = ends ? &end[1] : &work;
                 *most = *most > b->c->memory[p].points[0].activations
                             ? *most
                             : b->c->memory[p].points[0].activations;
-                work = work > b->c->memory[p].points[0].workspace
-                           ? work
-                           : b->c->memory[p].points[0].workspace;
+                *scratch = *scratch > b->c->memory[p].points[0].workspace
+                               ? *scratch
+                               : b->c->memory[p].points[0].workspace;
                 if (sees && !m->side && b->c->memory[p].points[0].comm > message)
                     message = b->c->memory[p].points[0].comm;
             }
     }
+    add_ending(b, s, layers, end, &act, &work);
     *prefill *= alone ? 1 : 1 + (k->slow_prefill - 1) * beside(b, b->chunks * b->m);
     *prefill += seen;
     *decode *= alone ? 1 : 1 + (k->slow_decode - 1) * at_once(b) / others(b);

@@ -101,6 +101,11 @@ static void tiny_class(uint64_t *s, json_t *root, int k, const json_t *modules, 
                                       json_pack("{s:s s:s s:i s:[[i i i i i I]]}", "class", name,
                                                 "signature", own[o], "tp", g, "points", 1000000,
                                                 1000000, 1000000, 0, 0, (json_int_t)below(s, 20)));
+        if (below(s, 3) == 0)
+            json_array_append_new(
+                memory, json_pack("{s:s s:s s:i s:[[i i i I I i]]}", "class", name, "signature",
+                                  "ending", "tp", g, "points", 1000000, 1000000, 1000000,
+                                  (json_int_t)below(s, 30), (json_int_t)below(s, 30), 0));
         json_array_foreach((json_t *)modules, i, m)
         {
             const char *sig = json_string_value(json_object_get(m, "name"));
