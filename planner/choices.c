@@ -52,7 +52,8 @@ static uint32_t longest_step(const struct ek_costs *c)
 #define LEAST_CHUNK 64 /* who measured less says nothing of chunks */
 
 /* Chunks of the prefill are chosen where the first objective is one of time, up to one that holds
- * all prompts, as long as the longest step that was measured. */
+ * all prompts, as long as the longest step that was measured; and where it is how much fits, which
+ * is most with the shortest. */
 static size_t chunk_choices(const struct ek_costs *c, const struct ek_request *r,
                             struct ek_choice out[8])
 {
@@ -60,16 +61,18 @@ static size_t chunk_choices(const struct ek_costs *c, const struct ek_request *r
     uint32_t prompt = ek_workload_prompt(&r->workload), most = longest_step(c);
     uint64_t all = (uint64_t)prompt * r->workload.batch;
     enum ek_objective first = r->objectives[0];
+    bool fits = first == EK_OBJ_CONTEXT || first == EK_OBJ_BATCH;
     size_t n = 0;
 
     out[n++] = (struct ek_choice){.chunk = r->workload.prefill_chunk};
-    if (r->workload.prefill_chunk || first >= EK_OBJ_CONTEXT || first == EK_OBJ_BALANCE)
+    if (r->workload.prefill_chunk || first == EK_OBJ_BALANCE)
         return n;
     out[0].chunk = most >= LEAST_CHUNK && most < EK_DEFAULT_CHUNK ? most : EK_DEFAULT_CHUNK;
     for (size_t i = 0; i < EK_ARRAY_LEN(usual); i++)
-        if (usual[i] <= most && (i == 0 || usual[i - 1] < all))
+        if (usual[i] <= most && (i == 0 || (usual[i - 1] < all && !fits)))
             out[n++] = (struct ek_choice){.chunk = usual[i], .measured = usual[i] > out[0].chunk};
-    if (prompt > EK_DEFAULT_CHUNK && prompt <= most && prompt <= usual[EK_ARRAY_LEN(usual) - 1])
+    if (!fits && prompt > EK_DEFAULT_CHUNK && prompt <= most &&
+        prompt <= usual[EK_ARRAY_LEN(usual) - 1])
         out[n++] = (struct ek_choice){.chunk = prompt, .measured = true};
     return n;
 }
@@ -94,12 +97,15 @@ static size_t degree_choices(const struct ek_costs *c, const struct ek_request *
 }
 
 /* Is choice k of the chunks longer than the prompts of a group, and so was one before it? */
-static bool repeated(const struct ek_workload *w, const struct ek_choice *chunks, size_t k,
+static bool repeated(const struct ek_request *r, const struct ek_choice *chunks, size_t k,
                      uint32_t micro_batches)
 {
+    const struct ek_workload *w = &r->workload;
     uint32_t prompts = (w->batch + micro_batches - 1) / micro_batches;
     uint32_t chunk = ek_chunk_of_group(w, chunks[k].chunk, prompts);
 
+    if (r->objectives[0] == EK_OBJ_BATCH) /* how many prompts is to be found */
+        return false;
     for (size_t i = 0; i < k; i++)
         if (ek_chunk_of_group(w, chunks[i].chunk, prompts) == chunk)
             return true;
@@ -117,7 +123,7 @@ size_t ek_choices(const struct ek_costs *c, const struct ek_request *r,
     for (size_t d = 0; d < n_degrees; d++)
         for (size_t k = 0; k < n_chunks; k++)
             for (size_t i = 0; i < n_counts; i++) {
-                if (repeated(&r->workload, chunks, k, counts[i]))
+                if (repeated(r, chunks, k, counts[i]))
                     continue;
                 out[n] = chunks[k];
                 out[n].tp = degrees[d];

@@ -326,7 +326,11 @@ void ek_use_join(struct ek_memory_use *u, const struct ek_memory_use *other)
     u->kv += other->kv;
     u->activations += other->activations;
     u->comm += other->comm;
+    u->layers |= other->layers;
+    use_buffers(&other->ending, &u->ending.activations, &u->ending.workspace);
     u->workspace = larger(u->workspace, other->workspace);
+    if (u->layers) /* scratch of a head behind layers may be more than of either */
+        u->workspace = larger(u->workspace, u->ending.workspace);
     u->overhead = larger(u->overhead, other->overhead);
     u->total = u->weights + u->kv + u->activations + u->workspace + u->comm + u->overhead;
 }

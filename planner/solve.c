@@ -376,6 +376,7 @@ static enum ek_status certify_other(const struct attempt *best, struct attempt *
                                     enum ek_answer_kind *kind)
 {
     struct ek_search_state reach = a->state;
+    size_t first = searched(a->request.objectives[0]); /* of objectives that are compared */
     struct ek_found f;
 
     ek_level_settle(&reach, a->request.objectives[0], best->values[0]);
@@ -383,7 +384,9 @@ static enum ek_status certify_other(const struct attempt *best, struct attempt *
     *kind = f.kind;
     if (f.kind != EK_ANSWER_OPTIMAL)
         return EK_OK;
-    for (size_t i = 0; i < a->request.n_objectives && !searched(a->request.objectives[i]); i++) {
+    *kind = EK_ANSWER_INFEASIBLE;
+    for (size_t i = first; i < a->request.n_objectives && !searched(a->request.objectives[i]);
+         i++) {
         enum ek_objective o = a->request.objectives[i];
         EK_TRY(ek_level_below(&a->state, o, best->values[i], &f));
         if (f.kind == EK_ANSWER_OPTIMAL)
@@ -396,24 +399,43 @@ static enum ek_status certify_other(const struct attempt *best, struct attempt *
     return EK_OK;
 }
 
+/* Where the size is sought: no more fits, and at the best's size nothing else is better. */
+static enum ek_status certify_choice(const struct ek_costs *c, const struct ek_request *r,
+                                     const struct ek_choice *choice, const struct attempt *best,
+                                     struct ek_effort *e, enum ek_answer_kind *kind)
+{
+    enum ek_objective o = r->objectives[0];
+    struct ek_request q = *r;
+    struct attempt a;
+    enum ek_status st;
+
+    *kind = EK_ANSWER_INFEASIBLE;
+    if (searched(o))
+        set_size(&q, o, (uint32_t)best->values[0]);
+    st = attempt_new(c, &q, choice, ek_ilp_solve, e, &a);
+    if (st == EK_NO)
+        return EK_OK;
+    EK_TRY(st);
+    if (searched(o))
+        EK_GOTO(size_certified(c, &a, o, best->values[0], e, kind), st, done);
+    if (*kind == EK_ANSWER_INFEASIBLE)
+        st = certify_other(best, &a, kind);
+    else if (*kind == EK_ANSWER_OPTIMAL)
+        st = disagree("the chunk", best->values[0] + 1, best->values[0]);
+done:
+    ek_problem_free(a.problem);
+    return st;
+}
+
 static enum ek_status certify_others(const struct ek_costs *c, const struct ek_request *r,
                                      struct ek_solution *s, const struct attempt *best, bool *done)
 {
     for (size_t i = 0; *done && i < s->n_tried; i++) {
-        struct attempt a;
         enum ek_answer_kind kind;
-        enum ek_status st;
-        if ((s->tried[i].micro_batches == best->choice.micro_batches &&
-             s->tried[i].chunk == best->choice.chunk && s->tried[i].tp == best->choice.tp) ||
-            searched(r->objectives[0]))
+        if (s->tried[i].micro_batches == best->choice.micro_batches &&
+            s->tried[i].chunk == best->choice.chunk && s->tried[i].tp == best->choice.tp)
             continue;
-        st = attempt_new(c, r, &s->tried[i], ek_ilp_solve, &s->ilp, &a);
-        if (st == EK_NO)
-            continue;
-        EK_TRY(st);
-        st = certify_other(best, &a, &kind);
-        ek_problem_free(a.problem);
-        EK_TRY(st);
+        EK_TRY(certify_choice(c, r, &s->tried[i], best, &s->ilp, &kind));
         *done = kind == EK_ANSWER_INFEASIBLE;
     }
     return EK_OK;

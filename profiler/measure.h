@@ -144,10 +144,10 @@ enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, const ato
 
 /* ---- memory.c: bytes by tag of a module alone -------------------------------------------------
  */
-/* Rows of a signature over tokens and batches; those that are there are left out. opt->dev has
- * nothing allocated and has run nothing. */
+/* Rows of a signature (the group's, or EK_STORE_ENDING for a head's) over tokens and batches; those
+ * that are there are left out. opt->dev has nothing allocated and has run nothing. */
 enum ek_status memory_measure(const struct rig_options *opt, const struct rig_group *group,
-                              struct ek_store *store, int64_t device);
+                              const char *signature, struct ek_store *store, int64_t device);
 /* Rows of EK_STORE_INCOMING and _OUTGOING: what hand-overs take on devices[i]. The others are where
  * it goes. */
 enum ek_status memory_of_links(const struct rig_options *opt, struct ek_device *const *devices,

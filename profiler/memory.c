@@ -285,8 +285,8 @@ static struct shape shape_at(const struct subject *s, size_t i)
                           .context = s->contexts.at[i / s->tokens.n / s->batches.n]};
 }
 
-static enum ek_status measure_rows(const struct rig_options *opt, const struct rig_group *group,
-                                   const char *signature, struct ek_store *store, int64_t device)
+enum ek_status memory_measure(const struct rig_options *opt, const struct rig_group *group,
+                              const char *signature, struct ek_store *store, int64_t device)
 {
     struct subject s = {.opt = opt, .group = group, .signature = signature};
     bool there = true;
@@ -311,15 +311,6 @@ static enum ek_status measure_rows(const struct rig_options *opt, const struct r
         EK_TRY(put_row(&s, store, device, &at));
     }
     return EK_OK;
-}
-
-enum ek_status memory_measure(const struct rig_options *opt, const struct rig_group *group,
-                              struct ek_store *store, int64_t device)
-{
-    EK_TRY(measure_rows(opt, group, group->module->signature, store, device));
-    if (group->module->kind != EK_MODULE_HEAD)
-        return EK_OK;
-    return measure_rows(opt, group, EK_STORE_ENDING, store, device);
 }
 
 /* Devices that exchange messages, and how. */

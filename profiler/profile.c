@@ -334,17 +334,27 @@ struct rig_options profile_rig_options(const struct ek_model *m, const struct ek
 }
 
 /* Scratch stays with a device, so each module sees a fresh one. */
+static enum ek_status measure_memory_of(struct profile *p, size_t i, size_t g,
+                                        const char *signature)
+{
+    struct profile_device d;
+    enum ek_status st;
+
+    EK_TRY(devices_stopped(p->opt->stop));
+    EK_TRY(profile_open(p, i, &d));
+    st = g == 0 ? twins_memory(&d) : EK_OK;
+    if (st == EK_OK)
+        st = memory_measure(&d.rig, &p->groups[g], signature, p->store, d.row.id);
+    ek_device_close(d.rig.dev);
+    return st;
+}
+
 static enum ek_status measure_memory(struct profile *p, size_t i)
 {
     for (size_t g = 0; g < p->n_groups; g++) {
-        struct profile_device d;
-        EK_TRY(devices_stopped(p->opt->stop));
-        EK_TRY(profile_open(p, i, &d));
-        enum ek_status st = g == 0 ? twins_memory(&d) : EK_OK;
-        if (st == EK_OK)
-            st = memory_measure(&d.rig, &p->groups[g], p->store, d.row.id);
-        ek_device_close(d.rig.dev);
-        EK_TRY(st);
+        EK_TRY(measure_memory_of(p, i, g, p->groups[g].module->signature));
+        if (p->groups[g].module->kind == EK_MODULE_HEAD)
+            EK_TRY(measure_memory_of(p, i, g, EK_STORE_ENDING));
         profile_say(p, p->done + 1, p->opt->devices[i].name);
     }
     return EK_OK;

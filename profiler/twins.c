@@ -87,7 +87,8 @@ static enum ek_status copy_memory(struct ek_store *store, int64_t from, int64_t 
     return st;
 }
 
-static enum ek_status copy_all(const struct profile_device *d, copy_fn copy)
+/* Of the modules, and of a signature that belongs to none. */
+static enum ek_status copy_all(const struct profile_device *d, copy_fn copy, const char *own)
 {
     const struct profile *p = d->p;
     struct ek_store_device *twins;
@@ -95,31 +96,23 @@ static enum ek_status copy_all(const struct profile_device *d, copy_fn copy)
     size_t n;
 
     EK_TRY(find(p->store, &d->row, &twins, &n));
-    for (size_t i = 0; i < n && st == EK_OK; i++)
+    for (size_t i = 0; i < n && st == EK_OK; i++) {
+        st = copy(p->store, twins[i].id, d->row.id, own);
         for (size_t g = 0; g < p->n_groups && st == EK_OK; g++)
             st = copy(p->store, twins[i].id, d->row.id, p->groups[g].module->signature);
+    }
     free(twins);
     return st;
 }
 
-/* What a stage takes by itself belongs to no module. */
 enum ek_status twins_times(const struct profile_device *d)
 {
-    struct ek_store_device *twins;
-    enum ek_status st = EK_OK;
-    size_t n;
-
-    EK_TRY(find(d->p->store, &d->row, &twins, &n));
-    for (size_t i = 0; i < n && st == EK_OK; i++)
-        st = copy_times(d->p->store, twins[i].id, d->row.id, EK_STORE_STAGE);
-    free(twins);
-    EK_TRY(st);
-    return copy_all(d, copy_times);
+    return copy_all(d, copy_times, EK_STORE_STAGE);
 }
 
 enum ek_status twins_memory(const struct profile_device *d)
 {
-    return copy_all(d, copy_memory);
+    return copy_all(d, copy_memory, EK_STORE_ENDING);
 }
 
 static const struct ek_store_device *named(const struct ek_store_device *all, size_t n,

@@ -503,6 +503,46 @@ START_TEST(the_prefill_chunk_is_chosen_among_what_was_measured)
 }
 END_TEST
 
+/* Steps of 256 tokens leave more room for the cache than the usual ones of 512: what the longest
+ * context is said to be, no plan goes beyond. */
+START_TEST(the_longest_context_is_that_of_the_shortest_chunk)
+{
+    char *prompt =
+        with(small, "'prompt':64,'generate':16,'prefill_chunk':32", "'prompt':512,'generate':16");
+    char *times = with(prompt, "[[1,1,0.001],[32,32,0.01],[32,64,0.012]]",
+                       "[[1,1,0.001],[512,512,0.1],[512,4096,0.1]]");
+    char *room = with(times, "'memory':1000,", "'memory':9000,");
+    char *text = with(room, "'links':[",
+                      "'memory':[{'class':'fast','signature':'layer','points':"
+                      "[[2,256,4096,50,0,0],[2,512,4096,900,0,0]]}],'links':[");
+    json_t *root = parse(text);
+    struct ek_costs *c = NULL;
+    struct ek_solution *s;
+    struct ek_request r;
+
+    ck_assert_msg(ek_costs_from_json(root, "room", &c) == EK_OK, "%s", ek_last_error());
+    r = request_for(c);
+    r.objectives[0] = EK_OBJ_CONTEXT;
+    r.objectives[1] = EK_OBJ_LATENCY;
+    s = solve(c, &r);
+    ck_assert_uint_eq(s->problem->workload.prefill_chunk, 256);
+    ck_assert(s->proven);
+    r.workload.context = s->context;
+    ek_solution_free(s);
+    r.objectives[0] = EK_OBJ_THROUGHPUT;
+    r.n_objectives = 1;
+    ek_solution_free(solve(c, &r));
+    r.workload.context++;
+    ck_assert_int_eq(ek_solve(c, &r, &s), EK_NO);
+    ek_costs_free(c);
+    json_decref(root);
+    free(prompt);
+    free(times);
+    free(room);
+    free(text);
+}
+END_TEST
+
 /* A layer takes 1 s a step and the head 1 s, whatever is in it. */
 static const struct {
     uint32_t batch, prompt, chunk;
@@ -605,6 +645,7 @@ int main(void)
     tcase_add_test(t, costs_survive_being_written_and_read);
     tcase_add_loop_test(t, the_prefill_chunk_is_chosen_among_what_was_measured, 0,
                         EK_ARRAY_LEN(chunks));
+    tcase_add_test(t, the_longest_context_is_that_of_the_shortest_chunk);
     tcase_add_loop_test(t, prompts_follow_one_another_in_chunks, 0, EK_ARRAY_LEN(streams));
     tcase_add_test(t, prefill_that_goes_on_takes_longer_than_its_points);
     tcase_add_loop_test(t, few_chunks_leave_stages_alone, 0, EK_ARRAY_LEN(besides));
