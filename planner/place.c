@@ -65,7 +65,7 @@ static void note_modules(const struct ek_problem *p, struct ek_placement *out, s
     for (uint32_t m = 0; m < p->first_item; m++)
         if (out->side_stage[m] == stage)
             add_module(p, m, s);
-    s->pictures_s = fmin(s->pictures_s, s->prefill_s);
+    s->pictures_s = fmin(s->pictures_s, fmin(s->prefill_s, s->passing_s));
 }
 
 /* The pictures of a prompt follow one another through the stages of the tower, before their prompt;
@@ -82,7 +82,7 @@ static void predict(const struct ek_problem *p, struct ek_placement *out)
     for (size_t i = 0; i < out->n_stages; i++) {
         struct ek_placed_stage *s = &out->stages[i];
         note_modules(p, out, i);
-        prefill += (s->prefill_s - s->pictures_s) / chunks + (w->prompt ? s->handoff_s : 0);
+        prefill += (s->passing_s - s->pictures_s) / chunks + (w->prompt ? s->handoff_s : 0);
         if (s->first <= s->last && i + 1 < out->n_stages)
             prefill += ek_problem_picture_hop(p, s->last, s->kind, s[1].kind);
         decode += s->decode_s + s->handoff_s;
@@ -102,12 +102,21 @@ static void predict(const struct ek_problem *p, struct ek_placement *out)
 
 /* ---- From columns -------------------------------------------------------------------------------
  */
+static void take_times(const struct ek_problem *p, const struct ek_stage_times *t,
+                       struct ek_placed_stage *s)
+{
+    s->prefill_s = t->prefill * p->micro_batches;
+    s->passing_s = t->passing * p->micro_batches;
+    s->decode_s = t->decode;
+}
+
 static void stage_times(const struct ek_problem *p, struct ek_placed_stage *s, uint32_t sides)
 {
+    struct ek_stage_times t = {0};
     bool outside = false;
 
-    ek_problem_times(p, s->kind, s->first, s->last, sides, &s->prefill_s, &s->decode_s, &outside);
-    s->prefill_s *= p->micro_batches;
+    (void)ek_problem_times(p, s->kind, s->first, s->last, sides, &t, &outside);
+    take_times(p, &t, s);
 }
 
 /* Devices of a group are taken in order, columns in the order of the chain. */
@@ -296,9 +305,10 @@ static bool add_times(struct mapper *m, size_t i)
 {
     const struct ek_problem *p = m->p;
     struct ek_placed_stage *s = &m->out->stages[i];
+    struct ek_stage_times t;
     bool outside = false;
 
-    if (!ek_problem_times(p, s->kind, s->first, s->last, 0, &s->prefill_s, &s->decode_s, &outside))
+    if (!ek_problem_times(p, s->kind, s->first, s->last, 0, &t, &outside))
         return false;
     for (uint32_t k = 0; k < p->first_item; k++) {
         const struct ek_modcost *c = ek_modcost_of(p, p->groups[p->kinds[s->kind].group].cls, 1, k);
@@ -306,9 +316,10 @@ static bool add_times(struct mapper *m, size_t i)
             continue;
         if (!c->known)
             return false;
-        s->prefill_s += c->prefill;
+        t.prefill += c->prefill;
+        t.passing += c->prefill;
     }
-    s->prefill_s *= p->micro_batches;
+    take_times(p, &t, s);
     return add_hop(m, i);
 }
 

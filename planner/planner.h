@@ -241,6 +241,8 @@ struct ek_pdevice {
 };
 struct ek_kind { /* what one stage runs on: tp devices of a group */
     uint32_t group, tp;
+    double whole_s,
+        others_s; /* all prompts through the chain: on it, on one of the others (mean) */
 };
 struct ek_memory_use {
     uint64_t weights, kv, activations, workspace, comm, overhead, total;
@@ -256,7 +258,7 @@ struct ek_column { /* one possible stage; first > last: side modules alone */
     double prefill;      /* all prompts of a micro-batch group, seconds */
     double decode;       /* one decode step of one group */
     double work;         /* prefill + generate * decode */
-    double sum;          /* prefill / chunks + generate * decode: its part of the latency */
+    double sum;          /* passing / chunks + generate * decode: its part of the latency */
     double ratio;        /* used / cap */
     uint64_t total;      /* bytes on each of its devices */
 };
@@ -328,8 +330,13 @@ uint64_t ek_prefill_chunks(const struct ek_workload *w, uint32_t prompts);
 struct ek_memory_use ek_problem_memory(const struct ek_problem *p, uint32_t kind, int32_t first,
                                        int32_t last, uint32_t sides);
 /* Times of a stage; false when the class has none for one of its modules at that degree. */
+struct ek_stage_times {
+    double prefill; /* all prompts of a group */
+    double passing; /* the same at the pace of the first chunk, which meets fewer neighbours */
+    double decode;  /* a step of a group */
+};
 bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
-                      uint32_t sides, double *prefill, double *decode, bool *outside);
+                      uint32_t sides, struct ek_stage_times *out, bool *outside);
 
 /* ---- Oracles: the cheapest plan under limits
  * ------------------------------------------------------ */
@@ -437,6 +444,7 @@ struct ek_placed_stage {
         handoff_s;                      /* all prompts of the batch; one step of a group; its hop */
     double prefill_mad_s, decode_mad_s; /* of the samples that they were predicted from */
     uint32_t samples;                   /* least behind any of its modules; 0: an estimate */
+    double passing_s;                   /* prefill_s at the pace of the first chunk */
     double pictures_s;                  /* of prefill_s: what works on pictures */
 };
 struct ek_placement { /* execution order: side modules' stages first */

@@ -195,7 +195,7 @@ static enum ek_status make_kinds(struct ek_problem *p, const struct ek_request *
     for (uint32_t g = 0; g < p->n_groups; g++)
         for (uint32_t tp = 1; tp <= EK_PLAN_MAX_TP && tp <= p->groups[g].count; tp *= 2)
             if ((r->tp == 0 || r->tp == tp) && has_degree(p->costs, p->groups[g].cls, tp))
-                p->kinds[p->n_kinds++] = (struct ek_kind){g, tp};
+                p->kinds[p->n_kinds++] = (struct ek_kind){.group = g, .tp = tp};
     if (p->n_kinds == 0)
         return ek_error(EK_NO, "no device has times at tensor-parallel degree %u", r->tp);
     return EK_OK;
@@ -345,14 +345,16 @@ static enum ek_status add_column(struct ek_problem *p, size_t *cap, const struct
     struct ek_column c = *shape;
     const struct ek_group *g = &p->groups[p->kinds[c.kind].group];
     double chunks = p->chunks ? p->chunks : 1;
+    struct ek_stage_times t;
 
-    *known =
-        ek_problem_times(p, c.kind, c.first, c.last, c.sides, &c.prefill, &c.decode, &p->outside);
+    *known = ek_problem_times(p, c.kind, c.first, c.last, c.sides, &t, &p->outside);
     if (!*known)
         return EK_OK;
+    c.prefill = t.prefill;
+    c.decode = t.decode;
     c.total = total;
     c.work = c.prefill + p->workload.generate * c.decode;
-    c.sum = c.prefill / chunks + p->workload.generate * c.decode;
+    c.sum = t.passing / chunks + p->workload.generate * c.decode;
     c.ratio = (double)total / (double)(g->cap ? g->cap : 1);
     EK_TRY(ek_grow((void **)&p->columns, cap, p->n_columns + 1, sizeof(c), MAX_COLUMNS));
     p->columns[p->n_columns++] = c;
@@ -515,6 +517,7 @@ enum ek_status ek_problem_new(const struct ek_costs *c, const struct ek_request 
     EK_GOTO(make_sides(p, r), st, fail);
     EK_GOTO(make_kinds(p, r), st, fail);
     EK_GOTO(price_modules(p, r->measured_chunk), st, fail);
+    ek_price_chain(p);
     EK_GOTO(make_hops(p, r), st, fail);
     EK_GOTO(make_columns(p), st, fail);
     EK_GOTO(check_cover(p), st, fail);

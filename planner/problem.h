@@ -37,6 +37,11 @@ double ek_prefill_seconds(const struct ek_problem *p, const struct ek_cost_curve
 /* Others at work beside a stage, on average while it works: of `stages` like ones that so many jobs
  * pass through in order. */
 double ek_stages_beside(uint32_t stages, double jobs);
+/* Others that the first of the jobs meets at each stage, so that latencies add up: it has the empty
+ * pipeline before it. */
+double ek_stages_passed(uint32_t stages, double jobs);
+/* What kinds take for the whole chain, once modules have their costs. */
+void ek_price_chain(struct ek_problem *p);
 double ek_decode_seconds(const struct ek_problem *p, const struct ek_cost_curve *c, bool *outside);
 
 /* Memory of a stage, module by module. */

@@ -163,7 +163,8 @@ static const struct ek_cost_stage *measured_stage(const struct ek_costs *c, uint
 
 struct sums { /* of the modules of a stage; seen: on pictures, which go through one stage at a time
                */
-    double prefill, decode, seen;
+    double prefill, passing, decode, seen;
+    double layers; /* of prefill: what neighbours slow */
     bool outside;
 };
 
@@ -178,6 +179,8 @@ static bool add_module(const struct ek_problem *p, uint32_t cls, uint32_t tp, ui
         out->seen += c->prefill;
     else
         out->prefill += c->prefill;
+    if (p->costs->modules[module].kind == EK_MODULE_LAYER)
+        out->layers += c->prefill;
     out->decode += c->decode;
     out->outside = out->outside || c->outside;
     return true;
@@ -193,21 +196,71 @@ double ek_stages_beside(uint32_t stages, double jobs)
     return squares / (stages * jobs) - 1;
 }
 
+/* Slot by slot, of the neighbours of stages in all slots but those that the last n - 1 of the jobs
+ * are done in at one stage: what the first job meets on its way, of each of the stages. */
+double ek_stages_passed(uint32_t stages, double jobs)
+{
+    double k = fmin(stages, jobs), all;
+
+    if (k <= 1)
+        return 0;
+    all = (k - 1) * (k - 2) + (k - 1) * (fabs(stages - jobs) + 1);
+    return (all - (jobs - 1) * ek_stages_beside(stages, jobs)) / stages;
+}
+
+/* All prompts of a group through the whole chain, were it on devices of a class alone. */
+static double whole_chain(const struct ek_problem *p, uint32_t cls, uint32_t tp)
+{
+    double sum = 0;
+
+    for (uint32_t i = p->n_seeing; i < p->n_items; i++)
+        sum += ek_modcost_of(p, cls, tp, p->first_item + i)->prefill;
+    return sum;
+}
+
+void ek_price_chain(struct ek_problem *p)
+{
+    double all = 0, own;
+
+    for (uint32_t d = 0; d < p->n_devices; d++)
+        all += whole_chain(p, p->devices[d].cls, 1);
+    for (uint32_t i = 0; i < p->n_kinds; i++) {
+        struct ek_kind *k = &p->kinds[i];
+        uint32_t cls = p->groups[k->group].cls;
+        k->whole_s = whole_chain(p, cls, k->tp);
+        own = k->tp * whole_chain(p, cls, 1);
+        k->others_s = p->n_devices > k->tp ? fmax(all - own, 0) / (p->n_devices - k->tp) : 0;
+    }
+}
+
+/* The share of its time that a stage has a neighbour at work, were there no ends: of the rest of
+ * the chain each of the others has as much as any. */
+static double accompanied(const struct ek_kind *k, uint32_t stages, double seconds)
+{
+    double rest = fmax(1 - seconds / fmax(k->whole_s, seconds), 0) * k->others_s;
+
+    return stages > 1 && seconds > 0 ? fmin(rest / (stages - 1) / seconds, 1) : 1;
+}
+
 /* Stages at work at the same time slow each other where they share a memory bus, for as long as
- * they are at work together: few chunks leave a pipeline empty at its ends, and of decoding as many
- * stages work as there are groups. */
-static void slow_down(const struct ek_problem *p, uint32_t cls, int32_t first, int32_t last,
+ * they are at work together: few chunks leave a pipeline empty at its ends, a stage that has less
+ * to do leaves its neighbours alone, and of decoding as many stages work as there are groups. */
+static void slow_down(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
                       struct sums *s)
 {
-    const struct ek_cost_class *k = &p->costs->classes[cls];
+    const struct ek_kind *of = &p->kinds[kind];
+    const struct ek_cost_class *k = &p->costs->classes[p->groups[of->group].cls];
     uint32_t devices = ek_costs_devices(p->costs), stages = p->n_devices;
-    double others = devices > 1 ? devices - 1 : 1;
+    double others = devices > 1 ? devices - 1 : 1, jobs = (double)p->chunks * p->micro_batches;
+    double slow;
 
+    s->passing = s->prefill;
     if (first == 0 && last == (int32_t)p->n_items - 1) /* alone */
         return;
     stages = stages < p->n_items ? stages : p->n_items;
-    s->prefill *= 1 + (k->slow_prefill - 1) *
-                          ek_stages_beside(stages, (double)p->chunks * p->micro_batches) / others;
+    slow = (k->slow_prefill - 1) * accompanied(of, stages, s->prefill) / others;
+    s->passing += s->layers * slow * ek_stages_passed(stages, jobs);
+    s->prefill += s->layers * slow * ek_stages_beside(stages, jobs);
     s->decode *= 1 + (k->slow_decode - 1) * (fmin(stages, p->micro_batches) - 1) / others;
 }
 
@@ -223,11 +276,12 @@ static void go_on(const struct ek_problem *p, uint32_t cls, struct sums *s)
     double longer = all > 0 ? last_longer(&p->costs->classes[cls], all) / all : 1;
 
     s->prefill *= longer;
+    s->passing *= longer;
     s->seen *= longer;
 }
 
 bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
-                      uint32_t sides, double *prefill, double *decode, bool *outside)
+                      uint32_t sides, struct ek_stage_times *out, bool *outside)
 {
     const struct ek_kind *k = &p->kinds[kind];
     uint32_t cls = p->groups[k->group].cls;
@@ -240,7 +294,7 @@ bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, 
     if (first <= last && p->costs->n_stages)
         stage = measured_stage(p->costs, cls, k->tp, (uint32_t)first, (uint32_t)last);
     if (stage) {
-        t.prefill = stage->prefill_s / p->micro_batches;
+        t.prefill = t.layers = stage->prefill_s / p->micro_batches;
         t.decode = stage->decode_s;
     }
     if (ek_sides_apart(first, last, sides))
@@ -252,10 +306,9 @@ bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, 
         for (uint32_t j = 0; (sides >> s & 1) && j < p->sides[s].n; j++)
             if (!add_module(p, cls, k->tp, p->sides[s].modules[j], &t))
                 return false;
-    slow_down(p, cls, first, last, &t);
+    slow_down(p, kind, first, last, &t);
     go_on(p, cls, &t);
-    *prefill = t.prefill + t.seen;
-    *decode = t.decode;
+    *out = (struct ek_stage_times){t.prefill + t.seen, t.passing + t.seen, t.decode};
     *outside = *outside || t.outside;
     return true;
 }

@@ -109,7 +109,8 @@ enum ek_status ek_store_times(struct ek_store *s, int64_t device, const char *si
                               struct ek_store_time_row **out, size_t *n);
 /* By how much another device at work slows a device in a phase: median over its rows with busy > 0
  * of their time over the row measured alone, what is over 1 a neighbour; at least 1, and 1 where
- * nothing was measured. */
+ * nothing was measured. Neighbours never rest: where it is known what the device takes itself when
+ * it goes on (EK_STORE_SUSTAINED), its clocks are no part of the factor. */
 enum ek_status ek_store_slowdown(struct ek_store *s, int64_t device, enum ek_phase phase,
                                  double *factor);
 

@@ -130,8 +130,12 @@ enum ek_status ek_store_slowdown(struct ek_store *s, int64_t device, enum ek_pha
 
     EK_TRY(ek_store_prepare(
         s, &st,
-        "SELECT 1 + (b.median_s / a.median_s - 1) / b.busy AS ratio FROM measurement a JOIN "
-        "measurement b"
+        "SELECT 1 + (b.median_s / max(a.median_s, ifnull((SELECT max(c.median_s) FROM measurement c"
+        " WHERE c.device_id = a.device_id AND c.signature_id = a.signature_id AND"
+        " c.phase = a.phase AND c.batch = a.batch AND c.tokens = a.tokens AND"
+        " c.context = a.context AND c.act = a.act AND c.cache = a.cache AND c.busy = 0 AND"
+        " c.launch = '" EK_STORE_SUSTAINED "'), 0)) - 1) / b.busy AS ratio FROM measurement a"
+        " JOIN measurement b"
         " USING(device_id, signature_id, phase, batch, tokens, context, act, cache, launch)"
         " WHERE device_id = ? AND phase = ? AND a.busy = 0 AND b.busy > 0 AND a.median_s > 0"
         " ORDER BY ratio",

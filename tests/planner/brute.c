@@ -157,10 +157,12 @@ static double at_once(const struct brute *b)
     return (stages(b) < b->m ? stages(b) : b->m) - 1;
 }
 
-/* The share of all others that is at work while a stage is, slot by slot. */
-static double beside(const struct brute *b, uint32_t jobs)
+/* Shares of all others, slot by slot: that are at work while a stage is; and that the first job
+ * meets at each stage, so that its way and the other jobs at the longest stage add up to the whole.
+ */
+static void beside(const struct brute *b, uint32_t jobs, double *while_working, double *passing)
 {
-    double busy = 0, pairs = 0;
+    double busy = 0, pairs = 0, slots = 0;
 
     for (uint32_t slot = 0; slot < stages(b) + jobs; slot++) {
         double n = 0;
@@ -168,13 +170,44 @@ static double beside(const struct brute *b, uint32_t jobs)
             n += slot >= s && slot - s < jobs;
         busy += n;
         pairs += n * (n - 1);
+        slots += n > 0 ? n - 1 : 0;
     }
-    return busy > 0 ? pairs / busy / others(b) : 0;
+    *while_working = busy > 0 ? pairs / busy / others(b) : 0;
+    *passing = (slots / others(b) - (jobs - 1.0) * *while_working) / stages(b);
+}
+
+/* The chain's prompts on devices of a class alone. */
+static double whole_chain(const struct brute *b, uint32_t cls, uint32_t tp)
+{
+    struct stage s = {.cls = cls, .tp = tp};
+    double sum = 0;
+
+    for (uint32_t i = b->c->n_sides; b->prompt && i < b->c->n_modules; i++) {
+        const struct ek_cost_times *t = times(b, &s, b->c->modules[i].sig);
+        if (t && b->c->modules[i].kind < EK_MODULE_VISION)
+            sum += t->prefill.rows[0].time.median_s / b->m;
+    }
+    return sum;
+}
+
+/* How much of its time a stage has neighbours, who share what it leaves of the chain. */
+static double accompanied(const struct brute *b, const struct stage *s, double seconds)
+{
+    double own = whole_chain(b, s->cls, s->tp), others = 0, left;
+
+    if (seconds <= 0 || stages(b) < 2)
+        return 1;
+    for (uint32_t d = 0; d < b->n_devices; d++)
+        others += whole_chain(b, b->devices[d].cls, 1);
+    others -= s->tp * whole_chain(b, s->cls, 1);
+    others = others > 0 && b->n_devices > s->tp ? others / (b->n_devices - s->tp) : 0;
+    left = own > seconds ? 1 - seconds / own : 0;
+    return fmin(left * others / (stages(b) - 1) / seconds, 1);
 }
 
 /* Memory, prefill of a group and decode step of one stage; false where it cannot be. */
-static bool price(const struct brute *b, const struct stage *s, double *prefill, double *decode,
-                  double *total)
+static bool price(const struct brute *b, const struct stage *s, double *prefill, double *passing,
+                  double *decode, double *total)
 {
     const struct ek_cost_class *k = &b->c->classes[s->cls];
     const struct ek_workload *w = &b->r->workload;
@@ -185,6 +218,7 @@ static bool price(const struct brute *b, const struct stage *s, double *prefill,
     bool alone = s->first == 0 && s->last == (int)b->n_items - 1;
     bool layers = false;
     double seen = 0; /* nobody else works meanwhile */
+    double slow, busy, met, slowed = 0;
 
     *prefill = own && b->prompt ? own->prefill.rows[0].time.median_s / b->m : 0;
     *decode =
@@ -202,6 +236,8 @@ static bool price(const struct brute *b, const struct stage *s, double *prefill,
             return false;
         if (sees && w->images)
             seen += t->prefill.rows[0].time.median_s / b->m;
+        if (!sees && b->prompt && m->kind == EK_MODULE_LAYER)
+            slowed += t->prefill.rows[0].time.median_s / b->m;
         if (!sees && b->prompt)
             *prefill += t->prefill.rows[0].time.median_s / b->m;
         if (!sees && w->generate)
@@ -227,8 +263,10 @@ static bool price(const struct brute *b, const struct stage *s, double *prefill,
             }
     }
     add_ending(b, s, layers, end, &act, &work);
-    *prefill *= alone ? 1 : 1 + (k->slow_prefill - 1) * beside(b, b->chunks * b->m);
-    *prefill += seen;
+    slow = alone ? 0 : (k->slow_prefill - 1) * accompanied(b, s, *prefill);
+    beside(b, b->chunks * b->m, &busy, &met);
+    *passing = *prefill + slowed * slow * met + seen;
+    *prefill += slowed * slow * busy + seen;
     *decode *= alone ? 1 : 1 + (k->slow_decode - 1) * at_once(b) / others(b);
     if (apart) { /* what a stage takes whatever its modules, once more */
         struct stage beside = *s;
@@ -333,10 +371,10 @@ static void evaluate(struct brute *b)
 
     for (uint32_t i = 0; i < b->n_stages; i++) {
         const struct stage *s = &b->stages[i], *before = i ? &b->stages[i - 1] : NULL;
-        double p, d;
-        if (!price(b, s, &p, &d, &totals[i]))
+        double p, passing, d;
+        if (!price(b, s, &p, &passing, &d, &totals[i]))
             return;
-        latency += p / b->chunks + w->generate * d;
+        latency += passing / b->chunks + w->generate * d;
         longest = fmax(longest, p);
         step = fmax(step, d);
         work = fmax(work, p + w->generate * d);

@@ -569,7 +569,7 @@ START_TEST(prompts_follow_one_another_in_chunks)
     struct ek_costs *c = NULL;
     struct ek_solution *s;
     struct ek_request r;
-    double layers, end, skip;
+    struct ek_stage_times layers, end;
     bool outside = false;
 
     ck_assert_msg(ek_costs_from_json(root, "chunks", &c) == EK_OK, "%s", ek_last_error());
@@ -579,10 +579,10 @@ START_TEST(prompts_follow_one_another_in_chunks)
     r.workload.prefill_chunk = streams[_i].chunk;
     r.workload.micro_batches = 1;
     s = solve(c, &r);
-    ck_assert(ek_problem_times(s->problem, 0, 1, 2, 0, &layers, &skip, &outside));
-    ck_assert(ek_problem_times(s->problem, 0, 6, 6, 0, &end, &skip, &outside));
-    ck_assert_double_eq_tol(layers, 2 * streams[_i].layer, 1e-9 * layers);
-    ck_assert_double_eq_tol(end, streams[_i].head, 1e-9);
+    ck_assert(ek_problem_times(s->problem, 0, 1, 2, 0, &layers, &outside));
+    ck_assert(ek_problem_times(s->problem, 0, 6, 6, 0, &end, &outside));
+    ck_assert_double_eq_tol(layers.prefill, 2 * streams[_i].layer, 1e-9 * layers.prefill);
+    ck_assert_double_eq_tol(end.prefill, streams[_i].head, 1e-9);
     ek_solution_free(s);
     ek_costs_free(c);
     json_decref(root);
@@ -601,7 +601,7 @@ START_TEST(prefill_that_goes_on_takes_longer_than_its_points)
     struct ek_costs *c = NULL;
     struct ek_solution *s;
     struct ek_request r;
-    double prefill, skip;
+    struct ek_stage_times t;
     bool outside = false;
 
     ck_assert_msg(ek_costs_from_json(root, "clocks", &c) == EK_OK, "%s", ek_last_error());
@@ -609,10 +609,10 @@ START_TEST(prefill_that_goes_on_takes_longer_than_its_points)
     r.workload.micro_batches = 1;
     s = solve(c, &r);
     ck_assert_uint_eq(s->problem->kinds[0].tp, 1);
-    ck_assert(ek_problem_times(s->problem, 0, 1, 4, 0, &prefill, &skip, &outside));
-    ck_assert_double_eq_tol(prefill, 2 * 0.088 + 0.1 * (2 * 0.088 - 0.028), 1e-9);
-    ck_assert(ek_problem_times(s->problem, 0, 0, 0, 0, &prefill, &skip, &outside));
-    ck_assert_double_eq_tol(prefill, 0.001, 1e-9); /* over before clocks fall */
+    ck_assert(ek_problem_times(s->problem, 0, 1, 4, 0, &t, &outside));
+    ck_assert_double_eq_tol(t.prefill, 2 * 0.088 + 0.1 * (2 * 0.088 - 0.028), 1e-9);
+    ck_assert(ek_problem_times(s->problem, 0, 0, 0, 0, &t, &outside));
+    ck_assert_double_eq_tol(t.prefill, 0.001, 1e-9); /* over before clocks fall */
     ek_solution_free(s);
     ek_costs_free(c);
     json_decref(root);

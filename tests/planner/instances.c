@@ -90,8 +90,8 @@ static void tiny_class(uint64_t *s, json_t *root, int k, const json_t *modules, 
         json_pack("{s:s s:I s:I s:I s:I s:s s:f s:f}", "name", name, "count",
                   (json_int_t)(1 + below(s, 2)), "memory", (json_int_t)(120 + below(s, 300)),
                   "overhead", (json_int_t)below(s, 20), "tp_reserve", (json_int_t)below(s, 10),
-                  "memory_group", group, "slow_prefill", 1 + (double)below(s, 2) / 4, "slow_decode",
-                  1 + (double)below(s, 2) / 8));
+                  "memory_group", group, "slow_prefill", 1 + (double)below(s, 3) / 1.5,
+                  "slow_decode", 1 + (double)below(s, 2) / 8));
     for (int g = 1; g <= (tp ? 2 : 1); g++) {
         if (below(s, 2))
             add_times(times, name, "stage", g, some(s, 0, 0.3), some(s, 0, 0.02));

@@ -315,8 +315,13 @@ START_TEST(slowdown_is_the_median_over_rows_with_busy_neighbours)
     ck_assert_double_eq_tol(f, (1.25 + 1.3) / 2, 1e-12);
     ck_assert_int_eq(ek_store_slowdown(s, k.device, EK_PHASE_PREFILL, &f), EK_OK);
     ck_assert_double_eq(f, 1);
+    k.tokens = 1;
+    strcpy(k.launch, EK_STORE_SUSTAINED);
+    put_time(s, &k, 1.125); /* of what goes on, the clocks take so much */
+    ck_assert_int_eq(ek_store_slowdown(s, k.device, EK_PHASE_DECODE, &f), EK_OK);
+    ck_assert_double_eq_tol(f, (1.25 / 1.125 + 1.3) / 2, 1e-12);
     ck_assert_int_eq(ek_store_times(s, k.device, "layer", &rows, &n), EK_OK);
-    ck_assert_uint_eq(n, 2); /* the busy row is not among those measured alone */
+    ck_assert_uint_eq(n, 3); /* the busy row is not among those measured alone */
     free(rows);
     ek_store_close(s);
 }
