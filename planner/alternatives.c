@@ -219,21 +219,60 @@ static enum ek_status with_memory(const struct ek_costs *c, const struct ek_requ
     return quick(c, &q, m, value, NULL, NULL);
 }
 
+static const char *device_name(const struct ek_costs *c, size_t d, size_t *cls)
+{
+    for (*cls = 0; d >= c->classes[*cls].count; (*cls)++)
+        d -= c->classes[*cls].count;
+    return c->classes[*cls].devices[d].name;
+}
+
+/* Budgets given one for each device, by name, and for further devices of a class as for its first.
+ * *out is freed by the caller. */
+static enum ek_status further_budgets(const struct ek_costs *c, const struct ek_request *r,
+                                      size_t cls, uint32_t more, struct ek_request *out)
+{
+    struct ek_budget *b = ek_calloc(r->n_budgets + more, sizeof(*b)), like = {.name = ""};
+    size_t of, device = 0, n = r->n_budgets;
+
+    if (b == NULL)
+        return EK_ENOMEM;
+    for (size_t i = 0; i < n; i++) {
+        b[i] = r->budgets[i];
+        if (b[i].name[0] != '\0')
+            continue;
+        snprintf(b[i].name, sizeof(b[i].name), "%s", device_name(c, device++, &of));
+        if (of == cls && like.name[0] == '\0')
+            like = b[i];
+    }
+    for (uint32_t i = 0; i < more; i++, n++) {
+        b[n] = like;
+        snprintf(b[n].name, sizeof(b[n].name), "%.40s+%u", c->classes[cls].name, i + 1);
+    }
+    out->budgets = b;
+    out->n_budgets = n;
+    return EK_OK;
+}
+
 static enum ek_status with_devices(const struct ek_costs *c, const struct ek_request *r, uint32_t m,
                                    size_t cls, uint32_t more, double *value)
 {
+    size_t unnamed = 0;
     struct variant v;
     struct ek_request q = *r;
     enum ek_status st;
 
     if (ek_costs_devices(c) + more > EK_PLAN_MAX_DEVICES)
         return EK_NO;
+    for (size_t i = 0; i < r->n_budgets; i++)
+        unnamed += r->budgets[i].name[0] == '\0';
     EK_TRY(variant_new(c, &v));
     st = add_devices(&v, cls, more);
-    if (q.n_budgets > 1 && q.budgets[0].name[0] == '\0')
-        q.n_budgets = 0; /* one for each device: the new ones have none */
+    if (st == EK_OK && unnamed > 1)
+        st = further_budgets(c, r, cls, more, &q);
     if (st == EK_OK)
         st = quick(&v.costs, &q, m, value, NULL, NULL);
+    if (q.budgets != r->budgets)
+        free(q.budgets);
     variant_free(&v);
     return st;
 }

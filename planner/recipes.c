@@ -255,12 +255,15 @@ static enum ek_status read_split(const struct ek_problem *p, const char *text,
     uint32_t counts[EK_PLAN_MAX_DEVICES] = {0}, n = 0, layers = chain_of(p).n_layers, left = layers;
     uint64_t said = 0;
 
-    for (const char *s = text + strspn(text, "[ "); *s && *s != ']'; s += strspn(s, ", ")) {
+    for (const char *s = text + strspn(text, "[ "); *s && *s != ']';) {
         char *end;
         unsigned long v = strtoul(s, &end, 10);
         if (end == s || v > EK_PLAN_MAX_MODULES || n == p->n_devices)
             return ek_error(EK_EUSAGE, "--from \"%s\": a split has up to %u numbers of layers",
                             text, p->n_devices);
+        end += strspn(end, " ");
+        end += *end == ',';
+        end += strspn(end, " ");
         said += v;
         counts[n] = v < left ? (uint32_t)v : left;
         left -= counts[n++];

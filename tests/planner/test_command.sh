@@ -35,6 +35,7 @@ expect 2 "unknown command" "$plan" paln
 expect 2 "unknown option" "$plan" plan --costs "$costs" --fast
 expect 2 "no input" "$plan" plan
 expect 2 "bad size" "$plan" plan --costs "$costs" --max-memory 15XB
+expect 2 "a split with a gap" "$plan" plan --costs "$costs" --from "[3,4,,4,4,4,4,4,3]"
 expect 2 "too few sizes" "$plan" plan --costs "$costs" --max-memory "15GB 15GB"
 expect 2 "unknown module" "$plan" plan --costs "$costs" --pin nothing=cuda:0
 expect 3 "missing file" "$plan" plan --costs "$dir/none.json"
@@ -79,6 +80,9 @@ says "out" '"lm_head": "cpu"'
 expect 2 "another type of cache" "$plan" plan --costs "$tp" --cache F16
 expect 1 "too small a part" "$plan" plan --costs "$costs" --max-memory 30% # 7.10 GiB
 says "err" " 256.00 MiB more on every device would do"
+expect 1 "one size for each" "$plan" plan --costs "$costs" --max-memory \
+    "7GiB 7GiB 7GiB 7GiB 7GiB 7GiB 7GiB 1GiB"
+says "err" "3 more rtx4090 would do" # of 7 GiB, as the others
 expect 0 "as much more" "$plan" plan --costs "$costs" --max-memory 7.35GiB
 expect 1 "too few stages" "$plan" plan --costs "$costs" --max-stages 2
 says "err" "with --max-stages 3 it fits"
