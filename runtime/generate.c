@@ -92,3 +92,8 @@ enum ek_status ek_generate(struct ek_engine *e, const struct ek_prompt *prompts,
         *timing = t;
     return st;
 }
+
+enum ek_status ek_generate_stream(struct ek_engine *e, const struct ek_generations *from)
+{
+    return wave_stream(e, from);
+}

@@ -406,6 +406,25 @@ enum ek_status ek_generate(struct ek_engine *e, const struct ek_prompt *prompts,
                            struct ek_generate_timing *timing);
 void ek_completions_free(struct ek_completion *c, size_t n); /* NULL is fine */
 
+/* ---- Generation of prompts that come and go: serving ------------------------------------------
+ */
+struct ek_generation {              /* the caller's, who keeps it where it is until it has ended */
+    struct ek_prompt prompt;        /* from 1 to the engine's max_context tokens */
+    struct ek_generate_options opt; /* its own; cancel is not looked at */
+    struct ek_completion out;       /* so far; ids are freed by the caller, with free() */
+};
+struct ek_generations {
+    /* The next one. *out NULL: there is none now; with wait (nothing runs) it is called to wait for
+     * one, and NULL ends ek_generate_stream. */
+    enum ek_status (*next)(void *user, bool wait, struct ek_generation **out);
+    void (*ended)(void *user, struct ek_generation *g); /* all of its answer is there */
+    void *user;
+};
+/* Runs them as they come: each joins those that run as soon as a sequence of the engine is free,
+ * its prompt in chunks between their steps. Everything is called on the calling thread. When it
+ * fails, those that did not end are the caller's again. */
+enum ek_status ek_generate_stream(struct ek_engine *e, const struct ek_generations *from);
+
 /* ---- Benchmark: a workload of synthetic token ids, timed ------------------------------------- */
 struct ek_bench_options {
     uint32_t batch, prompt, generate; /* 0: the plan's */

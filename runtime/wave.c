@@ -12,9 +12,9 @@ static bool cancelled(const struct wave *w)
     return w->opt->cancel != NULL && *w->opt->cancel;
 }
 
-static bool greedy(const struct wave *w)
+static bool greedy(const struct wave_seq *s)
 {
-    return w->opt->sampling.temperature == 0;
+    return s->opt->sampling.temperature == 0;
 }
 
 /* ---- life */
@@ -38,28 +38,32 @@ static enum ek_status make_groups(struct wave *w)
     return EK_OK;
 }
 
+/* Sequence i of the wave, whose prompt waits for its turn from now on. */
+static enum ek_status open_sequence(struct wave *w, uint32_t i)
+{
+    struct wave_seq *s = &w->seqs[i];
+
+    EK_TRY(ek_engine_seq_open(w->e, &s->slot));
+    s->open = true;
+    s->running = true;
+    s->random = s->opt->sampling.seed + s->index;
+    s->out->finish = EK_FINISH_LENGTH;
+    w->order[w->n_queued++ % w->n] = i;
+    return EK_OK;
+}
+
 static enum ek_status open_sequences(struct wave *w)
 {
     for (uint32_t i = 0; i < w->n; i++) {
-        struct wave_seq *s = &w->seqs[i];
-        EK_TRY(ek_engine_seq_open(w->e, &s->slot));
-        s->open = true;
-        s->running = true;
-        s->random = w->opt->sampling.seed + s->index;
-        s->out->finish = EK_FINISH_LENGTH;
+        w->seqs[i].opt = w->opt;
+        EK_TRY(open_sequence(w, i));
     }
     return EK_OK;
 }
 
 /* Room for what prompts with pictures have besides tokens. */
-static enum ek_status make_extras(struct wave *w)
+static enum ek_status make_extras(struct wave *w, bool positions, bool rows)
 {
-    bool positions = false, rows = false;
-
-    for (uint32_t i = 0; i < w->n; i++) {
-        positions |= w->seqs[i].prompt->positions != NULL || w->seqs[i].prompt->delta != 0;
-        rows |= w->seqs[i].prompt->embeds != NULL;
-    }
     if ((positions && (w->positions = ek_calloc(3 * w->most, sizeof(*w->positions))) == NULL) ||
         (rows && (w->rows = ek_calloc(w->most, sizeof(*w->rows))) == NULL))
         return EK_ENOMEM;
@@ -85,22 +89,36 @@ static void end_extras(struct wave *w, size_t n, struct ek_step *step)
     step->embeds = w->rows;
 }
 
-enum ek_status wave_open(struct wave *w, struct ek_engine *e, const struct ek_generate_options *opt,
-                         struct wave_seq *seqs, uint32_t n)
+/* A wave without sequences. */
+static enum ek_status make_wave(struct wave *w, bool positions, bool rows)
 {
-    size_t chunk = ek_engine_plan(e)->prefill_chunk;
-    enum ek_status st = EK_ENOMEM;
+    size_t chunk = ek_engine_plan(w->e)->prefill_chunk;
+    uint32_t n = w->n;
 
-    *w = (struct wave){.e = e, .opt = opt, .seqs = seqs, .n = n};
-    w->draws = !greedy(w) && ek_engine_draws(e);
+    w->draws = ek_engine_draws(w->e);
     if ((w->slots = ek_calloc(n, sizeof(*w->slots))) == NULL ||
         (w->counts = ek_calloc(n, sizeof(*w->counts))) == NULL ||
         (w->drawn = ek_calloc(n, sizeof(*w->drawn))) == NULL ||
+        (w->order = ek_calloc(n, sizeof(*w->order))) == NULL ||
         (w->tokens = ek_calloc(chunk > n ? chunk : n, sizeof(*w->tokens))) == NULL)
-        goto fail;
+        return EK_ENOMEM;
     w->most = chunk > n ? chunk : n;
-    EK_GOTO(make_extras(w), st, fail);
-    EK_GOTO(make_groups(w), st, fail);
+    EK_TRY(make_extras(w, positions, rows));
+    return make_groups(w);
+}
+
+enum ek_status wave_open(struct wave *w, struct ek_engine *e, const struct ek_generate_options *opt,
+                         struct wave_seq *seqs, uint32_t n)
+{
+    bool positions = false, rows = false;
+    enum ek_status st;
+
+    *w = (struct wave){.e = e, .opt = opt, .seqs = seqs, .n = n};
+    for (uint32_t i = 0; i < n; i++) {
+        positions |= seqs[i].prompt->positions != NULL || seqs[i].prompt->delta != 0;
+        rows |= seqs[i].prompt->embeds != NULL;
+    }
+    EK_GOTO(make_wave(w, positions, rows), st, fail);
     EK_GOTO(open_sequences(w), st, fail);
     return EK_OK;
 fail:
@@ -122,11 +140,12 @@ void wave_close(struct wave *w)
     free(w->slots);
     free(w->counts);
     free(w->drawn);
+    free(w->order);
     free(w->tokens);
     free(w->positions);
     free(w->rows);
     w->groups = NULL;
-    w->slots = w->counts = NULL;
+    w->slots = w->counts = w->order = NULL;
     w->drawn = NULL;
     w->tokens = NULL;
     w->positions = NULL;
@@ -147,14 +166,14 @@ static enum ek_status accept(struct wave *w, struct wave_seq *s, int32_t id)
     EK_TRY(ek_grow((void **)&s->out->ids, &s->cap, s->out->n + 1, sizeof(*s->out->ids), MAX_NEW));
     s->out->ids[s->out->n++] = id;
     s->last = id;
-    if (is_stop(w->opt, id)) {
+    if (is_stop(s->opt, id)) {
         s->running = false;
         s->out->finish = EK_FINISH_STOP;
-    } else if (s->out->n >= w->opt->max_tokens ||
+    } else if (s->out->n >= s->opt->max_tokens ||
                s->prompt->n + s->out->n > ek_engine_max_context(w->e)) {
         s->running = false; /* a last token that the cache has no room for is still an answer */
     }
-    if (w->opt->on_token != NULL && !w->opt->on_token(w->opt->user, s->index, id) && s->running) {
+    if (s->opt->on_token != NULL && !s->opt->on_token(s->opt->user, s->index, id) && s->running) {
         s->running = false;
         s->out->finish = EK_FINISH_CALLBACK;
     }
@@ -162,9 +181,9 @@ static enum ek_status accept(struct wave *w, struct wave_seq *s, int32_t id)
 }
 
 /* ---- how tokens are chosen: on the device of the head; or, where that cannot draw, here */
-static bool needs_logits(const struct wave *w)
+static bool needs_logits(const struct wave *w, const struct wave_seq *s)
 {
-    return !greedy(w) && !w->draws;
+    return !greedy(s) && !w->draws;
 }
 
 /* The step's wishes for row `row`, which belongs to a sequence. */
@@ -173,23 +192,24 @@ static enum ek_status wish(struct wave *w, const struct wave_seq *s, uint32_t ro
 {
     uint64_t state = s->random; /* it moves on when the step is submitted */
 
-    step->ids_only = !needs_logits(w);
-    step->draws = w->draws ? w->drawn : NULL;
-    return w->draws ? ek_sampling_draw(&w->opt->sampling, &state, &w->drawn[row]) : EK_OK;
+    step->ids_only &= !needs_logits(w, s);
+    if (w->draws && !greedy(s))
+        step->draws = w->drawn;
+    return ek_sampling_draw(&s->opt->sampling, &state, &w->drawn[row]);
 }
 
 /* The step that draws the sequence's next token is submitted. */
 static void wished(const struct wave *w, struct wave_seq *s)
 {
-    if (w->draws)
+    if (w->draws && !greedy(s))
         (void)ek_random_u64(&s->random);
     s->ahead++;
 }
 
-static enum ek_status wait_for(const struct wave *w, uint64_t ticket, const float **logits,
-                               const int32_t **ids)
+static enum ek_status wait_for(const struct wave *w, uint64_t ticket, bool ids_only,
+                               const float **logits, const int32_t **ids)
 {
-    return ek_engine_wait(w->e, ticket, needs_logits(w) ? logits : NULL, ids, NULL);
+    return ek_engine_wait(w->e, ticket, ids_only ? NULL : logits, ids, NULL);
 }
 
 /* Token of a row of a step's results. What was computed for a sequence that has ended meanwhile is
@@ -205,34 +225,41 @@ static enum ek_status choose(struct wave *w, struct wave_seq *s, const float *lo
         ek_engine_seq_trim(w->e, s->slot, (uint32_t)(s->prompt->n + s->out->n - 1));
         return EK_OK;
     }
-    if (needs_logits(w))
-        EK_TRY(ek_sample(&w->opt->sampling, logits + (size_t)row * vocab, vocab, &s->random, &id));
+    if (needs_logits(w, s))
+        EK_TRY(ek_sample(&s->opt->sampling, logits + (size_t)row * vocab, vocab, &s->random, &id));
     EK_TRY(ek_drawn_check(id));
     return accept(w, s, id);
 }
 
-/* ---- prefill: chunks filled with prompt after prompt */
+/* ---- prefill: chunks filled with prompt after prompt, in the order that they came in */
 #define WINDOW 8 /* chunks under way whose results were not looked at */
 
 struct prefill {
     struct {
         uint64_t ticket;
-        uint32_t first, ends; /* prompts [first, first + ends) end in the chunk */
+        uint64_t first; /* prompts [first, first + ends) of the order end in the chunk */
+        uint32_t ends;
+        bool ids_only;
     } ring[WINDOW];
     size_t put, got;
-    uint32_t seq; /* next prompt */
+    uint64_t seq; /* next prompt of the order */
     size_t at;    /* and its next token */
 };
+
+static struct wave_seq *in_order(const struct wave *w, uint64_t i)
+{
+    return &w->seqs[w->order[i % w->n]];
+}
 
 static enum ek_status take_chunk(struct wave *w, struct prefill *p)
 {
     size_t i = p->got++ % WINDOW;
     const float *logits = NULL;
     const int32_t *ids = NULL;
-    enum ek_status st = wait_for(w, p->ring[i].ticket, &logits, &ids);
+    enum ek_status st = wait_for(w, p->ring[i].ticket, p->ring[i].ids_only, &logits, &ids);
 
     for (uint32_t k = 0; k < p->ring[i].ends && st == EK_OK; k++)
-        st = choose(w, &w->seqs[p->ring[i].first + k], logits, ids, k);
+        st = choose(w, in_order(w, p->ring[i].first + k), logits, ids, k);
     ek_engine_release(w->e, p->ring[i].ticket);
     return st;
 }
@@ -241,11 +268,12 @@ static enum ek_status take_chunk(struct wave *w, struct prefill *p)
 static enum ek_status put_chunk(struct wave *w, struct prefill *p)
 {
     size_t room = ek_engine_plan(w->e)->prefill_chunk, i = p->put % WINDOW, n = 0;
-    struct ek_step step = {.seqs = w->slots, .n_tokens = w->counts, .tokens = w->tokens};
+    struct ek_step step = {
+        .seqs = w->slots, .n_tokens = w->counts, .tokens = w->tokens, .ids_only = true};
 
     p->ring[i].first = p->seq;
-    while (n < room && p->seq < w->n) {
-        const struct wave_seq *s = &w->seqs[p->seq];
+    while (n < room && p->seq < w->n_queued) {
+        const struct wave_seq *s = in_order(w, p->seq);
         size_t k = s->prompt->n - p->at < room - n ? s->prompt->n - p->at : room - n;
         memcpy(w->tokens + n, s->prompt->ids + p->at, k * sizeof(*w->tokens));
         put_extras(w, s->prompt, p->at, (uint32_t)k, n, &step);
@@ -260,13 +288,20 @@ static enum ek_status put_chunk(struct wave *w, struct prefill *p)
         }
     }
     end_extras(w, n, &step);
-    p->ring[i].ends = p->seq - p->ring[i].first;
+    p->ring[i].ends = (uint32_t)(p->seq - p->ring[i].first);
+    p->ring[i].ids_only = step.ids_only;
     step.logits = p->ring[i].ends ? EK_LOGITS_LAST : EK_LOGITS_NONE;
     EK_TRY(ek_engine_submit(w->e, &step, &p->ring[i].ticket));
     for (uint32_t k = 0; k < p->ring[i].ends; k++)
-        wished(w, &w->seqs[p->ring[i].first + k]);
+        wished(w, in_order(w, p->ring[i].first + k));
     p->put++;
     return EK_OK;
+}
+
+static void drop_chunks(struct wave *w, struct prefill *p)
+{
+    for (; p->got < p->put; p->got++)
+        ek_engine_release(w->e, p->ring[p->got % WINDOW].ticket);
 }
 
 enum ek_status wave_prefill(struct wave *w)
@@ -274,16 +309,15 @@ enum ek_status wave_prefill(struct wave *w)
     struct prefill p = {.put = 0};
     enum ek_status st = EK_OK;
 
-    while (st == EK_OK && (p.seq < w->n || p.got < p.put)) {
+    while (st == EK_OK && (p.seq < w->n_queued || p.got < p.put)) {
         if (cancelled(w))
             st = ek_error(EK_EINTR, "interrupted");
-        else if (p.seq < w->n && p.put - p.got < WINDOW)
+        else if (p.seq < w->n_queued && p.put - p.got < WINDOW)
             st = put_chunk(w, &p);
         else
             st = take_chunk(w, &p);
     }
-    for (; p.got < p.put; p.got++)
-        ek_engine_release(w->e, p.ring[p.got % WINDOW].ticket);
+    drop_chunks(w, &p);
     return st;
 }
 
@@ -294,12 +328,21 @@ static bool under_way(const struct wave_group *g)
     return g->put > g->got;
 }
 
-/* Whether a token behind those that are known and under way is wanted, as accept() has it. */
+/* Whether a token behind those that are known and under way is wanted, as accept() has it, and can
+ * be asked for. */
 static bool goes_on(const struct wave *w, const struct wave_seq *s)
 {
     size_t n = s->out->n + s->ahead;
 
-    return s->running && n < w->opt->max_tokens && s->prompt->n + n <= ek_engine_max_context(w->e);
+    return s->running && n < s->opt->max_tokens &&
+           s->prompt->n + n <= ek_engine_max_context(w->e) &&
+           (s->ahead == 0 || !needs_logits(w, s));
+}
+
+/* A sequence whose newest token is known, and no step under way has it. */
+static bool joins(const struct wave *w, const struct wave_seq *s)
+{
+    return s->open && s->ahead == 0 && s->out->n > 0 && goes_on(w, s);
 }
 
 /* Member i of the step. row: of the step that it follows, where the token comes from there. */
@@ -317,26 +360,37 @@ static enum ek_status put_member(struct wave *w, struct wave_step *to, uint32_t 
     return wish(w, s, k, step);
 }
 
+/* Those of the step before that go on, then others of the group. */
+static enum ek_status put_members(struct wave *w, const struct wave_group *g,
+                                  const struct wave_step *before, struct wave_step *to,
+                                  struct ek_step *step)
+{
+    for (uint32_t k = 0; before && k < before->n; k++)
+        if (goes_on(w, &w->seqs[before->members[k]]))
+            EK_TRY(put_member(w, to, before->members[k], k, step));
+    for (uint32_t i = g->first; i < g->end; i++)
+        if (joins(w, &w->seqs[i]))
+            EK_TRY(put_member(w, to, i, 0, step));
+    return EK_OK;
+}
+
 /* The group's next step, if any sequence goes on. */
 static enum ek_status put_group(struct wave *w, struct wave_group *g)
 {
-    struct ek_step step = {
-        .seqs = w->slots, .n_tokens = w->counts, .tokens = w->tokens, .logits = EK_LOGITS_LAST};
+    struct ek_step step = {.seqs = w->slots,
+                           .n_tokens = w->counts,
+                           .tokens = w->tokens,
+                           .logits = EK_LOGITS_LAST,
+                           .ids_only = true};
     struct wave_step *to = &g->steps[g->put % WAVE_AHEAD];
     const struct wave_step *before = NULL;
-    uint32_t n = g->end - g->first;
     enum ek_status st;
 
     if (under_way(g)) {
         before = &g->steps[(g->put - 1) % WAVE_AHEAD];
         step.from = before->ticket;
-        n = before->n;
     }
-    for (uint32_t k = 0; k < n; k++) {
-        uint32_t i = before ? before->members[k] : g->first + k;
-        if (goes_on(w, &w->seqs[i]))
-            EK_TRY(put_member(w, to, i, k, &step));
-    }
+    EK_TRY(put_members(w, g, before, to, &step));
     if (step.n_seqs == 0)
         return EK_OK;
     end_extras(w, step.n_seqs, &step);
@@ -345,15 +399,11 @@ static enum ek_status put_group(struct wave *w, struct wave_group *g)
         return EK_OK; /* no block is free, yet: who is under way may end */
     EK_TRY(st);
     to->n = step.n_seqs;
+    to->ids_only = step.ids_only;
     for (uint32_t k = 0; k < to->n; k++)
         wished(w, &w->seqs[to->members[k]]);
     g->put++;
     return EK_OK;
-}
-
-static uint32_t most_ahead(const struct wave *w)
-{
-    return needs_logits(w) ? 1 : WAVE_AHEAD;
 }
 
 /* Steps of the group until so many are under way, or it has no more. */
@@ -371,7 +421,7 @@ static enum ek_status take_group(struct wave *w, struct wave_group *g)
     struct wave_step *s = &g->steps[g->got++ % WAVE_AHEAD];
     const float *logits = NULL;
     const int32_t *ids = NULL;
-    enum ek_status st = wait_for(w, s->ticket, &logits, &ids);
+    enum ek_status st = wait_for(w, s->ticket, s->ids_only, &logits, &ids);
 
     for (uint32_t i = 0; i < s->n && st == EK_OK; i++)
         st = choose(w, &w->seqs[s->members[i]], logits, ids, i);
@@ -390,7 +440,7 @@ static enum ek_status round_of_groups(struct wave *w, bool *any)
         EK_TRY(take_group(w, g));
         if (cancelled(w))
             return ek_error(EK_EINTR, "interrupted");
-        EK_TRY(fill_group(w, g, most_ahead(w)));
+        EK_TRY(fill_group(w, g, WAVE_AHEAD));
         *any |= under_way(g);
     }
     return EK_OK;
@@ -399,12 +449,19 @@ static enum ek_status round_of_groups(struct wave *w, bool *any)
 /* The first steps of every group, then those that follow them. */
 static enum ek_status put_first(struct wave *w, bool *any)
 {
-    for (uint32_t k = 1; k <= most_ahead(w); k++)
+    for (uint32_t k = 1; k <= WAVE_AHEAD; k++)
         for (uint32_t i = 0; i < w->n_groups; i++) {
             EK_TRY(fill_group(w, &w->groups[i], k));
             *any |= under_way(&w->groups[i]);
         }
     return EK_OK;
+}
+
+static void drop_steps(struct wave *w)
+{
+    for (uint32_t i = 0; i < w->n_groups; i++)
+        for (struct wave_group *g = &w->groups[i]; under_way(g); g->got++)
+            ek_engine_release(w->e, g->steps[g->got % WAVE_AHEAD].ticket);
 }
 
 enum ek_status wave_decode(struct wave *w)
@@ -420,8 +477,106 @@ enum ek_status wave_decode(struct wave *w)
             w->round_s[w->n_rounds] = (double)(now - from) * 1e-9;
         from = now;
     }
-    for (uint32_t i = 0; i < w->n_groups; i++)
-        for (struct wave_group *g = &w->groups[i]; under_way(g); g->got++)
-            ek_engine_release(w->e, g->steps[g->got % WAVE_AHEAD].ticket);
+    drop_steps(w);
+    return st;
+}
+
+/* ---- a wave whose sequences come and go */
+/* A free sequence of the group that has the fewest; w->n: there is none. */
+static uint32_t free_place(const struct wave *w)
+{
+    uint32_t best = w->n, fewest = UINT32_MAX;
+
+    for (uint32_t g = 0; g < w->n_groups; g++) {
+        uint32_t open = 0, place = w->n;
+        for (uint32_t i = w->groups[g].end; i-- > w->groups[g].first;) {
+            open += w->seqs[i].open;
+            place = w->seqs[i].open ? place : i;
+        }
+        if (place < w->n && open < fewest) {
+            best = place;
+            fewest = open;
+        }
+    }
+    return best;
+}
+
+static bool empty(const struct wave *w)
+{
+    for (uint32_t i = 0; i < w->n; i++)
+        if (w->seqs[i].open)
+            return false;
+    return true;
+}
+
+/* Whoever waits and finds a place. *more: somebody is here. */
+static enum ek_status admit(struct wave *w, const struct ek_generations *from, bool *more)
+{
+    struct ek_generation *g = NULL;
+    uint32_t place;
+
+    while ((place = free_place(w)) < w->n) {
+        EK_TRY(from->next(from->user, empty(w), &g));
+        if (g == NULL)
+            break;
+        if (g->prompt.n == 0 || g->prompt.n > ek_engine_max_context(w->e))
+            return ek_error(EK_EUSAGE, "generate: a prompt of %zu tokens, from 1 to %u possible",
+                            g->prompt.n, ek_engine_max_context(w->e));
+        g->out = (struct ek_completion){0};
+        w->seqs[place] = (struct wave_seq){
+            .prompt = &g->prompt, .opt = &g->opt, .out = &g->out, .generation = g};
+        EK_TRY(open_sequence(w, place));
+    }
+    *more = !empty(w);
+    return EK_OK;
+}
+
+/* Sequences that have their last token, and no step under way. */
+static void retire(struct wave *w, const struct ek_generations *to)
+{
+    for (uint32_t i = 0; i < w->n; i++) {
+        struct wave_seq *s = &w->seqs[i];
+        if (!s->open || s->running || s->ahead > 0)
+            continue;
+        ek_engine_seq_close(w->e, s->slot);
+        s->open = false;
+        to->ended(to->user, s->generation);
+    }
+}
+
+/* A chunk of prompts between two rounds of decoding, so that neither waits long for the other. */
+static enum ek_status stream_round(struct wave *w, struct prefill *p)
+{
+    bool any;
+
+    if (p->seq < w->n_queued)
+        EK_TRY(put_chunk(w, p));
+    EK_TRY(put_first(w, &any));
+    EK_TRY(round_of_groups(w, &any));
+    return p->got < p->put ? take_chunk(w, p) : EK_OK;
+}
+
+enum ek_status wave_stream(struct ek_engine *e, const struct ek_generations *from)
+{
+    const struct ek_generate_options none = {.max_tokens = 0};
+    const struct ek_config *c = &ek_engine_model(e)->config;
+    struct wave w = {.e = e, .opt = &none, .n = ek_engine_max_seqs(e)};
+    struct prefill p = {.put = 0};
+    bool more = true;
+    enum ek_status st = EK_ENOMEM;
+
+    if ((w.seqs = ek_calloc(w.n, sizeof(*w.seqs))) == NULL)
+        return st;
+    EK_GOTO(make_wave(&w, prompt_has_rows(ek_engine_model(e)), c->vision != EK_VISION_NONE), st,
+            done);
+    while ((st = admit(&w, from, &more)) == EK_OK && more) {
+        EK_GOTO(stream_round(&w, &p), st, done);
+        retire(&w, from);
+    }
+done:
+    drop_chunks(&w, &p);
+    drop_steps(&w);
+    wave_close(&w);
+    free(w.seqs);
     return st;
 }

@@ -10,14 +10,16 @@
 
 struct wave_seq {
     const struct ek_prompt *prompt;
-    size_t index;    /* of the prompt, for the callback */
-    uint32_t slot;   /* of the engine */
-    uint64_t random; /* the stream of draws */
-    int32_t last;    /* newest token */
-    uint32_t ahead;  /* steps under way whose token of it is not known */
+    const struct ek_generate_options *opt; /* set by wave_open */
+    size_t index;                          /* of the prompt, for the callback */
+    uint32_t slot;                         /* of the engine */
+    uint64_t random;                       /* the stream of draws */
+    int32_t last;                          /* newest token */
+    uint32_t ahead;                        /* steps under way whose token of it is not known */
     bool open, running;
     struct ek_completion *out;
-    size_t cap; /* of out->ids */
+    struct ek_generation *generation; /* whose it is, in wave_stream */
+    size_t cap;                       /* of out->ids */
 };
 
 #define WAVE_AHEAD 2 /* steps of a group under way: one follows the other on the devices */
@@ -26,6 +28,7 @@ struct wave_group {
     struct wave_step {
         uint64_t ticket;
         uint32_t n;        /* sequences in it */
+        bool ids_only;     /* no sequence needs the logits here */
         uint32_t *members; /* [max members] which of the wave's */
     } steps[WAVE_AHEAD];
     uint64_t put, got;   /* steps submitted, and taken */
@@ -40,6 +43,8 @@ struct wave {
     struct wave_group *groups;
     uint32_t *slots, *counts; /* [n] scratch of a step */
     int32_t *tokens;          /* [most] tokens of a step */
+    uint32_t *order;          /* [n] ring: sequences whose prompts wait, in the order they came */
+    uint64_t n_queued;        /* put into it */
     bool draws;               /* on the device of the head; else (not greedy) from logits, here */
     struct ek_draw *drawn;    /* [n] of a step */
     size_t most;
@@ -57,5 +62,7 @@ void wave_close(struct wave *w); /* frees all but seqs and their completions */
 enum ek_status wave_prefill(struct wave *w);
 /* All further tokens. */
 enum ek_status wave_decode(struct wave *w);
+/* ek_generate_stream. */
+enum ek_status wave_stream(struct ek_engine *e, const struct ek_generations *from);
 
 #endif

@@ -269,6 +269,70 @@ START_TEST(impossible_requests_are_refused)
 }
 END_TEST
 
+/* ---- prompts that come and go */
+struct arrivals {
+    struct ek_generation all[PROMPTS];
+    size_t next, under_way, most, ended;
+    int calls; /* every other one finds nobody, so that prompts join what runs */
+};
+
+static enum ek_status arrive(void *user, bool wait, struct ek_generation **out)
+{
+    struct arrivals *a = user;
+
+    *out = NULL;
+    if (a->next == PROMPTS || (!wait && a->calls++ % 2))
+        return EK_OK;
+    *out = &a->all[a->next++];
+    if (++a->under_way > a->most)
+        a->most = a->under_way;
+    return EK_OK;
+}
+
+static void leave(void *user, struct ek_generation *g)
+{
+    struct arrivals *a = user;
+
+    ck_assert(g >= a->all && g < a->all + PROMPTS);
+    a->under_way--;
+    a->ended++;
+}
+
+/* Lengths, sampling and stops of their own; what each says alone is what it says among others. */
+START_TEST(prompts_that_join_others_get_the_answer_that_they_get_alone)
+{
+    static const uint32_t forms[][4] = {/* devices, batch, groups, chunk */
+                                        {1, 2, 1, 16},
+                                        {2, 3, 2, 16},
+                                        {3, 4, 3, 7}};
+    const uint32_t *f = forms[_i];
+    struct ek_plan *p = plan_of(f[0], f[1], f[2], f[3]);
+    struct ek_engine *e = open_engine(model, p);
+    struct arrivals a = {.next = 0};
+    struct ek_generations from = {.next = arrive, .ended = leave, .user = &a};
+
+    for (int i = 0; i < PROMPTS; i++)
+        a.all[i] = (struct ek_generation){.prompt = prompts[i],
+                                          .opt = {.sampling = {i % 2 * 0.8, 40, 0.95, 0.01, 70 + i},
+                                                  .max_tokens = 5 + 7 * (uint32_t)i}};
+    ck_ok(ek_generate_stream(e, &from));
+    ck_assert_uint_eq(a.ended, PROMPTS);
+    ck_assert_uint_gt(a.most, 1);
+    ck_assert_uint_le(a.most, f[1]);
+    for (int i = 0; i < PROMPTS; i++) {
+        struct ek_completion *want = NULL, *got = &a.all[i].out;
+        ck_ok(ek_generate(e, &prompts[i], 1, &a.all[i].opt, &want, NULL));
+        ck_assert_uint_eq(got->n, want->n);
+        ck_assert_int_eq(got->finish, want->finish);
+        ck_assert_mem_eq(got->ids, want->ids, got->n * sizeof(*got->ids));
+        ek_completions_free(want, 1);
+        free(got->ids);
+    }
+    ek_engine_close(e);
+    ek_plan_free(p);
+}
+END_TEST
+
 START_TEST(the_benchmark_times_every_part)
 {
     struct ek_bench_options opt = {.batch = 4, .prompt = 40, .generate = 9, .repeats = 2};
@@ -322,6 +386,7 @@ int main(void)
     tcase_add_test(tc, tokens_are_streamed_and_a_callback_ends_its_sequence);
     tcase_add_test(tc, an_interrupt_gives_what_there_is_and_frees_the_engine);
     tcase_add_test(tc, impossible_requests_are_refused);
+    tcase_add_loop_test(tc, prompts_that_join_others_get_the_answer_that_they_get_alone, 0, 3);
     tcase_add_test(tc, the_benchmark_times_every_part);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_ENV);
