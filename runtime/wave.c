@@ -547,7 +547,7 @@ static void retire(struct wave *w, const struct ek_generations *to)
 /* A chunk of prompts between two rounds of decoding, so that neither waits long for the other. */
 static enum ek_status stream_round(struct wave *w, struct prefill *p)
 {
-    bool any;
+    bool any = false;
 
     if (p->seq < w->n_queued)
         EK_TRY(put_chunk(w, p));
