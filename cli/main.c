@@ -10,9 +10,9 @@
 #include <unistd.h>
 
 static const struct ek_command *const commands[] = {
-    &ek_cmd_devices, &ek_cmd_model,    &ek_cmd_profile, &ek_cmd_plan,
-    &ek_cmd_run,     &ek_cmd_check,    &ek_cmd_bench,   &ek_cmd_export,
-    &ek_cmd_report,  &ek_cmd_simulate, &ek_cmd_cluster, &ek_cmd_hardware,
+    &ek_cmd_devices,  &ek_cmd_model,   &ek_cmd_profile,  &ek_cmd_plan,   &ek_cmd_run,
+    &ek_cmd_serve,    &ek_cmd_check,   &ek_cmd_bench,    &ek_cmd_export, &ek_cmd_report,
+    &ek_cmd_simulate, &ek_cmd_cluster, &ek_cmd_hardware,
 };
 
 volatile bool ek_interrupted;

@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "server/queue.h"
+
+#include <stdlib.h>
+#include <time.h>
+
+#define LOOK_NS    100000000 /* how often waiting threads look up */
+#define ANSWER_MAX ((size_t)1 << 23)
+
+void queue_open(struct queue *q, volatile const bool *stop)
+{
+    pthread_condattr_t attributes;
+
+    *q = (struct queue){.stop = stop};
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_mutex_init(&q->lock, NULL);
+    pthread_cond_init(&q->arrived, &attributes);
+    pthread_cond_init(&q->moved, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
+void queue_close(struct queue *q)
+{
+    pthread_cond_destroy(&q->arrived);
+    pthread_cond_destroy(&q->moved);
+    pthread_mutex_destroy(&q->lock);
+}
+
+/* The lock is held. */
+static void wait_a_moment(struct queue *q, pthread_cond_t *what)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    t.tv_nsec += LOOK_NS;
+    t.tv_sec += t.tv_nsec / 1000000000;
+    t.tv_nsec %= 1000000000;
+    pthread_cond_timedwait(what, &q->lock, &t);
+}
+
+/* ---- The thread that generates ----------------------------------------------------------------
+ */
+static double seconds_since(uint64_t from)
+{
+    return (double)(ek_now_ns() - from) * 1e-9;
+}
+
+/* The lock is held. */
+static void end(struct queue *q, struct job *j, enum ek_status st)
+{
+    struct queue_numbers *n = &q->numbers;
+
+    j->ended = true;
+    j->status = st;
+    n->whole_s += seconds_since(j->since);
+    if (st == EK_OK && (j->enough || j->generation.out.finish == EK_FINISH_STOP))
+        n->stopped++;
+    else if (st == EK_OK && j->generation.out.finish == EK_FINISH_LENGTH)
+        n->full++;
+    else
+        n->cancelled++;
+    pthread_cond_broadcast(&q->moved);
+}
+
+/* Takes the first that is still wanted. The lock is held. */
+static struct job *take(struct queue *q)
+{
+    struct job *j;
+
+    while ((j = q->head) != NULL) {
+        q->head = j->next;
+        if (q->head == NULL)
+            q->tail = NULL;
+        q->numbers.waiting--;
+        if (!j->cancelled)
+            break;
+        j->generation.out.finish = EK_FINISH_CALLBACK;
+        end(q, j, EK_OK);
+    }
+    if (j != NULL) {
+        j->next = q->running;
+        q->running = j;
+        q->numbers.running++;
+        q->numbers.prompt_tokens += j->generation.prompt.n;
+    }
+    return j;
+}
+
+static enum ek_status next(void *user, bool wait, struct ek_generation **out)
+{
+    struct queue *q = user;
+    struct job *j;
+
+    pthread_mutex_lock(&q->lock);
+    while ((j = *q->stop ? NULL : take(q)) == NULL && wait && !*q->stop)
+        wait_a_moment(q, &q->arrived);
+    pthread_mutex_unlock(&q->lock);
+    *out = j ? &j->generation : NULL;
+    return EK_OK;
+}
+
+static bool on_token(void *user, size_t prompt, int32_t id)
+{
+    struct job *j = user;
+    struct queue *q = j->queue;
+    bool on;
+
+    (void)prompt;
+    pthread_mutex_lock(&q->lock);
+    on = !j->cancelled && !*q->stop &&
+         ek_grow((void **)&j->ids, &j->cap, j->n + 1, sizeof(*j->ids), ANSWER_MAX) == EK_OK;
+    if (on) {
+        if (j->n == 0) {
+            j->first = ek_now_ns();
+            q->numbers.first_tokens++;
+            q->numbers.first_token_s += (double)(j->first - j->since) * 1e-9;
+        }
+        j->ids[j->n++] = id;
+        q->numbers.tokens++;
+        pthread_cond_broadcast(&q->moved);
+    }
+    pthread_mutex_unlock(&q->lock);
+    return on;
+}
+
+static void leave_running(struct queue *q, struct job *j)
+{
+    struct job **at = &q->running;
+
+    while (*at != j)
+        at = &(*at)->next;
+    *at = j->next;
+    q->numbers.running--;
+}
+
+static void ended(void *user, struct ek_generation *g)
+{
+    struct queue *q = user;
+    struct job *j = g->opt.user;
+
+    pthread_mutex_lock(&q->lock);
+    leave_running(q, j);
+    end(q, j, *q->stop && g->out.finish == EK_FINISH_CALLBACK && !j->cancelled ? EK_EINTR : EK_OK);
+    pthread_mutex_unlock(&q->lock);
+}
+
+/* Nobody is served any more. */
+static void tell_all(struct queue *q, enum ek_status st)
+{
+    struct job *j;
+
+    pthread_mutex_lock(&q->lock);
+    q->failed = st == EK_OK ? EK_EINTR : st;
+    snprintf(q->message, sizeof(q->message), "%s",
+             st == EK_OK ? "the server is stopping" : ek_last_error());
+    while ((j = q->running) != NULL) {
+        leave_running(q, j);
+        end(q, j, q->failed);
+    }
+    for (; (j = q->head) != NULL; q->numbers.waiting--) {
+        q->head = j->next;
+        end(q, j, q->failed);
+    }
+    q->tail = NULL;
+    pthread_mutex_unlock(&q->lock);
+}
+
+enum ek_status queue_run(struct queue *q, struct ek_engine *e)
+{
+    struct ek_generations from = {.next = next, .ended = ended, .user = q};
+    enum ek_status st = ek_generate_stream(e, &from);
+
+    tell_all(q, st);
+    return st;
+}
+
+/* ---- The threads of clients -------------------------------------------------------------------
+ */
+void queue_put(struct queue *q, struct job *j)
+{
+    j->queue = q;
+    j->next = NULL;
+    j->since = ek_now_ns();
+    j->generation.opt.on_token = on_token;
+    j->generation.opt.user = j;
+    pthread_mutex_lock(&q->lock);
+    if (q->failed != EK_OK) {
+        end(q, j, q->failed);
+    } else {
+        if (q->tail != NULL)
+            q->tail->next = j;
+        else
+            q->head = j;
+        q->tail = j;
+        q->numbers.waiting++;
+        pthread_cond_signal(&q->arrived);
+    }
+    pthread_mutex_unlock(&q->lock);
+}
+
+bool queue_wait(struct queue *q, struct job *j, size_t known, size_t *n)
+{
+    bool over;
+
+    pthread_mutex_lock(&q->lock);
+    if (!j->ended && j->n <= known)
+        wait_a_moment(q, &q->moved);
+    *n = j->n;
+    over = j->ended;
+    pthread_mutex_unlock(&q->lock);
+    return over;
+}
+
+int32_t queue_token(struct queue *q, const struct job *j, size_t i)
+{
+    int32_t id;
+
+    pthread_mutex_lock(&q->lock); /* ids may move as they grow */
+    id = j->ids[i];
+    pthread_mutex_unlock(&q->lock);
+    return id;
+}
+
+void queue_cancel(struct queue *q, struct job *j, bool enough)
+{
+    pthread_mutex_lock(&q->lock);
+    j->cancelled = true;
+    j->enough = enough;
+    pthread_mutex_unlock(&q->lock);
+}
+
+void queue_leave(struct queue *q, struct job *j)
+{
+    pthread_mutex_lock(&q->lock);
+    j->cancelled = true;
+    while (!j->ended)
+        wait_a_moment(q, &q->moved);
+    pthread_mutex_unlock(&q->lock);
+    free(j->generation.out.ids);
+    free(j->ids);
+}
+
+struct queue_numbers queue_look(struct queue *q)
+{
+    struct queue_numbers n;
+
+    pthread_mutex_lock(&q->lock);
+    n = q->numbers;
+    pthread_mutex_unlock(&q->lock);
+    return n;
+}

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Between the threads of clients, which wait for tokens, and the one that generates: that one never
+ * waits for a client.
+ */
+#ifndef EK_SERVER_QUEUE_H
+#define EK_SERVER_QUEUE_H
+
+#include "server/request.h"
+
+#include <pthread.h>
+
+struct queue;
+
+/* A prompt and its tokens so far: its client's, until queue_leave. */
+struct job {
+    struct ek_generation generation; /* prompt, sampling, max_tokens and stops are set by it */
+    struct queue *queue;
+    struct job *next;
+    int32_t *ids; /* tokens that were made; the queue's lock covers what follows */
+    size_t n, cap;
+    bool cancelled, enough, ended; /* unwanted; wanted no further; over */
+    enum ek_status status;         /* why it ended: EK_OK with generation.out */
+    uint64_t since, first;         /* when it was put, and when its first token was there */
+};
+
+struct queue {
+    pthread_mutex_t lock;
+    pthread_cond_t arrived, moved; /* a job; a token or an end */
+    struct job *head, *tail;       /* waiting */
+    struct job *running;
+    volatile const bool *stop;
+    enum ek_status failed; /* EK_OK: generating */
+    char message[1024];
+    struct queue_numbers { /* waiting and running now; the rest since the beginning */
+        uint64_t waiting, running, prompt_tokens, tokens, first_tokens;
+        uint64_t stopped, full, cancelled; /* that ended so */
+        double first_token_s, whole_s;     /* sums over those that ended */
+    } numbers;
+};
+
+void queue_open(struct queue *q, volatile const bool *stop);
+void queue_close(struct queue *q); /* nobody is in it */
+/* Generates what is put until *stop or a failure, which it returns after all jobs were told. */
+enum ek_status queue_run(struct queue *q, struct ek_engine *e);
+
+/* By clients. */
+void queue_put(struct queue *q, struct job *j);
+/* Waits for a token behind the first `known`, or the end, but only a moment. *n: how many there
+ * are; returns true when it has ended. */
+bool queue_wait(struct queue *q, struct job *j, size_t known, size_t *n);
+/* The token, of those that are there. */
+int32_t queue_token(struct queue *q, const struct job *j, size_t i);
+/* No more tokens are wanted, so that it ends soon: what there is answers the client (enough), or it
+ * has gone. */
+void queue_cancel(struct queue *q, struct job *j, bool enough);
+/* Cancels what has not ended, waits for its end, and frees what the job holds. */
+void queue_leave(struct queue *q, struct job *j);
+struct queue_numbers queue_look(struct queue *q);
+
+#endif

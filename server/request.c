@@ -1,0 +1,371 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "server/request.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#define MESSAGES_MAX 65536
+#define TEXT_MAX     ((size_t)16 << 20) /* of one message */
+#define MARK         "<image>"          /* where a picture stands */
+#define MARK_LEN     7
+
+static const struct ek_json_at AT = {"request", ""};
+
+/* ---- What is refused ------------------------------------------------------------------------- */
+/* null, false, 0, "", [] and {} ask for nothing. */
+static bool asks(const json_t *v)
+{
+    switch (json_typeof(v)) {
+    case JSON_OBJECT:
+        return json_object_size(v) > 0;
+    case JSON_ARRAY:
+        return json_array_size(v) > 0;
+    case JSON_STRING:
+        return json_string_length(v) > 0;
+    case JSON_INTEGER:
+        return json_integer_value(v) != 0;
+    case JSON_REAL:
+        return json_real_value(v) != 0;
+    default:
+        return json_is_true(v);
+    }
+}
+
+static bool is_one(const json_t *v)
+{
+    return json_is_integer(v) && json_integer_value(v) == 1;
+}
+
+static enum ek_status refuse_unsupported(const json_t *o)
+{
+    static const char *const names[] = {"tools",
+                                        "functions",
+                                        "logprobs",
+                                        "top_logprobs",
+                                        "logit_bias",
+                                        "presence_penalty",
+                                        "frequency_penalty",
+                                        "echo",
+                                        "suffix",
+                                        "audio",
+                                        "prediction"};
+    static const char *const ones[] = {"n", "best_of"};
+    const json_t *format = json_object_get(o, "response_format"), *type;
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(names); i++) {
+        const json_t *v = json_object_get(o, names[i]);
+        if (v != NULL && asks(v))
+            return ek_error(EK_EUNSUPPORTED, "request: %s is not supported", names[i]);
+    }
+    for (size_t i = 0; i < EK_ARRAY_LEN(ones); i++) {
+        const json_t *v = json_object_get(o, ones[i]);
+        if (v != NULL && asks(v) && !is_one(v))
+            return ek_error(EK_EUNSUPPORTED, "request: %s other than 1 is not supported", ones[i]);
+    }
+    type = json_object_get(format, "type");
+    if (type != NULL && strcmp(json_is_string(type) ? json_string_value(type) : "", "text") != 0)
+        return ek_error(EK_EUNSUPPORTED, "request: response_format other than text is not "
+                                         "supported");
+    return EK_OK;
+}
+
+/* ---- Settings -------------------------------------------------------------------------------- */
+static enum ek_status read_stops(const json_t *o, struct request *r)
+{
+    const json_t *v = json_object_get(o, "stop");
+    size_t n = json_is_array(v) ? json_array_size(v) : v != NULL && !json_is_null(v);
+
+    if (n > REQUEST_STOPS_MAX)
+        return ek_error(EK_EFORMAT, "request: stop has %zu strings, at most %d", n,
+                        REQUEST_STOPS_MAX);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *s = json_is_array(v) ? json_array_get(v, i) : v;
+        if (!json_is_string(s) || json_string_length(s) == 0 ||
+            json_string_length(s) > REQUEST_STOP_MAX)
+            return ek_error(EK_EFORMAT, "request: stop must be strings of 1 to %d bytes",
+                            REQUEST_STOP_MAX);
+        r->stops[r->n_stops++] = json_string_value(s);
+    }
+    return EK_OK;
+}
+
+static enum ek_status read_seed(const json_t *o, uint64_t *seed)
+{
+    const json_t *v = json_object_get(o, "seed");
+
+    if (v == NULL || json_is_null(v))
+        return getrandom(seed, sizeof(*seed), 0) == sizeof(*seed)
+                   ? EK_OK
+                   : ek_error(EK_EENV, "no random numbers for a seed");
+    if (!json_is_integer(v))
+        return ek_error(EK_EFORMAT, "request: seed must be a whole number");
+    *seed = (uint64_t)json_integer_value(v);
+    return EK_OK;
+}
+
+static enum ek_status read_sampling(const json_t *o, struct ek_sampling *s)
+{
+    uint64_t top_k = 0, state = 0;
+    struct ek_draw draw;
+
+    *s = (struct ek_sampling)EK_SAMPLING_GREEDY;
+    s->temperature = 1; /* as the interface has it */
+    EK_TRY(ek_json_opt_real(o, AT, "temperature", 0, 100, &s->temperature));
+    EK_TRY(ek_json_opt_real(o, AT, "top_p", 0, 1, &s->top_p));
+    EK_TRY(ek_json_opt_real(o, AT, "min_p", 0, 1, &s->min_p));
+    EK_TRY(ek_json_opt_u64(o, AT, "top_k", 0, UINT32_MAX, &top_k));
+    s->top_k = (uint32_t)top_k;
+    EK_TRY(read_seed(o, &s->seed));
+    return ek_sampling_draw(s, &state, &draw); /* once, for its refusals */
+}
+
+static enum ek_status read_settings(const json_t *o, struct request *r)
+{
+    const json_t *options = json_object_get(o, "stream_options");
+    uint64_t most = 0;
+
+    EK_TRY(refuse_unsupported(o));
+    EK_TRY(ek_json_opt_u64(o, AT, "max_tokens", 1, 1u << 22, &most));
+    EK_TRY(ek_json_opt_u64(o, AT, "max_completion_tokens", 1, 1u << 22, &most));
+    r->max_tokens = (uint32_t)most;
+    EK_TRY(ek_json_opt_bool(o, AT, "stream", &r->stream));
+    if (json_is_object(options))
+        EK_TRY(ek_json_opt_bool(options, (struct ek_json_at){"request", "stream_options."},
+                                "include_usage", &r->usage));
+    EK_TRY(read_stops(o, r));
+    return read_sampling(o, &r->sampling);
+}
+
+/* ---- Messages -------------------------------------------------------------------------------- */
+struct text {
+    char *data;
+    size_t n, cap;
+    bool words; /* it ends with those of a text part */
+};
+
+static enum ek_status add(struct text *t, const char *s, size_t n)
+{
+    EK_TRY(ek_grow((void **)&t->data, &t->cap, t->n + n + 1, 1, TEXT_MAX));
+    memcpy(t->data + t->n, s, n);
+    t->n += n;
+    t->data[t->n] = '\0';
+    return EK_OK;
+}
+
+static enum ek_status add_image(const json_t *part, struct ek_json_at at, struct request *r,
+                                struct text *t)
+{
+    const json_t *v = json_object_get(part, "image_url");
+    const char *url = json_string_value(v);
+
+    if (url == NULL)
+        EK_TRY(ek_json_string(v, (struct ek_json_at){at.file, "image_url."}, "url", &url));
+    if (r->n_images == EK_VL_ITEMS_MAX)
+        return ek_error(EK_EFORMAT, "request: more than %d pictures", EK_VL_ITEMS_MAX);
+    if (r->images == NULL && (r->images = ek_calloc(EK_VL_ITEMS_MAX, sizeof(*r->images))) == NULL)
+        return EK_ENOMEM;
+    r->images[r->n_images++] = url;
+    t->words = false;
+    return add(t, MARK, MARK_LEN);
+}
+
+/* Pieces of text that follow one another are lines. */
+static enum ek_status add_part(const json_t *part, struct ek_json_at at, struct request *r,
+                               struct text *t)
+{
+    const char *type = NULL, *text = NULL;
+
+    if (!json_is_object(part))
+        return ek_error(EK_EFORMAT, "request: %scontent must be a string or a list of objects",
+                        at.prefix);
+    EK_TRY(ek_json_string(part, at, "type", &type));
+    if (strcmp(type, "image_url") == 0)
+        return add_image(part, at, r, t);
+    if (strcmp(type, "text") != 0)
+        return ek_error(EK_EUNSUPPORTED, "request: %stype '%.32s', must be text or image_url",
+                        at.prefix, type);
+    EK_TRY(ek_json_string(part, at, "text", &text));
+    if (t->words)
+        EK_TRY(add(t, "\n", 1));
+    t->words = true;
+    return add(t, text, strlen(text));
+}
+
+static enum ek_status read_content(const json_t *v, struct ek_json_at at, struct request *r,
+                                   const char **out)
+{
+    struct text t = {0};
+    enum ek_status st = add(&t, "", 0);
+
+    if (st == EK_OK && json_is_string(v))
+        st = add(&t, json_string_value(v), json_string_length(v));
+    else if (st == EK_OK && !json_is_array(v))
+        st = ek_error(EK_EFORMAT, "request: %scontent must be a string or a list", at.prefix);
+    for (size_t i = 0; st == EK_OK && json_is_array(v) && i < json_array_size(v); i++)
+        st = add_part(json_array_get(v, i), at, r, &t);
+    if (st == EK_OK)
+        *out = t.data;
+    else
+        free(t.data);
+    return st;
+}
+
+static enum ek_status read_message(const json_t *o, size_t i, struct request *r)
+{
+    struct ek_message *m = &r->messages[i];
+    char prefix[48];
+    struct ek_json_at at = {"request", prefix};
+
+    snprintf(prefix, sizeof(prefix), "messages[%zu].", i);
+    if (!json_is_object(o))
+        return ek_error(EK_EFORMAT, "request: messages[%zu] must be an object", i);
+    EK_TRY(ek_json_string(o, at, "role", &m->role));
+    if (strcmp(m->role, "developer") == 0)
+        m->role = "system";
+    return read_content(json_object_get(o, "content"), at, r, &m->content);
+}
+
+/* Pictures that all stand before the first user's text are left unnamed: the model's template knows
+ * how it is told of them. */
+static void unname_leading(struct request *r)
+{
+    size_t i = 0, n = 0;
+    char *text;
+
+    while (i < r->n_messages && strcmp(r->messages[i].role, "user") != 0)
+        i++;
+    if (i == r->n_messages)
+        return;
+    text = (char *)r->messages[i].content;
+    while (strncmp(text + n * MARK_LEN, MARK, MARK_LEN) == 0)
+        n++;
+    if (n == r->n_images)
+        memmove(text, text + n * MARK_LEN, strlen(text + n * MARK_LEN) + 1);
+}
+
+static enum ek_status read_messages(const json_t *o, struct request *r)
+{
+    const json_t *list = NULL;
+    size_t n;
+
+    EK_TRY(ek_json_array(o, AT, "messages", &list));
+    n = json_array_size(list);
+    if (n == 0 || n > MESSAGES_MAX)
+        return ek_error(EK_EFORMAT, "request: %zu messages, from 1 to %d possible", n,
+                        MESSAGES_MAX);
+    if ((r->messages = ek_calloc(n, sizeof(*r->messages))) == NULL)
+        return EK_ENOMEM;
+    r->n_messages = n;
+    for (size_t i = 0; i < n; i++)
+        EK_TRY(read_message(json_array_get(list, i), i, r));
+    if (r->n_images > 0)
+        unname_leading(r);
+    return EK_OK;
+}
+
+/* ---- Prompts --------------------------------------------------------------------------------- */
+static enum ek_status read_prompt(const json_t *o, struct request *r)
+{
+    const json_t *v = json_object_get(o, "prompt");
+
+    if (json_is_array(v) && json_array_size(v) == 1 && json_is_string(json_array_get(v, 0)))
+        v = json_array_get(v, 0);
+    r->prompt = json_string_value(v);
+    if (r->prompt != NULL)
+        return EK_OK;
+    r->n_ids = json_array_size(v); /* 0 where it is no list */
+    if (r->n_ids == 0)
+        return ek_error(EK_EFORMAT, "request: prompt must be a string or a list of token ids");
+    if ((r->ids = ek_calloc(r->n_ids, sizeof(*r->ids))) == NULL)
+        return EK_ENOMEM;
+    for (size_t i = 0; i < r->n_ids; i++) {
+        const json_t *id = json_array_get(v, i);
+        if (!json_is_integer(id) || json_integer_value(id) < 0 ||
+            json_integer_value(id) > INT32_MAX)
+            return ek_error(EK_EFORMAT, "request: prompt[%zu] must be a token id", i);
+        r->ids[i] = (int32_t)json_integer_value(id);
+    }
+    return EK_OK;
+}
+
+enum ek_status request_parse(const char *text, size_t n, bool chat, struct request *out)
+{
+    struct request r = {.chat = chat};
+    enum ek_status st = ek_json_parse(text, n, "request", &r.root);
+
+    if (st == EK_OK && !json_is_object(r.root))
+        st = ek_error(EK_EFORMAT, "request: must be a JSON object");
+    if (st == EK_OK)
+        st = read_settings(r.root, &r);
+    if (st == EK_OK)
+        st = chat ? read_messages(r.root, &r) : read_prompt(r.root, &r);
+    if (st == EK_OK)
+        *out = r;
+    else
+        request_free(&r);
+    return st;
+}
+
+void request_free(struct request *r)
+{
+    for (size_t i = 0; i < r->n_messages; i++)
+        free((char *)r->messages[i].content);
+    free(r->messages);
+    free(r->images);
+    free(r->ids);
+    json_decref(r->root);
+    *r = (struct request){0};
+}
+
+/* ---- Pictures -------------------------------------------------------------------------------- */
+static int sextet(char c)
+{
+    if (c >= 'A' && c <= 'Z')
+        return c - 'A';
+    if (c >= 'a' && c <= 'z')
+        return c - 'a' + 26;
+    if (c >= '0' && c <= '9')
+        return c - '0' + 52;
+    return c == '+' || c == '-' ? 62 : c == '/' || c == '_' ? 63 : -1;
+}
+
+static enum ek_status decode_base64(const char *text, char **data, size_t *n)
+{
+    size_t len = strlen(text), k = 0;
+    uint32_t bits = 0, have = 0;
+    char *out;
+
+    while (len > 0 && text[len - 1] == '=')
+        len--;
+    if ((out = malloc(len / 4 * 3 + 3)) == NULL)
+        return ek_error(EK_ENOMEM, "no memory for a picture");
+    for (size_t i = 0; i < len; i++) {
+        int s = sextet(text[i]);
+        if (s < 0) {
+            free(out);
+            return ek_error(EK_EFORMAT, "request: a picture's base64 is malformed at byte %zu", i);
+        }
+        bits = bits << 6 | (uint32_t)s;
+        have += 6;
+        if (have >= 8) {
+            have -= 8;
+            out[k++] = (char)(bits >> have);
+        }
+    }
+    *data = out;
+    *n = k;
+    return EK_OK;
+}
+
+enum ek_status request_image(const char *url, char **data, size_t *n)
+{
+    const char *comma = strchr(url, ',');
+
+    if (strncmp(url, "data:", 5) != 0 || comma == NULL || comma - url < 7 ||
+        strncmp(comma - 7, ";base64", 7) != 0)
+        return ek_error(EK_EUNSUPPORTED,
+                        "request: a picture must be a URL as data:image/png;base64,... (no other "
+                        "is fetched)");
+    return decode_base64(comma + 1, data, n);
+}

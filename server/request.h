@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What a client asks for: the documents of POST /v1/chat/completions and /v1/completions. Fields
+ * that nobody here knows are passed over; what is known and not supported is refused by name.
+ */
+#ifndef EK_SERVER_REQUEST_H
+#define EK_SERVER_REQUEST_H
+
+#include "runtime/runtime.h"
+
+#define REQUEST_STOPS_MAX 16
+#define REQUEST_STOP_MAX  256 /* bytes of one */
+
+struct request { /* strings are borrowed from root, where nothing else is said */
+    json_t *root;
+    bool chat;
+    struct ek_message *messages; /* contents are this struct's; "<image>" where a picture
+                                  * stands, unless all are before the first user's text */
+    size_t n_messages;
+    const char **images; /* data: URLs, in order */
+    size_t n_images;
+    const char *prompt; /* not chat: text, or ... */
+    int32_t *ids;       /* ... token ids */
+    size_t n_ids;
+    struct ek_sampling sampling;
+    uint32_t max_tokens; /* 0: as many as fit */
+    bool stream, usage;  /* events as tokens come; a last one with the numbers of tokens */
+    const char *stops[REQUEST_STOPS_MAX];
+    size_t n_stops;
+};
+/* Sampling without a seed gets one that nobody can guess. Closed with request_free. */
+enum ek_status request_parse(const char *text, size_t n, bool chat, struct request *out);
+void request_free(struct request *r); /* zeroes it; a zeroed one is fine */
+
+/* The file in a URL "data:...;base64,...", malloc'd. Others are not fetched, but refused. */
+enum ek_status request_image(const char *url, char **data, size_t *n);
+
+#endif
