@@ -2,7 +2,7 @@
 # Man pages come from the same tables as --help (evenkeel help --man COMMAND); those of the commands
 # that evenkeel-plan runs end with its own --help.
 EK_MANUALS = docs/evenkeel-devices.1 docs/evenkeel-model.1 docs/evenkeel-profile.1 docs/evenkeel-run.1 \
-	docs/evenkeel-check.1 docs/evenkeel-bench.1
+	docs/evenkeel-serve.1 docs/evenkeel-check.1 docs/evenkeel-bench.1
 man_MANS = $(EK_MANUALS)
 CLEANFILES += $(EK_MANUALS)
 docs/evenkeel-%.1: evenkeel$(EXEEXT)
@@ -29,5 +29,5 @@ $(EK_PLAN_MANUALS): evenkeel$(EXEEXT) evenkeel-plan$(EXEEXT)
 	    echo .fi; } >>$@.tmp && mv $@.tmp $@
 endif
 
-EXTRA_DIST += docs/architecture.md docs/formats.md docs/guide.md \
+EXTRA_DIST += docs/architecture.md docs/formats.md docs/guide.md docs/serving.md \
 	docs/runtime.md results

@@ -7,6 +7,7 @@ include tests/base/local.mk
 include tests/model/local.mk
 include tests/kernels/local.mk
 include tests/runtime/local.mk
+include tests/server/local.mk
 include tests/profiler/local.mk
 include tests/planner/local.mk
 include tests/gpu/local.mk

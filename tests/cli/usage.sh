@@ -6,10 +6,10 @@
 expect 0 evenkeel --version
 says '^evenkeel [0-9]'
 expect 0 evenkeel --help
-for command in devices model profile plan run check bench export report simulate cluster hardware; do
+for command in devices model profile plan run serve check bench export report simulate cluster hardware; do
     says "^  $command "
 done
-for command in devices model profile run check bench; do
+for command in devices model profile run serve check bench; do
     expect 0 evenkeel $command --help
     says "^usage: evenkeel $command"
     says '--json'

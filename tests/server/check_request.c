@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What clients send: heads, documents, pictures in URLs; and how an answer grows up to its stops.
+ */
+#include "server/answer.h"
+#include "server/http.h"
+#include "server/request.h"
+
+#include <check.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Heads ------------------------------------------------------------------------------------
+ */
+static const struct {
+    const char *text;
+    int code;
+} heads[] = {
+    {"GET /health HTTP/1.1\r\n\r\n", 0},
+    {"GET /health?x=1 HTTP/1.0\r\nHost: a\r\nX:\ta b\t\r\n\r\n", 0},
+    {"POST /v1/completions HTTP/1.1\r\ncontent-length: 12\r\n\r\n", 0},
+    {"POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n", 0},
+    {"POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n", 400},
+    {"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400},
+    {"POST / HTTP/1.1\r\nContent-Length: +1\r\n\r\n", 400},
+    {"POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", 400},
+    {"POST / HTTP/1.1\r\nContent-Length: 1073741824\r\n\r\n", 413},
+    {"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 411},
+    {"GET /health HTTP/2.0\r\n\r\n", 505},
+    {"GET health HTTP/1.1\r\n\r\n", 400},
+    {"GET /health\r\n\r\n", 400},
+    {" / HTTP/1.1\r\n\r\n", 400},
+    {"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400},
+    {"GET / HTTP/1.1\r\n: no name\r\n\r\n", 400},
+    {"GET / HTTP/1.1\r\nName : space before\r\n\r\n", 400},
+    {"GET / HTTP/1.1\r\nX: \x01\r\n\r\n", 400},
+    {"GET / HTTP/1.1\nX: y\n\r\n\r\n", 400},
+    {"\r\n\r\n", 400},
+};
+
+START_TEST(a_head_is_read_or_refused_with_its_code)
+{
+    char text[256];
+    struct http_head h;
+
+    snprintf(text, sizeof(text), "%s", heads[_i].text);
+    ck_assert_msg(http_parse_head(text, strlen(text), &h) == heads[_i].code, "%s", heads[_i].text);
+}
+END_TEST
+
+START_TEST(a_head_says_what_matters)
+{
+    char text[] = "POST /v1/completions?a=b HTTP/1.1\r\nCONTENT-LENGTH: 42 \r\n"
+                  "Expect: 100-continue\r\nauthorization:  Bearer x y\r\n\r\n";
+    struct http_head h;
+
+    ck_assert_int_eq(http_parse_head(text, sizeof(text) - 1, &h), 0);
+    ck_assert_str_eq(h.method, "POST");
+    ck_assert_str_eq(h.path, "/v1/completions");
+    ck_assert_str_eq(h.authorization, "Bearer x y");
+    ck_assert_uint_eq(h.length, 42);
+    ck_assert(h.has_length && h.expects);
+}
+END_TEST
+
+/* ---- Documents --------------------------------------------------------------------------------
+ */
+#define USER(content) "{\"messages\": [{\"role\": \"user\", \"content\": " content "}]"
+#define PICTURE       "{\"type\": \"image_url\", \"image_url\": {\"url\": \"data:,\"}}"
+#define WORDS(w)      "{\"type\": \"text\", \"text\": \"" w "\"}"
+
+static const struct {
+    const char *text, *says; /* NULL: it is fine */
+} documents[] = {
+    {USER("\"a\"") "}", NULL},
+    {USER("\"a\"") ", \"tools\": [], \"n\": 1, \"logprobs\": false, \"later\": {\"x\": 1}}", NULL},
+    {USER("\"a\"") ", \"stop\": null, \"seed\": null, \"max_tokens\": null}", NULL},
+    {USER("\"a\"") ", \"tools\": [{}]}", "tools is not supported"},
+    {USER("\"a\"") ", \"n\": 2}", "n other than 1"},
+    {USER("\"a\"") ", \"logprobs\": true}", "logprobs is not supported"},
+    {USER("\"a\"") ", \"response_format\": {\"type\": \"json_object\"}}", "response_format"},
+    {USER("\"a\"") ", \"presence_penalty\": 0.5}", "presence_penalty is not supported"},
+    {USER("\"a\"") ", \"temperature\": \"hot\"}", "temperature must be a number"},
+    {USER("\"a\"") ", \"temperature\": -1}", "temperature must be from 0"},
+    {USER("\"a\"") ", \"top_p\": 0}", "top_p must be above 0"},
+    {USER("\"a\"") ", \"max_tokens\": 0}", "max_tokens must be from 1"},
+    {USER("\"a\"") ", \"seed\": 1.5}", "seed must be a whole number"},
+    {USER("\"a\"") ", \"stop\": \"\"}", "stop must be strings"},
+    {USER("\"a\"") ", \"stop\": [1]}", "stop must be strings"},
+    {USER("\"a\"") ", \"stream\": 1}", "stream must be"},
+    {USER("null") "}", "messages[0].content must be a string or a list"},
+    {USER("[\"a\"]") "}", "messages[0].content must be a string or a list of objects"},
+    {USER("[{\"type\": \"audio\"}]") "}", "type 'audio', must be text or image_url"},
+    {USER("[{\"type\": \"image_url\"}]") "}", "image_url.url"},
+    {"{\"messages\": []}", "0 messages"},
+    {"{\"messages\": [1]}", "messages[0] must be an object"},
+    {"{}", "messages must be an array"},
+    {"[]", "must be a JSON object"},
+    {"{", "not valid JSON"},
+};
+
+START_TEST(a_document_is_read_or_refused_by_name)
+{
+    const char *text = documents[_i].text, *says = documents[_i].says;
+    struct request r = {0};
+    enum ek_status st = request_parse(text, strlen(text), true, &r);
+
+    if (says == NULL) {
+        ck_assert_msg(st == EK_OK, "%s: %s", text, ek_last_error());
+        ck_assert_str_eq(r.messages[0].content, "a");
+    } else {
+        ck_assert_msg(st == EK_EFORMAT || st == EK_EUNSUPPORTED || st == EK_EUSAGE, "%s", text);
+        ck_assert_msg(strstr(ek_last_error(), says) != NULL, "%s: %s", text, ek_last_error());
+    }
+    request_free(&r);
+}
+END_TEST
+
+static const struct {
+    const char *content, *text;
+    size_t pictures;
+} contents[] = {
+    {"[" WORDS("a") ", " WORDS("b") "]", "a\nb", 0},
+    {"[" PICTURE ", " WORDS("a") "]", "a", 1}, /* the template names it */
+    {"[" PICTURE ", " PICTURE ", " WORDS("a") ", " WORDS("b") "]", "a\nb", 2},
+    {"[" WORDS("a") ", " PICTURE "]", "a<image>", 1},
+    {"[" PICTURE ", " WORDS("a") ", " PICTURE ", " WORDS("b") "]", "<image>a<image>b", 2},
+    {"[]", "", 0},
+    {"\"<image>\"", "<image>", 0},
+};
+
+START_TEST(parts_become_one_text_and_pictures)
+{
+    char *text = ek_asprintf(USER("%s") "}", contents[_i].content);
+    struct request r = {0};
+
+    ck_assert_msg(request_parse(text, strlen(text), true, &r) == EK_OK, "%s", ek_last_error());
+    ck_assert_str_eq(r.messages[0].content, contents[_i].text);
+    ck_assert_uint_eq(r.n_images, contents[_i].pictures);
+    request_free(&r);
+    free(text);
+}
+END_TEST
+
+START_TEST(settings_are_the_clients_and_the_rest_is_the_interfaces)
+{
+    static const char given[] =
+        "{\"prompt\": [1, 2], \"temperature\": 0.5, \"top_p\": 0.9, \"top_k\": 7, \"min_p\": 0.1,"
+        "\"seed\": 5, \"max_tokens\": 9, \"stop\": [\"x\", \"yz\"], \"stream\": true,"
+        "\"stream_options\": {\"include_usage\": true}}";
+    static const char none[] = "{\"prompt\": \"a\"}";
+    struct request r = {0}, s = {0};
+
+    ck_assert_int_eq(request_parse(given, sizeof(given) - 1, false, &r), EK_OK);
+    ck_assert_double_eq(r.sampling.temperature, 0.5);
+    ck_assert_double_eq(r.sampling.top_p, 0.9);
+    ck_assert_double_eq(r.sampling.min_p, 0.1);
+    ck_assert_uint_eq(r.sampling.top_k, 7);
+    ck_assert_uint_eq(r.sampling.seed, 5);
+    ck_assert_uint_eq(r.max_tokens, 9);
+    ck_assert_uint_eq(r.n_stops, 2);
+    ck_assert_uint_eq(r.n_ids, 2);
+    ck_assert(r.stream && r.usage);
+    ck_assert_int_eq(request_parse(none, sizeof(none) - 1, false, &s), EK_OK);
+    ck_assert_double_eq(s.sampling.temperature, 1);
+    ck_assert_uint_eq(s.max_tokens, 0);
+    ck_assert(!s.stream);
+    request_free(&r);
+    request_free(&s);
+}
+END_TEST
+
+static const struct {
+    const char *url, *data; /* NULL: refused */
+} urls[] = {
+    {"data:image/png;base64,aGVsbG8=", "hello"},
+    {"data:;base64,aGVsbG8", "hello"},
+    {"data:image/png;base64,", ""},
+    {"data:image/png;base64,a!", NULL},
+    {"data:image/png,hello", NULL},
+    {"data:", NULL},
+    {"http://example.org/a.png", NULL},
+    {"file:///etc/passwd", NULL},
+    {"", NULL},
+};
+
+START_TEST(pictures_come_in_their_urls_and_nothing_is_fetched)
+{
+    char *data = NULL;
+    size_t n = 0;
+    enum ek_status st = request_image(urls[_i].url, &data, &n);
+
+    if (urls[_i].data == NULL) {
+        ck_assert_int_ne(st, EK_OK);
+        return;
+    }
+    ck_assert_int_eq(st, EK_OK);
+    ck_assert_uint_eq(n, strlen(urls[_i].data));
+    ck_assert_mem_eq(data, urls[_i].data, n);
+    free(data);
+}
+END_TEST
+
+/* ---- Answers ----------------------------------------------------------------------------------
+ */
+static const struct {
+    const char *stops[3], *pieces[4], *text;
+    bool stopped;
+} answers[] = {
+    {{NULL}, {"ab", "cd"}, "abcd", false},
+    {{"cd"}, {"ab", "cd", "ef"}, "ab", true},
+    {{"bcd"}, {"ab", "c", "def"}, "a", true},
+    {{"x", "de"}, {"abcdex"}, "abc", true},
+    {{"abcd"}, {"abc"}, "abc", false},
+    {{"zz"}, {"caf\xc3\xa9", "\xc3\xa9"}, "caf\xc3\xa9\xc3\xa9", false},
+};
+
+START_TEST(an_answer_ends_before_its_stop_and_is_never_taken_back)
+{
+    struct request r = {.chat = true};
+    struct answer a;
+    size_t ready = 0;
+
+    while (answers[_i].stops[r.n_stops] != NULL) {
+        r.stops[r.n_stops] = answers[_i].stops[r.n_stops];
+        r.n_stops++;
+    }
+    ck_assert_int_eq(answer_open(&a, &r, "m"), EK_OK);
+    for (int k = 0; k < 4 && answers[_i].pieces[k]; k++) {
+        ck_assert_int_eq(answer_add(&a, answers[_i].pieces[k]), EK_OK);
+        ck_assert_uint_ge(answer_ready(&a, false), ready);
+        ready = answer_ready(&a, false);
+        ck_assert_uint_le(ready, strlen(answers[_i].text));
+        ck_assert_int_ne((unsigned char)answers[_i].text[ready] & 0xc0, 0x80);
+        a.sent = ready;
+    }
+    ck_assert_str_eq(a.text, answers[_i].text);
+    ck_assert_uint_eq(answer_ready(&a, true), strlen(answers[_i].text));
+    ck_assert(a.stopped == answers[_i].stopped);
+    answer_close(&a);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("request");
+    TCase *tc = tcase_create("request");
+    SRunner *sr = srunner_create(s);
+    int failed;
+
+    tcase_add_loop_test(tc, a_head_is_read_or_refused_with_its_code, 0, EK_ARRAY_LEN(heads));
+    tcase_add_test(tc, a_head_says_what_matters);
+    tcase_add_loop_test(tc, a_document_is_read_or_refused_by_name, 0, EK_ARRAY_LEN(documents));
+    tcase_add_loop_test(tc, parts_become_one_text_and_pictures, 0, EK_ARRAY_LEN(contents));
+    tcase_add_test(tc, settings_are_the_clients_and_the_rest_is_the_interfaces);
+    tcase_add_loop_test(tc, pictures_come_in_their_urls_and_nothing_is_fetched, 0,
+                        EK_ARRAY_LEN(urls));
+    tcase_add_loop_test(tc, an_answer_ends_before_its_stop_and_is_never_taken_back, 0,
+                        EK_ARRAY_LEN(answers));
+    suite_add_tcase(s, tc);
+    srunner_run_all(sr, CK_ENV);
+    failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
