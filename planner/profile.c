@@ -109,12 +109,34 @@ static bool of_types(const struct importer *im, const char *act, const char *cac
     return strcmp(act, ek_dtype_name(im->act)) == 0 && strcmp(cache, ek_dtype_name(im->cache)) == 0;
 }
 
-/* With all the other devices of these costs at work. */
+/* Others that share the memory of a device. */
+static size_t sharing(const struct ek_store_device *all, size_t n, const struct ek_store_device *d)
+{
+    size_t k = 0;
+
+    for (size_t i = 0; i < n; i++)
+        k += all[i].id != d->id && d->memory_group[0] != '\0' &&
+             strcmp(all[i].memory_group, d->memory_group) == 0 && strcmp(all[i].host, d->host) == 0;
+    return k;
+}
+
+/* With all the other devices of these costs at work. It was measured with all that there are: those
+ * that share its memory slow a device, or, where none does, all of them. */
 static enum ek_status slow_factor(const struct importer *im, const struct ek_store_device *d,
                                   enum ek_phase phase, double *factor)
 {
+    struct ek_store_device *all;
+    size_t n, sharers;
+
     EK_TRY(ek_store_slowdown(im->store, d->id, phase, factor));
-    *factor = 1 + (*factor - 1) * (double)(im->n_devices - 1);
+    EK_TRY(ek_store_devices(im->store, &all, &n));
+    sharers = sharing(all, n, d);
+    free(all);
+    if (sharers > 0) /* the factor is a neighbour's of n - 1 */
+        *factor = 1 + (*factor - 1) * (double)(n - 1) / (double)sharers *
+                          (double)sharing(im->devices, im->n_devices, d);
+    else
+        *factor = 1 + (*factor - 1) * (double)(im->n_devices - 1);
     return EK_OK;
 }
 
@@ -315,6 +337,25 @@ static bool has_rows(const struct importer *im, const struct ek_store_time_row *
     return false;
 }
 
+static const char *module_of(const struct importer *im, uint32_t sig)
+{
+    size_t i = 0;
+
+    while (i + 1 < im->c->n_modules && im->c->modules[i].sig != sig)
+        i++;
+    return im->c->modules[i].name;
+}
+
+/* Of the modules that are part of both phases, one without times of either was not measured. */
+static bool is_half(const struct importer *im, uint32_t sig, const struct ek_cost_times *t)
+{
+    bool text = false;
+
+    for (size_t i = 0; i < im->c->n_modules; i++)
+        text = text || (im->c->modules[i].sig == sig && !ek_cost_module_sees(&im->c->modules[i]));
+    return text && t->prefill.constant != t->decode.constant;
+}
+
 static enum ek_status add_times(struct importer *im, uint32_t cls, uint32_t sig)
 {
     size_t cap = im->c->n_times, n;
@@ -334,6 +375,14 @@ static enum ek_status add_times(struct importer *im, uint32_t cls, uint32_t sig)
     *t = (struct ek_cost_times){.cls = cls, .sig = sig, .tp = 1};
     EK_GOTO(pick(im, rows, n, EK_PHASE_PREFILL, &t->prefill), st, end);
     EK_GOTO(pick(im, rows, n, EK_PHASE_DECODE, &t->decode), st, end);
+    if (is_half(im, sig, t)) {
+        ek_note("%s has no times of %s for a %s: profile again, or it is not planned there",
+                im->devices[cls].name, module_of(im, sig),
+                t->prefill.constant ? "prefill" : "decode step");
+        im->c->n_times--;
+        free(t->prefill.rows);
+        free(t->decode.rows);
+    }
     if (sig == EK_SIG_STAGE) {
         level(&t->prefill, EK_PHASE_PREFILL);
         level(&t->decode, EK_PHASE_DECODE);

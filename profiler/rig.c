@@ -28,6 +28,7 @@ enum {
 #define ROUTED_NOISE  0.01 /* samples that go to other experts differ: ... */
 #define ROUTED_LEAST  32   /* ... more of them */
 #define GPU_SET       (16.0 * (double)EK_GIB)
+#define FAR_SET       64 /* caches: so many bytes are read at the speed of memory, and long enough */
 
 struct rig_step {
     struct ek_batch batch;
@@ -553,14 +554,16 @@ static enum ek_status time_point(struct rig *r, double overhead_s, struct ek_sto
  */
 
 /* The rate at which the bytes that a run goes round in can be read: from a cache that holds them,
- * faster than from memory. */
+ * faster than from memory; and of many, with less of it launching than the ceiling's. */
 static enum ek_status bandwidth_of_set(struct rig *r, const struct ek_point *at, double *rate)
 {
     struct ek_device *dev = r->opt.dev;
     double set = (double)bytes_at(r, at) * (alone(r) ? 1 : 3 * r->n);
-    double room = (double)dev->ops->memory_free(dev) / 2;
+    double room = (double)dev->ops->memory_free(dev) / 2, cache = (double)dev->info.cache_bytes;
 
-    if (r->flush || set > 4 * (double)dev->info.cache_bytes || room < 1 << 20)
+    if (r->flush || set > FAR_SET * cache)
+        set = FAR_SET * cache;
+    if (room < fmin(set, 4 * cache) || room < 1 << 20)
         return EK_OK;
     EK_TRY(ceilings_read_rate(dev, (uint64_t)fmin(set, room), rate));
     *rate = fmax(*rate, r->ceilings.read_bandwidth);
