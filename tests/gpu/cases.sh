@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Several GPUs against one, and our plan against others on the same profile: throughput of prefill
 # with one micro-batch a prompt, decode with few and many sequences, predicted beside measured for
-# every plan.
+# every plan. Devices that are missing are declared on those that are there.
 # Usage: cases.sh MODEL   (a folder with a config.json of a model that only reads)
 # Environment: that of common.sh; WHAT (default "load decode"; "load": our plan, one GPU and worse
-# ones with 64 sequences, "few": only the first two of them, "decode": few sequences), LAYERS
-# (default: the configuration's), MAX_CONTEXT.
+# ones with 64 sequences, "few": only the first two of them, "decode": few sequences), DEVICES (how
+# many; default: all GPUs), MORE (other numbers of devices for our plan), LAYERS (default: the
+# configuration's), MAX_CONTEXT.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/common.sh"
@@ -16,6 +17,9 @@ name=$(basename "$model")
 db=$OUT/$name.cases.db
 names=$(devices "${DEVICES:-$gpus}")
 n=$(echo "$names" | wc -w)
+more=$(for i in ${MORE:-}; do [ "$i" -eq "$n" ] || echo "$i"; done)
+# shellcheck disable=SC2086
+most=$(printf '%s\n' "$n" $more | sort -n | tail -1)
 batch=${BATCH:-64}
 prompt=${PROMPT:-512}
 context=${MAX_CONTEXT:-$((prompt + 128))}
@@ -42,21 +46,24 @@ against() { # LABEL plan-options...
     label=$1
     shift
     # shellcheck disable=SC2086
-    try "$name-load" "$label" "$model" "$db" $load "$@"
+    try "$name-load" "$label" "$model" "$db" $load --devices "$names" "$@"
 }
 
-say 0 profile "$model" --db "$db" --devices "$names" --max-batch "$batch" --max-prompt "$prompt" \
+say 0 profile "$model" --db "$db" --devices "$(devices "$most")" --max-batch "$batch" --max-prompt "$prompt" \
     --max-context "$context" --quiet || exit 1
 for what in ${WHAT:-load decode}; do
     case $what in
     load | few)
-        against one-gpu --devices "$BACKEND:0" --micro-batches 1
+        names=$BACKEND:0 against one-gpu --micro-batches 1
         against ours --use-all
+        for i in $more; do
+            names=$(devices "$i") against "ours-$i" --use-all
+        done
         ;;
     decode)
         for few in 1 16; do
             try "$name-decode-$few" ours "$model" "$db" --batch $few --prompt "$prompt" \
-                --generate 64 --context "$context" --use-all
+                --generate 64 --context "$context" --devices "$names" --use-all
         done
         ;;
     esac

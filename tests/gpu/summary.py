@@ -17,7 +17,7 @@ import statistics
 import sys
 
 APART, MARGIN, SHARE = 1.03, 64 << 20, 0.01
-BARS = {2: 1.85, 4: 3.5, 8: 6.8}  # of so many stages' prefill against one GPU's
+BARS = {2: 1.85, 4: 3.5, 8: 6.8}  # prefill of our plan on so many GPUs against one GPU's
 HEAD = ("plan", "prefill", "error", "round", "error", "a batch", "error", "prefill tok/s",
         "decode tok/s", "memory over")  # fmt: skip
 Run = collections.namedtuple("Run", "group label plan bench")
@@ -97,6 +97,12 @@ def print_table(head, rows):
         print("  ".join(cells).rstrip())
 
 
+def bar(run):
+    gpus = len({s["device"] for s in run.plan["stages"]})
+    asked = run.label.startswith("ours") and not shares_a_gpu(run) and gpus in BARS
+    return f" (bar {BARS[gpus]})" if asked else ""
+
+
 def print_group(name, runs):
     b = runs[0].bench
     print(
@@ -107,9 +113,7 @@ def print_group(name, runs):
     one = next((r for r in runs if r.label == "one-gpu"), None)
     for r in runs if one else []:
         gain = line(one, "prefill")["measured"] / line(r, "prefill")["measured"]
-        stages = len(r.plan["stages"])
-        bar = f" (bar {BARS[stages]})" if stages in BARS and r.label == "ours" else ""
-        print(f"{r.label}: prefill {gain:.2f} times one GPU's, {stages} stages{bar}")
+        print(f"{r.label}: prefill {gain:.2f} times one GPU's, {len(r.plan['stages'])} stages{bar(r)}")
 
 
 def find(groups, name, label="ours"):
