@@ -171,6 +171,9 @@ enum ek_status ek_file_read(const char *path, size_t max, char **out, size_t *n)
 /* Temp file beside path, fsync, rename: path is whole or untouched. Existing files are replaced
  * only with force. path "-" writes to stdout. */
 enum ek_status ek_file_write(const char *path, const void *data, size_t n, bool force);
+/* Whether ek_file_write could begin: asked before the work whose result is written. EK_EUSAGE when
+ * path is there and force is not given, EK_EENV when its folder cannot be written to. */
+enum ek_status ek_file_may_write(const char *path, bool force);
 bool ek_file_exists(const char *path);
 /* dir + "/" + name in fresh memory, freed with free(). */
 char *ek_path_join(const char *dir, const char *name);

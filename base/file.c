@@ -64,20 +64,43 @@ static bool write_all(int fd, const char *p, size_t n)
     return true;
 }
 
+/* Its name, malloc'd; NULL without memory. */
+static char *directory_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    if (slash == NULL)
+        return ek_strdup(".");
+    return ek_asprintf("%.*s", (int)(slash == path ? 1 : slash - path), path);
+}
+
 static void sync_directory_of(const char *path)
 {
-    char *copy = ek_strdup(path);
-    char *slash = copy ? strrchr(copy, '/') : NULL;
-    int fd;
+    char *name = directory_of(path);
+    int fd = name ? open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
 
-    if (slash)
-        slash[slash == copy] = '\0';
-    fd = copy ? open(slash ? copy : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     if (fd >= 0) {
         fsync(fd);
         close(fd);
     }
-    free(copy);
+    free(name);
+}
+
+enum ek_status ek_file_may_write(const char *path, bool force)
+{
+    enum ek_status st = EK_OK;
+    char *name;
+
+    if (strcmp(path, "-") == 0)
+        return EK_OK;
+    if (!force && ek_file_exists(path))
+        return ek_error(EK_EUSAGE, "%s exists (--force replaces it)", path);
+    if ((name = directory_of(path)) == NULL)
+        return EK_ENOMEM;
+    if (access(name, W_OK | X_OK) != 0)
+        st = ek_error(EK_EENV, "%s: %s: %s", path, name, strerror(errno));
+    free(name);
+    return st;
 }
 
 enum ek_status ek_file_write(const char *path, const void *data, size_t n, bool force)
@@ -91,8 +114,7 @@ enum ek_status ek_file_write(const char *path, const void *data, size_t n, bool 
             return EK_OK;
         return ek_error(EK_EENV, "stdout: %s", strerror(errno));
     }
-    if (!force && ek_file_exists(path))
-        return ek_error(EK_EUSAGE, "%s exists (--force replaces it)", path);
+    EK_TRY(ek_file_may_write(path, force));
     if ((temp = ek_asprintf("%s.tmp.XXXXXX", path)) == NULL)
         return EK_ENOMEM;
     if ((fd = mkostemp(temp, O_CLOEXEC)) < 0) {

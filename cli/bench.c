@@ -262,9 +262,7 @@ static enum ek_status check_output(const struct ek_args *args)
 
     if (path != NULL && ek_arg_flag(args, "load"))
         return ek_error(EK_EUSAGE, "--output: not with --load, whose result --json prints");
-    if (path != NULL && ek_file_exists(path) && !ek_arg_flag(args, "force"))
-        return ek_error(EK_EUSAGE, "%s: is there already; --force replaces it", path);
-    return EK_OK;
+    return path ? ek_file_may_write(path, ek_arg_flag(args, "force")) : EK_OK;
 }
 
 static enum ek_status write_json(const struct ek_args *args, const struct bench *b)

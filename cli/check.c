@@ -147,6 +147,8 @@ static enum ek_status report(const struct ek_args *args, struct ek_session *s, c
 
     if (st == EK_OK && ek_arg_flag(args, "json")) {
         json = comparison_json(c, judged == EK_OK);
+        if (json != NULL)
+            json_object_set_new(json, "reason", why ? json_string(why) : json_null());
         if (json != NULL && shows_error_only(args))
             json_object_set_new(json, "judged", json_false());
         if (json != NULL && ek_arg_flag(args, "trace"))

@@ -434,6 +434,8 @@ static enum ek_status run(const struct ek_args *args)
     struct job j = {.args = args};
     enum ek_status st = EK_OK;
 
+    if (ek_arg(args, "record"))
+        EK_TRY(ek_file_may_write(ek_arg(args, "record"), ek_arg_flag(args, "force")));
     if (needs_tokenizer(args))
         EK_GOTO(ek_tokenizer_open(args->operands[0], &j.tokenizer), st, done);
     EK_GOTO(open_pictures(&j), st, done);

@@ -269,6 +269,8 @@ static enum ek_status make_plan(struct ek_plan_arguments *a, int *code)
     struct ek_solution *s = NULL;
     enum ek_status st;
 
+    if (a->output) /* before the work, so that no plan is lost */
+        EK_TRY(ek_file_may_write(a->output, a->force));
     EK_GOTO(get_costs(a, &c), st, end);
     ek_plan_arguments_merge(a, c);
     c->workload = a->request.workload;
