@@ -18,27 +18,35 @@ static struct ek_store *store;
 static char path[] = "scale-XXXXXX.db";
 static double slack; /* measured: so many times the roofline, and the launches */
 
+/* n: sequences or tokens. busy: with so many others at work, which make it twice as slow. */
+static void put_time(int64_t device, const struct ek_module *mod, const char *act,
+                     const struct ek_card *card, enum ek_phase phase, uint32_t n, uint32_t busy)
+{
+    struct ek_store_key k = {.device = device, .phase = phase, .busy = busy};
+    struct ek_store_time t = {.n = 9, .stop = "converged"};
+    struct ek_step_shape s = {.tp = 1};
+
+    ek_dtype_from_name(act, &s.act);
+    s.cache = s.act;
+    k.batch = s.sequences = phase == EK_PHASE_DECODE ? n : 1;
+    k.tokens = phase == EK_PHASE_DECODE ? 1 : n;
+    k.context = s.context = 512;
+    s.tokens = phase == EK_PHASE_DECODE ? 1 : ek_step_rows(mod, n);
+    strcpy(k.signature, mod->signature);
+    strcpy(k.act, act);
+    strcpy(k.cache, act);
+    strcpy(k.launch, "eager");
+    t.median_s = slack * ek_step_floor(model, mod, card, &s) + EK_LAUNCH_SECONDS;
+    t.min_s = t.median_s *= busy ? 2 : 1;
+    ck_assert_msg(ek_store_put_time(store, &k, &t) == EK_OK, "%s", ek_last_error());
+}
+
 static void put_times(int64_t device, const struct ek_module *mod, const char *act,
                       const struct ek_card *card)
 {
     for (int phase = EK_PHASE_PREFILL; phase <= EK_PHASE_DECODE; phase++)
-        for (uint32_t n = 1; n <= 512; n *= 8) {
-            struct ek_store_key k = {.device = device, .phase = (enum ek_phase)phase};
-            struct ek_store_time t = {.n = 9, .stop = "converged"};
-            struct ek_step_shape s = {.tp = 1};
-            ek_dtype_from_name(act, &s.act);
-            s.cache = s.act;
-            k.batch = s.sequences = phase == EK_PHASE_DECODE ? n : 1;
-            k.tokens = phase == EK_PHASE_DECODE ? 1 : n;
-            k.context = s.context = 512;
-            s.tokens = phase == EK_PHASE_DECODE ? 1 : ek_step_rows(mod, n);
-            strcpy(k.signature, mod->signature);
-            strcpy(k.act, act);
-            strcpy(k.cache, act);
-            strcpy(k.launch, "eager");
-            t.median_s = t.min_s = slack * ek_step_floor(model, mod, card, &s) + EK_LAUNCH_SECONDS;
-            ck_assert_msg(ek_store_put_time(store, &k, &t) == EK_OK, "%s", ek_last_error());
-        }
+        for (uint32_t n = 1; n <= 512; n *= 8)
+            put_time(device, mod, act, card, (enum ek_phase)phase, n, 0);
 }
 
 static void open_profile(const char *backend, const char *act)
@@ -223,6 +231,77 @@ START_TEST(a_profile_without_ceilings_is_not_scaled)
 }
 END_TEST
 
+/* Another device of the profile, with times of its own. */
+static void put_other(const char *name, const char *group, bool whole, const struct ek_card *card)
+{
+    struct ek_store_device d = {.memory_total = 80 * EK_GIB, .memory_free = 80 * EK_GIB};
+
+    strcpy(d.name, name);
+    strcpy(d.backend, "cuda");
+    strcpy(d.host, "h");
+    strcpy(d.memory_group, group);
+    ck_assert_int_eq(ek_store_put_device(store, &d), EK_OK);
+    for (size_t i = 0; i < model->n_modules; i++)
+        if (whole || model->modules[i].kind != EK_MODULE_HEAD)
+            put_times(d.id, &model->modules[i], "BF16", card);
+        else /* the gate let nothing else through */
+            put_time(d.id, &model->modules[i], "BF16", card, EK_PHASE_DECODE, 8, 0);
+    put_time(d.id, &model->modules[1], "BF16", card, EK_PHASE_DECODE, 8, 3);
+}
+
+static const struct ek_card plain = {.bandwidth = BANDWIDTH, .peak_bf16 = PEAK};
+
+static struct ek_costs *costs_of(const char *devices)
+{
+    struct ek_profile_choice choice = {.devices = devices};
+    struct ek_costs *c = NULL;
+
+    ck_assert_msg(ek_costs_from_profile(model, store, &choice, &c) == EK_OK, "%s", ek_last_error());
+    return c;
+}
+
+START_TEST(a_module_without_times_of_a_phase_costs_not_nothing)
+{
+    struct ek_costs *c;
+    uint32_t head = (uint32_t)-1;
+
+    slack = 1;
+    open_profile("cuda", "BF16");
+    put_other("cuda:1", "", false, &plain);
+    c = costs_of(NULL);
+    for (size_t i = 0; i < c->n_modules; i++)
+        head = c->modules[i].kind == EK_MODULE_HEAD ? c->modules[i].sig : head;
+    ck_assert_ptr_nonnull(ek_costs_times(c, 0, head, 1));
+    ck_assert_ptr_null(ek_costs_times(c, 1, head, 1));
+    ck_assert_ptr_nonnull(ek_costs_times(c, 1, c->modules[1].sig, 1));
+    ek_costs_free(c);
+    close_profile();
+}
+END_TEST
+
+/* Measured with three others at work, of which one is on the same GPU. */
+START_TEST(devices_that_share_a_memory_slow_each_other_and_no_others)
+{
+    static const struct {
+        const char *devices;
+        double slow;
+    } plans[] = {{"cuda:1 cuda:1.1 cuda:2", 2}, {"cuda:1 cuda:1.1", 2}, {"cuda:1 cuda:2", 1}};
+
+    slack = 1;
+    open_profile("cpu", "BF16"); /* of no group */
+    put_other("cuda:1", "GPU-1", true, &plain);
+    put_other("cuda:1.1", "GPU-1", true, &plain);
+    put_other("cuda:2", "GPU-2", true, &plain);
+    for (size_t i = 0; i < EK_ARRAY_LEN(plans); i++) {
+        struct ek_costs *c = costs_of(plans[i].devices);
+        ck_assert_double_eq_tol(c->classes[0].slow_decode, plans[i].slow, 1e-9);
+        ck_assert_double_eq_tol(c->classes[0].slow_prefill, 1, 1e-9);
+        ek_costs_free(c);
+    }
+    close_profile();
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("scale");
@@ -235,6 +314,8 @@ int main(void)
     tcase_add_test(t, nothing_is_faster_than_the_cards_roofline);
     tcase_add_test(t, degrees_share_the_work_and_pay_for_all_reduces);
     tcase_add_test(t, a_profile_without_ceilings_is_not_scaled);
+    tcase_add_test(t, a_module_without_times_of_a_phase_costs_not_nothing);
+    tcase_add_test(t, devices_that_share_a_memory_slow_each_other_and_no_others);
     suite_add_tcase(s, t);
     sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);
