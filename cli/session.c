@@ -32,6 +32,16 @@ enum ek_status ek_session_open_model(const struct ek_args *args, const char *mod
     return s->model ? EK_OK : ek_model_open(model_path, &options, &s->model);
 }
 
+/* Options that a plan answers. */
+static void note_overruled(const struct ek_args *args, const char *plan)
+{
+    static const char *const names[] = {"devices", "cache", "context"};
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(names); i++)
+        if (ek_arg(args, names[i]) != NULL)
+            ek_note("--%s %s is not looked at: %s says it", names[i], ek_arg(args, names[i]), plan);
+}
+
 enum ek_status ek_session_open(const struct ek_args *args, const char *model_path,
                                const struct ek_session_need *need, struct ek_session *s)
 {
@@ -41,10 +51,12 @@ enum ek_status ek_session_open(const struct ek_args *args, const char *model_pat
     EK_TRY(ek_session_open_model(args, model_path, s));
     if (need->tokenizer)
         EK_TRY(ek_tokenizer_fits(need->tokenizer, s->model->config.vocab));
-    if (path)
+    if (path) {
         EK_TRY(ek_plan_read(path, &s->plan));
-    else
+        note_overruled(args, path);
+    } else {
         EK_TRY(single_plan(args, s->model, need, &s->plan));
+    }
     EK_TRY(ek_plan_cut_tower(s->plan, s->model));
     EK_TRY(ek_plan_check(s->plan, s->model));
     if (need->context > s->plan->context)

@@ -5,7 +5,7 @@ GPU_TESTS = tests/gpu/check_devices tests/gpu/check_ops tests/gpu/check_attentio
 	tests/gpu/check_cache tests/gpu/check_links tests/gpu/check_deepseek \
 	tests/gpu/check_vision tests/gpu/check_runtime
 EXTRA_DIST += tests/gpu/full_size.py tests/gpu/beside_transformers.py \
-	tests/gpu/balanced_transformers.py tests/gpu/summary.py
+	tests/gpu/balanced_transformers.py tests/gpu/summary.py tests/gpu/serve.py
 GPU_BENCHES = tests/gpu/bench_kernels tests/gpu/bench_deepseek tests/gpu/bench_vision \
 	tests/gpu/bench_handoff
 EXTRA_DIST += tests/gpu/run-gpu.sh tests/gpu/main-job.sh tests/gpu/cases.sh \
