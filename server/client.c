@@ -203,7 +203,7 @@ static enum ek_status follow(struct client *c)
         }
     }
     if (c->job.status != EK_OK)
-        return ek_error(c->job.status, "%s", q->message[0] ? q->message : "the server is stopping");
+        return queue_reason(q, &c->job);
     return answer_add(&c->answer, ek_decoder_flush(c->decoder));
 }
 

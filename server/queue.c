@@ -5,6 +5,7 @@
 #include <time.h>
 
 #define LOOK_NS    100000000 /* how often waiting threads look up */
+#define STOPPING   "the server is stopping"
 #define ANSWER_MAX ((size_t)1 << 23)
 
 void queue_open(struct queue *q, volatile const bool *stop)
@@ -63,21 +64,30 @@ static void end(struct queue *q, struct job *j, enum ek_status st)
     pthread_cond_broadcast(&q->moved);
 }
 
-/* Takes the first that is still wanted. The lock is held. */
-static struct job *take(struct queue *q)
+/* Takes a job, or the first where j is NULL, out of those that wait; NULL: it does not wait, or
+ * nobody does. The lock is held. */
+static struct job *take(struct queue *q, const struct job *j)
 {
-    struct job *j;
+    struct job **at = &q->head, *before = NULL, *found;
 
-    while ((j = q->head) != NULL) {
-        q->head = j->next;
-        if (q->head == NULL)
-            q->tail = NULL;
-        q->numbers.waiting--;
-        if (!j->cancelled)
-            break;
-        j->generation.out.finish = EK_FINISH_CALLBACK;
-        end(q, j, EK_OK);
+    while (*at != NULL && j != NULL && *at != j) {
+        before = *at;
+        at = &before->next;
     }
+    if ((found = *at) == NULL)
+        return NULL;
+    *at = found->next;
+    if (q->tail == found)
+        q->tail = before;
+    q->numbers.waiting--;
+    return found;
+}
+
+/* The first that waits runs. The lock is held. */
+static struct job *begin(struct queue *q)
+{
+    struct job *j = take(q, NULL);
+
     if (j != NULL) {
         j->next = q->running;
         q->running = j;
@@ -93,7 +103,7 @@ static enum ek_status next(void *user, bool wait, struct ek_generation **out)
     struct job *j;
 
     pthread_mutex_lock(&q->lock);
-    while ((j = *q->stop ? NULL : take(q)) == NULL && wait && !*q->stop)
+    while ((j = *q->stop ? NULL : begin(q)) == NULL && wait && !*q->stop)
         wait_a_moment(q, &q->arrived);
     pthread_mutex_unlock(&q->lock);
     *out = j ? &j->generation : NULL;
@@ -152,17 +162,13 @@ static void tell_all(struct queue *q, enum ek_status st)
 
     pthread_mutex_lock(&q->lock);
     q->failed = st == EK_OK ? EK_EINTR : st;
-    snprintf(q->message, sizeof(q->message), "%s",
-             st == EK_OK ? "the server is stopping" : ek_last_error());
+    snprintf(q->message, sizeof(q->message), "%s", st == EK_OK ? STOPPING : ek_last_error());
     while ((j = q->running) != NULL) {
         leave_running(q, j);
         end(q, j, q->failed);
     }
-    for (; (j = q->head) != NULL; q->numbers.waiting--) {
-        q->head = j->next;
+    while ((j = take(q, NULL)) != NULL)
         end(q, j, q->failed);
-    }
-    q->tail = NULL;
     pthread_mutex_unlock(&q->lock);
 }
 
@@ -222,23 +228,43 @@ int32_t queue_token(struct queue *q, const struct job *j, size_t i)
     return id;
 }
 
+/* The lock is held. */
+static void cancel(struct queue *q, struct job *j)
+{
+    j->cancelled = true;
+    if (take(q, j) != NULL) {
+        j->generation.out.finish = EK_FINISH_CALLBACK;
+        end(q, j, EK_OK);
+    }
+}
+
 void queue_cancel(struct queue *q, struct job *j, bool enough)
 {
     pthread_mutex_lock(&q->lock);
-    j->cancelled = true;
     j->enough = enough;
+    cancel(q, j);
     pthread_mutex_unlock(&q->lock);
 }
 
 void queue_leave(struct queue *q, struct job *j)
 {
     pthread_mutex_lock(&q->lock);
-    j->cancelled = true;
+    cancel(q, j);
     while (!j->ended)
         wait_a_moment(q, &q->moved);
     pthread_mutex_unlock(&q->lock);
     free(j->generation.out.ids);
     free(j->ids);
+}
+
+enum ek_status queue_reason(struct queue *q, const struct job *j)
+{
+    char message[sizeof(q->message)];
+
+    pthread_mutex_lock(&q->lock);
+    snprintf(message, sizeof(message), "%s", q->message);
+    pthread_mutex_unlock(&q->lock);
+    return ek_error(j->status, "%s", message[0] ? message : STOPPING);
 }
 
 struct queue_numbers queue_look(struct queue *q)

@@ -56,6 +56,8 @@ int32_t queue_token(struct queue *q, const struct job *j, size_t i);
 void queue_cancel(struct queue *q, struct job *j, bool enough);
 /* Cancels what has not ended, waits for its end, and frees what the job holds. */
 void queue_leave(struct queue *q, struct job *j);
+/* The status of a job that ended without an answer, and why as this thread's last message. */
+enum ek_status queue_reason(struct queue *q, const struct job *j);
 struct queue_numbers queue_look(struct queue *q);
 
 #endif
