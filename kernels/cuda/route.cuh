@@ -80,20 +80,49 @@ __device__ __forceinline__ void limit_groups(const ek_router &r, Choice<MOST> &c
     __syncwarp();
 }
 
-// The best top_k bids, the lowest expert on ties: each lane counts who is ahead of its own.
+// A number's bits in its order, and the warp's largest.
+__device__ __forceinline__ uint32_t ordered(float v)
+{
+    uint32_t bits = __float_as_uint(v + 0.0f); // no negative zero
+
+    return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+}
+__device__ __forceinline__ uint32_t most_of(uint32_t v)
+{
+#if __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(0xffffffffu, v);
+#else
+    for (int d = 16; d; d /= 2)
+        v = max(v, __shfl_xor_sync(0xffffffffu, v, d));
+    return v;
+#endif
+}
+
+// The best top_k bids, the lowest expert on ties; each lane keeps in mind which of its own are
+// taken.
 template <int MOST>
 __device__ __forceinline__ void take_best(const ek_router &r, const Choice<MOST> &c, uint32_t lane,
                                           int32_t *ids)
 {
-    for (uint32_t i = lane; i < r.n_experts; i += 32) {
-        float mine = c.bid[i];
-        uint32_t ahead = 0;
+    const uint32_t none = 0xffffffffu;
+    uint32_t taken = 0;
 
-#pragma unroll 8
-        for (uint32_t j = 0; j < r.n_experts; j++)
-            ahead += c.bid[j] > mine || (c.bid[j] == mine && j < i);
-        if (ahead < r.top_k)
-            ids[ahead] = (int32_t)i;
+#pragma unroll 1
+    for (uint32_t k = 0; k < r.top_k; k++) {
+        uint32_t best = 0, at = none;
+
+        for (uint32_t i = lane, j = 0; i < r.n_experts; i += 32, j++) {
+            uint32_t v = ordered(c.bid[i]);
+
+            if (!(taken >> j & 1) && v > best)
+                best = v, at = i;
+        }
+        uint32_t least = most_of(best) == best ? none - at : 0; // the lowest expert's is the most
+        least = none - most_of(least);
+        if (least == at)
+            taken |= 1u << (at / 32);
+        if (lane == 0)
+            ids[k] = (int32_t)least;
     }
     __syncwarp();
 }
@@ -113,10 +142,11 @@ __device__ __forceinline__ void choose(const ek_router &r, const float *bias, Ch
     if (r.kind != EK_ROUTE_GREEDY && r.n_group > 1)
         limit_groups(r, c, lane);
     take_best(r, c, lane, ids);
-    for (uint32_t k = 0; k < r.top_k; k++)
+    bool normalise = r.normalise && r.top_k > 1;
+
+    for (uint32_t k = 0; normalise && k < r.top_k; k++)
         sum += c.score[ids[k]]; // without the bias
-    float factor = r.scale / (r.normalise && r.top_k > 1 ? sum + 1e-20f : 1.0f);
-    __syncwarp();
+    float factor = r.scale / (normalise ? sum + 1e-20f : 1.0f);
     for (uint32_t k = lane; k < r.top_k; k += 32)
         weights[k] = c.score[ids[k]] * factor;
     __syncwarp();
