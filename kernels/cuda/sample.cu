@@ -249,8 +249,7 @@ __global__ void __launch_bounds__(THREADS)
     size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
     int32_t word = i < n ? src[i] : 0; // there before the kernel
 
-    pdl_next();
-    pdl_wait();
+    pdl_wait(); // and no pdl_next: kernels behind read the words before their own wait
     if (i >= n)
         return;
     if (ids != nullptr && i < n_ids && word < 0)
