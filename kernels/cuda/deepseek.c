@@ -492,13 +492,13 @@ static enum ek_status run_token(struct ek_cuda *d, struct ek_cu_mixture *a)
 {
     size_t act = element(d->base.act);
     size_t inner = rounded((size_t)(a->e.n_shared + a->e.top_k) * a->e.inner * act);
-    void *p, *arrived;
+    void *p, *routed;
 
-    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, inner + (size_t)a->e.n_experts * sizeof(float), &p));
-    EK_TRY(ek_cuda_scratch(d, EK_CU_ROUTED, 2 * sizeof(uint32_t), &arrived));
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, inner, &p));
+    EK_TRY(ek_cuda_scratch(d, EK_CU_ROUTED, (1 + (size_t)a->e.n_experts) * 4, &routed));
     a->e.inner_x = p;
-    a->logits = (float *)(void *)((char *)p + inner);
-    a->arrived = arrived;
+    a->drawn = routed;
+    a->logits = (float *)routed + 1;
     return ek_cuda_issued(d, ek_cu_token(&d->queue, d->base.act, a), "mixture");
 }
 

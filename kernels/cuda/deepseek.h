@@ -136,8 +136,8 @@ struct ek_cu_mixture {
     void *normed;          /* [n][e.ldx]; unless it is one token */
     int32_t *ids;          /* [n][top_k] of the router (one token: those that were taken) ... */
     float *weights;        /* ... and their weights, the router's in any case */
-    float *logits;         /* [n_experts] */
-    uint32_t *arrived;     /* two counters, zero before and after */
+    uint32_t *drawn;       /* one token: a counter, zero before and after ... */
+    float *logits;         /* ... and so are these [n_experts] behind it */
     uint32_t slots, rows;  /* the launcher's own */
 };
 /* Norm and router of a few tokens of BF16 or F16, on Hopper. */

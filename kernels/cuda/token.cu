@@ -108,7 +108,7 @@ template <typename T, int G> struct Router {
                 store8(to + 8 * chunk(i), x[i]);
             }
     }
-    // The block's rows, each counted when it is there.
+    // The block's rows.
     __device__ __forceinline__ void logits(const ek_cu_mixture &a, float *tmp)
     {
         for (uint32_t row = blockIdx.x; row < a.router.n_experts; row += gridDim.x) {
@@ -125,11 +125,8 @@ template <typename T, int G> struct Router {
                         sum = fmaf(x[i][j], w[j], sum);
                 }
             sum = block_sum(sum, tmp);
-            if (threadIdx.x == 0) {
-                __stcg(a.logits + row, sum);
-                __threadfence();
-                atomicAdd(a.arrived, 1u);
-            }
+            if (threadIdx.x == 0)
+                __stcg(a.logits + row, sum == 0 ? -0.0f : sum);
         }
     }
 };
@@ -157,11 +154,11 @@ __device__ __forceinline__ float logit_alone(const ek_cu_mixture &a, const T *x,
     return warp_sum(mine);
 }
 
-__device__ __forceinline__ uint32_t load_acquire(const uint32_t *p)
+__device__ __forceinline__ float load_relaxed(const float *p)
 {
-    uint32_t v;
+    float v;
 
-    asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    asm volatile("ld.relaxed.gpu.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
     return v;
 }
 
@@ -173,12 +170,18 @@ __device__ __forceinline__ int32_t forced_expert(const ek_cu_mixture &a)
     return a.forced && lane < a.router.top_k ? a.forced[lane] : -1;
 }
 
-// Have all rows of the router come? Not if other kernels keep the GPU from the blocks that make
-// them.
-__device__ __forceinline__ bool await_logits(const ek_cu_mixture &a)
+// All rows of the router, each lane those of its own experts. A logit is its own flag: no bits, and
+// it has not come. False if other kernels keep the GPU from the blocks that make them.
+__device__ __forceinline__ bool await_logits(const ek_cu_mixture &a, float *score)
 {
     for (uint32_t i = 0; i < TOK_PATIENCE; i++) {
-        if (__all_sync(0xffffffffu, load_acquire(a.arrived) == a.router.n_experts))
+        bool all = true;
+
+        for (uint32_t e = threadIdx.x % 32; e < a.router.n_experts; e += 32) {
+            score[e] = load_relaxed(a.logits + e);
+            all &= __float_as_uint(score[e]) != 0;
+        }
+        if (__all_sync(0xffffffffu, all))
             return true;
         __nanosleep(20);
     }
@@ -194,10 +197,7 @@ __device__ __forceinline__ void choose_experts(const ek_cu_mixture &a, const T *
 {
     uint32_t k = threadIdx.x % 32, lane = k;
 
-    if (await_logits(a))
-        for (uint32_t i = lane; i < a.router.n_experts; i += 32)
-            c.score[i] = __ldcg(a.logits + i);
-    else
+    if (!await_logits(a, c.score))
         for (uint32_t i = 0; i < a.router.n_experts; i++) {
             float v = logit_alone<T, G>(a, x, i);
             if (i % 32 == lane)
@@ -300,7 +300,7 @@ __global__ void __launch_bounds__(TOK_UP, 1) token_up_k(const ek_cu_mixture a)
 
     s.next = blockIdx.x + gridDim.x * warp;
     s.step = gridDim.x * TOK_WARPS;
-    s.drawn = a.arrived + 1;
+    s.drawn = a.drawn;
     router.load_norm(a); // before what is long
     if (blockIdx.x < a.router.n_experts)
         router.load(a, blockIdx.x);
@@ -417,8 +417,9 @@ __global__ void __launch_bounds__(TOK_DOWN, 1) token_down_k(const ek_cu_mixture 
     s.ask(e, layers, false);
     pdl_next();
     pdl_wait();
-    if (blockIdx.x == 0 && threadIdx.x == 0)
-        a.arrived[0] = a.arrived[1] = 0;
+    if (blockIdx.x == 0)
+        for (uint32_t i = threadIdx.x; i <= e.n_experts; i += TOK_DOWN)
+            a.drawn[i] = 0; // and the logits, which lie behind it
     if (threadIdx.x < e.top_k) {
         layers.ids[threadIdx.x] = a.ids[threadIdx.x];
         layers.weights[threadIdx.x] = a.weights[threadIdx.x];
