@@ -69,6 +69,7 @@ struct ek_cuda {
     int gpu;
     struct ek_cu_queue queue;
     bool streams; /* products with a few tokens stream their weights: stream.cu; */
+    bool held;    /* small matrices are held before one token is there: held.cu */
     bool blocks;  /* those in blocks: stream_blocks.cuh */
     struct ek_cu_memory memory;
     struct {

@@ -5,6 +5,7 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/deepseek.h"
 #include "kernels/cuda/hash.h"
+#include "kernels/cuda/held.h"
 
 #include <stdatomic.h>
 #include <stdio.h>
@@ -220,6 +221,7 @@ static enum ek_status device_open(const struct ek_device_spec *spec, enum ek_dty
     d->queue.n_sm = d->base.info.n_units;
     d->queue.pdl = d->base.info.compute_major >= 9;
     d->streams = d->queue.pdl && ek_cu_stream_fits(d->gpu);
+    d->held = d->queue.pdl && has_shared(d->gpu, EK_CU_HELD_SHARED);
     d->blocks = has_shared(d->gpu, EK_CU_BLOCKS_SHARED);
     ek_cuda_use(d);
     EK_GOTO(ek_cuda_queue_open(d), st, fail);

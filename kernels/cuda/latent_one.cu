@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/deepseek.h"
+#include "kernels/cuda/split.cuh"
 #include "kernels/cuda/turn.cuh"
 
 #define LO_THREADS 256
@@ -61,17 +62,25 @@ __device__ __forceinline__ void copy_weights(const ek_cu_latent &a, const OneRan
     copy_commit();
 }
 
-// Four threads a cached token; zeros behind the end. The new token's row is left out.
+// Where the thread's cached token of a step is: four threads a token.
+__device__ __forceinline__ size_t place_of(const ek_cu_attention &a, const OneRange &r,
+                                           uint32_t first)
+{
+    uint32_t token = first + threadIdx.x / 4;
+
+    return first < r.end ? slot_of(a, r.seq, token < r.end ? token : r.begin) : 0;
+}
+
+// Zeros behind the end. The new token's row is left out.
 template <typename T>
 __device__ __forceinline__ void copy_step(const ek_cu_attention &a, const OneRange &r,
-                                          uint32_t first, OneShared<T> &sh)
+                                          uint32_t first, size_t place, OneShared<T> &sh)
 {
     uint32_t row = threadIdx.x / 4, token = first + row;
     bool valid = token < r.end;
 
     if (first < r.end && !(r.fresh && token == r.end - 1)) {
-        const T *from =
-            (const T *)a.kv.k + slot_of(a, r.seq, valid ? token : r.begin) * (size_t)LO_KEY;
+        const T *from = (const T *)a.kv.k + place * LO_KEY;
 #pragma unroll
         for (uint32_t i = 0; i < LO_PIECES / 4; i++) {
             uint32_t at = 8 * (threadIdx.x % 4 + 4 * i);
@@ -85,9 +94,14 @@ __device__ __forceinline__ void copy_step(const ek_cu_attention &a, const OneRan
 template <typename T> struct OneToken {
     static const int EACH = LO_LORA / LO_THREADS; // of the latent, a thread
     float latent[EACH], weight[EACH], nope;
+    float2 turn;
 
-    __device__ __forceinline__ void load_weights(const ek_cu_latent &a)
+    // What does not wait for the kernel ahead.
+    __device__ __forceinline__ void prepare(const ek_cu_latent &a, const OneRange &r)
     {
+        if (threadIdx.x >= LO_THREADS - LO_ROPE / 2)
+            turn =
+                turn_of(a.rope, a.positions, a.n, r.seq, threadIdx.x - (LO_THREADS - LO_ROPE / 2));
 #pragma unroll
         for (int i = 0; i < EACH; i++)
             weight[i] = a.norm[threadIdx.x + LO_THREADS * i];
@@ -120,8 +134,6 @@ template <typename T> struct OneToken {
             sh.squares[threadIdx.x / 32] = sum;
         if (threadIdx.x >= LO_THREADS - LO_ROPE / 2) {
             uint32_t i = threadIdx.x - (LO_THREADS - LO_ROPE / 2);
-            float2 turn = turn_of(a.rope, a.positions, a.n, r.seq, i);
-
             rotate_pair(a.rope, i, turn, q, sh.q + LO_LORA);
             rotate_pair(a.rope, i, turn, (const T *)a.ckv + r.seq * a.ld_ckv + LO_LORA,
                         sh.fresh + LO_LORA);
@@ -375,11 +387,12 @@ __global__ void __launch_bounds__(LO_THREADS, 2) latent_one_k(const ek_cu_latent
 
     cluster.barrier_arrive(); // all have begun: their memory may be written
     copy_weights(a.l, r, sh);
-    token.load_weights(a.l);
+    token.prepare(a.l, r);
+    size_t place = place_of(a.attention, r, r.begin);
     pdl_next();
     pdl_wait();
     token.load(a.l, r);
-    copy_step(a.attention, r, r.begin, sh);
+    copy_step(a.attention, r, r.begin, place, sh);
     token.publish(a.l, r, sh);
     copy_wait<1>(); // the weights
     __syncthreads();
@@ -402,7 +415,8 @@ __global__ void __launch_bounds__(LO_THREADS, 2) latent_one_k(const ek_cu_latent
         }
         if (first + LO_STEP < r.end) {
             __syncthreads();
-            copy_step(a.attention, r, first + LO_STEP, sh);
+            copy_step(a.attention, r, first + LO_STEP, place_of(a.attention, r, first + LO_STEP),
+                      sh);
         }
     }
     part.publish(sh);
@@ -420,9 +434,11 @@ template <typename T>
 static cudaError_t one_launch(const struct ek_cu_queue *q, const struct ek_cu_latent_step *a)
 {
     dim3 grid(EK_CU_CLUSTER, a->attention.heads, a->attention.batch.n_seqs);
+    cudaError_t r = split_memory(latent_one_k<T>, SPLIT_COPIES);
 
-    return launch_cluster(q, latent_one_k<T>, grid, LO_THREADS, sizeof(OneShared<T>), EK_CU_CLUSTER,
-                          *a);
+    return r == cudaSuccess ? launch_cluster(q, latent_one_k<T>, grid, LO_THREADS,
+                                             sizeof(OneShared<T>), EK_CU_CLUSTER, *a)
+                            : r;
 }
 
 extern "C" cudaError_t ek_cu_latent_one(const struct ek_cu_queue *q, enum ek_dtype act,

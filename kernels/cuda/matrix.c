@@ -7,6 +7,7 @@
  * they are ready (blocks.cuh), in place, their rows filled up to a multiple of 16.
  */
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/held.h"
 #include "kernels/cuda/wide.h"
 
 #include <string.h>
@@ -212,10 +213,18 @@ static enum ek_status many(struct ek_cuda *d, const void *x, size_t ldx, uint32_
 enum way { /* of a product */
            WAY_MANY,
            WAY_ONE,    /* plain weights, one token */
+           WAY_HELD,   /* a small matrix behind a norm is there before the token */
            WAY_STREAM, /* weights of the activations' type stream to the tensor cores */
            WAY_WIDE,   /* the same, with more tokens */
            WAY_FEW,    /* other types are decoded on their way there, blocks stream as well */
 };
+
+static bool holds(const struct ek_cuda *d, enum ek_cu_mode mode, enum ek_dtype t,
+                  const struct ek_cu_product *p)
+{
+    return d->held && mode == EK_CU_LINEAR && t == d->base.act && t != EK_F32 &&
+           ek_cu_held_fits(&d->queue, p);
+}
 
 /* Of the matrices in p, which were checked to be alike where `alike` says so. */
 static enum way way_of(const struct ek_cuda *d, enum ek_cu_mode mode, enum ek_dtype t, bool alike,
@@ -226,7 +235,7 @@ static enum way way_of(const struct ek_cuda *d, enum ek_cu_mode mode, enum ek_dt
     if (n == 0 || !alike || (uintptr_t)p->x % 16)
         return WAY_MANY;
     if (n == 1 && !blocks)
-        return WAY_ONE;
+        return holds(d, mode, t, p) ? WAY_HELD : WAY_ONE;
     if (d->base.act == EK_F32 || (n > 1 && p->ldx % 8))
         return WAY_MANY;
     if (t == d->base.act && d->streams && n <= EK_CU_STREAM_TOKENS)
@@ -245,7 +254,8 @@ static enum ek_status issue(struct ek_cuda *d, enum way way, enum ek_dtype t, en
     enum ek_dtype act = d->base.act;
 
     return ek_cuda_issued(d,
-                          way == WAY_ONE      ? ek_cu_product_one(q, t, act, mode, p)
+                          way == WAY_HELD     ? ek_cu_product_held(q, act, p)
+                          : way == WAY_ONE    ? ek_cu_product_one(q, t, act, mode, p)
                           : way == WAY_STREAM ? ek_cu_product_stream(q, act, mode, n, p)
                           : way == WAY_WIDE   ? ek_cu_product_wide(q, act, mode, n, p)
                                               : ek_cu_product_few(q, t, act, mode, n, p),
@@ -358,7 +368,7 @@ static enum ek_status fused(struct ek_cuda *d, enum ek_cu_mode mode, uint32_t n,
     if (way == WAY_WIDE && ahead != NULL) {
         p->x = ahead->rows;
         p->squares = ahead->squares;
-    } else if (way != WAY_ONE) {
+    } else if (way != WAY_ONE && way != WAY_HELD) {
         EK_TRY(normed(d, p->x, p->norm, p->eps, n, p->cols, 0, &xn));
         p->x = xn;
     }

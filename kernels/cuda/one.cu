@@ -5,6 +5,7 @@
 // flight while the ones before are multiplied; the next unit's loads start before this unit's sum
 // is reduced, and the first ones before the kernel ahead has finished. The token (normalised here
 // when asked) is in shared memory.
+#include "kernels/cuda/staged.cuh"
 #include "kernels/cuda/units.cuh"
 
 #define ONE_THREADS 256
@@ -14,65 +15,6 @@
 template <int W, int R> constexpr int UNROLL = (W == EK_F32 ? 4 : 8) / R;
 // Blocks that a multiprocessor has registers for.
 #define ONE_RESIDENT 2
-
-// ---- the token
-#define NORM_BYTES ((size_t)64 << 10) // of a token and its norm's weights in shared memory
-
-template <typename T> __host__ __device__ constexpr size_t token_bytes(uint32_t cols, bool norm)
-{
-    size_t both = cols * (sizeof(T) + sizeof(float));
-
-    return norm && both <= NORM_BYTES ? both : cols * sizeof(T);
-}
-
-// The weights of the norm behind the token, while the kernel ahead is at work; they are as cold as
-// the matrix. Too many of them stay where they are.
-template <typename T>
-__device__ __forceinline__ const float *stage_norm(const float *norm, uint32_t cols, T *token)
-{
-    float *to = reinterpret_cast<float *>(token + cols);
-
-    if (norm == nullptr || token_bytes<T>(cols, true) == cols * sizeof(T))
-        return norm;
-    for (uint32_t i = threadIdx.x; i < cols / 4; i += ONE_THREADS)
-        copy16(shared_at(to + 4 * i), norm + 4 * i);
-    return to;
-}
-
-template <typename T>
-__device__ __forceinline__ void stage_token(const T *x, const float *norm, float eps, uint32_t cols,
-                                            T *to)
-{
-    __shared__ float tmp[32];
-    float v[8], sum = 0;
-
-    for (uint32_t i = threadIdx.x; i < cols * sizeof(T) / 16; i += ONE_THREADS)
-        copy16(shared_at((char *)to + 16 * i), (const char *)x + 16 * i);
-    copy_commit();
-    copy_wait<0>();
-    __syncthreads();
-    if (norm) {
-        for (uint32_t i = 8 * threadIdx.x; i < cols; i += 8 * ONE_THREADS) {
-            load8(to + i, v);
-#pragma unroll
-            for (int j = 0; j < 8; j++)
-                sum += v[j] * v[j];
-        }
-        float r = rsqrtf(block_sum(sum, tmp) / (float)cols + eps);
-
-        for (uint32_t i = 8 * threadIdx.x; i < cols; i += 8 * ONE_THREADS) {
-            float w[8];
-
-            load8(to + i, v);
-            load8(norm + i, w);
-#pragma unroll
-            for (int j = 0; j < 8; j++)
-                v[j] = round_to<T>(v[j] * r) * w[j];
-            store8(to + i, v);
-        }
-        __syncthreads();
-    }
-}
 
 // ---- the kernel
 template <int W, int R> struct Batch { // loads in flight
@@ -135,8 +77,10 @@ __global__ void __launch_bounds__(ONE_THREADS, ONE_RESIDENT)
         open(u);
     pdl_next();
     pdl_wait();
-    if (STAGED)
-        stage_token((const T *)p.x, norm, p.eps, p.cols, token);
+    if (STAGED) {
+        ask_token((const T *)p.x, p.cols, token);
+        stage_token(norm, p.eps, p.cols, token);
+    }
     while (u < units) {
         uint32_t this_u = u, this_m = m, this_row[R];
         Finish<T, MODE> finish;
