@@ -3,7 +3,7 @@
 // sequence's context for all heads that share a cached head (padded to the 16 rows of a tensor-core
 // tile), so the cache is read once, straight to the operands' registers: the order of a head's
 // dimensions is free, and lanes read 16 bytes of it. Blocks want little shared memory, so that they
-// start beside those of the kernel ahead without another split of a multiprocessor's memory. Up to
+// start beside those of the kernel ahead, with the same split of a multiprocessor's memory. Up to
 // 8 parts are a cluster, whose blocks join them through each other's shared memory; of more, the
 // last block to arrive joins them, always in their order, so that sums do not depend on which it
 // is. Lengths come from device memory: a captured graph serves growing contexts up to the grid's.
@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/parts.h"
+#include "kernels/cuda/split.cuh"
 
 #define PART_STEP 16 // tokens of a warp at a time
 
@@ -417,8 +418,12 @@ static cudaError_t parts_launch(const struct ek_cu_queue *q, const struct ek_cu_
 {
     uint32_t tiles = div_up(a->heads / a->kv.kv_heads, 16);
     dim3 grid(a->n_parts, a->kv.kv_heads * tiles, a->batch.n_seqs);
+    bool cluster = a->team > 1 && a->n_parts > 1;
+    cudaError_t r = split_memory(cluster ? parts_k<T, D, true> : parts_k<T, D, false>, SPLIT_LOADS);
 
-    if (a->team > 1 && a->n_parts > 1)
+    if (r != cudaSuccess)
+        return r;
+    if (cluster)
         return launch_cluster(q, parts_k<T, D, true>, grid, 32 * WARPS<true>,
                               sizeof(PartShared<D, true>), a->n_parts, *a);
     return launch(q, parts_k<T, D, false>, grid, 32 * WARPS<false>, sizeof(PartShared<D, false>),

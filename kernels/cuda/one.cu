@@ -5,6 +5,7 @@
 // flight while the ones before are multiplied; the next unit's loads start before this unit's sum
 // is reduced, and the first ones before the kernel ahead has finished. The token (normalised here
 // when asked) is in shared memory.
+#include "kernels/cuda/split.cuh"
 #include "kernels/cuda/staged.cuh"
 #include "kernels/cuda/units.cuh"
 
@@ -15,6 +16,8 @@
 template <int W, int R> constexpr int UNROLL = (W == EK_F32 ? 4 : 8) / R;
 // Blocks that a multiprocessor has registers for.
 #define ONE_RESIDENT 2
+// Of a block, so that the usual split has room for them.
+#define ONE_SHARED (48 * 1024)
 
 // ---- the kernel
 template <int W, int R> struct Batch { // loads in flight
@@ -122,16 +125,18 @@ static uint32_t one_blocks(const struct ek_cu_queue *q, uint32_t units)
 template <int W, typename T, int MODE>
 static cudaError_t one_launch(const struct ek_cu_queue *q, const struct ek_cu_product *p)
 {
+    bool staged = MODE != EK_CU_LINEAR || p->norm != NULL;
+    auto kernel = staged ? one_k<W, T, MODE, true> : one_k<W, T, MODE, MODE != EK_CU_LINEAR>;
+    size_t shared = staged ? token_bytes<T>(p->cols, p->norm != NULL) : 0;
     uint32_t rows = 0, units;
+    cudaError_t r = split_memory(kernel, shared > ONE_SHARED ? SPLIT_COPIES : SPLIT_LOADS);
 
     for (uint32_t i = 0; i < p->n_mats; i++)
         rows += p->mat[i].rows;
     units = rows / Unit<MODE>::rows;
-    if (MODE == EK_CU_LINEAR && p->norm == NULL)
-        return launch(q, one_k<W, T, MODE, MODE != EK_CU_LINEAR>, one_blocks(q, units), ONE_THREADS,
-                      0, *p, units);
-    return launch(q, one_k<W, T, MODE, true>, one_blocks(q, units), ONE_THREADS,
-                  token_bytes<T>(p->cols, p->norm != NULL), *p, units);
+    return r == cudaSuccess
+               ? launch(q, kernel, one_blocks(q, units), ONE_THREADS, shared, *p, units)
+               : r;
 }
 
 template <int W>
