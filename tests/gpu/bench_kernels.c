@@ -5,6 +5,7 @@
  * rotate past twice the L2; medians of several runs. Also whole decode steps and prefills of the
  * shapes of published models, composed from the operations and replayed as a graph.
  * Usage: bench_kernels [all|ceilings|products|formats [MODEL]|attention|steps|block-steps|one]
+ *        bench_kernels largest [LAYERS]      DeepSeek LLM 67B at batch 1, or its first layers alone
  * one: one token alone
  */
 #include "tests/gpu/bench.h"
@@ -415,6 +416,19 @@ static void steps(bool one)
     }
 }
 
+/* The largest model at batch 1, or no more than its first layers. */
+static void largest_step(uint32_t most)
+{
+    struct shape s = largest;
+    struct model m;
+
+    s.layers = most && most < s.layers ? most : s.layers;
+    printf("%u of %u layers and the head\n", s.layers, largest.layers);
+    make_model(&m, &s, EK_BF16);
+    decode_step(&m, 1, 512, false);
+    free_model(&m);
+}
+
 /* All matrices in blocks, the head too. */
 static void block_steps(void)
 {
@@ -552,6 +566,8 @@ int main(int argc, char **argv)
         steps(one);
     if (strcmp(what, "all") == 0 || strcmp(what, "block-steps") == 0)
         block_steps();
+    if (strcmp(what, "largest") == 0)
+        largest_step(argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 0);
     ek_device_close(dev);
     return 0;
 }
