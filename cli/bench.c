@@ -225,9 +225,10 @@ static void print_speeds(const struct bench *b)
     ek_table_print(t, stdout);
     ek_table_free(t);
     if (r->images > 0)
-        printf("\n%u pictures of %u x %u a prompt (%u patches, %u tokens), each prepared in %s\n",
-               r->images, r->image_width, r->image_height, r->image_patches, r->image_tokens,
-               ek_format_seconds(prepared, r->prepare_s));
+        printf(
+            "\npictures of a prompt: %u of %u x %u (%u patches, %u tokens), each prepared in %s\n",
+            r->images, r->image_width, r->image_height, r->image_patches, r->image_tokens,
+            ek_format_seconds(prepared, r->prepare_s));
     puts("");
 }
 

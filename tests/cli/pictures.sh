@@ -96,7 +96,7 @@ expect 4 evenkeel model "$fixtures/reference/llama-mha" --cut-tower
 one_line
 
 expect 0 evenkeel bench "$vl2" --plan "$scratch/plan.json" --repeats 1
-says '1 pictures of 140 x 140 a prompt'
+says 'pictures of a prompt: 1 of 140 x 140'
 says 'stage 0 (cpu:.) pictures'
 expect 0 evenkeel bench "$qwen" --images 2 --image-size 84x56 --prompt 8 --generate 2 --repeats 1 --json
 says '"image_tokens": 6'
