@@ -1,13 +1,15 @@
 dnl SPDX-License-Identifier: Apache-2.0
 
-dnl EK_CUDA: --with-cuda[=DIR], --without-cuda, --with-cuda-arch="80 86 89 90".
+dnl EK_CUDA: --with-cuda[=DIR], --without-cuda, --with-cuda-arch="80 86 89 90 PTX". PTX: of the one
+dnl before it, which GPUs that are none of them compile for themselves.
 dnl Says yes only after nvcc has compiled a kernel and the libraries are there; an explicit
 dnl --with-cuda that cannot be met is an error. Sets NVCC, NVCC_GENCODE, CUDA_CPPFLAGS, CUDA_LIBS.
 AC_DEFUN([EK_CUDA], [
 AC_ARG_WITH([cuda], [AS_HELP_STRING([--with-cuda@<:@=DIR@:>@], [CUDA toolkit (default: found by itself)])],
     [], [with_cuda=check])
-AC_ARG_WITH([cuda-arch], [AS_HELP_STRING([--with-cuda-arch="80 86 89 90"], [compute capabilities])],
-    [ek_cuda_arch=$withval], [ek_cuda_arch="80 86 89 90"])
+AC_ARG_WITH([cuda-arch], [AS_HELP_STRING([--with-cuda-arch="80 86 89 90 PTX"],
+    [compute capabilities; PTX: of the one before, for later GPUs])],
+    [ek_cuda_arch=$withval], [ek_cuda_arch="80 86 89 90 PTX"])
 ek_cuda=no
 AS_IF([test "x$with_cuda" != xno], [
     for dir in "$with_cuda" "$CUDA_HOME" /usr/local/cuda /usr/lib/cuda; do
@@ -33,13 +35,13 @@ dnl Compile one kernel and link one program against every library that is used.
 AC_DEFUN([EK_CUDA_TRY], [
 NVCC=$ek_cuda_home/bin/nvcc
 NVCC_GENCODE=
+ek_last=
 for a in $ek_cuda_arch; do
     AS_CASE([$a],
-        [90], [NVCC_GENCODE="$NVCC_GENCODE -gencode arch=compute_90a,code=sm_90a"],
-        [NVCC_GENCODE="$NVCC_GENCODE -gencode arch=compute_$a,code=sm_$a"])
-    ek_last=$a
+        [90], [NVCC_GENCODE="$NVCC_GENCODE -gencode arch=compute_90a,code=sm_90a"; ek_last=90],
+        [PTX], [NVCC_GENCODE="$NVCC_GENCODE -gencode arch=compute_$ek_last,code=compute_$ek_last"],
+        [NVCC_GENCODE="$NVCC_GENCODE -gencode arch=compute_$a,code=sm_$a"; ek_last=$a])
 done
-AS_IF([test "x$ek_last" != x90], [NVCC_GENCODE="$NVCC_GENCODE -gencode arch=compute_$ek_last,code=compute_$ek_last"])
 CUDA_LIBDIR=$ek_cuda_home/lib64
 AS_IF([test ! -d "$CUDA_LIBDIR"], [CUDA_LIBDIR=$ek_cuda_home/lib])
 CUDA_CPPFLAGS="-isystem $ek_cuda_home/include"
