@@ -45,6 +45,15 @@ void ek_vision_prompt_close(struct ek_vision_prompt *v)
     v->prompt = (struct ek_prompt){0};
 }
 
+static void bind_prompt(struct ek_vision_prompt *v)
+{
+    v->prompt = (struct ek_prompt){.ids = v->vl.ids,
+                                   .n = v->vl.n_ids,
+                                   .positions = v->vl.positions,
+                                   .delta = v->vl.delta,
+                                   .embeds = &v->embeds};
+}
+
 enum ek_status ek_vision_prompt_open(struct ek_engine *e, const struct ek_vl_rules *rules,
                                      const int32_t *ids, size_t n_ids,
                                      const struct ek_vl_item *items, size_t n_items,
@@ -61,18 +70,9 @@ enum ek_status ek_vision_prompt_open(struct ek_engine *e, const struct ek_vl_rul
         v.vl.visuals[i].pixels = NULL;
     }
     *out = v;
-    ek_vision_prompt_bind(out);
+    bind_prompt(out);
     return EK_OK;
 fail:
     ek_vision_prompt_close(&v);
     return st;
-}
-
-void ek_vision_prompt_bind(struct ek_vision_prompt *v)
-{
-    v->prompt = (struct ek_prompt){.ids = v->vl.ids,
-                                   .n = v->vl.n_ids,
-                                   .positions = v->vl.positions,
-                                   .delta = v->vl.delta,
-                                   .embeds = &v->embeds};
 }

@@ -156,7 +156,6 @@ enum ek_status ek_stage_look(struct ek_stage *s, uint32_t tokens);
 /* Elements of a message between parts of a cut tower: max_patches rows (0: as above). */
 size_t ek_picture_message(const struct ek_model *m, const struct ek_stage_options *opt);
 bool ek_stage_has_head(const struct ek_stage *s);
-bool ek_stage_has_embed(const struct ek_stage *s);
 
 /* ---- Links: hidden states from one device to another ----------------------------------------- */
 #define EK_LINK_SLOTS 2 /* messages under way; a message is at most max_elements activations */
@@ -365,14 +364,13 @@ struct ek_prompt { /* all borrowed */
 struct ek_vision_prompt {
     struct ek_vl_prompt vl; /* without pixels */
     struct ek_embeds embeds;
-    struct ek_prompt prompt; /* points into these: bind again after the struct was moved */
+    struct ek_prompt prompt; /* points into the struct, which stays where it was opened */
 };
 /* ek_vl_prompt, then ek_engine_encode. items stay the caller's. */
 enum ek_status ek_vision_prompt_open(struct ek_engine *e, const struct ek_vl_rules *rules,
                                      const int32_t *ids, size_t n_ids,
                                      const struct ek_vl_item *items, size_t n_items,
                                      struct ek_vision_prompt *out);
-void ek_vision_prompt_bind(struct ek_vision_prompt *v);
 void ek_vision_prompt_close(struct ek_vision_prompt *v); /* zeroes it; a zeroed one is fine */
 
 struct ek_generate_options {

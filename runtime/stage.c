@@ -390,8 +390,3 @@ bool ek_stage_has_head(const struct ek_stage *s)
 {
     return s->has_head;
 }
-
-bool ek_stage_has_embed(const struct ek_stage *s)
-{
-    return s->has_embed;
-}
