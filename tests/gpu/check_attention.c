@@ -322,5 +322,6 @@ int main(void)
     srunner_run_all(sr, CK_NORMAL);
     failed = srunner_ntests_failed(sr);
     srunner_free(sr);
+    pair_report();
     return failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -238,9 +238,11 @@ START_TEST(padded_steps_over_stages_equal_their_sequences_alone)
 END_TEST
 
 /* ---- another process, whose exit code is what a command's would be: the case of a stage that
- * hangs, or NO_NCCL, where that library is not to be found, or AT_ONCE */
+ * hangs, or NO_NCCL, where that library is not to be found, or AT_ONCE, or BROKEN: a kernel fails
+ */
 #define NO_NCCL EK_ARRAY_LEN(hangs)
 #define AT_ONCE (NO_NCCL + 1)
+#define BROKEN  (NO_NCCL + 2)
 static size_t which;
 static int answer = 1;
 
@@ -252,6 +254,7 @@ START_TEST(the_other_process_hangs)
     struct ek_engine *e = NULL;
     uint64_t begin;
     enum ek_status st;
+    char name[32];
     bool said;
 
     setenv("EVENKEEL_LINK", hangs[which].mechanism, 1);
@@ -260,11 +263,41 @@ START_TEST(the_other_process_hangs)
     begin = ek_now_ns();
     st = prefill(e, 40);
     printf("  %.2f s, status %d: %s\n", (double)(ek_now_ns() - begin) * 1e-9, st, ek_last_error());
-    said = st == EK_EDEVICE && strstr(ek_last_error(), "no answer for 1 s") != NULL;
+    snprintf(name, sizeof(name), "stage %s (%s,", hangs[which].stage,
+             hangs[which].stage[0] == '0' ? "cuda:0"
+             : hangs[which].gpus > 1      ? "cuda:1"
+                                          : "cuda:0.1");
+    said = st == EK_EDEVICE && strstr(ek_last_error(), name) != NULL &&
+           strstr(ek_last_error(), "does not end: no answer for 1 s") != NULL;
+    begin = ek_now_ns();
+    said = said && prefill(e, 1) == EK_EDEVICE && ek_now_ns() - begin < 100000000ull;
     begin = ek_now_ns();
     printf("  closed: %s,", ek_engine_close(e) ? "wholly" : "left alone");
     printf(" %.2f s\n", (double)(ek_now_ns() - begin) * 1e-9);
     answer = said ? 6 : 1;
+}
+END_TEST
+
+/* A kernel of a step's device reads where there is no memory: its context is gone. Steps end with
+ * the device's error, no token comes of them, and the engine closes. */
+START_TEST(the_other_process_breaks)
+{
+    struct ek_model *m = small_model(4);
+    struct ek_plan *p = two_stages(m, "cuda:0", "cuda:0.1");
+    struct ek_engine *e = open_engine(m, p);
+    struct ek_device *dev = ek_engine_device(e, 0);
+    void *nowhere = (void *)(uintptr_t)4096;
+
+    ck_ok(prefill(e, 40));
+    ck_ok(dev->ops->swiglu(dev, nowhere, 64, 4, 32, nowhere, 32));
+    for (int i = 0; i < 3; i++) {
+        ck_assert_int_eq(prefill(e, 40), EK_EDEVICE);
+        printf("  %s\n", ek_last_error());
+        ck_assert_ptr_nonnull(strstr(ek_last_error(), "cudaErrorIllegalAddress"));
+    }
+    ck_assert_int_eq(dev->ops->sync(dev), EK_EDEVICE);
+    (void)ek_engine_close(e);
+    answer = 6;
 }
 END_TEST
 
@@ -382,6 +415,8 @@ static int be_the_other(void)
         tcase_add_test(tc, the_other_process_has_no_nccl);
     else if (which == AT_ONCE)
         tcase_add_test(tc, the_other_process_opens_two_channels_at_once);
+    else if (which == BROKEN)
+        tcase_add_test(tc, the_other_process_breaks);
     else
         tcase_add_test(tc, the_other_process_hangs);
     suite_add_tcase(s, tc);
@@ -447,6 +482,13 @@ START_TEST(channels_that_open_at_once_count_what_is_theirs)
 }
 END_TEST
 
+START_TEST(a_kernel_that_fails_ends_every_step_and_the_process_with_a_code_of_its_own)
+{
+    puts("a kernel fails");
+    other_process_exits(BROKEN, 6);
+}
+END_TEST
+
 /* ---- memory that runs out */
 /* Takes what is free on a GPU but so much. */
 static void *occupy(struct ek_device *dev, uint64_t leave)
@@ -471,6 +513,7 @@ START_TEST(a_plan_that_does_not_fit_is_refused_before_it_is_loaded)
     ck_assert_int_eq(ek_engine_open(m, p, NULL, &e), EK_EENV);
     ck_assert_ptr_null(e);
     printf("refused: %s\n", ek_last_error());
+    ck_assert_ptr_nonnull(strstr(ek_last_error(), "the plan does not fit: cuda:0 lacks "));
     other->ops->release(other, taken);
     p->batch = 4;
     e = open_engine(m, p); /* the context is whole */
@@ -498,7 +541,8 @@ START_TEST(a_step_that_finds_no_memory_is_told_and_survived)
         n++;
     st = prefill(e, 40);
     printf("without memory: status %d: %s\n", st, st ? ek_last_error() : "");
-    ck_assert(st == EK_ENOMEM || st == EK_OK); /* OK where nothing had to grow */
+    ck_assert_int_eq(st, EK_ENOMEM);
+    ck_assert_ptr_nonnull(strstr(ek_last_error(), "out of memory"));
     while (n-- > 0)
         other->ops->release(other, rest[n]);
     other->ops->release(other, taken);
@@ -536,7 +580,7 @@ int main(int argc, char **argv)
         puts("skipped: no GPU");
         return 77;
     }
-    which = argc > 1 ? strtoul(argv[1], NULL, 10) % (AT_ONCE + 1) : 0;
+    which = argc > 1 ? strtoul(argv[1], NULL, 10) % (BROKEN + 1) : 0;
     if (argc > 1) { /* as the command does: what runs at a usual exit may wait for the GPU */
         answer = be_the_other();
         fflush(NULL);
@@ -552,6 +596,7 @@ int main(int argc, char **argv)
     tcase_add_test(tc, padded_steps_over_stages_equal_their_sequences_alone);
     tcase_add_test(tc, without_nccl_another_mechanism_is_taken);
     tcase_add_test(tc, channels_that_open_at_once_count_what_is_theirs);
+    tcase_add_test(tc, a_kernel_that_fails_ends_every_step_and_the_process_with_a_code_of_its_own);
     suite_add_tcase(s, tc);
     tc = tcase_create("hangs");
     tcase_set_timeout(tc, 0);

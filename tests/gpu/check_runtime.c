@@ -143,21 +143,17 @@ START_TEST(a_scaled_cache_gives_what_it_does_on_a_cpu)
 }
 END_TEST
 
-/* The same ids fed one by one: eager, captured and replayed steps, over several buckets. */
-START_TEST(decoding_with_graphs_equals_prefill)
+/* Logits of ids fed one by one behind the first `start`: eager, captured and replayed steps, over
+ * several buckets. */
+static float *decoded_logits(struct ek_engine *e, const int32_t *ids, size_t start, size_t n)
 {
-    enum { N = 300, START = 200 };
-    struct ek_model *m = fixture_model("llama-mha");
-    struct ek_plan *p = plan_for(m, _i);
-    struct ek_engine *e = open_engine(m, p);
-    int32_t *ids = random_ids(m, N, 3);
-    uint32_t vocab = m->config.vocab, seq, one = 1;
-    float *want = all_logits(e, ids, N);
-    double allowed = layouts[_i].act == EK_F32 ? 2e-5 : 5e-2;
+    uint32_t vocab = ek_engine_model(e)->config.vocab, seq, one = 1;
+    float *out = malloc((n - start) * vocab * sizeof(*out));
 
+    ck_assert_ptr_nonnull(out);
     ck_ok(ek_engine_seq_open(e, &seq));
-    ck_ok(ek_engine_prefill(e, seq, ids, START, EK_LOGITS_NONE, NULL, NULL));
-    for (size_t i = START; i < N; i++) {
+    ck_ok(ek_engine_prefill(e, seq, ids, start, EK_LOGITS_NONE, NULL, NULL));
+    for (size_t i = start; i < n; i++) {
         struct ek_step step = {.n_seqs = 1,
                                .seqs = &seq,
                                .n_tokens = &one,
@@ -167,15 +163,61 @@ START_TEST(decoding_with_graphs_equals_prefill)
         uint64_t ticket;
         ck_ok(ek_engine_submit(e, &step, &ticket));
         ck_ok(ek_engine_wait(e, ticket, &got, NULL, NULL));
-        ck_assert_double_le(largest_difference(got, want + i * vocab, vocab),
-                            allowed * largest(want, N * vocab));
+        memcpy(out + (i - start) * vocab, got, vocab * sizeof(*out));
         ek_engine_release(e, ticket);
     }
+    ek_engine_seq_close(e, seq);
+    return out;
+}
+
+START_TEST(decoding_with_graphs_equals_prefill)
+{
+    enum { N = 300, START = 200 };
+    struct ek_model *m = fixture_model("llama-mha");
+    struct ek_plan *p = plan_for(m, _i);
+    struct ek_engine *e = open_engine(m, p);
+    int32_t *ids = random_ids(m, N, 3);
+    size_t vocab = m->config.vocab, n = (N - START) * vocab;
+    float *want = all_logits(e, ids, N), *got = decoded_logits(e, ids, START, N);
+    double allowed = layouts[_i].act == EK_F32 ? 2e-5 : 5e-2;
+
+    ck_assert_double_le(largest_difference(got, want + START * vocab, n),
+                        allowed * largest(want, N * vocab));
     free(want);
+    free(got);
     free(ids);
     ek_engine_close(e);
     ek_plan_free(p);
     ek_model_close(m);
+}
+END_TEST
+
+/* Prompts and steps of every family, in two engines. */
+START_TEST(the_same_tokens_give_the_same_bits_again)
+{
+    enum { N = 70, START = 50 };
+
+    for (size_t f = 0; f < EK_ARRAY_LEN(fixtures); f++) {
+        struct ek_model *m = fixture_model(fixtures[f]);
+        size_t all = (size_t)N * m->config.vocab, steps = (size_t)(N - START) * m->config.vocab;
+        int32_t *ids = random_ids(m, N, 11);
+        float *prompt[2], *decoded[2];
+
+        for (int i = 0; i < 2; i++) {
+            struct ek_plan *p = plan_for(m, _i);
+            struct ek_engine *e = open_engine(m, p);
+            prompt[i] = all_logits(e, ids, N);
+            decoded[i] = decoded_logits(e, ids, START, N);
+            ek_engine_close(e);
+            ek_plan_free(p);
+        }
+        ck_assert_int_eq(memcmp(prompt[0], prompt[1], all * sizeof(float)), 0);
+        ck_assert_int_eq(memcmp(decoded[0], decoded[1], steps * sizeof(float)), 0);
+        for (int i = 0; i < 2; i++)
+            free(prompt[i]), free(decoded[i]);
+        free(ids);
+        ek_model_close(m);
+    }
 }
 END_TEST
 
@@ -412,6 +454,7 @@ int main(void)
     tcase_add_loop_test(tc, logits_equal_the_official_ones_wherever_the_stages_lie, 0, n);
     tcase_add_loop_test(tc, a_scaled_cache_gives_what_it_does_on_a_cpu, 0, n);
     tcase_add_loop_test(tc, decoding_with_graphs_equals_prefill, 0, n);
+    tcase_add_loop_test(tc, the_same_tokens_give_the_same_bits_again, 0, 2); /* F32 and BF16 */
     tcase_set_timeout(tokens, 300);
     tcase_add_loop_test(tokens, steps_that_follow_one_another_choose_what_they_do_one_by_one, 0, n);
     tcase_add_loop_test(tokens, many_prompts_generate_what_each_does_alone, 0, n);

@@ -16,6 +16,8 @@ struct pair {
 /* NULL message and both devices, or why there is no pair. */
 const char *pair_open(struct pair *p, enum ek_dtype act);
 void pair_close(struct pair *p);
+/* What all tests so far have read from GPUs, as one number: it is the same from run to run. */
+void pair_report(void);
 /* Is there a pair? Says on standard output why not. */
 bool pair_present(void);
 
