@@ -95,7 +95,6 @@ struct ek_mat {
     enum ek_dtype dtype;
     uint32_t rows, cols;
     uint64_t bytes;
-    void *aux; /* backend's own: scales, a rearranged form; freed by mat_free */
 };
 
 /* KV cache of one layer: paged, token-major. k: [slot][kv_heads][head_dim], v: [slot][kv_heads]
@@ -123,7 +122,8 @@ struct ek_batch {
     uint32_t position_row;      /* elements from one of these rows to the next; 0: n_tokens */
     const int32_t *slots;       /* [n_tokens] where the token's K and V go */
     const int32_t *seq_start;   /* [n_seqs + 1] first token of each sequence */
-    const int32_t *kv_len;      /* [n_seqs] context length with this batch's tokens in it */
+    const int32_t *kv_len;      /* [n_seqs] context length with this batch's tokens in it; 0, of one
+                                   token that pads the batch: it attends to nothing, gets zeros */
     const int32_t *block_table; /* [n_seqs][max_blocks] blocks of each sequence, in order */
 };
 

@@ -13,7 +13,7 @@ CPU_KERNEL_SOURCES += kernels/cpu/simd_avx2.c kernels/cpu/simd_avx512.c \
 	kernels/cpu/simd/bytes_avx2.h kernels/cpu/simd/vec_avx2.h \
 	kernels/cpu/simd/vec_avx512.h
 endif
-libkernels_a_SOURCES = kernels/kernels.h kernels/registry.c kernels/sample.c kernels/sample.h \
+libkernels_a_SOURCES = kernels/kernels.h kernels/arguments.h kernels/arguments.c kernels/registry.c kernels/sample.c kernels/sample.h \
 	$(CPU_KERNEL_SOURCES)
 
 # Part of the key of every measurement: what the CPU kernels were built from.
@@ -30,7 +30,7 @@ CUDA_KERNEL_SOURCES = kernels/cuda/cuda.h kernels/cuda/launch.h kernels/cuda/dev
 	kernels/cuda/ops.c kernels/cuda/peer.c kernels/cuda/nccl.c kernels/cuda/store.cu kernels/cuda/queue.c kernels/cuda/attention.cuh \
 	kernels/cuda/decode_work.cuh kernels/cuda/decode_join.cuh kernels/cuda/cache.cuh \
 	kernels/cuda/unpack.cu kernels/cuda/attention_any.cu kernels/cuda/bulk.cuh \
-	kernels/cuda/attention_decode.cu kernels/cuda/parts.h kernels/cuda/attention_parts.cu \
+	kernels/cuda/attention_decode.cu kernels/cuda/parts.h kernels/cuda/attention_parts.cu kernels/cuda/probe.cu \
 	kernels/cuda/attention_boxes.cuh kernels/cuda/attention_dense.cu kernels/cuda/attention_prefill.cu kernels/cuda/attention_tiles.cuh kernels/cuda/common.cuh kernels/cuda/dequantize.cu \
 	kernels/cuda/arrange.cu kernels/cuda/blocks.cuh kernels/cuda/stream_blocks.cuh \
 	kernels/cuda/chunks.cuh kernels/cuda/few.cuh kernels/cuda/few_groups.cu kernels/cuda/few_plain.cu \

@@ -88,17 +88,6 @@ static void rope_item(void *arg, uint32_t token, uint32_t thread)
     cpu_cache_store(a->dev->simd, kv, true, slot, v);
 }
 
-static enum ek_status check_cache(const struct ek_kv *kv)
-{
-    if (!ek_dtype_is_cache(kv->dtype))
-        return ek_error(EK_EUNSUPPORTED, "a cache of type %s is not supported",
-                        ek_dtype_name(kv->dtype));
-    if (!kv->v && (kv->kv_heads != 1 || kv->v_dim > kv->head_dim))
-        return ek_error(EK_EUSAGE, "a latent cache of %u heads, values of %u in keys of %u",
-                        kv->kv_heads, kv->v_dim, kv->head_dim);
-    return EK_OK;
-}
-
 enum ek_status cpu_rope_append(struct ek_device *dev, void *qkv, size_t ld,
                                const struct ek_rope *rope, const struct ek_batch *batch,
                                uint32_t heads, const struct ek_kv *kv)
@@ -112,12 +101,7 @@ enum ek_status cpu_rope_append(struct ek_device *dev, void *qkv, size_t ld,
                          .kv = kv};
     size_t work = (size_t)(heads + 2 * kv->kv_heads) * kv->head_dim + rope->dim * 16;
 
-    EK_TRY(check_cache(kv));
-    if (!kv->v)
-        return ek_error(EK_EUSAGE, "a latent cache is appended to by latent_append");
-    if (rope->dim > kv->head_dim)
-        return ek_error(EK_EUSAGE, "rope of %u dimensions in a head of %u", rope->dim,
-                        kv->head_dim);
+    EK_TRY(ek_args_rope_append(rope, batch, heads, kv, ld));
     EK_TRY(cpu_scratch(cpu_of(dev), rope->dim * sizeof(float)));
     cpu_run_rows(cpu_of(dev), batch->n_tokens, work, rope_item, &a);
     return EK_OK;
@@ -240,7 +224,6 @@ enum ek_status cpu_attention(struct ek_device *dev, const void *q, size_t ldq,
                                       .batch = batch,
                                       .kv = kv,
                                       .heads = heads,
-                                      .group = heads / kv->kv_heads,
                                       .scale = scale},
                                 .dev = cpu,
                                 .parts = most_parts(batch),
@@ -248,10 +231,8 @@ enum ek_status cpu_attention(struct ek_device *dev, const void *q, size_t ldq,
     size_t partials = (size_t)batch->n_seqs * job.parts * heads * job.stride;
     uint32_t n;
 
-    EK_TRY(check_cache(kv));
-    if (heads % kv->kv_heads)
-        return ek_error(EK_EUSAGE, "%u heads are not a multiple of %u K and V heads", heads,
-                        kv->kv_heads);
+    EK_TRY(ek_args_attention(batch, kv, heads, ldq, ldo));
+    job.a.group = heads / kv->kv_heads;
     job.a.block = job.a.group < BLOCK_ROWS ? BLOCK_ROWS / job.a.group : 1;
     n = list_items(&job.a, NULL);
     EK_TRY(cpu_scratch(cpu, cpu_attend_scratch(&job.a)));
@@ -259,7 +240,6 @@ enum ek_status cpu_attention(struct ek_device *dev, const void *q, size_t ldq,
     job.items = (void *)(job.partials + partials);
     list_items(&job.a, job.items);
     cpu_run(cpu, n, attention_item, &job);
-    if (job.parts)
-        cpu_run_rows(cpu, batch->n_seqs, (size_t)heads * kv->v_dim, merge_item, &job);
+    cpu_run_rows(cpu, batch->n_seqs, (size_t)heads * kv->v_dim, merge_item, &job);
     return EK_OK;
 }

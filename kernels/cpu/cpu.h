@@ -15,6 +15,7 @@
 
 #include "config.h" /* _GNU_SOURCE: affinity */
 
+#include "kernels/arguments.h"
 #include "kernels/kernels.h"
 
 #include <pthread.h>
@@ -46,7 +47,6 @@ void cpu_pool_run(struct cpu_pool *pool, uint32_t n_items, cpu_item_fn fn, void 
 /* ---- Vector code ----------------------------------------------------------------------------- */
 enum { CPU_UNIT = 32 }; /* products and decoders work on 32 weights at a time */
 
-struct cpu_rows;   /* products of rows of a matrix, below */
 struct cpu_attend; /* attention.h */
 
 struct cpu_simd {

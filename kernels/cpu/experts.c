@@ -110,26 +110,13 @@ static void route_item(void *arg, uint32_t token, uint32_t thread)
         weights[k] *= factor;
 }
 
-static enum ek_status check_router(const struct ek_router *r, const struct ek_mat *gate)
-{
-    bool groups = r->kind != EK_ROUTE_GREEDY && r->n_group > 1;
-
-    if (r->n_experts == 0 || r->n_experts > MAX_EXPERTS || r->top_k == 0 ||
-        r->top_k > r->n_experts || gate->rows != r->n_experts ||
-        (groups && (r->n_experts % r->n_group || r->topk_group > r->n_group ||
-                    r->topk_group * (r->n_experts / r->n_group) < r->top_k)))
-        return ek_error(EK_EUSAGE, "a router of %u experts, best %u, %u of %u groups, %u rows",
-                        r->n_experts, r->top_k, r->topk_group, r->n_group, gate->rows);
-    return EK_OK;
-}
-
 enum ek_status cpu_route(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                          const struct ek_mat *gate, const float *bias,
                          const struct ek_router *router, int32_t *ids, float *weights)
 {
     struct route_job a = {.r = router, .bias = bias, .ids = ids, .weights = weights};
 
-    EK_TRY(check_router(router, gate));
+    EK_TRY(ek_args_route(router, gate, n, ldx));
     EK_TRY(cpu_held(cpu_of(dev), (size_t)n * router->n_experts, &a.scores));
     EK_TRY(cpu_linear(dev, x, ldx, n, gate, NULL, a.scores, router->n_experts, 0));
     cpu_run_rows(cpu_of(dev), n, (size_t)router->n_experts * router->top_k, route_item, &a);
@@ -236,10 +223,7 @@ enum ek_status cpu_experts(struct ek_device *dev, const void *x, size_t ldx, uin
                             .out = out};
     size_t rows = n;
 
-    if (e->n == 0 || e->gate_up->rows != 2 * e->n * e->inner || e->down->cols != e->inner ||
-        e->gate_up->cols != a.hidden)
-        return ek_error(EK_EUSAGE, "%u experts of %u: matrices of %u x %u and %u x %u", e->n,
-                        e->inner, e->gate_up->rows, e->gate_up->cols, e->down->rows, e->down->cols);
+    EK_TRY(ek_args_experts(e, top_k, n, ldx, ldo));
     EK_TRY(cpu_held(cpu_of(dev), rows * (3 * (size_t)a.hidden + 3 * (size_t)e->inner), &a.picked));
     a.both = a.picked + rows * a.hidden;
     a.inner = a.both + rows * 2 * e->inner;

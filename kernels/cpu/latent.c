@@ -47,9 +47,7 @@ enum ek_status cpu_latent_append(struct ek_device *dev, const void *ckv, size_t 
                            .batch = batch,
                            .kv = kv};
 
-    if (kv->v_dim + rope->dim != kv->head_dim || kv->kv_heads != 1)
-        return ek_error(EK_EUSAGE, "a latent cache of %u heads of %u is not one of %u + %u",
-                        kv->kv_heads, kv->head_dim, kv->v_dim, rope->dim);
+    EK_TRY(ek_args_latent_append(rope, batch, kv, ld));
     EK_TRY(cpu_scratch(cpu_of(dev), ((size_t)kv->head_dim + rope->dim) * sizeof(float)));
     cpu_run_rows(cpu_of(dev), batch->n_tokens, (size_t)kv->head_dim * 4, append_item, &a);
     return EK_OK;
@@ -123,14 +121,6 @@ static void value_item(void *arg, uint32_t head, uint32_t thread)
     }
 }
 
-static enum ek_status check_shapes(const struct ek_latent *l, const struct ek_mat *kv_b)
-{
-    if (kv_b->rows != l->heads * (l->nope + l->v) || kv_b->cols != l->lora)
-        return ek_error(EK_EUSAGE, "kv_b is %u x %u, %u heads of %u + %u by %u need another",
-                        kv_b->rows, kv_b->cols, l->heads, l->nope, l->v, l->lora);
-    return EK_OK;
-}
-
 enum ek_status cpu_latent_query(struct ek_device *dev, const void *q, size_t ldq,
                                 const struct ek_rope *rope, const struct ek_batch *batch,
                                 const struct ek_latent *l, const struct ek_mat *kv_b, void *out,
@@ -147,7 +137,7 @@ enum ek_status cpu_latent_query(struct ek_device *dev, const void *q, size_t ldq
                            .rope = rope,
                            .batch = batch};
 
-    EK_TRY(check_shapes(l, kv_b));
+    EK_TRY(ek_args_latent_query(l, kv_b, rope, batch->n_tokens, ldq, ldo));
     EK_TRY(cpu_scratch(cpu_of(dev), ((size_t)l->lora + l->rope) * sizeof(float)));
     cpu_run(cpu_of(dev), l->heads, query_item, &a);
     return EK_OK;
@@ -166,7 +156,7 @@ enum ek_status cpu_latent_value(struct ek_device *dev, const void *x, size_t ldx
                            .l = l,
                            .kv_b = kv_b};
 
-    EK_TRY(check_shapes(l, kv_b));
+    EK_TRY(ek_args_latent_value(l, kv_b, n, ldx, ldo));
     EK_TRY(cpu_scratch(cpu_of(dev), (size_t)l->lora * sizeof(float)));
     cpu_run(cpu_of(dev), l->heads, value_item, &a);
     return EK_OK;

@@ -212,15 +212,6 @@ static enum ek_status plan_items(struct product *p, struct cpu_device *dev)
                        ((size_t)2 * p->tokens + (decoded ? p->cols : 0)) * p->rows * sizeof(float));
 }
 
-static enum ek_status check_mats(const struct ek_mat *mats, size_t n_mats, bool gated)
-{
-    for (size_t i = 1; i < n_mats; i++)
-        if (mats[i].cols != mats[0].cols || (gated && mats[i].rows != mats[0].rows))
-            return ek_error(EK_EUSAGE, "matrices of one product differ: %u x %u and %u x %u",
-                            mats[0].rows, mats[0].cols, mats[i].rows, mats[i].cols);
-    return EK_OK;
-}
-
 static enum ek_status product_run(struct product *p, struct cpu_device *dev)
 {
     if (!p->n)
@@ -302,6 +293,7 @@ enum ek_status cpu_linear(struct ek_device *dev, const void *x, size_t ldx, uint
                         .ldo = ldo,
                         .flags = flags};
 
+    EK_TRY(ek_args_linear(n, w, ldx, ldo));
     if (p.cols != w->cols)
         EK_TRY(inputs(cpu_of(dev), x, ldx, NULL, 0.0f, w->cols, &p));
     return product_run(&p, cpu_of(dev));
@@ -319,7 +311,7 @@ enum ek_status cpu_norm_linear(struct ek_device *dev, const void *x, const float
                         .out = out,
                         .ldo = ldo};
 
-    EK_TRY(check_mats(mats, n_mats, false));
+    EK_TRY(ek_args_norm_linear(n, mats, n_mats, ldo));
     EK_TRY(inputs(cpu_of(dev), x, mats[0].cols, norm_weight, eps, mats[0].cols, &p));
     return product_run(&p, cpu_of(dev));
 }
@@ -336,7 +328,7 @@ enum ek_status cpu_norm_gate_up(struct ek_device *dev, const void *x, const floa
                         .ldo = ldo,
                         .gated = true};
 
-    EK_TRY(check_mats(mats, 2, true));
+    EK_TRY(ek_args_gate_up(n, mats, ldo));
     EK_TRY(inputs(cpu_of(dev), x, mats[0].cols, norm_weight, eps, mats[0].cols, &p));
     return product_run(&p, cpu_of(dev));
 }

@@ -40,6 +40,7 @@ enum ek_status cpu_embed(struct ek_device *dev, const struct ek_mat *table, cons
 {
     struct rows_job a = {.simd = cpu_of(dev)->simd, .index = ids, .out = out, .table = table};
 
+    EK_TRY(ek_args_embed(table));
     for (uint32_t i = 0; i < n; i++)
         if (ids[i] < 0 || (uint32_t)ids[i] >= table->rows)
             return ek_error(EK_EUSAGE, "token id %d is not below the vocabulary's %u", ids[i],
@@ -68,6 +69,7 @@ enum ek_status cpu_rms_norm(struct ek_device *dev, const void *x, size_t ldx, co
                          .eps = eps,
                          .out = out};
 
+    EK_TRY(ek_args_rows("rms_norm", n, dim, ldx < ldo ? ldx : ldo));
     cpu_run_rows(cpu_of(dev), n, dim, rms_norm_row, &a);
     return EK_OK;
 }
@@ -92,6 +94,7 @@ enum ek_status cpu_layer_norm(struct ek_device *dev, const void *x, const float 
                          .eps = eps,
                          .out = out};
 
+    EK_TRY(ek_args_rows("layer_norm", n, dim, dim));
     cpu_run_rows(cpu_of(dev), n, dim, layer_norm_row, &a);
     return EK_OK;
 }
@@ -111,6 +114,8 @@ enum ek_status cpu_swiglu(struct ek_device *dev, const void *x, size_t ldx, uint
     struct rows_job a = {
         .simd = cpu_of(dev)->simd, .x = x, .ldx = ldx, .ldo = ldo, .dim = dim, .out = out};
 
+    EK_TRY(ek_args_rows("swiglu", n, 2 * (uint64_t)dim, ldx));
+    EK_TRY(ek_args_rows("swiglu", n, dim, ldo));
     cpu_run_rows(cpu_of(dev), n, (size_t)dim * 4, swiglu_row, &a);
     return EK_OK;
 }
@@ -132,6 +137,7 @@ enum ek_status cpu_gather(struct ek_device *dev, const void *x, size_t ldx, cons
 {
     struct rows_job a = {.x = x, .ldx = ldx, .index = rows, .dim = dim, .out = out};
 
+    EK_TRY(ek_args_rows("gather", n, dim, ldx));
     cpu_run_rows(cpu_of(dev), n, dim, gather_row, &a);
     return EK_OK;
 }
@@ -152,6 +158,7 @@ enum ek_status cpu_permute(struct ek_device *dev, const void *x, size_t ldx, con
 {
     struct rows_job a = {.x = x, .ldx = ldx, .index = order, .dim = dim, .out = out};
 
+    EK_TRY(ek_args_rows("permute", n, dim, ldx));
     cpu_run_rows(cpu_of(dev), n, (size_t)dim * 2, permute_row, &a);
     return EK_OK;
 }
@@ -169,6 +176,7 @@ enum ek_status cpu_argmax(struct ek_device *dev, const float *logits, uint32_t n
 {
     struct rows_job a = {.simd = cpu_of(dev)->simd, .x = logits, .dim = vocab, .ids = ids};
 
+    EK_TRY(ek_args_rows("argmax", n, vocab, vocab));
     cpu_run_rows(cpu_of(dev), n, vocab, argmax_row, &a);
     return EK_OK;
 }
@@ -197,6 +205,7 @@ enum ek_status cpu_sample(struct ek_device *dev, const float *logits, uint32_t n
 {
     struct sample_job a = {.logits = logits, .vocab = vocab, .draws = draws, .ids = ids};
 
+    EK_TRY(ek_args_rows("sample", n, vocab, vocab));
     cpu_run_rows(cpu_of(dev), n, vocab, sample_row, &a);
     return a.status == EK_OK ? EK_OK : ek_error(EK_ENOMEM, "out of memory for a draw");
 }

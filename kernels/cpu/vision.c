@@ -30,6 +30,7 @@ enum ek_status cpu_scatter_rows(struct ek_device *dev, const float *x, const int
 {
     struct scatter_job a = {.x = x, .rows = rows, .dim = dim, .out = out, .ldo = ldo};
 
+    EK_TRY(ek_args_rows("scatter_rows", n, dim, ldo));
     for (uint32_t i = 0; i < n; i++)
         if (rows[i] < 0)
             return ek_error(EK_EUSAGE, "scatter: row %u goes to %d", i, rows[i]);
@@ -71,8 +72,8 @@ enum ek_status cpu_rope_rows(struct ek_device *dev, void *x, size_t ld, const st
                          .heads = heads,
                          .head_dim = head_dim};
 
-    if (rope->dim > head_dim)
-        return ek_error(EK_EUSAGE, "rope of %u dimensions in a head of %u", rope->dim, head_dim);
+    EK_TRY(ek_args_rope("rope_rows", rope, head_dim));
+    EK_TRY(ek_args_rows("rope_rows", n, (uint64_t)heads * head_dim, ld));
     EK_TRY(cpu_scratch(cpu_of(dev), rope->dim * sizeof(float)));
     cpu_run_rows(cpu_of(dev), n, (size_t)heads * head_dim + rope->dim * 16, rope_item, &a);
     return EK_OK;
@@ -157,6 +158,7 @@ enum ek_status cpu_attention_dense(struct ek_device *dev, const void *qkv, size_
                                   .dense_ld = ld},
                             .dev = cpu};
 
+    EK_TRY(ek_args_attention_dense(n, n_segments, max_segment, heads, head_dim, ld, ldo));
     EK_TRY(check_segments(segments, n_segments, max_segment, n));
     n = list_items(&job.a, NULL);
     EK_TRY(cpu_scratch(cpu, cpu_attend_scratch(&job.a)));

@@ -81,7 +81,7 @@ static cudaError_t dense_of(const struct ek_cu_queue *q, const struct ek_cu_atte
 {
     uint32_t dim = a->kv.head_dim;
 
-    if (dim > 64 && dim <= 80 && a->batch.max_q > TILE_KV && hopper_built())
+    if (dim > 64 && dim <= 80 && a->batch.max_q > TILE_KV && q->wgmma)
         return dense_boxes<T, 80>(q, a);
     if (dim <= 64)
         return dense<T, 64>(q, a);

@@ -178,7 +178,7 @@ static cudaError_t expanded(const struct ek_cu_queue *q, const struct ek_cu_atte
 {
     uint32_t blocks = a->batch.n_seqs * div_up(a->batch.max_q, 128) * a->heads;
 
-    if (hopper_built() && a->batch.max_q > 64)
+    if (q->wgmma && a->batch.max_q > 64)
         return expanded_boxes<T>(q, a);
     return blocks < q->n_sm ? tiles_launch<T, 4, 2, ExpandedSource>(q, a)
                             : tiles_launch<T, 8, 2, ExpandedSource>(q, a);
@@ -200,12 +200,9 @@ extern "C" cudaError_t ek_cu_latent_gather(const struct ek_cu_queue *q,
     return launch(q, gather_k<uint16_t>, grid, GATHER_THREADS, 0, *a, (uint16_t *)out);
 }
 
-extern "C" bool ek_cu_attention_expanded_fits(int gpu)
+extern "C" bool ek_cu_attention_expanded_fits(const struct ek_cu_queue *q)
 {
     using Shared = TileShared<bf16, ExpandedSource::DK, ExpandedSource::DV, 8, 2, 1>;
-    int most = 0;
 
-    return cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu) ==
-               cudaSuccess &&
-           (size_t)most >= sizeof(Shared);
+    return q->shared >= sizeof(Shared);
 }

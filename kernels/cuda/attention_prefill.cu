@@ -87,9 +87,8 @@ static cudaError_t prefill(const struct ek_cu_queue *q, const struct ek_cu_atten
                  page % rows == 0 && PAGED_KV / rows * (D / EK_CHUNK) <= 32 && a->ldq % 8 == 0 &&
                  (uintptr_t)a->q % 16 == 0;
 
-    return boxes && hopper_built() && a->batch.max_q > 64
-               ? prefill_boxes<T, D>(q, a, rows)
-               : tiles_launch<T, 8, 2, PagedSource<D>>(q, a);
+    return boxes && q->wgmma && a->batch.max_q > 64 ? prefill_boxes<T, D>(q, a, rows)
+                                                    : tiles_launch<T, 8, 2, PagedSource<D>>(q, a);
 }
 
 extern "C" cudaError_t ek_cu_attention_prefill(const struct ek_cu_queue *q, enum ek_dtype act,

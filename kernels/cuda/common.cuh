@@ -304,6 +304,14 @@ static cudaError_t launch_cluster(const struct ek_cu_queue *q, void (*kernel)(P.
     cudaLaunchAttribute at[2] = {};
     cudaLaunchConfig_t cfg = {};
 
+    if (cluster > 1 && !q->pdl)
+        return cudaErrorNotSupported;
+    if (q->less) {
+        cudaFuncAttributes own;
+        cudaError_t e = cudaFuncGetAttributes(&own, kernel);
+        if (e != cudaSuccess || own.sharedSizeBytes + shared > q->shared)
+            return e != cudaSuccess ? e : cudaErrorInvalidConfiguration;
+    }
     if (shared > 32 * 1024) { // with what the kernel has of its own, 48 KiB need no asking
         cudaError_t e =
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);

@@ -10,6 +10,7 @@
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
+#include "kernels/arguments.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/nvml.h"
 
@@ -68,9 +69,6 @@ struct ek_cuda {
     struct ek_device base;
     int gpu;
     struct ek_cu_queue queue;
-    bool streams; /* products with a few tokens stream their weights: stream.cu; */
-    bool held;    /* small matrices are held before one token is there: held.cu */
-    bool blocks;  /* those in blocks: stream_blocks.cuh */
     struct ek_cu_memory memory;
     struct {
         void *p;
@@ -86,6 +84,11 @@ struct ek_cuda {
     struct ek_cu_plan *plans; /* [EK_CU_N_PLANS], open addressing */
 };
 
+/* Bytes of a block's shared memory that a launch may ask for. */
+static inline size_t ek_cuda_room(const struct ek_cuda *d)
+{
+    return d->queue.shared - EK_CU_OWN_SHARED;
+}
 static inline struct ek_cuda *ek_cuda(struct ek_device *dev)
 {
     return (struct ek_cuda *)dev;
@@ -103,10 +106,6 @@ enum ek_status ek_cuda_failed(const struct ek_cuda *d, cudaError_t e, const char
     } while (0)
 /* The same for launchers, named by the operation. */
 enum ek_status ek_cuda_issued(const struct ek_cuda *d, cudaError_t e, const char *op);
-
-/* info.c: what a GPU is, without a context on it where NVML can be loaded */
-enum ek_status ek_cuda_info(int gpu, struct ek_device_info *out);
-enum ek_status ek_cuda_list(struct ek_device_info **infos, size_t *n);
 
 /* memory.c */
 /* Memory that a library took (or gave back) is counted as ours; what the driver says is free. */

@@ -84,6 +84,28 @@ __device__ __forceinline__ void next_pair(const ek_cu_attention &a, DecodePair &
     } while (p.steps == 0 && p.seq + 1 < a.batch.n_seqs);
 }
 
+// Over a warp; GPUs before compute capability 8.0 have no instruction for it.
+__device__ __forceinline__ uint32_t warp_total(uint32_t v)
+{
+#if __CUDA_ARCH__ >= 800
+    return __reduce_add_sync(0xffffffffu, v);
+#else
+    for (int d = 16; d; d /= 2)
+        v += __shfl_xor_sync(0xffffffffu, v, d);
+    return v;
+#endif
+}
+__device__ __forceinline__ uint32_t warp_most(uint32_t v)
+{
+#if __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(0xffffffffu, v);
+#else
+    for (int d = 16; d; d /= 2)
+        v = max(v, __shfl_xor_sync(0xffffffffu, v, d));
+    return v;
+#endif
+}
+
 // What this block's team does: steps [begin, end) of all. Where there is one team a pair and
 // contexts are nearly equal, each has a pair of its own: then nothing is joined through memory.
 struct DecodeShare {
@@ -99,8 +121,8 @@ __device__ __forceinline__ DecodeShare decode_share(const ek_cu_attention &a, ui
 
     for (uint32_t chunk = 0; chunk < a.batch.n_seqs; chunk += 32) {
         uint32_t mine = steps_of_lane(a, chunk, lane);
-        all += __reduce_add_sync(0xffffffffu, mine) * n;
-        most = max(most, __reduce_max_sync(0xffffffffu, mine));
+        all += warp_total(mine) * n;
+        most = max(most, warp_most(mine));
     }
     if (a.teams == a.batch.n_seqs * n && (uint64_t)most * a.teams <= all + all / 4) {
         s.pair = DecodePair{.seq = team / n, .index = team % n};

@@ -7,7 +7,6 @@
 
 #include "kernels/cuda/cuda.h"
 
-#define MOST_EXPERTS       1024
 #define MOST_CHOSEN        64
 #define LATENT_ONE_CONTEXT 2048 /* tokens: each head reads the context for itself */
 #define FEW_AVERAGE        8 /* tokens an expert: few have over 16 then, which are read once more */
@@ -31,23 +30,13 @@ enum ek_status ek_cuda_latent_append(struct ek_device *dev, const void *ckv, siz
 {
     struct ek_cuda *d = ek_cuda(dev);
 
-    if (kv->v_dim + rope->dim != kv->head_dim || kv->kv_heads != 1)
-        return ek_error(EK_EUSAGE, "a latent cache of %u heads of %u is not one of %u + %u",
-                        kv->kv_heads, kv->head_dim, kv->v_dim, rope->dim);
+    EK_TRY(ek_args_latent_append(rope, batch, kv, ld));
     if (batch->n_tokens == 0)
         return EK_OK;
     ek_cuda_use(d);
     return ek_cuda_issued(
         d, ek_cu_latent_append(&d->queue, dev->act, ckv, ld, norm_weight, eps, rope, batch, kv),
         "latent_append");
-}
-
-enum ek_status ek_cuda_check_latent(const struct ek_latent *l, const struct ek_mat *kv_b)
-{
-    if (kv_b->rows != l->heads * (l->nope + l->v) || kv_b->cols != l->lora || l->rope % 2)
-        return ek_error(EK_EUSAGE, "kv_b is %u x %u, %u heads of %u + %u by %u need another",
-                        kv_b->rows, kv_b->cols, l->heads, l->nope, l->v, l->lora);
-    return EK_OK;
 }
 
 /* kv_b in a type that kernels and cuBLASLt read: itself, or converted to the activations'. */
@@ -155,7 +144,7 @@ enum ek_status ek_cuda_latent_query(struct ek_device *dev, const void *q, size_t
     enum ek_dtype type;
     const void *data;
 
-    EK_TRY(ek_cuda_check_latent(l, kv_b));
+    EK_TRY(ek_args_latent_query(l, kv_b, rope, a.n, ldq, ldo));
     if (a.n == 0)
         return EK_OK;
     ek_cuda_use(d);
@@ -177,7 +166,7 @@ enum ek_status ek_cuda_latent_value(struct ek_device *dev, const void *x, size_t
     enum ek_dtype type;
     const void *data;
 
-    EK_TRY(ek_cuda_check_latent(l, kv_b));
+    EK_TRY(ek_args_latent_value(l, kv_b, n, ldx, ldo));
     if (n == 0)
         return EK_OK;
     ek_cuda_use(d);
@@ -215,7 +204,7 @@ static bool one_fits(const struct ek_cuda *d, const struct ek_latent_mix *m)
     const struct ek_latent *l = &m->shape;
     const struct ek_batch *b = m->batch;
 
-    return d->base.info.compute_major >= 9 && d->base.act != EK_F32 &&
+    return ek_cu_latent_one_fits(&d->queue) && d->base.act != EK_F32 &&
            m->kv_b->dtype == d->base.act && own_cache(d, m) && l->lora == EK_CU_LATENT_VALUE &&
            l->lora + l->rope == EK_CU_LATENT_DIM && l->nope % 8 == 0 && l->v % 8 == 0 &&
            l->nope <= EK_CU_LATENT_ONE_HEAD && l->v <= EK_CU_LATENT_ONE_HEAD && b->max_q == 1 &&
@@ -240,7 +229,7 @@ enum ek_status ek_cuda_latent_mix(struct ek_device *dev, const struct ek_latent_
     struct ek_cuda *d = ek_cuda(dev);
     size_t lq = (size_t)l->heads * (l->lora + l->rope), lm = (size_t)l->heads * l->lora;
 
-    EK_TRY(ek_cuda_check_latent(l, m->kv_b));
+    EK_TRY(ek_args_latent_mix(m));
     if (m->batch->n_tokens == 0)
         return EK_OK;
     ek_cuda_use(d);
@@ -260,7 +249,7 @@ static bool attention_fits(const struct ek_cuda *d, const struct ek_cu_attention
     return kv->v == NULL && kv->kv_heads == 1 && kv->head_dim == EK_CU_LATENT_DIM &&
            kv->v_dim == EK_CU_LATENT_VALUE && d->base.act != EK_F32 && kv->dtype == d->base.act &&
            a->ldq % 8 == 0 && a->ldo % 2 == 0 && (uintptr_t)a->q % 16 == 0 &&
-           (uintptr_t)a->out % 4 == 0 && ek_cu_latent_attention_fits(d->gpu);
+           (uintptr_t)a->out % 4 == 0 && ek_cu_latent_attention_fits(&d->queue);
 }
 
 /* Parts of the context, where there are fewer blocks than multiprocessors, and their memory. The
@@ -297,19 +286,6 @@ enum ek_status ek_cuda_latent_attention(struct ek_cuda *d, struct ek_cu_attentio
 
 /* ---- mixtures of experts ------------------------------------------------------------------------
  */
-static enum ek_status check_router(const struct ek_router *r, const struct ek_mat *gate)
-{
-    bool groups = r->kind != EK_ROUTE_GREEDY && r->n_group > 1;
-
-    if (r->n_experts == 0 || r->n_experts > MOST_EXPERTS || r->top_k == 0 ||
-        r->top_k > r->n_experts || gate->rows != r->n_experts ||
-        (groups && (r->n_experts % r->n_group || r->topk_group > r->n_group ||
-                    r->topk_group * (r->n_experts / r->n_group) < r->top_k)))
-        return ek_error(EK_EUSAGE, "a router of %u experts, best %u, %u of %u groups, %u rows",
-                        r->n_experts, r->top_k, r->topk_group, r->n_group, gate->rows);
-    return EK_OK;
-}
-
 enum ek_status ek_cuda_route(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                              const struct ek_mat *gate, const float *bias,
                              const struct ek_router *router, int32_t *ids, float *weights)
@@ -317,7 +293,7 @@ enum ek_status ek_cuda_route(struct ek_device *dev, const void *x, size_t ldx, u
     struct ek_cuda *d = ek_cuda(dev);
     void *logits;
 
-    EK_TRY(check_router(router, gate));
+    EK_TRY(ek_args_route(router, gate, n, ldx));
     if (n == 0)
         return EK_OK;
     ek_cuda_use(d);
@@ -349,25 +325,19 @@ static enum ek_status take_memory(struct ek_cuda *d, struct ek_cu_experts *e)
     return EK_OK;
 }
 
+/* What this backend needs besides. */
 static enum ek_status check_experts(const struct ek_cuda *d, const struct ek_experts *e,
                                     const struct ek_cu_experts *a)
 {
     const struct ek_mat *mats[] = {e->gate_up, e->down};
     size_t act = element(d->base.act);
 
-    if (e->n == 0 || e->n > MOST_EXPERTS || a->top_k == 0 || a->top_k > MOST_CHOSEN ||
-        e->gate_up->rows / 2 / e->n != e->inner || e->down->rows / e->n != a->hidden ||
-        e->down->cols != e->inner)
-        return ek_error(EK_EUSAGE,
-                        "%u experts of %u, best %u, do not fit matrices %u x %u, %u x %u", e->n,
-                        e->inner, a->top_k, e->gate_up->rows, e->gate_up->cols, e->down->rows,
-                        e->down->cols);
     for (int i = 0; i < 2; i++)
         if (mats[i]->cols % 8 || (mats[i]->dtype < EK_Q4_0 && mats[i]->bytes / mats[i]->rows % 16))
             return ek_error(EK_EUNSUPPORTED, "%s: experts with rows of %u %s", d->base.spec.name,
                             mats[i]->cols, ek_dtype_name(mats[i]->dtype));
     if ((uintptr_t)a->x % 16 || a->ldx * act % 16 ||
-        (size_t)a->top_k * a->inner * act > 160 * 1024 || a->hidden * act > 160 * 1024)
+        (size_t)a->top_k * a->inner * act > ek_cuda_room(d) || a->hidden * act > ek_cuda_room(d))
         return ek_error(EK_EUNSUPPORTED, "%s: experts over rows of %u, inner %u, best %u",
                         d->base.spec.name, a->hidden, a->inner, a->top_k);
     return EK_OK;
@@ -377,8 +347,9 @@ static enum ek_status run_grouped(struct ek_cuda *d, const struct ek_cu_experts 
                                   const struct ek_experts *e)
 {
     enum ek_dtype act = d->base.act, up = e->gate_up->dtype, down = e->down->dtype;
-    bool many = up == act && down == act && (size_t)a->n * a->top_k > (size_t)FEW_AVERAGE * e->n;
-    bool wide = many && ek_cu_experts_wide_fits(a);
+    bool many = ek_cu_experts_many_fits(&d->queue) && up == act && down == act &&
+                (size_t)a->n * a->top_k > (size_t)FEW_AVERAGE * e->n;
+    bool wide = many && d->queue.wgmma && ek_cu_experts_wide_fits(a);
 
     EK_TRY(ek_cuda_issued(d, ek_cu_experts_group(&d->queue, a), "experts"));
     EK_TRY(ek_cuda_issued(d,
@@ -403,8 +374,8 @@ static struct ek_cu_experts describe(const void *x, size_t ldx, uint32_t n, cons
                                   .weights = weights,
                                   .gate_up = up->data,
                                   .down = down->data,
-                                  .gate_up_row = up->rows ? (size_t)(up->bytes / up->rows) : 0,
-                                  .down_row = down->rows ? (size_t)(down->bytes / down->rows) : 0,
+                                  .gate_up_row = (size_t)(up->bytes / up->rows),
+                                  .down_row = (size_t)(down->bytes / down->rows),
                                   .n_experts = e->n,
                                   .hidden = up->cols,
                                   .inner = e->inner,
@@ -417,10 +388,12 @@ enum ek_status ek_cuda_experts(struct ek_device *dev, const void *x, size_t ldx,
                                const struct ek_experts *e, void *out, size_t ldo)
 {
     struct ek_cuda *d = ek_cuda(dev);
-    struct ek_cu_experts a = describe(x, ldx, n, ids, weights, top_k, e, out, ldo);
+    struct ek_cu_experts a;
 
+    EK_TRY(ek_args_experts(e, top_k, n, ldx, ldo));
     if (n == 0)
         return EK_OK;
+    a = describe(x, ldx, n, ids, weights, top_k, e, out, ldo);
     EK_TRY(check_experts(d, e, &a));
     ek_cuda_use(d);
     EK_TRY(take_memory(d, &a));
@@ -442,7 +415,7 @@ static bool share_launches(const struct ek_cuda *d, const struct ek_experts *e, 
            shared[1].dtype == e->down->dtype && shared[0].rows == 2 * inner &&
            *n + top_k <= MOST_CHOSEN &&
            shared[1].bytes / shared[1].rows == e->down->bytes / e->down->rows * *n &&
-           (size_t)(*n + top_k) * e->inner * element(d->base.act) <= 160 * 1024;
+           (size_t)(*n + top_k) * e->inner * element(d->base.act) <= ek_cuda_room(d);
 }
 
 static struct ek_cu_mixture describe_mixture(const struct ek_mixture *m)
@@ -516,32 +489,41 @@ static enum ek_status run_few(struct ek_cuda *d, struct ek_cu_mixture *a)
     return ek_cuda_issued(d, ek_cu_experts_sum(&d->queue, d->base.act, &a->e), "mixture");
 }
 
-/* Hopper's kernels, that take the norm and the router along. */
-static bool streams(const struct ek_cuda *d, const struct ek_mixture *m,
-                    const struct ek_cu_mixture *a)
+/* Kernels that take the norm and the router along. */
+static bool streams(const struct ek_cuda *d, const struct ek_mixture *m)
 {
     enum ek_dtype act = d->base.act;
 
-    return d->base.info.compute_major >= 9 && act != EK_F32 && m->experts->gate_up->dtype == act &&
-           m->experts->down->dtype == act && plain(m->gate->dtype) &&
-           m->gate->cols == a->e.hidden && m->router->n_experts == m->experts->n &&
-           m->experts->n <= EK_CU_TOKEN_EXPERTS;
+    return act != EK_F32 && m->experts->gate_up->dtype == act && m->experts->down->dtype == act &&
+           plain(m->gate->dtype) && m->experts->n <= EK_CU_TOKEN_EXPERTS;
+}
+
+/* In the fewest launches: one token, or a few that fit. */
+static bool takes(const struct ek_cuda *d, const struct ek_mixture *m, struct ek_cu_mixture *a,
+                  bool fits)
+{
+    if (m->n == 0 || !share_launches(d, m->experts, a->e.top_k, m->shared, &a->e.n_shared))
+        return false;
+    return m->n == 1 ||
+           (fits && m->n * a->e.top_k <= EK_CU_STREAM_PAIRS &&
+            ek_cu_norm_route_fits(&d->queue, a) && ek_cu_experts_stream_fits(&d->queue));
 }
 
 enum ek_status ek_cuda_mixture(struct ek_device *dev, const struct ek_mixture *m, bool *taken)
 {
-    struct ek_cu_mixture a = describe_mixture(m);
     struct ek_cuda *d = ek_cuda(dev);
-    bool fits = streams(d, m, &a);
+    struct ek_cu_mixture a;
+    bool fits;
 
-    EK_TRY(check_router(m->router, m->gate));
-    *taken = share_launches(d, m->experts, a.e.top_k, m->shared, &a.e.n_shared) && m->n > 0 &&
-             (m->n == 1 || (fits && m->n * a.e.top_k <= EK_CU_STREAM_PAIRS));
+    EK_TRY(ek_args_mixture(m));
+    a = describe_mixture(m);
+    fits = streams(d, m);
+    *taken = takes(d, m, &a, fits);
     if (!*taken)
         return EK_OK;
     EK_TRY(check_experts(d, m->experts, &a.e));
     ek_cuda_use(d);
     if (m->n > 1)
         return run_few(d, &a);
-    return fits && ek_cu_token_fits(d->queue.n_sm, &a) ? run_token(d, &a) : token_apart(dev, m, &a);
+    return fits && ek_cu_token_fits(&d->queue, &a) ? run_token(d, &a) : token_apart(dev, m, &a);
 }

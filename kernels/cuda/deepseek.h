@@ -58,7 +58,7 @@ cudaError_t ek_cu_latent_value(const struct ek_cu_queue *q, enum ek_dtype w, enu
 #define EK_CU_LATENT_PART  32  /* context tokens: parts are multiples of it */
 #define EK_CU_LATENT_STEP  64  /* context tokens at a time */
 #define EK_CU_LATENT_PARTS 128 /* of a context, at most */
-bool ek_cu_latent_attention_fits(int gpu);
+bool ek_cu_latent_attention_fits(const struct ek_cu_queue *q);
 /* Rows of a block: 16, 32 or 64. */
 uint32_t ek_cu_latent_rows(uint32_t max_q, uint32_t heads);
 cudaError_t ek_cu_latent_attention(const struct ek_cu_queue *q, enum ek_dtype act,
@@ -70,7 +70,7 @@ cudaError_t ek_cu_latent_attention(const struct ek_cu_queue *q, enum ek_dtype ac
 #define EK_CU_EXPANDED_NOPE 128
 #define EK_CU_EXPANDED_ROPE 64
 #define EK_CU_EXPANDED_V    128
-bool ek_cu_attention_expanded_fits(int gpu);
+bool ek_cu_attention_expanded_fits(const struct ek_cu_queue *q);
 /* The cached rows of tokens [from, from + span) of every sequence to out, [n_seqs * span]
  * [latent_row]; zeros behind a sequence's end. */
 cudaError_t ek_cu_latent_gather(const struct ek_cu_queue *q, const struct ek_cu_attention *a,
@@ -88,6 +88,7 @@ struct ek_cu_latent_step {
     struct ek_cu_latent l;
     struct ek_cu_attention attention; /* of it: batch, kv, heads, scale */
 };
+bool ek_cu_latent_one_fits(const struct ek_cu_queue *q);
 cudaError_t ek_cu_latent_one(const struct ek_cu_queue *q, enum ek_dtype act,
                              const struct ek_cu_latent_step *a);
 
@@ -140,7 +141,8 @@ struct ek_cu_mixture {
     float *logits;         /* ... and so are these [n_experts] behind it */
     uint32_t slots, rows;  /* the launcher's own */
 };
-/* Norm and router of a few tokens of BF16 or F16, on Hopper. */
+/* Norm and router of a few tokens of BF16 or F16, in clusters. */
+bool ek_cu_norm_route_fits(const struct ek_cu_queue *q, const struct ek_cu_mixture *a);
 cudaError_t ek_cu_norm_route(const struct ek_cu_queue *q, enum ek_dtype act,
                              const struct ek_cu_mixture *a);
 /* order and first from ids: places keep the order of pairs. */
@@ -155,12 +157,13 @@ cudaError_t ek_cu_experts_one(const struct ek_cu_queue *q, enum ek_dtype w_up, e
                               enum ek_dtype act, const struct ek_cu_experts *e);
 /* ---- token.cu: one token, its norm and router as well; BF16 or F16, experts of the same type, on
  * Hopper */
-bool ek_cu_token_fits(uint32_t n_sm, const struct ek_cu_mixture *a);
+bool ek_cu_token_fits(const struct ek_cu_queue *q, const struct ek_cu_mixture *a);
 cudaError_t ek_cu_token(const struct ek_cu_queue *q, enum ek_dtype act,
                         const struct ek_cu_mixture *a);
 /* ---- experts_stream.cu: a few tokens, shared layers with them; BF16 or F16, weights of the same
  * type, on Hopper. Of e: inner_x by place, shared ones last; each by token, shared ones first */
 #define EK_CU_STREAM_PAIRS 512 /* tokens times top_k, at most */
+bool ek_cu_experts_stream_fits(const struct ek_cu_queue *q);
 cudaError_t ek_cu_experts_stream(const struct ek_cu_queue *q, enum ek_dtype act,
                                  const struct ek_cu_experts *e);
 /* ---- experts_few.cu: grouped, a few tokens an expert; BF16 or F16, all weight types -------------
@@ -169,9 +172,10 @@ cudaError_t ek_cu_experts_few(const struct ek_cu_queue *q, enum ek_dtype w_up, e
                               enum ek_dtype act, const struct ek_cu_experts *e);
 /* ---- experts_many.cu: grouped, tiles of tensor cores; weights of the activations' type ----------
  */
+bool ek_cu_experts_many_fits(const struct ek_cu_queue *q);
 cudaError_t ek_cu_experts_many(const struct ek_cu_queue *q, enum ek_dtype act,
                                const struct ek_cu_experts *e);
-/* ---- experts_wide.cu: the same in larger tiles, on Hopper, where rows are whole steps -----------
+/* ---- experts_wide.cu: the same in larger tiles by wgmma, where rows are whole steps -------------
  */
 bool ek_cu_experts_wide_fits(const struct ek_cu_experts *e);
 cudaError_t ek_cu_experts_wide(const struct ek_cu_queue *q, enum ek_dtype act,
@@ -195,8 +199,6 @@ enum ek_status ek_cuda_latent_query(struct ek_device *dev, const void *q, size_t
                                     size_t ldo);
 enum ek_status ek_cuda_latent_prefill(struct ek_device *dev, const struct ek_latent_mix *m,
                                       bool *taken);
-/* kv_b has the rows and columns of these shapes. */
-enum ek_status ek_cuda_check_latent(const struct ek_latent *l, const struct ek_mat *kv_b);
 enum ek_status ek_cuda_latent_value(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                                     const struct ek_latent *l, const struct ek_mat *kv_b, void *out,
                                     size_t ldo);

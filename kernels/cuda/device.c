@@ -5,7 +5,6 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/deepseek.h"
 #include "kernels/cuda/hash.h"
-#include "kernels/cuda/held.h"
 
 #include <stdatomic.h>
 #include <stdio.h>
@@ -48,6 +47,32 @@ void ek_cuda_use(const struct ek_cuda *d)
         current = d->gpu;
 }
 
+/* ---- capabilities ------------------------------------------------------------------------------
+ */
+static const struct capability {
+    uint32_t major, minor, shared; /* bytes of shared memory that a block may have */
+} capabilities[] = {{7, 5, 64 << 10},  {8, 0, 163 << 10},  {8, 6, 99 << 10}, {8, 9, 99 << 10},
+                    {9, 0, 227 << 10}, {10, 0, 227 << 10}, {12, 0, 99 << 10}};
+
+/* Tests run what other GPUs are given on the one at hand: EK_CUDA_CAPABILITY=8.6 has kernels chosen
+ * as for a GPU of that kind. *out: NULL as it is. */
+static enum ek_status declared(const struct capability **out)
+{
+    const char *text = getenv("EK_CUDA_CAPABILITY");
+    char name[24];
+
+    *out = NULL;
+    for (size_t i = 0; text && i < EK_ARRAY_LEN(capabilities); i++) {
+        snprintf(name, sizeof(name), "%u.%u", capabilities[i].major, capabilities[i].minor);
+        if (strcmp(name, text) == 0)
+            *out = &capabilities[i];
+    }
+    if (text && *out == NULL)
+        return ek_error(EK_EUSAGE, "EK_CUDA_CAPABILITY=%.16s: 7.5, 8.0, 8.6, 8.9, 9.0, 10.0, 12.0",
+                        text);
+    return EK_OK;
+}
+
 /* ---- what is there -----------------------------------------------------------------------------
  */
 static void format_uuid(const cudaUUID_t *u, char out[40])
@@ -71,8 +96,9 @@ static void format_driver(const struct ek_nvml_facts *f, bool known, char *out, 
     snprintf(out, n, "%.63s", text);
 }
 
-enum ek_status ek_cuda_info(int gpu, struct ek_device_info *out)
+static enum ek_status gpu_info(int gpu, struct ek_device_info *out)
 {
+    const struct capability *as;
     struct cudaDeviceProp p;
     struct ek_nvml_facts f = {0};
     struct ek_device_info info = {0};
@@ -82,6 +108,7 @@ enum ek_status ek_cuda_info(int gpu, struct ek_device_info *out)
 
     if (e != cudaSuccess)
         return ek_error(EK_EENV, "GPU %d: %s", gpu, cudaGetErrorString(e));
+    EK_TRY(declared(&as));
     snprintf(info.model, sizeof(info.model), "%.95s", p.name);
     snprintf(info.pci, sizeof(info.pci), "%08x:%02x:%02x.0", (unsigned)p.pciDomainID,
              (unsigned)p.pciBusID, (unsigned)p.pciDeviceID);
@@ -93,8 +120,8 @@ enum ek_status ek_cuda_info(int gpu, struct ek_device_info *out)
     snprintf(info.memory_group, sizeof(info.memory_group), "%s", p.integrated ? "host" : info.uuid);
     info.memory_total = p.totalGlobalMem;
     info.memory_free = known ? f.free : p.totalGlobalMem;
-    info.compute_major = (uint32_t)p.major;
-    info.compute_minor = (uint32_t)p.minor;
+    info.compute_major = as ? as->major : (uint32_t)p.major;
+    info.compute_minor = as ? as->minor : (uint32_t)p.minor;
     info.n_units = (uint32_t)p.multiProcessorCount;
     info.cache_bytes = (uint64_t)p.l2CacheSize;
     *out = info;
@@ -113,7 +140,7 @@ static int gpu_count(void)
     return n < MAX_GPUS ? n : MAX_GPUS;
 }
 
-enum ek_status ek_cuda_list(struct ek_device_info **infos, size_t *n)
+static enum ek_status list_gpus(struct ek_device_info **infos, size_t *n)
 {
     int count = gpu_count();
     struct ek_device_info *list = ek_calloc(count ? (size_t)count : 1, sizeof(*list));
@@ -121,7 +148,7 @@ enum ek_status ek_cuda_list(struct ek_device_info **infos, size_t *n)
     if (list == NULL)
         return EK_ENOMEM;
     for (int i = 0; i < count; i++) {
-        enum ek_status st = ek_cuda_info(i, &list[i]);
+        enum ek_status st = gpu_info(i, &list[i]);
 
         if (st != EK_OK) {
             free(list);
@@ -191,14 +218,31 @@ static void device_close(struct ek_device *dev)
     free(d);
 }
 
-/* A block of threads may have so much shared memory. */
-static bool has_shared(int gpu, int bytes)
+/* What kernels are chosen by. */
+static enum ek_status set_queue(struct ek_cuda *d)
 {
-    int most = 0;
+    const struct ek_device_info *info = &d->base.info;
+    const struct capability *as;
+    struct ek_cu_queue *q = &d->queue;
+    bool hopper = false;
+    int shared = 0;
+    cudaError_t e;
 
-    return cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu) ==
-               cudaSuccess &&
-           most >= bytes;
+    EK_CU_TRY(d, cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, d->gpu));
+    EK_TRY(declared(&as));
+    q->less = as && as->shared < (uint32_t)shared;
+    q->shared = q->less ? as->shared : (uint32_t)shared;
+    e = ek_cu_built_for_hopper(&hopper);
+    if (e == cudaErrorNoKernelImageForDevice || e == cudaErrorInvalidDeviceFunction) {
+        cudaGetLastError();
+        return ek_error(EK_EENV, "%s: this build has no code for %s of compute capability %u.%u",
+                        d->base.spec.name, info->model, info->compute_major, info->compute_minor);
+    }
+    EK_CU_TRY(d, e);
+    q->n_sm = info->n_units;
+    q->pdl = info->compute_major >= 9;
+    q->wgmma = hopper && info->compute_major == 9;
+    return EK_OK;
 }
 
 static enum ek_status device_open(const struct ek_device_spec *spec, enum ek_dtype act,
@@ -215,15 +259,11 @@ static enum ek_status device_open(const struct ek_device_spec *spec, enum ek_dty
     d->base.spec = *spec;
     d->base.act = act;
     d->gpu = (int)spec->index;
-    EK_GOTO(ek_cuda_info(d->gpu, &d->base.info), st, fail);
+    EK_GOTO(gpu_info(d->gpu, &d->base.info), st, fail);
     EK_GOTO(check_type(d, act), st, fail);
     d->memory.budget = budget_of(spec, &d->base.info);
-    d->queue.n_sm = d->base.info.n_units;
-    d->queue.pdl = d->base.info.compute_major >= 9;
-    d->streams = d->queue.pdl && ek_cu_stream_fits(d->gpu);
-    d->held = d->queue.pdl && has_shared(d->gpu, EK_CU_HELD_SHARED);
-    d->blocks = has_shared(d->gpu, EK_CU_BLOCKS_SHARED);
     ek_cuda_use(d);
+    EK_GOTO(set_queue(d), st, fail);
     EK_GOTO(ek_cuda_queue_open(d), st, fail);
     EK_GOTO(ek_cuda_small_scratch(d), st, fail);
     EK_GOTO(ek_cuda_gemm_open(d), st, fail);
@@ -255,7 +295,7 @@ const struct ek_ops ek_ops_cuda = {
     .name = "cuda",
     .open = device_open,
     .close = device_close,
-    .list = ek_cuda_list,
+    .list = list_gpus,
     .alloc = ek_cuda_alloc,
     .release = ek_cuda_release,
     .usage = ek_cuda_usage,

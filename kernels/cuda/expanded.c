@@ -30,7 +30,7 @@ static bool shape_fits(const struct ek_cuda *d, const struct ek_cu_attention *a,
            l->rope == EK_CU_EXPANDED_ROPE && l->v == EK_CU_EXPANDED_V && a->rope.dim == l->rope &&
            a->rope.sections[0] == 0 && a->ldq % 8 == 0 && a->ldo % 2 == 0 &&
            (uintptr_t)a->q % 16 == 0 && (uintptr_t)a->out % 4 == 0 &&
-           ek_cu_attention_expanded_fits(d->gpu);
+           ek_cu_attention_expanded_fits(&d->queue);
 }
 
 /* Multiplications a head of both forms, those of attention weighed by how much slower they are than
@@ -149,9 +149,9 @@ enum ek_status ek_cuda_latent_prefill(struct ek_device *dev, const struct ek_lat
     struct expansion e = {.l = l, .kv_b = m->kv_b, .element = 2};
 
     *taken = false;
+    EK_TRY(ek_args_latent_mix(m));
     if (batch->n_seqs == 0 || batch->n_tokens / batch->n_seqs < LEAST_NEW || !shape_fits(d, &a, l))
         return EK_OK;
-    EK_TRY(ek_cuda_check_latent(l, m->kv_b));
     e.row = ((size_t)m->kv_b->rows + EK_CU_LATENT_DIM) * e.element;
     e.span = span_of(batch, e.row);
     if (e.span == 0)

@@ -201,6 +201,11 @@ static cudaError_t many_launch(const struct ek_cu_queue *q, const struct ek_cu_e
     return launch(q, many_k<T, UP>, grid, MANY_THREADS, sizeof(ManyShared<T>), *e);
 }
 
+extern "C" bool ek_cu_experts_many_fits(const struct ek_cu_queue *q)
+{
+    return q->shared >= sizeof(ManyShared<bf16>);
+}
+
 extern "C" cudaError_t ek_cu_experts_many(const struct ek_cu_queue *q, enum ek_dtype act,
                                           const struct ek_cu_experts *e)
 {

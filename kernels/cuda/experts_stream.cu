@@ -276,14 +276,22 @@ __global__ void __launch_bounds__(XS_THREADS, 1) experts_stream_k(const ek_cu_ex
 #endif
 }
 
+#define XS_SHARED ((size_t)XS_WARPS * XS_SLOTS * XS_SLOT)
+
+extern "C" bool ek_cu_experts_stream_fits(const struct ek_cu_queue *q)
+{
+    return q->pdl &&
+           XS_SHARED + sizeof(XsGroups) + sizeof(uint64_t) * XS_WARPS * XS_SLOTS <= q->shared;
+}
+
 template <typename T>
 static cudaError_t stream_launch(const struct ek_cu_queue *q, const struct ek_cu_experts *e)
 {
-    const size_t shared = (size_t)XS_WARPS * XS_SLOTS * XS_SLOT;
-    cudaError_t r = launch(q, experts_stream_k<T, true>, q->n_sm, XS_THREADS, shared, *e);
+    cudaError_t r = launch(q, experts_stream_k<T, true>, q->n_sm, XS_THREADS, XS_SHARED, *e);
 
-    return r == cudaSuccess ? launch(q, experts_stream_k<T, false>, q->n_sm, XS_THREADS, shared, *e)
-                            : r;
+    return r == cudaSuccess
+               ? launch(q, experts_stream_k<T, false>, q->n_sm, XS_THREADS, XS_SHARED, *e)
+               : r;
 }
 
 extern "C" cudaError_t ek_cu_experts_stream(const struct ek_cu_queue *q, enum ek_dtype act,

@@ -380,8 +380,8 @@ static cudaError_t wide_launch(const struct ek_cu_queue *q, const struct ek_cu_e
 // Whole steps, and places by offsets of 32 bits.
 extern "C" bool ek_cu_experts_wide_fits(const struct ek_cu_experts *e)
 {
-    return hopper_built() && e->hidden % WIDE_K == 0 && e->inner % WIDE_K == 0 &&
-           e->hidden >= 2 * WIDE_K && e->inner >= 2 * WIDE_K && e->n * e->ldx <= UINT32_MAX &&
+    return e->hidden % WIDE_K == 0 && e->inner % WIDE_K == 0 && e->hidden >= 2 * WIDE_K &&
+           e->inner >= 2 * WIDE_K && e->n * e->ldx <= UINT32_MAX &&
            (size_t)e->n * e->top_k * e->inner <= UINT32_MAX;
 }
 

@@ -132,7 +132,8 @@ extern "C" bool ek_cu_held_fits(const struct ek_cu_queue *q, const struct ek_cu_
     uint64_t bytes = (uint64_t)rows_of(p) * p->row_bytes;
     uint32_t each = div_up(rows_of(p), q->n_sm);
 
-    return p->norm != NULL && p->cols >= 2 * HELD_LAST && p->row_bytes == 2 * (size_t)p->cols &&
+    return q->pdl && q->shared >= EK_CU_HELD_SHARED && p->norm != NULL &&
+           p->cols >= 2 * HELD_LAST && p->row_bytes == 2 * (size_t)p->cols &&
            bytes <= (uint64_t)HELD_MOST * q->n_sm && each > 0 && 2 * warps_of(p, each) >= each;
 }
 

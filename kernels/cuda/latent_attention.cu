@@ -509,13 +509,9 @@ extern "C" uint32_t ek_cu_latent_rows(uint32_t max_q, uint32_t heads)
     return rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
 }
 
-extern "C" bool ek_cu_latent_attention_fits(int gpu)
+extern "C" bool ek_cu_latent_attention_fits(const struct ek_cu_queue *q)
 {
-    int most = 0;
-
-    return cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu) ==
-               cudaSuccess &&
-           (size_t)most >= sizeof(LatentShared<bf16, 4>);
+    return q->shared >= sizeof(LatentShared<bf16, 4>);
 }
 
 template <typename T>

@@ -309,8 +309,8 @@ template <typename T> struct OnePart {
     }
 };
 
-// All parts, in order.
-template <typename T> __device__ __forceinline__ void join(OneShared<T> &sh)
+// All parts, in order; of no context zeros.
+template <typename T> __device__ __forceinline__ void join(const OneRange &r, OneShared<T> &sh)
 {
     auto cluster = cooperative_groups::this_cluster();
     uint32_t lane = threadIdx.x % 32;
@@ -331,8 +331,8 @@ template <typename T> __device__ __forceinline__ void join(OneShared<T> &sh)
         sum[0] = fmaf(g, v[i].x, sum[0]);
         sum[1] = fmaf(g, v[i].y, sum[1]);
     }
-    sh.mixed[2 * threadIdx.x] = round_to<T>(sum[0] / all);
-    sh.mixed[2 * threadIdx.x + 1] = round_to<T>(sum[1] / all);
+    sh.mixed[2 * threadIdx.x] = r.len ? round_to<T>(sum[0] / all) : 0.0f;
+    sh.mixed[2 * threadIdx.x + 1] = r.len ? round_to<T>(sum[1] / all) : 0.0f;
 }
 
 // The block's rows of W_uv, a warp each.
@@ -421,11 +421,10 @@ __global__ void __launch_bounds__(LO_THREADS, 2) latent_one_k(const ek_cu_latent
     }
     part.publish(sh);
     cluster.sync();
-    join(sh);
+    join(r, sh);
     cluster.barrier_arrive(); // no block leaves while others read from it
     __syncthreads();
-    if (r.len)
-        make_values(a.l, r, sh);
+    make_values(a.l, r, sh);
     cluster.barrier_wait();
 #endif
 }
@@ -439,6 +438,11 @@ static cudaError_t one_launch(const struct ek_cu_queue *q, const struct ek_cu_la
     return r == cudaSuccess ? launch_cluster(q, latent_one_k<T>, grid, LO_THREADS,
                                              sizeof(OneShared<T>), EK_CU_CLUSTER, *a)
                             : r;
+}
+
+extern "C" bool ek_cu_latent_one_fits(const struct ek_cu_queue *q)
+{
+    return q->pdl && q->shared >= sizeof(OneShared<bf16>);
 }
 
 extern "C" cudaError_t ek_cu_latent_one(const struct ek_cu_queue *q, enum ek_dtype act,

@@ -16,8 +16,16 @@ extern "C" {
 struct ek_cu_queue {
     cudaStream_t stream;
     uint32_t n_sm;
-    bool pdl; /* programmatic dependent launch: compute capability 9.0 and later */
+    uint32_t shared; /* bytes of shared memory that a block may have */
+    bool less;       /* that is less than the GPU has (tests): every launch is held against it */
+    bool pdl;   /* programmatic dependent launch and clusters: compute capability 9.0 and later */
+    bool wgmma; /* Hopper's asynchronous tensor cores: 9.0, and this build has code for it */
 };
+/* Bytes of shared memory that a kernel has besides those it asks for at its launch, at most. */
+#define EK_CU_OWN_SHARED 3072
+/* Whether the code that this build has for the current GPU is Hopper's own. An error: it has none
+ * at all. */
+cudaError_t ek_cu_built_for_hopper(bool *yes);
 
 /* ---- few-token products: weights are read once, at memory speed --------------------------------
  */
@@ -60,7 +68,7 @@ cudaError_t ek_cu_product_one(const struct ek_cu_queue *q, enum ek_dtype w, enum
  * fits: Hopper's shared memory and clusters. cols is a multiple of 8, rows of weights and of x
  * 16-byte aligned. */
 #define EK_CU_STREAM_TOKENS 16
-bool ek_cu_stream_fits(int gpu);
+bool ek_cu_stream_fits(const struct ek_cu_queue *q);
 cudaError_t ek_cu_product_stream(const struct ek_cu_queue *q, enum ek_dtype act,
                                  enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
 /* bytes of squares, of rows of `dim` elements */
@@ -72,8 +80,6 @@ cudaError_t ek_cu_product_stream(const struct ek_cu_queue *q, enum ek_dtype act,
 #define EK_CU_BLOCKS_SHARED (98 * 1024)
 cudaError_t ek_cu_product_few(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
                               enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
-cudaError_t ek_cu_few_plain(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
-                            enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
 cudaError_t ek_cu_few_q32(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
                           enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
 cudaError_t ek_cu_few_qk(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,

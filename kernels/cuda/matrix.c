@@ -22,7 +22,7 @@ static bool weight_type(enum ek_dtype t)
 
 static size_t row_bytes(const struct ek_mat *m)
 {
-    return m->rows ? (size_t)(m->bytes / m->rows) : 0;
+    return (size_t)(m->bytes / m->rows);
 }
 
 #define BAND ((size_t)16) /* rows of block types that lie together */
@@ -35,6 +35,8 @@ static enum ek_status matrix_bytes(enum ek_dtype dtype, uint32_t rows, uint32_t 
 {
     size_t row, band = dtype >= EK_Q4_0 ? BAND : 1;
 
+    if (rows == 0 || cols == 0)
+        return ek_error(EK_EFORMAT, "a matrix of %u x %u is empty", rows, cols);
     EK_TRY(ek_dtype_bytes(dtype, cols, &row));
     if (!ek_mul_size(row, ek_round_up(rows, band), taken))
         return ek_error(EK_EFORMAT, "a matrix of %u x %u overflows", rows, cols);
@@ -76,7 +78,7 @@ enum ek_status ek_cuda_mat_ready(struct ek_device *dev, struct ek_mat *m)
     uint32_t step;
     void *aside;
 
-    if (m->dtype < EK_Q4_0 || m->rows == 0)
+    if (m->dtype < EK_Q4_0)
         return EK_OK;
     ek_cuda_use(d);
     if (most < BAND * row)
@@ -107,7 +109,7 @@ static bool readable(const struct ek_cuda *d, const struct ek_mat *m)
 {
     size_t x = (size_t)m->cols * (d->base.act == EK_F32 ? 4 : 2);
 
-    if (m->cols % 8 || x > 160 * 1024)
+    if (m->cols % 8 || x > ek_cuda_room(d))
         return false;
     return m->dtype >= EK_Q4_0 || row_bytes(m) % 16 == 0;
 }
@@ -222,8 +224,7 @@ enum way { /* of a product */
 static bool holds(const struct ek_cuda *d, enum ek_cu_mode mode, enum ek_dtype t,
                   const struct ek_cu_product *p)
 {
-    return d->held && mode == EK_CU_LINEAR && t == d->base.act && t != EK_F32 &&
-           ek_cu_held_fits(&d->queue, p);
+    return mode == EK_CU_LINEAR && t == d->base.act && t != EK_F32 && ek_cu_held_fits(&d->queue, p);
 }
 
 /* Of the matrices in p, which were checked to be alike where `alike` says so. */
@@ -238,11 +239,12 @@ static enum way way_of(const struct ek_cuda *d, enum ek_cu_mode mode, enum ek_dt
         return holds(d, mode, t, p) ? WAY_HELD : WAY_ONE;
     if (d->base.act == EK_F32 || (n > 1 && p->ldx % 8))
         return WAY_MANY;
-    if (t == d->base.act && d->streams && n <= EK_CU_STREAM_TOKENS)
+    if (t == d->base.act && n <= EK_CU_STREAM_TOKENS && ek_cu_stream_fits(&d->queue))
         return WAY_STREAM;
-    if (t == d->base.act && n <= EK_CU_WIDE_TOKENS && ek_cu_wide_takes(mode, p))
+    if (t == d->base.act && d->queue.wgmma && n <= EK_CU_WIDE_TOKENS && ek_cu_wide_takes(mode, p))
         return WAY_WIDE;
-    if (p->cols % 32 || n > (blocks ? EK_CU_FEW_BLOCKS : EK_CU_FEW) || (blocks && !d->blocks))
+    if (p->cols % 32 || n > (blocks ? EK_CU_FEW_BLOCKS : EK_CU_FEW) ||
+        (blocks && d->queue.shared < EK_CU_BLOCKS_SHARED))
         return WAY_MANY;
     return WAY_FEW;
 }
@@ -272,6 +274,7 @@ enum ek_status ek_cuda_linear(struct ek_device *dev, const void *x, size_t ldx, 
     struct ek_cu_product p = {.x = x, .out = out, .flags = flags, .ldx = ldx, .ldo = ldo};
     enum way way;
 
+    EK_TRY(ek_args_linear(n, w, ldx, ldo));
     if (flags & EK_LINEAR_ADD && flags & (EK_LINEAR_GELU | EK_LINEAR_GELU_TANH))
         return ek_error(EK_EUNSUPPORTED, "linear: a GELU and a residual in one product");
     ek_cuda_use(d);
@@ -384,6 +387,9 @@ enum ek_status ek_cuda_norm_linear(struct ek_device *dev, const void *x, const f
     bool taken;
     void *xn;
 
+    EK_TRY(ek_args_norm_linear(n, mats, n_mats, ldo));
+    if (n == 0)
+        return EK_OK;
     ek_cuda_use(d);
     EK_TRY(fused(d, EK_CU_LINEAR, n, mats, n_mats, biases, NULL, &p, "norm_linear", &taken));
     if (taken)
@@ -403,6 +409,9 @@ enum ek_status ek_cuda_norm_gate_up(struct ek_device *dev, const void *x, const 
     void *xn, *both;
     bool taken;
 
+    EK_TRY(ek_args_gate_up(n, mats, ldo));
+    if (n == 0)
+        return EK_OK;
     ek_cuda_use(d);
     EK_TRY(fused(d, EK_CU_GATE_UP, n, mats, 2, NULL, NULL, &p, "norm_gate_up", &taken));
     if (taken)
@@ -422,11 +431,14 @@ enum ek_status ek_cuda_norm_qkv_rope(struct ek_device *dev, const void *x, const
                                      const struct ek_norm_ahead *ahead, void *out, size_t ldo)
 {
     struct ek_cuda *d = ek_cuda(dev);
-    uint32_t heads = mats[0].rows / kv->head_dim, n = batch->n_tokens;
+    uint32_t n = batch->n_tokens;
     struct ek_cu_product p = {
         .x = x, .norm = norm_weight, .eps = eps, .out = out, .ldo = ldo, .rope = *rope, .kv = *kv};
     bool taken = false;
 
+    EK_TRY(ek_args_qkv_rope(mats, rope, batch, kv, ldo));
+    if (n == 0)
+        return EK_OK;
     ek_cuda_use(d);
     p.positions = batch->positions;
     p.slots = batch->slots;
@@ -436,8 +448,7 @@ enum ek_status ek_cuda_norm_qkv_rope(struct ek_device *dev, const void *x, const
     if (taken)
         return EK_OK;
     EK_TRY(ek_cuda_norm_linear(dev, x, norm_weight, eps, n, mats, 3, biases, out, ldo));
-    return ek_cuda_issued(
-        d, ek_cu_rope_append(&d->queue, dev->act, out, ldo, rope, batch, heads, kv), "rope_append");
+    return ek_cuda_rope_append(dev, out, ldo, rope, batch, mats[0].rows / kv->head_dim, kv);
 }
 
 /* ---- a layer from its output product on ---------------------------------------------------------
@@ -476,7 +487,7 @@ static bool tail_takes(const struct ek_cuda *d, uint32_t n, const struct ek_mat 
 {
     enum ek_dtype type = d->base.act;
 
-    return type == EK_BF16 && n > EK_CU_STREAM_TOKENS && n <= EK_CU_WIDE_TOKENS &&
+    return d->queue.wgmma && type == EK_BF16 && n > EK_CU_STREAM_TOKENS && n <= EK_CU_WIDE_TOKENS &&
            o->dtype == type && gate_up[0].dtype == type && gate_up[1].dtype == type &&
            down->dtype == type && o->rows % 16 == 0 && ek_cu_wide_takes(EK_CU_LINEAR, &t->output) &&
            ek_cu_wide_takes(EK_CU_GATE_UP, &t->gate_up) && ek_cu_wide_takes(EK_CU_LINEAR, &t->down);
@@ -495,6 +506,7 @@ enum ek_status ek_cuda_layer_tail(struct ek_device *dev, const void *in, size_t 
         .gate_up = {.eps = eps, .ldx = hidden, .ldo = inner},
         .down = {.out = x, .flags = EK_LINEAR_ADD, .ldx = inner, .ldo = hidden}};
 
+    EK_TRY(ek_args_layer_tail(n, ldi, o, gate_up, down));
     add_matrix(&t.output, o, NULL);
     add_matrix(&t.gate_up, &gate_up[0], NULL);
     add_matrix(&t.gate_up, &gate_up[1], NULL);

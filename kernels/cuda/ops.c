@@ -20,13 +20,13 @@ static const struct ek_cu_queue *queue(struct ek_device *dev)
 enum ek_status ek_cuda_embed(struct ek_device *dev, const struct ek_mat *table, const int32_t *ids,
                              uint32_t n, void *out)
 {
-    size_t row = table->rows ? (size_t)(table->bytes / table->rows) : 0;
-
+    EK_TRY(ek_args_embed(table));
     if (n == 0)
         return EK_OK;
     return issue(dev,
-                 ek_cu_embed(queue(dev), table->dtype, dev->act, table->data, row, table->rows,
-                             table->cols, ids, n, out),
+                 ek_cu_embed(queue(dev), table->dtype, dev->act, table->data,
+                             (size_t)(table->bytes / table->rows), table->rows, table->cols, ids, n,
+                             out),
                  "embed");
 }
 
@@ -34,6 +34,7 @@ enum ek_status ek_cuda_rms_norm(struct ek_device *dev, const void *x, size_t ldx
                                 const float *weight, float eps, uint32_t n, uint32_t dim, void *out,
                                 size_t ldo)
 {
+    EK_TRY(ek_args_rows("rms_norm", n, dim, ldx < ldo ? ldx : ldo));
     if (n == 0)
         return EK_OK;
     return issue(dev, ek_cu_rms_norm(queue(dev), dev->act, x, ldx, weight, eps, n, dim, out, ldo),
@@ -43,6 +44,7 @@ enum ek_status ek_cuda_rms_norm(struct ek_device *dev, const void *x, size_t ldx
 enum ek_status ek_cuda_layer_norm(struct ek_device *dev, const void *x, const float *weight,
                                   const float *bias, float eps, uint32_t n, uint32_t dim, void *out)
 {
+    EK_TRY(ek_args_rows("layer_norm", n, dim, dim));
     if (n == 0)
         return EK_OK;
     return issue(dev, ek_cu_layer_norm(queue(dev), dev->act, x, weight, bias, eps, n, dim, out),
@@ -52,6 +54,8 @@ enum ek_status ek_cuda_layer_norm(struct ek_device *dev, const void *x, const fl
 enum ek_status ek_cuda_swiglu(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                               uint32_t dim, void *out, size_t ldo)
 {
+    EK_TRY(ek_args_rows("swiglu", n, 2 * (uint64_t)dim, ldx));
+    EK_TRY(ek_args_rows("swiglu", n, dim, ldo));
     if (n == 0)
         return EK_OK;
     return issue(dev, ek_cu_swiglu(queue(dev), dev->act, x, ldx, n, dim, out, ldo), "swiglu");
@@ -60,6 +64,7 @@ enum ek_status ek_cuda_swiglu(struct ek_device *dev, const void *x, size_t ldx, 
 enum ek_status ek_cuda_gather(struct ek_device *dev, const void *x, size_t ldx, const int32_t *rows,
                               uint32_t n, uint32_t dim, void *out)
 {
+    EK_TRY(ek_args_rows("gather", n, dim, ldx));
     if (n == 0)
         return EK_OK;
     return issue(dev, ek_cu_gather(queue(dev), dev->act, x, ldx, rows, n, dim, out), "gather");
@@ -68,6 +73,7 @@ enum ek_status ek_cuda_gather(struct ek_device *dev, const void *x, size_t ldx, 
 enum ek_status ek_cuda_permute(struct ek_device *dev, const void *x, size_t ldx,
                                const int32_t *order, uint32_t n, uint32_t dim, void *out)
 {
+    EK_TRY(ek_args_rows("permute", n, dim, ldx));
     if (n == 0)
         return EK_OK;
     return issue(dev, ek_cu_permute(queue(dev), dev->act, x, ldx, order, n, dim, out), "permute");
@@ -79,6 +85,7 @@ enum ek_status ek_cuda_argmax(struct ek_device *dev, const float *logits, uint32
     struct ek_cuda *d = ek_cuda(dev);
     void *best, *counted;
 
+    EK_TRY(ek_args_rows("argmax", n, vocab, vocab));
     if (n == 0)
         return EK_OK;
     ek_cuda_use(d);
@@ -90,6 +97,7 @@ enum ek_status ek_cuda_argmax(struct ek_device *dev, const float *logits, uint32
 enum ek_status ek_cuda_sample(struct ek_device *dev, const float *logits, uint32_t n,
                               uint32_t vocab, const struct ek_draw *draws, int32_t *ids)
 {
+    EK_TRY(ek_args_rows("sample", n, vocab, vocab));
     if (n == 0)
         return EK_OK;
     return issue(dev, ek_cu_sample(queue(dev), logits, n, vocab, draws, ids), "sample");
@@ -115,8 +123,7 @@ enum ek_status ek_cuda_rope_append(struct ek_device *dev, void *qkv, size_t ld,
                                    const struct ek_rope *rope, const struct ek_batch *batch,
                                    uint32_t heads, const struct ek_kv *kv)
 {
-    if (kv->v == NULL)
-        return ek_error(EK_EUNSUPPORTED, "rope_append: the cache has no values of its own");
+    EK_TRY(ek_args_rope_append(rope, batch, heads, kv, ld));
     if (batch->n_tokens == 0)
         return EK_OK;
     return issue(dev, ek_cu_rope_append(queue(dev), dev->act, qkv, ld, rope, batch, heads, kv),
@@ -180,6 +187,8 @@ static uint32_t count_teams(const struct ek_cuda *d, uint32_t team, uint32_t pai
     return pairs * (fit < most ? fit : most);
 }
 
+#define LARGE_SHARED (200u << 10) /* twice what three steps take fits in a multiprocessor */
+
 /* Steps of a warp that are under way: what fits twice in a multiprocessor, and no more than there
  * are, so that blocks fit beside those of the kernel ahead. */
 static uint32_t count_stages(const struct ek_cuda *d, const struct ek_cu_attention *a,
@@ -187,7 +196,8 @@ static uint32_t count_stages(const struct ek_cuda *d, const struct ek_cu_attenti
 {
     uint32_t group = a->heads / a->kv.kv_heads, warps = 4 * a->team * a->teams;
     uint64_t mine = ((uint64_t)pairs * steps + warps - 1) / warps;
-    uint32_t most = a->kv.head_dim == 128 && (2 * group > EK_CU_TILE || !d->queue.pdl) ? 2 : 3;
+    uint32_t most =
+        a->kv.head_dim == 128 && (2 * group > EK_CU_TILE || d->queue.shared < LARGE_SHARED) ? 2 : 3;
 
     return mine < most ? (uint32_t)mine : most;
 }
@@ -296,6 +306,17 @@ static enum ek_status unpack(struct ek_cuda *d, struct ek_cu_attention *a)
     return EK_OK;
 }
 
+/* The kernel for any shape keeps a head's query and sums in shared memory. */
+static enum ek_status check_any(const struct ek_cuda *d, const struct ek_cu_attention *a)
+{
+    size_t head = ((size_t)a->kv.head_dim + a->kv.v_dim) * sizeof(float);
+
+    if (head > ek_cuda_room(d))
+        return ek_error(EK_EUNSUPPORTED, "%s: attention: heads of %u and %u take %zu bytes of %zu",
+                        d->base.spec.name, a->kv.head_dim, a->kv.v_dim, head, ek_cuda_room(d));
+    return EK_OK;
+}
+
 enum ek_status ek_cuda_attention(struct ek_device *dev, const void *q, size_t ldq,
                                  const struct ek_batch *batch, const struct ek_kv *kv,
                                  uint32_t heads, float scale, void *out, size_t ldo)
@@ -311,19 +332,19 @@ enum ek_status ek_cuda_attention(struct ek_device *dev, const void *q, size_t ld
                                 .ldo = ldo};
     bool taken;
 
+    EK_TRY(ek_args_attention(batch, kv, heads, ldq, ldo));
     if (batch->n_tokens == 0)
         return EK_OK;
-    if (kv->kv_heads == 0 || heads % kv->kv_heads)
-        return ek_error(EK_EUNSUPPORTED, "attention: %u heads over %u cached heads", heads,
-                        kv->kv_heads);
     ek_cuda_use(d);
     if (is_unpacked(d, &a))
         EK_TRY(unpack(d, &a));
     EK_TRY(ek_cuda_latent_attention(d, &a, &taken));
     if (taken)
         return EK_OK;
-    if (!fast_shape(d, &a))
+    if (!fast_shape(d, &a)) {
+        EK_TRY(check_any(d, &a));
         return issue(dev, ek_cu_attention_any(&d->queue, dev->act, &a), "attention");
+    }
     if (batch->max_q > 1)
         return issue(dev, ek_cu_attention_prefill(&d->queue, dev->act, &a), "attention");
     return attention_decode(d, &a);
@@ -334,6 +355,7 @@ enum ek_status ek_cuda_attention(struct ek_device *dev, const void *q, size_t ld
 enum ek_status ek_cuda_scatter_rows(struct ek_device *dev, const float *x, const int32_t *rows,
                                     uint32_t n, uint32_t dim, void *out, size_t ldo)
 {
+    EK_TRY(ek_args_rows("scatter_rows", n, dim, ldo));
     if (n == 0)
         return EK_OK;
     return issue(dev, ek_cu_scatter(queue(dev), dev->act, x, rows, n, dim, out, ldo),
@@ -344,8 +366,8 @@ enum ek_status ek_cuda_rope_rows(struct ek_device *dev, void *x, size_t ld,
                                  const struct ek_rope *rope, const int32_t *positions, uint32_t n,
                                  uint32_t heads, uint32_t head_dim)
 {
-    if (rope->dim > head_dim)
-        return ek_error(EK_EUSAGE, "rope of %u dimensions in a head of %u", rope->dim, head_dim);
+    EK_TRY(ek_args_rope("rope_rows", rope, head_dim));
+    EK_TRY(ek_args_rows("rope_rows", n, (uint64_t)heads * head_dim, ld));
     if (n == 0)
         return EK_OK;
     return issue(dev,
@@ -384,12 +406,15 @@ enum ek_status ek_cuda_attention_dense(struct ek_device *dev, const void *qkv, s
         .out = out,
         .ldo = ldo};
 
+    EK_TRY(ek_args_attention_dense(n, n_segments, max_segment, heads, head_dim, ld, ldo));
     if (n_segments == 0)
         return EK_OK;
     if (n_segments > 65535 || max_segment > 65535u * 128)
         return ek_error(EK_EUNSUPPORTED, "attention: %u segments of up to %u rows", n_segments,
                         max_segment);
     ek_cuda_use(d);
+    if (!dense_fast(d, &a))
+        EK_TRY(check_any(d, &a));
     return issue(dev,
                  dense_fast(d, &a) ? ek_cu_attention_dense(&d->queue, dev->act, &a)
                                    : ek_cu_attention_dense_any(&d->queue, dev->act, &a),

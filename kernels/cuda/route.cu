@@ -143,6 +143,13 @@ static cudaError_t norm_route_any(const struct ek_cu_queue *q, const struct ek_c
     }
 }
 
+extern "C" bool ek_cu_norm_route_fits(const struct ek_cu_queue *q, const struct ek_cu_mixture *a)
+{
+    size_t own = sizeof(Choice<EK_CU_TOKEN_EXPERTS>) + 32 * sizeof(float);
+
+    return q->pdl && a->e.hidden * sizeof(bf16) + own <= q->shared;
+}
+
 extern "C" cudaError_t ek_cu_norm_route(const struct ek_cu_queue *q, enum ek_dtype act,
                                         const struct ek_cu_mixture *a)
 {

@@ -234,7 +234,7 @@ extern "C" cudaError_t ek_cu_sample(const struct ek_cu_queue *q, const float *lo
                                     uint32_t vocab, const struct ek_draw *draws, int32_t *ids)
 {
     size_t bytes = sizeof(float) * ((vocab + CLUSTER - 1) / CLUSTER);
-    bool staged = bytes <= MOST_ROW;
+    bool staged = bytes <= MOST_ROW && bytes + EK_CU_OWN_SHARED <= q->shared;
 
     if (!q->pdl) // no clusters before compute capability 9.0
         return launch(q, sample_k<1>, n, THREADS, 0, logits, vocab, draws, ids, false);

@@ -286,11 +286,7 @@ extern "C" cudaError_t ek_cu_product_stream(const struct ek_cu_queue *q, enum ek
                            : cudaErrorNotSupported;
 }
 
-extern "C" bool ek_cu_stream_fits(int gpu)
+extern "C" bool ek_cu_stream_fits(const struct ek_cu_queue *q)
 {
-    int most = 0;
-
-    return cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu) ==
-               cudaSuccess &&
-           most >= STREAM_SHARED;
+    return q->pdl && q->shared >= STREAM_SHARED;
 }

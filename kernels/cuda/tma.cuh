@@ -155,35 +155,7 @@ __device__ __forceinline__ void copy_out_read()
 }
 #endif
 
-// Compiles to something in builds for Hopper alone.
-static __global__ void hopper_probe()
-{
-#ifdef EK_WGMMA
-    __shared__ volatile uint8_t mark[64];
-
-    mark[threadIdx.x] = 1;
-#endif
-}
-
 // ---- on the host
-// Whether the current GPU runs this file's code as it was compiled for Hopper.
-static inline bool hopper_built()
-{
-    static signed char known[64]; // of GPUs: 1 yes, -1 no
-    cudaFuncAttributes probe;
-    int gpu;
-
-    if (cudaGetDevice(&gpu) != cudaSuccess || gpu >= 64)
-        return false;
-    if (known[gpu] == 0) {
-        bool built = cudaFuncGetAttributes(&probe, hopper_probe) == cudaSuccess &&
-                     probe.sharedSizeBytes >= 64;
-        cudaGetLastError();
-        known[gpu] = built ? 1 : -1;
-    }
-    return known[gpu] > 0;
-}
-
 #define EK_CHUNK 64 // 16-bit elements of a row that one row of 128 bytes in shared memory takes
 
 // Elements of 16 bits, in boxes; dims and box from the fastest side on, strides in bytes of the

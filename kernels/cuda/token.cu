@@ -14,8 +14,9 @@
 #define TOK_DOWNS    16 // ... and in the second
 #define TOK_SLOTS    8  // of a warp, at most
 #define TOK_SHARED   (212 * 1024)
-#define TOK_CHUNKS   3    // of the token a thread, at most
-#define TOK_PATIENCE 4096 // looks for the logits before a block makes them for itself
+#define TOK_OWN      (5 * 1024) // what the kernels have besides, at most
+#define TOK_CHUNKS   3          // of the token a thread, at most
+#define TOK_PATIENCE 4096       // looks for the logits before a block makes them for itself
 #define TOK_UP       (32 * (TOK_WARPS + 1))
 #define TOK_DOWN     (32 * TOK_DOWNS)
 
@@ -496,15 +497,16 @@ static cudaError_t token_any(const struct ek_cu_queue *q, const struct ek_cu_mix
     }
 }
 
-extern "C" bool ek_cu_token_fits(uint32_t n_sm, const struct ek_cu_mixture *a)
+extern "C" bool ek_cu_token_fits(const struct ek_cu_queue *q, const struct ek_cu_mixture *a)
 {
     const struct ek_cu_experts *e = &a->e;
     uint64_t up = e->hidden * 2, down = e->inner * 2, pairs = (e->n_shared + e->top_k + 1) / 2;
-    uint64_t blocks = div_up(e->hidden, TOK_DOWNS), most = blocks < n_sm ? blocks : n_sm;
+    uint64_t blocks = div_up(e->hidden, TOK_DOWNS), most = blocks < q->n_sm ? blocks : q->n_sm;
     uint64_t rows = div_up(e->hidden, (uint32_t)most * TOK_DOWNS);
 
-    return e->hidden <= TOK_CHUNKS * TOK_UP * 8 && e->n_experts <= EK_CU_TOKEN_EXPERTS &&
-           e->top_k <= EK_CU_TOKEN_CHOSEN && up + 2 * TOK_WARPS * 2 * up <= TOK_SHARED &&
+    return q->pdl && TOK_SHARED + TOK_OWN <= q->shared && e->hidden <= TOK_CHUNKS * TOK_UP * 8 &&
+           e->n_experts <= EK_CU_TOKEN_EXPERTS && e->top_k <= EK_CU_TOKEN_CHOSEN &&
+           up + 2 * TOK_WARPS * 2 * up <= TOK_SHARED &&
            2 * pairs * down + TOK_DOWNS * rows * 128 + 2 * TOK_DOWNS * 2 * down <= TOK_SHARED;
 }
 

@@ -536,13 +536,12 @@ extern "C" cudaError_t ek_cu_product_wide(const struct ek_cu_queue *q, enum ek_d
                            : cudaErrorNotSupported;
 }
 
-// Built for this GPU, tiles are of one matrix, and rows are whole chunks.
+// Tiles are of one matrix, and rows are whole chunks.
 extern "C" bool ek_cu_wide_takes(enum ek_cu_mode mode, const struct ek_cu_product *p)
 {
     const struct ek_rope *r = &p->rope;
 
-    if (!hopper_built() || p->cols % EK_CHUNK || p->row_bytes % 16 ||
-        p->row_bytes < 2 * (size_t)p->cols)
+    if (p->cols % EK_CHUNK || p->row_bytes % 16 || p->row_bytes < 2 * (size_t)p->cols)
         return false;
     for (uint32_t i = 0; i < p->n_mats; i++)
         if ((uintptr_t)p->mat[i].data % 16)

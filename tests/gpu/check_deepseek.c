@@ -159,7 +159,9 @@ static void run_latent(struct setup *u, bool gpu, enum form form)
 
     if (form == PREFILL) {
         need(dev->ops->latent_prefill(dev, &m, &taken));
-        ck_assert_int_eq(taken, u->s->expanded && pr.act != EK_F32);
+        ck_assert(!taken || (u->s->expanded && pr.act != EK_F32));
+        if (getenv("EK_CUDA_CAPABILITY") == NULL) /* others may have too little shared memory */
+            ck_assert_int_eq(taken, u->s->expanded && pr.act != EK_F32);
     }
     if (form >= FUSED) {
         if (!taken)
@@ -645,5 +647,6 @@ int main(void)
     srunner_run_all(sr, CK_NORMAL);
     failed = srunner_ntests_failed(sr);
     srunner_free(sr);
+    pair_report();
     return failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }

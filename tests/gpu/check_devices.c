@@ -62,6 +62,28 @@ START_TEST(devices_that_are_not_there_are_refused)
 }
 END_TEST
 
+/* Never more than the GPU has; what is no capability is named. */
+START_TEST(a_gpu_is_used_as_one_of_another_kind)
+{
+    struct ek_device_spec *specs;
+    struct ek_device *d = NULL;
+    size_t n;
+
+    need(ek_device_specs_parse("cuda:0", &specs, &n));
+    setenv("EK_CUDA_CAPABILITY", "7.5", 1);
+    ck_assert_int_eq(ek_device_open(&specs[0], EK_BF16, &d), EK_EUNSUPPORTED);
+    ck_assert_msg(strstr(ek_last_error(), "no BF16 (compute capability 7.5)") != NULL, "%s",
+                  ek_last_error());
+    need(ek_device_open(&specs[0], EK_F16, &d));
+    ek_device_close(d);
+    setenv("EK_CUDA_CAPABILITY", "8.7", 1);
+    ck_assert_int_eq(ek_device_open(&specs[0], EK_F16, &d), EK_EUSAGE);
+    ck_assert_msg(strstr(ek_last_error(), "EK_CUDA_CAPABILITY=8.7") != NULL, "%s", ek_last_error());
+    unsetenv("EK_CUDA_CAPABILITY");
+    free(specs);
+}
+END_TEST
+
 START_TEST(memory_is_counted_by_tag_and_kept_within_the_budget)
 {
     struct ek_usage by_tag[EK_N_TAGS];
@@ -225,6 +247,7 @@ int main(void)
     tcase_set_timeout(tc, 0);
     tcase_add_test(tc, a_gpu_says_what_it_is);
     tcase_add_test(tc, devices_that_are_not_there_are_refused);
+    tcase_add_test(tc, a_gpu_is_used_as_one_of_another_kind);
     tcase_add_test(tc, memory_is_counted_by_tag_and_kept_within_the_budget);
     tcase_add_test(tc, out_of_memory_is_told_and_survived);
     tcase_add_test(tc, small_pieces_share_memory_and_reserved_memory_is_used);

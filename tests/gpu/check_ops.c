@@ -5,6 +5,7 @@
  * GPU.
  */
 #include "tests/gpu/gpu.h"
+#include "tests/kernels/refused.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -646,6 +647,15 @@ START_TEST(tails_of_layers_agree_with_the_cpu)
 }
 END_TEST
 
+START_TEST(arguments_that_do_not_fit_are_refused_by_their_values)
+{
+    open_act(1);
+    for (int i = 0; i < n_refused; i++)
+        check_refused(pr.gpu, i);
+    pair_close(&pr);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("gpu operations");
@@ -662,6 +672,7 @@ int main(void)
     tcase_add_test(tc, draws_are_those_of_the_host_to_the_token);
     tcase_add_test(tc, a_batch_is_taken_with_the_ids_of_the_step_before);
     tcase_add_test(tc, converted_numbers_are_those_of_the_host);
+    tcase_add_test(tc, arguments_that_do_not_fit_are_refused_by_their_values);
     tc = add_case(s, "products");
     tcase_add_loop_test(tc, products_agree_for_every_weight_type_and_number_of_tokens, 0,
                         N_ACTS * N_WEIGHTS);
@@ -678,5 +689,6 @@ int main(void)
     srunner_run_all(sr, CK_NORMAL);
     failed = srunner_ntests_failed(sr);
     srunner_free(sr);
+    pair_report();
     return failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }

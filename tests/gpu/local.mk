@@ -17,7 +17,8 @@ TESTS += $(GPU_TESTS)
 tests_gpu_check_devices_SOURCES = tests/gpu/check_devices.c
 tests_gpu_check_devices_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_gpu_check_devices_LDADD = $(GPU_TEST_LIBS)
-tests_gpu_check_ops_SOURCES = tests/gpu/check_ops.c tests/gpu/pair.c tests/gpu/gpu.h
+tests_gpu_check_ops_SOURCES = tests/gpu/check_ops.c tests/gpu/pair.c tests/gpu/gpu.h \
+	tests/kernels/refused.c tests/kernels/refused.h
 tests_gpu_check_ops_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_gpu_check_ops_LDADD = $(GPU_TEST_LIBS)
 tests_gpu_check_attention_SOURCES = tests/gpu/check_attention.c tests/gpu/batch.c tests/gpu/pair.c \

@@ -230,7 +230,7 @@ static uint32_t slot_of(const struct cache *c, uint32_t seq, uint32_t j)
 /* Blocks of the sequences interleaved and in falling order; slots of no sequence hold NaN. */
 static void cache_layout(struct cache *c, const struct paged *p)
 {
-    uint32_t most = 0, used = 0, tokens = 0;
+    uint32_t most = 0, used = 0, tokens = 0, fresh = 0, longest = 0;
 
     for (uint32_t s = 0; s < p->n_seqs; s++) {
         uint32_t blocks = (p->past[s] + p->fresh[s] + p->page - 1) / p->page;
@@ -238,6 +238,8 @@ static void cache_layout(struct cache *c, const struct paged *p)
         c->seq_start[s] = (int32_t)tokens;
         c->kv_len[s] = (int32_t)(p->past[s] + p->fresh[s]);
         tokens += p->fresh[s];
+        fresh = p->fresh[s] > fresh ? p->fresh[s] : fresh;
+        longest = p->past[s] + p->fresh[s] > longest ? p->past[s] + p->fresh[s] : longest;
     }
     c->seq_start[p->n_seqs] = (int32_t)tokens;
     c->n_slots = most * p->n_seqs * p->page;
@@ -249,6 +251,8 @@ static void cache_layout(struct cache *c, const struct paged *p)
             c->table[s * most + b] = (int32_t)used++;
     c->batch = (struct ek_batch){.n_tokens = tokens,
                                  .n_seqs = p->n_seqs,
+                                 .max_q = fresh,
+                                 .max_kv = longest,
                                  .max_blocks = most,
                                  .positions = c->positions,
                                  .slots = c->slots,

@@ -268,7 +268,7 @@ static void merge(const struct cpu_attend *a, uint32_t seq, uint32_t head, const
             const float *part = partials + p * stride;
             total = v_fma(v_exp(v_set1(part[0] - most)), v_load(part + PAD + i), total);
         }
-        store_part(out + i, total / v_set1(sum), dim - i < VL ? dim - i : VL);
+        store_part(out + i, total / v_set1(sum > 0 ? sum : 1), dim - i < VL ? dim - i : VL);
     }
 }
 
