@@ -6,8 +6,8 @@
 # Usage: cases.sh MODEL   (a folder with a config.json of a model that only reads)
 # Environment: that of common.sh; WHAT (default "load decode"; "load": our plan, one GPU and worse
 # ones with 64 sequences, "few": only the first two of them, "decode": few sequences), DEVICES (how
-# many; default: all GPUs), MORE (other numbers of devices for our plan), LAYERS (default: the
-# configuration's), MAX_CONTEXT.
+# many; default: all GPUs), MORE (other numbers of devices for our plan, with BUDGET, 24GB, each),
+# LAYERS (default: the configuration's), MAX_CONTEXT.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/common.sh"
@@ -57,7 +57,8 @@ for what in ${WHAT:-load decode}; do
         names=$BACKEND:0 against one-gpu --micro-batches 1
         against ours --use-all
         for i in $more; do
-            names=$(devices "$i") against "ours-$i" --use-all
+            # what devices on one GPU share is shared out, or the search would have to
+            names=$(devices "$i") against "ours-$i" --max-memory "${BUDGET:-24GB}"
         done
         ;;
     decode)
