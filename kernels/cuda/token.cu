@@ -19,6 +19,9 @@
 #define TOK_PATIENCE 4096       // looks for the logits before a block makes them for itself
 #define TOK_UP       (32 * (TOK_WARPS + 1))
 #define TOK_DOWN     (32 * TOK_DOWNS)
+// Bytes that a multiprocessor has under way until the experts are chosen: more would keep memory no
+// busier, and the token, the logits and the choice would wait behind them.
+#define TOK_EARLY (64 * 1024)
 
 // The token's layers by number: the shared ones, which weigh 1, then its experts.
 struct TokenLayers {
@@ -221,9 +224,9 @@ template <typename T> struct UpStream {
     BulkRing<TOK_SLOTS> ring;
     const T *x;
     const uint8_t *slots;
-    uint32_t *units; // of the slots
-    uint32_t next, step, turns, end;
-    uint32_t *drawn, ticket; // lane 0: drawn ahead, as that takes its time
+    uint32_t *units;                       // of the slots
+    uint32_t next, step, turns, end, most; // most slots are under way
+    uint32_t *drawn, ticket;               // lane 0: drawn ahead, as that takes its time
 
     __device__ __forceinline__ void draw()
     {
@@ -239,7 +242,7 @@ template <typename T> struct UpStream {
     }
     __device__ __forceinline__ void ask(const ek_cu_experts &e, const TokenLayers &layers)
     {
-        while (ring.room()) {
+        while (ring.room() && ring.pending < most) {
             uint32_t unit = next;
 
             if (unit < turns) {
@@ -302,6 +305,7 @@ __global__ void __launch_bounds__(TOK_UP, 1) token_up_k(const ek_cu_mixture a)
     s.next = blockIdx.x + gridDim.x * warp;
     s.step = gridDim.x * TOK_WARPS;
     s.drawn = a.drawn;
+    s.most = 1 + (TOK_EARLY - 1) / (TOK_WARPS * bytes);
     router.load_norm(a); // before what is long
     if (blockIdx.x < a.router.n_experts)
         router.load(a, blockIdx.x);
@@ -323,6 +327,7 @@ __global__ void __launch_bounds__(TOK_UP, 1) token_up_k(const ek_cu_mixture a)
     __syncthreads();
     if (warp == TOK_WARPS)
         return;
+    s.most = TOK_SLOTS;
     s.open(shared + routed / s.step * 3 / 4 * s.step, shared + routed);
     s.run(e, layers);
 #endif
