@@ -15,9 +15,11 @@
 
 #define PART_STEP 16 // tokens of a warp at a time
 
-// Warps of a block. In clusters, whose contexts are short, few: the blocks then fit beside those of
-// the kernel ahead and start early. Long contexts want more loads in flight.
-template <bool CLUSTER> constexpr int WARPS = CLUSTER ? 4 : 8;
+// Parts that are joined through memory, and clusters of few warps or many. Few fit beside blocks of
+// the kernel ahead and start early, where a step each is all of the context; many have more loads
+// in flight.
+enum { APART, FEW_WARPS, MANY_WARPS };
+template <int FORM> constexpr int WARPS = FORM == FEW_WARPS ? 4 : 8;
 
 template <int D> struct PartLoads { // K and V of 16 tokens
     uint4 k[2][D / 32], v[4][D / 64];
@@ -149,17 +151,17 @@ template <typename T, int D> struct PartWarp { // one warp's running state
     }
 };
 
-template <int D, bool CLUSTER> struct PartShared {
-    float o[WARPS<CLUSTER>][16][D + 8];
-    float peak[16][WARPS<CLUSTER>], weight[16][WARPS<CLUSTER>];
+template <int D, int FORM> struct PartShared {
+    float o[WARPS<FORM>][16][D + 8];
+    float peak[16][WARPS<FORM>], weight[16][WARPS<FORM>];
     float part_factor[16][EK_CU_MAX_PARTS];
     float2 total[16]; // of a row: maximum and weight
     bool last;
 };
 
 // The rows that heads use, from registers to shared memory.
-template <typename T, int D, bool CLUSTER>
-__device__ __forceinline__ void publish(PartShared<D, CLUSTER> &s, const PartWarp<T, D> &state,
+template <typename T, int D, int FORM>
+__device__ __forceinline__ void publish(PartShared<D, FORM> &s, const PartWarp<T, D> &state,
                                         uint32_t heads, uint32_t warp, uint32_t lane)
 {
     uint32_t t = lane % 4;
@@ -183,21 +185,21 @@ __device__ __forceinline__ void publish(PartShared<D, CLUSTER> &s, const PartWar
 }
 
 // Each warp's factor towards the block's maximum (in place of its peak), and the rows' totals.
-template <int D, bool CLUSTER>
-__device__ __forceinline__ void weigh_warps(PartShared<D, CLUSTER> &s, uint32_t heads)
+template <int D, int FORM>
+__device__ __forceinline__ void weigh_warps(PartShared<D, FORM> &s, uint32_t heads)
 {
-    uint32_t row = threadIdx.x / WARPS<CLUSTER>, w = threadIdx.x % WARPS<CLUSTER>;
+    uint32_t row = threadIdx.x / WARPS<FORM>, w = threadIdx.x % WARPS<FORM>;
     bool mine = row < heads;
     float peak = mine ? s.peak[row][w] : -INFINITY, m = peak;
 
-    if (threadIdx.x >= 16 * WARPS<CLUSTER>)
+    if (threadIdx.x >= 16 * WARPS<FORM>)
         return;
 #pragma unroll
-    for (int d = WARPS<CLUSTER> / 2; d; d /= 2)
+    for (int d = WARPS<FORM> / 2; d; d /= 2)
         m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, d));
     float f = peak == -INFINITY ? 0.0f : power2(peak - m), l = mine ? f * s.weight[row][w] : 0.0f;
 #pragma unroll
-    for (int d = WARPS<CLUSTER> / 2; d; d /= 2)
+    for (int d = WARPS<FORM> / 2; d; d /= 2)
         l += __shfl_xor_sync(0xffffffffu, l, d);
     if (!mine)
         return;
@@ -221,18 +223,17 @@ template <typename T> __device__ __forceinline__ void store_scaled(T *to, const 
 }
 
 // The block's sums: to the output when the context has one part, else to memory, unnormalised.
-template <typename T, int D, bool CLUSTER>
-__device__ __forceinline__ void join_warps(const ek_cu_attention &a,
-                                           const PartShared<D, CLUSTER> &s, uint32_t heads,
-                                           size_t first, bool only, T *out)
+template <typename T, int D, int FORM>
+__device__ __forceinline__ void join_warps(const ek_cu_attention &a, const PartShared<D, FORM> &s,
+                                           uint32_t heads, size_t first, bool only, T *out)
 {
-    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += (32 * WARPS<CLUSTER>)) {
+    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += (32 * WARPS<FORM>)) {
         uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
         size_t part = first + (size_t)row * a.n_parts + blockIdx.x;
         float4 sum = make_float4(0, 0, 0, 0);
 
 #pragma unroll
-        for (int w = 0; w < WARPS<CLUSTER>; w++) // a warp without tokens published zeros
+        for (int w = 0; w < WARPS<FORM>; w++) // a warp without tokens published zeros
             add_scaled(sum, s.peak[row][w], *reinterpret_cast<const float4 *>(&s.o[w][row][d]));
         if (only) {
             float l = s.total[row].y; // 0: no context at all
@@ -247,13 +248,13 @@ __device__ __forceinline__ void join_warps(const ek_cu_attention &a,
 }
 
 // All parts of the heads, in order.
-template <typename T, int D, bool CLUSTER>
-__device__ __forceinline__ void join_parts(const ek_cu_attention &a, PartShared<D, CLUSTER> &s,
+template <typename T, int D, int FORM>
+__device__ __forceinline__ void join_parts(const ek_cu_attention &a, PartShared<D, FORM> &s,
                                            uint32_t heads, size_t first, uint32_t parts, T *out)
 {
     uint32_t lane = threadIdx.x % 32;
 
-    for (uint32_t row = threadIdx.x / 32; row < heads; row += WARPS<CLUSTER>) {
+    for (uint32_t row = threadIdx.x / 32; row < heads; row += WARPS<FORM>) {
         const float2 *totals = a.totals + first + (size_t)row * a.n_parts;
         float2 part[2]; // of this lane
         float f[2];
@@ -270,7 +271,7 @@ __device__ __forceinline__ void join_parts(const ek_cu_attention &a, PartShared<
         s.part_factor[row][lane + 32] = f[1] / l;
     }
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += (32 * WARPS<CLUSTER>)) {
+    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += (32 * WARPS<FORM>)) {
         uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
         const float *at = a.partial + (first + (size_t)row * a.n_parts) * D + d;
         float4 sum = make_float4(0, 0, 0, 0);
@@ -284,8 +285,8 @@ __device__ __forceinline__ void join_parts(const ek_cu_attention &a, PartShared<
 }
 
 // True in the block of a sequence and cached head that arrives last.
-template <int D, bool CLUSTER>
-__device__ __forceinline__ bool last_to_arrive(const ek_cu_attention &a, PartShared<D, CLUSTER> &s,
+template <int D, int FORM>
+__device__ __forceinline__ bool last_to_arrive(const ek_cu_attention &a, PartShared<D, FORM> &s,
                                                uint32_t parts)
 {
     __threadfence();
@@ -303,25 +304,25 @@ __device__ __forceinline__ bool last_to_arrive(const ek_cu_attention &a, PartSha
 
 // The parts of a cluster's blocks, each block some of the elements. A part without tokens has the
 // weight 0.
-template <typename T, int D, bool CLUSTER>
-__device__ __forceinline__ void join_cluster(PartShared<D, CLUSTER> &s, uint32_t heads,
-                                             uint32_t parts, T *out)
+template <typename T, int D, int FORM>
+__device__ __forceinline__ void join_cluster(PartShared<D, FORM> &s, uint32_t heads, uint32_t parts,
+                                             T *out)
 {
 #if __CUDA_ARCH__ >= 900
     auto cluster = cooperative_groups::this_cluster();
 
-    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += (32 * WARPS<CLUSTER>)) {
+    for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += (32 * WARPS<FORM>)) {
         uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
         float4 sum = make_float4(0, 0, 0, 0);
 
 #pragma unroll
-        for (int w = 0; w < WARPS<CLUSTER>; w++)
+        for (int w = 0; w < WARPS<FORM>; w++)
             add_scaled(sum, s.peak[row][w], *reinterpret_cast<const float4 *>(&s.o[w][row][d]));
         *reinterpret_cast<float4 *>(&s.o[0][row][d]) = sum; // read by this thread alone before
     }
     cluster.sync();
     for (uint32_t i = threadIdx.x * gridDim.x + blockIdx.x; i < heads * (D / 4);
-         i += (32 * WARPS<CLUSTER>)*gridDim.x) {
+         i += (32 * WARPS<FORM>)*gridDim.x) {
         uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
         float4 sum = make_float4(0, 0, 0, 0), o[EK_CU_CLUSTER];
         float2 total[EK_CU_CLUSTER];
@@ -329,7 +330,7 @@ __device__ __forceinline__ void join_cluster(PartShared<D, CLUSTER> &s, uint32_t
 
 #pragma unroll
         for (int p = 0; p < EK_CU_CLUSTER; p++) {
-            const PartShared<D, CLUSTER> *other = cluster.map_shared_rank(&s, p < parts ? p : 0);
+            const PartShared<D, FORM> *other = cluster.map_shared_rank(&s, p < parts ? p : 0);
 
             total[p] = other->total[row];
             o[p] = *reinterpret_cast<const float4 *>(&other->o[0][row][d]);
@@ -360,11 +361,11 @@ __device__ __forceinline__ uint32_t row_of(const ek_cu_attention &a, uint32_t se
 // The batch's description was uploaded, and the cache of earlier tokens written, before the kernels
 // of this step: both are read before the end of the kernel ahead is awaited. The new token's row is
 // read after it.
-template <typename T, int D, bool CLUSTER>
-__global__ void __launch_bounds__((32 * WARPS<CLUSTER>)) parts_k(const ek_cu_attention a)
+template <typename T, int D, int FORM>
+__global__ void __launch_bounds__((32 * WARPS<FORM>)) parts_k(const ek_cu_attention a)
 {
     extern __shared__ uint4 raw[];
-    PartShared<D, CLUSTER> &shared = *reinterpret_cast<PartShared<D, CLUSTER> *>(raw);
+    PartShared<D, FORM> &shared = *reinterpret_cast<PartShared<D, FORM> *>(raw);
     uint32_t group = a.heads / a.kv.kv_heads, tiles = (group + 15) / 16, seq = blockIdx.z;
     uint32_t kv_head = blockIdx.y / tiles, tile = blockIdx.y % tiles, lane = threadIdx.x % 32;
     uint32_t warp = threadIdx.x / 32, head = kv_head * group + 16 * tile, row = 0;
@@ -386,14 +387,14 @@ __global__ void __launch_bounds__((32 * WARPS<CLUSTER>)) parts_k(const ek_cu_att
     pdl_wait();
     if (none)
         return; // a sequence without a new token
-    if (!CLUSTER && blockIdx.x >= max(parts, 1u))
+    if (FORM == APART && blockIdx.x >= max(parts, 1u))
         return;
     if (first < end && first + PART_STEP >= len)
         now.template load<T>(a, row, lane);
     state.load_q(a, token, head, heads, lane / 4, lane % 4);
     for (uint32_t at = first; at < end;) {
         state.step(a, now, at, end, lane % 4);
-        at += PART_STEP * WARPS<CLUSTER>;
+        at += PART_STEP * WARPS<FORM>;
         if (at < end) {
             row = row_of(a, seq, kv_head, min(at + lane % 16, end - 1));
             now.template load<T>(a, row, lane);
@@ -403,7 +404,7 @@ __global__ void __launch_bounds__((32 * WARPS<CLUSTER>)) parts_k(const ek_cu_att
     __syncthreads();
     weigh_warps(shared, heads);
     __syncthreads();
-    if constexpr (CLUSTER) {
+    if constexpr (FORM != APART) {
         join_cluster(shared, heads, parts, out);
         return;
     }
@@ -413,21 +414,29 @@ __global__ void __launch_bounds__((32 * WARPS<CLUSTER>)) parts_k(const ek_cu_att
         join_parts(a, shared, heads, at, parts, out);
 }
 
-template <typename T, int D>
-static cudaError_t parts_launch(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
+template <typename T, int D, int FORM>
+static cudaError_t form_launch(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
 {
     uint32_t tiles = div_up(a->heads / a->kv.kv_heads, 16);
     dim3 grid(a->n_parts, a->kv.kv_heads * tiles, a->batch.n_seqs);
-    bool cluster = a->team > 1 && a->n_parts > 1;
-    cudaError_t r = split_memory(cluster ? parts_k<T, D, true> : parts_k<T, D, false>, SPLIT_LOADS);
+    cudaError_t r = split_memory(parts_k<T, D, FORM>, SPLIT_LOADS);
 
-    if (r != cudaSuccess)
-        return r;
-    if (cluster)
-        return launch_cluster(q, parts_k<T, D, true>, grid, 32 * WARPS<true>,
-                              sizeof(PartShared<D, true>), a->n_parts, *a);
-    return launch(q, parts_k<T, D, false>, grid, 32 * WARPS<false>, sizeof(PartShared<D, false>),
-                  *a);
+    return r == cudaSuccess
+               ? launch_cluster(q, parts_k<T, D, FORM>, grid, 32 * WARPS<FORM>,
+                                sizeof(PartShared<D, FORM>), FORM == APART ? 1 : a->n_parts, *a)
+               : r;
+}
+
+template <typename T, int D>
+static cudaError_t parts_launch(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
+{
+    uint32_t blocks = a->batch.n_seqs * a->kv.kv_heads * div_up(a->heads / a->kv.kv_heads, 16);
+
+    if (a->team <= 1 || a->n_parts <= 1)
+        return form_launch<T, D, APART>(q, a);
+    if (a->part <= PART_STEP * WARPS<FEW_WARPS> || 2 * blocks * a->n_parts > q->n_sm)
+        return form_launch<T, D, FEW_WARPS>(q, a);
+    return form_launch<T, D, MANY_WARPS>(q, a);
 }
 
 extern "C" cudaError_t ek_cu_attention_parts(const struct ek_cu_queue *q, enum ek_dtype act,

@@ -43,7 +43,7 @@ static const struct shape shapes[] = {
     {4, 2, 128, 24, 2, {0, 1000}, {17, 1}, true, 64, {0}},
 #define N_SHORT 10
     /* one new token each: lengths far apart, one that all multiprocessors share, groups of 12 and
-     * of 1, many sequences */
+     * of 1, many sequences, one or two steps of a cluster */
     {16, 2, 128, 32, 5, {9000, 20, 3000, 511, 100}, {1, 1, 1, 1, 1}, false, 0, {0}},
     {28, 4, 128, 32, 1, {20000}, {1}, false, 0, {0}},
     {24, 2, 128, 32, 2, {5000, 300}, {1, 1}, false, 0, {0}},
@@ -60,6 +60,8 @@ static const struct shape shapes[] = {
      0,
      {0}},
     {8, 1, 128, 32, 40, {[0 ... 38] = 500, [39] = 510}, {[0 ... 39] = 1}, false, 0, {0}},
+    {16, 2, 128, 32, 1, {700}, {1}, false, 0, {0}},
+    {14, 2, 64, 32, 1, {1022}, {1}, false, 0, {0}},
 };
 
 struct setup {
