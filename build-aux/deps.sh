@@ -3,7 +3,8 @@
 # Sourced by quickstart and runtests, in the top folder: packages, bootstrap, configure.
 
 packages='gcc make autoconf automake pkg-config libc6-dev check libglpk-dev libsqlite3-dev sqlite3
-libjansson-dev libonig-dev libutf8proc-dev libjpeg62-turbo-dev libpng-dev libxxhash-dev'
+libjansson-dev libonig-dev libutf8proc-dev libjpeg62-turbo-dev libpng-dev libxxhash-dev
+libmicrohttpd-dev'
 
 # install_packages [MORE ...]
 install_packages() {

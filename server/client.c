@@ -1,48 +1,77 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/client.h"
 #include "server/answer.h"
-#include "server/http.h"
 #include "server/prompt.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #define STOP_IDS_MAX 16
+#define OUT_MAX      ((size_t)64 << 20) /* of events that the client has not taken */
+
+struct text {
+    char *data;
+    size_t n, cap;
+};
 
 struct client {
     struct server *s;
-    int fd;
+    struct MHD_Connection *connection;
+    const struct way *way;
+    struct text body;
+    bool too_large; /* the body, whose rest is passed over */
     struct request request;
     struct server_prompt prompt;
     struct ek_decoder *decoder;
     struct answer answer;
     struct job job;
     int32_t stops[STOP_IDS_MAX];
-    size_t read; /* tokens of the job that are in the answer */
-    bool begun;  /* the stream's head is sent */
-    bool gone;
+    size_t read;     /* tokens of the job that are in the answer */
+    bool put;        /* the job is in the queue */
+    bool begun;      /* the first event is out */
+    bool over;       /* all of the answer is made */
+    struct text out; /* events, ... */
+    size_t taken;    /* ... of which so much is sent */
 };
 
-/* ---- Answers without generation ---------------------------------------------------------------
+/* ---- Answers ----------------------------------------------------------------------------------
  */
-static bool send_owned(int fd, char *text)
+static enum ek_status add(struct text *t, const char *data, size_t n, size_t max)
 {
-    bool ok = text != NULL && http_send(fd, text, strlen(text));
+    EK_TRY(ek_grow((void **)&t->data, &t->cap, t->n + n + 1, 1, max));
+    memcpy(t->data + t->n, data, n);
+    t->n += n;
+    t->data[t->n] = '\0';
+    return EK_OK;
+}
 
-    free(text);
+/* Takes text over, which may be NULL for want of memory. */
+static bool reply(struct client *c, int code, const char *type, char *text)
+{
+    struct MHD_Response *r =
+        text ? MHD_create_response_from_buffer(strlen(text), text, MHD_RESPMEM_MUST_FREE) : NULL;
+    bool ok;
+
+    if (r == NULL) {
+        free(text);
+        return false;
+    }
+    ok = MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, type) == MHD_YES &&
+         MHD_queue_response(c->connection, (unsigned)code, r) == MHD_YES;
+    MHD_destroy_response(r);
     return ok;
 }
 
-static void reply_json(int fd, int code, char *text)
+static bool reply_json(struct client *c, int code, char *text)
 {
-    if (text != NULL)
-        http_reply(fd, code, "application/json", text, strlen(text));
-    free(text);
+    return reply(c, code, "application/json", text);
 }
 
-static void reply_error(int fd, int code, const char *message)
+static bool reply_error(struct client *c, int code, const char *message)
 {
-    reply_json(fd, code, answer_error(code, message));
+    return reply_json(c, code, answer_error(code, message));
 }
 
 static int code_of(enum ek_status st)
@@ -61,55 +90,52 @@ static int code_of(enum ek_status st)
     }
 }
 
-static void reply_models(struct server *s, int fd)
+static bool reply_models(struct client *c)
 {
-    json_t *v = json_pack("{ss s[{ss ss ss sI}]}", "object", "list", "data", "id", s->opt->model,
+    json_t *v = json_pack("{ss s[{ss ss ss sI}]}", "object", "list", "data", "id", c->s->opt->model,
                           "object", "model", "owned_by", "evenkeel", "max_model_len",
-                          (json_int_t)ek_engine_max_context(s->engine));
+                          (json_int_t)ek_engine_max_context(c->s->engine));
     char *text = v ? json_dumps(v, JSON_COMPACT) : NULL;
 
     json_decref(v);
-    reply_json(fd, 200, text);
+    return reply_json(c, 200, text);
 }
 
-static void reply_health(struct server *s, int fd)
+static bool reply_health(struct client *c)
 {
-    (void)s;
-    http_reply(fd, 200, "application/json", "{\"status\":\"ok\"}\n", 16);
+    return reply_json(c, 200, ek_strdup("{\"status\":\"ok\"}\n"));
 }
 
 /* In the form that Prometheus reads. */
-static void reply_metrics(struct server *s, int fd)
+static bool reply_metrics(struct client *c)
 {
-    struct queue_numbers n = queue_look(&s->queue);
+    struct queue_numbers n = queue_look(&c->s->queue);
     unsigned long long done = n.stopped + n.full + n.cancelled;
-    char text[2048];
-    int k = snprintf(text, sizeof(text),
-                     "# TYPE evenkeel:num_requests_running gauge\n"
-                     "evenkeel:num_requests_running %llu\n"
-                     "# TYPE evenkeel:num_requests_waiting gauge\n"
-                     "evenkeel:num_requests_waiting %llu\n"
-                     "# TYPE evenkeel:prompt_tokens_total counter\n"
-                     "evenkeel:prompt_tokens_total %llu\n"
-                     "# TYPE evenkeel:generation_tokens_total counter\n"
-                     "evenkeel:generation_tokens_total %llu\n"
-                     "# TYPE evenkeel:request_success_total counter\n"
-                     "evenkeel:request_success_total{finished_reason=\"stop\"} %llu\n"
-                     "evenkeel:request_success_total{finished_reason=\"length\"} %llu\n"
-                     "evenkeel:request_success_total{finished_reason=\"abort\"} %llu\n"
-                     "# TYPE evenkeel:time_to_first_token_seconds summary\n"
-                     "evenkeel:time_to_first_token_seconds_sum %.6f\n"
-                     "evenkeel:time_to_first_token_seconds_count %llu\n"
-                     "# TYPE evenkeel:e2e_request_latency_seconds summary\n"
-                     "evenkeel:e2e_request_latency_seconds_sum %.6f\n"
-                     "evenkeel:e2e_request_latency_seconds_count %llu\n",
-                     (unsigned long long)n.running, (unsigned long long)n.waiting,
-                     (unsigned long long)n.prompt_tokens, (unsigned long long)n.tokens,
-                     (unsigned long long)n.stopped, (unsigned long long)n.full,
-                     (unsigned long long)n.cancelled, n.first_token_s,
-                     (unsigned long long)n.first_tokens, n.whole_s, done);
+    char *text = ek_asprintf("# TYPE evenkeel:num_requests_running gauge\n"
+                             "evenkeel:num_requests_running %llu\n"
+                             "# TYPE evenkeel:num_requests_waiting gauge\n"
+                             "evenkeel:num_requests_waiting %llu\n"
+                             "# TYPE evenkeel:prompt_tokens_total counter\n"
+                             "evenkeel:prompt_tokens_total %llu\n"
+                             "# TYPE evenkeel:generation_tokens_total counter\n"
+                             "evenkeel:generation_tokens_total %llu\n"
+                             "# TYPE evenkeel:request_success_total counter\n"
+                             "evenkeel:request_success_total{finished_reason=\"stop\"} %llu\n"
+                             "evenkeel:request_success_total{finished_reason=\"length\"} %llu\n"
+                             "evenkeel:request_success_total{finished_reason=\"abort\"} %llu\n"
+                             "# TYPE evenkeel:time_to_first_token_seconds summary\n"
+                             "evenkeel:time_to_first_token_seconds_sum %.6f\n"
+                             "evenkeel:time_to_first_token_seconds_count %llu\n"
+                             "# TYPE evenkeel:e2e_request_latency_seconds summary\n"
+                             "evenkeel:e2e_request_latency_seconds_sum %.6f\n"
+                             "evenkeel:e2e_request_latency_seconds_count %llu\n",
+                             (unsigned long long)n.running, (unsigned long long)n.waiting,
+                             (unsigned long long)n.prompt_tokens, (unsigned long long)n.tokens,
+                             (unsigned long long)n.stopped, (unsigned long long)n.full,
+                             (unsigned long long)n.cancelled, n.first_token_s,
+                             (unsigned long long)n.first_tokens, n.whole_s, done);
 
-    http_reply(fd, 200, "text/plain; version=0.0.4", text, (size_t)k);
+    return reply(c, 200, "text/plain; version=0.0.4", text);
 }
 
 /* ---- Generation -------------------------------------------------------------------------------
@@ -144,29 +170,46 @@ static enum ek_status open_job(struct client *c)
     return EK_OK;
 }
 
-static enum ek_status open_client(struct client *c, const struct http_request *http, bool chat)
+static enum ek_status open_generation(struct client *c, bool chat)
 {
     struct server *s = c->s;
 
-    EK_TRY(request_parse(http->body, http->head.length, chat, &c->request));
+    EK_TRY(request_parse(c->body.data ? c->body.data : "", c->body.n, chat, &c->request));
     EK_TRY(server_prompt_open(s->engine, s->tokenizer, s->sees ? &s->rules : NULL, &c->request,
                               &c->prompt));
     return open_job(c);
 }
 
-/* What can be said by now, as an event. */
-static void send_piece(struct client *c, const char *finish)
+/* The client has closed its end. */
+static bool gone(const struct client *c)
+{
+    int fd = MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+    char byte;
+    ssize_t n = recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+
+    return n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR);
+}
+
+static enum ek_status put_event(struct client *c, char *text)
+{
+    enum ek_status st = text ? add(&c->out, text, strlen(text), OUT_MAX) : EK_ENOMEM;
+
+    free(text);
+    return st;
+}
+
+/* What can be said by now. finish: NULL until the last. */
+static enum ek_status put_piece(struct client *c, const char *finish)
 {
     size_t ready = answer_ready(&c->answer, finish != NULL);
     bool first = !c->begun;
 
-    if (!c->request.stream || c->gone || (ready == c->answer.sent && !first && finish == NULL))
-        return;
-    if (first)
-        c->gone = !http_stream(c->fd);
+    if (!c->request.stream || (ready == c->answer.sent && !first && finish == NULL))
+        return EK_OK;
     c->begun = true;
-    c->gone |= !send_owned(c->fd, answer_event(&c->answer, ready, first, finish));
+    EK_TRY(put_event(c, answer_event(&c->answer, ready, first, finish)));
     c->answer.sent = ready;
+    return EK_OK;
 }
 
 /* Tokens up to n into the answer. */
@@ -183,105 +226,161 @@ static enum ek_status take_tokens(struct client *c, size_t n)
     return EK_OK;
 }
 
-/* Until the job has ended. */
+/* The rest of the answer, after its last token or before its stop string. */
+static enum ek_status finish(struct client *c)
+{
+    const char *why = "stop";
+
+    if (!c->answer.stopped) {
+        EK_TRY(answer_add(&c->answer, ek_decoder_flush(c->decoder)));
+        why = c->job.generation.out.finish == EK_FINISH_LENGTH ? "length" : "stop";
+    }
+    c->over = true;
+    if (!c->request.stream)
+        return put_event(c, answer_whole(&c->answer, why));
+    EK_TRY(put_piece(c, why));
+    if (c->request.usage)
+        EK_TRY(put_event(c, answer_usage_event(&c->answer)));
+    return add(&c->out, "data: [DONE]\n\n", 14, OUT_MAX);
+}
+
+/* Waits for tokens, but a moment only, and makes of them what is to be sent. EK_NO: nobody is there
+ * to take it. */
 static enum ek_status follow(struct client *c)
 {
     struct queue *q = &c->s->queue;
-    bool over = false;
     size_t n;
+    bool ended = queue_wait(q, &c->job, c->read, &n);
 
-    while (!over) {
-        over = queue_wait(q, &c->job, c->read, &n);
-        if (!c->answer.stopped && n > c->read) {
-            EK_TRY(take_tokens(c, n));
-            send_piece(c, NULL);
-        }
-        c->gone |= http_gone(c->fd);
-        if (c->gone || c->answer.stopped) {
-            queue_cancel(q, &c->job, !c->gone);
-            return EK_OK;
-        }
+    if (n > c->read) {
+        EK_TRY(take_tokens(c, n));
+        EK_TRY(put_piece(c, NULL));
     }
-    if (c->job.status != EK_OK)
-        return queue_reason(q, &c->job);
-    return answer_add(&c->answer, ek_decoder_flush(c->decoder));
-}
-
-static void finish(struct client *c)
-{
-    bool full = !c->answer.stopped && c->job.generation.out.finish == EK_FINISH_LENGTH;
-    const char *why = full ? "length" : "stop";
-
-    if (c->gone)
-        return;
-    if (!c->request.stream) {
-        reply_json(c->fd, 200, answer_whole(&c->answer, why));
-        return;
+    if (gone(c))
+        return EK_NO;
+    if (c->answer.stopped) {
+        queue_cancel(q, &c->job, true);
+        return finish(c);
     }
-    send_piece(c, why);
-    if (c->request.usage && !c->gone)
-        c->gone = !send_owned(c->fd, answer_usage_event(&c->answer));
-    if (!c->gone)
-        http_send(c->fd, "data: [DONE]\n\n", 14);
+    if (!ended)
+        return EK_OK;
+    return c->job.status == EK_OK ? finish(c) : queue_reason(q, &c->job);
 }
 
 /* A stream that has begun ends with the error as its last event. */
-static void fail(struct client *c, enum ek_status st)
+static void put_error(struct client *c, enum ek_status st)
 {
     char *text = answer_error(code_of(st), ek_last_error());
 
-    if (!c->begun) {
-        reply_json(c->fd, code_of(st), text);
-    } else {
-        if (http_send(c->fd, "data: ", 6) && send_owned(c->fd, text))
-            http_send(c->fd, "\n", 1);
-        else
-            c->gone = true;
-    }
+    c->over = true;
+    if (text != NULL && add(&c->out, "data: ", 6, OUT_MAX) == EK_OK &&
+        add(&c->out, text, strlen(text), OUT_MAX) == EK_OK)
+        (void)add(&c->out, "\n", 1, OUT_MAX);
+    free(text);
 }
 
-static void generate(struct server *s, int fd, const struct http_request *http, bool chat)
+/* While something is generated nobody needs to move. */
+static void may_be_silent(struct client *c, bool may)
 {
-    struct client c = {.s = s, .fd = fd};
-    enum ek_status st = open_client(&c, http, chat);
-    bool put = st == EK_OK;
-
-    if (put) {
-        queue_put(&s->queue, &c.job);
-        st = follow(&c);
-    }
-    if (st == EK_OK)
-        finish(&c);
-    else
-        fail(&c, st);
-    if (put)
-        queue_leave(&s->queue, &c.job);
-    answer_close(&c.answer);
-    ek_decoder_free(c.decoder);
-    server_prompt_close(&c.prompt);
-    request_free(&c.request);
+    MHD_set_connection_option(c->connection, MHD_CONNECTION_OPTION_TIMEOUT,
+                              may ? 0u : (unsigned)SILENT_S);
 }
 
-static void reply_chat(struct server *s, int fd, const struct http_request *http)
+/* More events, where all that were made are sent. False: the client has gone. */
+static bool make_events(struct client *c)
 {
-    generate(s, fd, http, true);
+    enum ek_status st = EK_OK;
+
+    c->out.n = c->taken = 0;
+    may_be_silent(c, true);
+    while (st == EK_OK && !c->over && c->out.n == 0)
+        st = follow(c);
+    may_be_silent(c, false);
+    if (st != EK_OK && st != EK_NO)
+        put_error(c, st);
+    return st != EK_NO;
 }
 
-static void reply_completion(struct server *s, int fd, const struct http_request *http)
+static ssize_t send_events(void *user, uint64_t at, char *to, size_t room)
 {
-    generate(s, fd, http, false);
+    struct client *c = user;
+    size_t n;
+
+    (void)at;
+    if (c->taken == c->out.n && !c->over && !make_events(c))
+        return MHD_CONTENT_READER_END_WITH_ERROR;
+    n = c->out.n - c->taken;
+    if (n == 0)
+        return MHD_CONTENT_READER_END_OF_STREAM;
+    n = n < room ? n : room;
+    memcpy(to, c->out.data + c->taken, n);
+    c->taken += n;
+    return (ssize_t)n;
+}
+
+static bool reply_stream(struct client *c)
+{
+    struct MHD_Response *r =
+        MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 4096, send_events, c, NULL);
+    bool ok =
+        r != NULL &&
+        MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, "text/event-stream") == MHD_YES &&
+        MHD_add_response_header(r, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache") == MHD_YES &&
+        MHD_queue_response(c->connection, MHD_HTTP_OK, r) == MHD_YES;
+
+    if (r != NULL)
+        MHD_destroy_response(r);
+    return ok;
+}
+
+static bool reply_whole(struct client *c)
+{
+    enum ek_status st = EK_OK;
+
+    may_be_silent(c, true);
+    while (st == EK_OK && !c->over)
+        st = follow(c);
+    may_be_silent(c, false);
+    if (st == EK_NO)
+        return false;
+    if (st != EK_OK)
+        return reply_error(c, code_of(st), ek_last_error());
+    return reply_json(c, 200, ek_strdup(c->out.data));
+}
+
+static bool generate(struct client *c, bool chat)
+{
+    enum ek_status st = open_generation(c, chat);
+
+    if (st != EK_OK)
+        return reply_error(c, code_of(st), ek_last_error());
+    queue_put(&c->s->queue, &c->job);
+    c->put = true;
+    return c->request.stream ? reply_stream(c) : reply_whole(c);
+}
+
+static bool reply_chat(struct client *c)
+{
+    return generate(c, true);
+}
+
+static bool reply_completion(struct client *c)
+{
+    return generate(c, false);
 }
 
 /* ---- Ways -------------------------------------------------------------------------------------
  */
 static const struct way {
-    const char *path;
-    void (*get)(struct server *s, int fd);
-    void (*post)(struct server *s, int fd, const struct http_request *http);
+    const char *path, *method;
+    bool (*reply)(struct client *c);
+    bool open; /* without a key */
 } ways[] = {
-    {"/v1/chat/completions", NULL, reply_chat}, {"/v1/completions", NULL, reply_completion},
-    {"/v1/models", reply_models, NULL},         {"/health", reply_health, NULL},
-    {"/metrics", reply_metrics, NULL},
+    {"/v1/chat/completions", "POST", reply_chat, false},
+    {"/v1/completions", "POST", reply_completion, false},
+    {"/v1/models", "GET", reply_models, false},
+    {"/health", "GET", reply_health, true},
+    {"/metrics", "GET", reply_metrics, false},
 };
 
 static const struct way *find_way(const char *path)
@@ -303,22 +402,28 @@ static bool same_key(const char *given, const char *key)
     return differ == 0;
 }
 
-/* Before the body is read. */
-static int allowed(void *user, const struct http_head *h)
+static const char *header(const struct client *c, const char *name)
 {
-    const struct server *s = user;
-    const struct way *w = find_way(h->path);
-    bool post = strcmp(h->method, "POST") == 0, get = strcmp(h->method, "GET") == 0;
+    const char *value = MHD_lookup_connection_value(c->connection, MHD_HEADER_KIND, name);
 
-    if (s->opt->key != NULL && (w == NULL || w->get != reply_health) &&
-        (strncmp(h->authorization, "Bearer ", 7) != 0 ||
-         !same_key(h->authorization + 7, s->opt->key)))
+    return value ? value : "";
+}
+
+/* The code that the head is refused with, or 0. */
+static int refused_with(const struct client *c, const char *method)
+{
+    const char *key = c->s->opt->key, *given = header(c, MHD_HTTP_HEADER_AUTHORIZATION);
+    uint64_t length = 0;
+
+    if (key != NULL && !(c->way && c->way->open) &&
+        (strncmp(given, "Bearer ", 7) != 0 || !same_key(given + 7, key)))
         return 401;
-    if (w == NULL)
+    if (c->way == NULL)
         return 404;
-    if (!(post && w->post) && !(get && w->get))
+    if (strcmp(method, c->way->method) != 0)
         return 405;
-    return post && !h->has_length ? 411 : 0;
+    (void)ek_parse_u64(header(c, MHD_HTTP_HEADER_CONTENT_LENGTH), "length", 0, UINT64_MAX, &length);
+    return length > BODY_MAX ? 413 : 0;
 }
 
 static const char *refusal(int code)
@@ -331,34 +436,52 @@ static const char *refusal(int code)
                "/health, /metrics)";
     case 405:
         return "the path does not take this method";
-    case 408:
-        return "the request did not come in time";
-    case 411:
-        return "a Content-Length is needed";
-    case 413:
-        return "the body is too large";
-    case 431:
-        return "the headers are too large";
-    case 505:
-        return "only HTTP/1.1 is spoken";
     default:
-        return code == 503 ? "out of memory" : "the request is malformed";
+        return "the body is too large";
     }
 }
 
-void client_serve(struct server *s, int fd)
+struct client *client_new(struct server *s, struct MHD_Connection *connection, const char *path,
+                          const char *method, bool *refused)
 {
-    struct http_request http = {0};
-    int code = http_read(fd, &s->closing, allowed, s, &http);
+    struct client *c = ek_calloc(1, sizeof(*c));
+    int code;
 
-    if (code > 0) {
-        reply_error(fd, code, refusal(code));
-    } else if (code == 0) {
-        const struct way *w = find_way(http.head.path);
-        if (strcmp(http.head.method, "POST") == 0)
-            w->post(s, fd, &http);
-        else
-            w->get(s, fd);
+    if (c == NULL)
+        return NULL;
+    c->s = s;
+    c->connection = connection;
+    c->way = find_way(path);
+    code = refused_with(c, method);
+    *refused = code != 0;
+    if (code != 0 && !reply_error(c, code, refusal(code))) {
+        free(c);
+        return NULL;
     }
-    http_request_free(&http);
+    return c;
+}
+
+void client_read(struct client *c, const char *data, size_t n)
+{
+    c->too_large |= add(&c->body, data, n, BODY_MAX + 1) != EK_OK;
+}
+
+bool client_answer(struct client *c)
+{
+    return c->too_large ? reply_error(c, 413, refusal(413)) : c->way->reply(c);
+}
+
+void client_free(struct client *c)
+{
+    if (c == NULL)
+        return;
+    if (c->put)
+        queue_leave(&c->s->queue, &c->job);
+    answer_close(&c->answer);
+    ek_decoder_free(c->decoder);
+    server_prompt_close(&c->prompt);
+    request_free(&c->request);
+    free(c->body.data);
+    free(c->out.data);
+    free(c);
 }

@@ -1,12 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * One client: its request, and what it is answered. Each has a thread of its own.
+ * One request, from its head to the end of its answer. Each connection has a thread of its own, by
+ * libmicrohttpd, on which all of this runs.
  */
 #ifndef EK_SERVER_CLIENT_H
 #define EK_SERVER_CLIENT_H
 
 #include "server/queue.h"
 #include "server/server.h"
+
+#include <microhttpd.h>
+
+#define BODY_MAX ((size_t)32 << 20)
+#define SILENT_S 30 /* a connection may be silent so long, while nothing is generated for it */
 
 struct server {
     struct ek_engine *engine;
@@ -17,10 +23,16 @@ struct server {
     struct queue queue;
     pthread_mutex_t lock;
     pthread_cond_t left; /* a client has */
-    uint32_t clients;
-    volatile bool closing; /* clients are to leave */
+    uint32_t clients;    /* requests that are not answered to their end */
 };
-/* Reads a request from the connection and answers it. */
-void client_serve(struct server *s, int fd);
+struct client;
+/* The head is there. *refused: its answer is queued, nothing more is read. NULL: no memory. */
+struct client *client_new(struct server *s, struct MHD_Connection *connection, const char *path,
+                          const char *method, bool *refused);
+/* A piece of the body. */
+void client_read(struct client *c, const char *data, size_t n);
+/* The body is there: queues the answer; false when that cannot be. */
+bool client_answer(struct client *c);
+void client_free(struct client *c); /* NULL is fine */
 
 #endif

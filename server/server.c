@@ -1,22 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Listening: a thread that accepts, a thread a client; the caller's thread generates.
+ * Listening: libmicrohttpd has a thread a connection; the caller's thread generates.
  */
 #define _GNU_SOURCE
 #include "server/server.h"
 #include "server/client.h"
-#include "server/http.h"
 
 #include <errno.h>
 #include <netdb.h>
-#include <poll.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
-#define LOOK_MS 100
-#define WAITING 64 /* connections that the system keeps until they are accepted */
+#define HEAD_MAX  ((size_t)32 << 10) /* request line and headers */
+#define WAITING   64                 /* connections that the system keeps until they are accepted */
+#define PARTING_S 5                  /* when it stops, clients have so long to take their answers */
 
 /* ---- The address ------------------------------------------------------------------------------
  */
@@ -67,129 +66,89 @@ static void say_ready(const struct ek_server_options *opt, int fd)
         opt->ready(url);
 }
 
-/* ---- Clients ----------------------------------------------------------------------------------
+/* ---- Requests ---------------------------------------------------------------------------------
  */
-struct connection {
-    struct server *s;
-    int fd;
-};
-
-static void leave(struct server *s)
+static void count(struct server *s, int change)
 {
     pthread_mutex_lock(&s->lock);
-    s->clients--;
+    s->clients = (uint32_t)((int)s->clients + change);
     pthread_cond_signal(&s->left);
     pthread_mutex_unlock(&s->lock);
 }
 
-/* Closing with bytes unread would take the answer back from the client. */
-static void hang_up(int fd)
+/* Called with the head, with each piece of the body, and when all of it is there. */
+static enum MHD_Result on_request(void *user, struct MHD_Connection *connection, const char *path,
+                                  const char *method, const char *version, const char *data,
+                                  size_t *n, void **state)
 {
-    char rest[4096];
-    struct pollfd p = {.fd = fd, .events = POLLIN};
+    struct server *s = user;
+    struct client *c = *state;
+    bool refused = false;
 
-    shutdown(fd, SHUT_WR);
-    for (int i = 0; i < 64 && poll(&p, 1, LOOK_MS) > 0; i++)
-        if (recv(fd, rest, sizeof(rest), MSG_DONTWAIT) <= 0)
-            break;
-    close(fd);
+    (void)version;
+    if (c == NULL) {
+        c = *state = client_new(s, connection, path, method, &refused);
+        if (c != NULL)
+            count(s, 1);
+        return c ? MHD_YES : MHD_NO;
+    }
+    if (*n > 0) {
+        client_read(c, data, *n);
+        *n = 0;
+        return MHD_YES;
+    }
+    return client_answer(c) ? MHD_YES : MHD_NO;
 }
 
-static void *serve_connection(void *arg)
+static void on_end(void *user, struct MHD_Connection *connection, void **state,
+                   enum MHD_RequestTerminationCode why)
 {
-    struct connection c = *(struct connection *)arg;
-
-    free(arg);
-    client_serve(c.s, c.fd);
-    hang_up(c.fd);
-    leave(c.s);
-    return NULL;
-}
-
-static bool enter(struct server *s)
-{
-    bool room;
-
-    pthread_mutex_lock(&s->lock);
-    room = s->clients < s->opt->connections;
-    s->clients += room;
-    pthread_mutex_unlock(&s->lock);
-    return room;
-}
-
-static void refuse(int fd)
-{
-    static const char text[] =
-        "{\"error\":{\"message\":\"too many clients\",\"type\":\"server_error\",\"param\":null,"
-        "\"code\":503}}\n";
-
-    http_reply(fd, 503, "application/json", text, sizeof(text) - 1);
-    close(fd);
-}
-
-static void take_client(struct server *s, int fd)
-{
-    struct connection *c;
-    pthread_t thread;
-
-    if (!enter(s)) {
-        refuse(fd);
+    (void)connection;
+    (void)why;
+    if (*state == NULL)
         return;
-    }
-    if ((c = malloc(sizeof(*c))) != NULL)
-        *c = (struct connection){s, fd};
-    if (c != NULL && pthread_create(&thread, NULL, serve_connection, c) == 0) {
-        pthread_detach(thread);
-        return;
-    }
-    free(c);
-    refuse(fd);
-    leave(s);
-}
-
-struct listener {
-    struct server *s;
-    int fd;
-};
-
-static void *accept_clients(void *arg)
-{
-    const struct listener *l = arg;
-    struct pollfd p = {.fd = l->fd, .events = POLLIN};
-
-    while (!l->s->closing) {
-        int fd = poll(&p, 1, LOOK_MS) > 0 ? accept4(l->fd, NULL, NULL, SOCK_CLOEXEC) : -1;
-        if (fd >= 0)
-            take_client(l->s, fd);
-        else if (errno == EMFILE || errno == ENFILE)
-            usleep(LOOK_MS * 1000); /* until somebody leaves */
-    }
-    return NULL;
+    client_free(*state);
+    *state = NULL;
+    count(user, -1);
 }
 
 /* ---- Serving ----------------------------------------------------------------------------------
  */
-static void wait_for_clients(struct server *s)
+static void part(struct server *s)
 {
+    struct timespec until;
+    int e = 0;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += PARTING_S;
     pthread_mutex_lock(&s->lock);
-    while (s->clients > 0)
-        pthread_cond_wait(&s->left, &s->lock);
+    while (s->clients > 0 && e == 0)
+        e = pthread_cond_timedwait(&s->left, &s->lock, &until);
     pthread_mutex_unlock(&s->lock);
 }
 
 static enum ek_status serve(struct server *s, int fd)
 {
-    struct listener l = {s, fd};
-    pthread_t thread;
+    struct MHD_Daemon *d =
+        MHD_start_daemon(MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_THREAD_PER_CONNECTION |
+                             MHD_USE_POLL | MHD_USE_ITC,
+                         0, NULL, NULL, on_request, s, MHD_OPTION_LISTEN_SOCKET, fd,
+                         MHD_OPTION_NOTIFY_COMPLETED, on_end, s, MHD_OPTION_CONNECTION_LIMIT,
+                         (unsigned)s->opt->connections, MHD_OPTION_CONNECTION_TIMEOUT,
+                         (unsigned)SILENT_S, MHD_OPTION_CONNECTION_MEMORY_LIMIT, HEAD_MAX,
+                         MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
     enum ek_status st;
 
-    if (pthread_create(&thread, NULL, accept_clients, &l) != 0)
-        return ek_error(EK_EENV, "no thread to listen with");
+    if (d == NULL) {
+        close(fd);
+        return ek_error(EK_EENV, "no HTTP server can be started");
+    }
     say_ready(s->opt, fd);
     st = queue_run(&s->queue, s->engine);
-    s->closing = true;
-    pthread_join(thread, NULL);
-    wait_for_clients(s);
+    MHD_quiesce_daemon(d);
+    part(s);
+    MHD_stop_daemon(d);
+    close(fd);
     return st;
 }
 
@@ -208,7 +167,6 @@ enum ek_status ek_serve(struct ek_engine *e, const struct ek_tokenizer *t,
     pthread_mutex_init(&s.lock, NULL);
     pthread_cond_init(&s.left, NULL);
     st = serve(&s, fd);
-    close(fd);
     pthread_cond_destroy(&s.left);
     pthread_mutex_destroy(&s.lock);
     queue_close(&s.queue);

@@ -49,10 +49,10 @@ tests_fuzz_fuzz_reference_SOURCES = tests/fuzz/fuzz_reference.c $(FUZZER_MAIN)
 tests_fuzz_fuzz_reference_LDADD = $(RUNTIME_FUZZER_LIBS)
 tests_fuzz_fuzz_reference_LDFLAGS = $(FUZZER_FLAGS)
 
-FUZZERS += tests/fuzz/fuzz_http
-tests_fuzz_fuzz_http_SOURCES = tests/fuzz/fuzz_http.c $(FUZZER_MAIN)
-tests_fuzz_fuzz_http_LDADD = libserver.a $(RUNTIME_FUZZER_LIBS)
-tests_fuzz_fuzz_http_LDFLAGS = $(FUZZER_FLAGS)
+FUZZERS += tests/fuzz/fuzz_request
+tests_fuzz_fuzz_request_SOURCES = tests/fuzz/fuzz_request.c $(FUZZER_MAIN)
+tests_fuzz_fuzz_request_LDADD = libserver.a $(RUNTIME_FUZZER_LIBS)
+tests_fuzz_fuzz_request_LDFLAGS = $(FUZZER_FLAGS)
 
 FUZZERS += tests/fuzz/fuzz_index
 tests_fuzz_fuzz_index_SOURCES = tests/fuzz/fuzz_index.c $(FUZZER_MAIN)

@@ -24,9 +24,10 @@ PROMPTS = ["The sea was calm, and the ship", "Once upon a time there was", "In t
 class Server:
     def __init__(self, evenkeel, model, sequences, options):
         start = time.time()
-        self.process = subprocess.Popen(
-            [evenkeel, "serve", model, "--batch", sequences, "--context", "1024", "--port", "0",
-             *options], stdout=subprocess.PIPE, text=True)
+        if "--plan" not in options:
+            options = [*options, "--batch", sequences, "--context", "1024"]
+        self.process = subprocess.Popen([evenkeel, "serve", model, "--port", "0", *options],
+                                        stdout=subprocess.PIPE, text=True)
         self.port = int(self.process.stdout.readline().rsplit(":", 1)[1])
         print(f"ready after {time.time() - start:.2f} s")
 

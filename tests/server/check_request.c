@@ -1,67 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What clients send: heads, documents, pictures in URLs; and how an answer grows up to its stops.
+ * What clients send: documents, pictures in URLs; and how an answer grows up to its stops.
  */
 #include "server/answer.h"
-#include "server/http.h"
 #include "server/request.h"
 
 #include <check.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- Heads ------------------------------------------------------------------------------------
- */
-static const struct {
-    const char *text;
-    int code;
-} heads[] = {
-    {"GET /health HTTP/1.1\r\n\r\n", 0},
-    {"GET /health?x=1 HTTP/1.0\r\nHost: a\r\nX:\ta b\t\r\n\r\n", 0},
-    {"POST /v1/completions HTTP/1.1\r\ncontent-length: 12\r\n\r\n", 0},
-    {"POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n", 0},
-    {"POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n", 400},
-    {"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400},
-    {"POST / HTTP/1.1\r\nContent-Length: +1\r\n\r\n", 400},
-    {"POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", 400},
-    {"POST / HTTP/1.1\r\nContent-Length: 1073741824\r\n\r\n", 413},
-    {"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 411},
-    {"GET /health HTTP/2.0\r\n\r\n", 505},
-    {"GET health HTTP/1.1\r\n\r\n", 400},
-    {"GET /health\r\n\r\n", 400},
-    {" / HTTP/1.1\r\n\r\n", 400},
-    {"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400},
-    {"GET / HTTP/1.1\r\n: no name\r\n\r\n", 400},
-    {"GET / HTTP/1.1\r\nName : space before\r\n\r\n", 400},
-    {"GET / HTTP/1.1\r\nX: \x01\r\n\r\n", 400},
-    {"GET / HTTP/1.1\nX: y\n\r\n\r\n", 400},
-    {"\r\n\r\n", 400},
-};
-
-START_TEST(a_head_is_read_or_refused_with_its_code)
-{
-    char text[256];
-    struct http_head h;
-
-    snprintf(text, sizeof(text), "%s", heads[_i].text);
-    ck_assert_msg(http_parse_head(text, strlen(text), &h) == heads[_i].code, "%s", heads[_i].text);
-}
-END_TEST
-
-START_TEST(a_head_says_what_matters)
-{
-    char text[] = "POST /v1/completions?a=b HTTP/1.1\r\nCONTENT-LENGTH: 42 \r\n"
-                  "Expect: 100-continue\r\nauthorization:  Bearer x y\r\n\r\n";
-    struct http_head h;
-
-    ck_assert_int_eq(http_parse_head(text, sizeof(text) - 1, &h), 0);
-    ck_assert_str_eq(h.method, "POST");
-    ck_assert_str_eq(h.path, "/v1/completions");
-    ck_assert_str_eq(h.authorization, "Bearer x y");
-    ck_assert_uint_eq(h.length, 42);
-    ck_assert(h.has_length && h.expects);
-}
-END_TEST
 
 /* ---- Documents --------------------------------------------------------------------------------
  */
@@ -248,8 +194,6 @@ int main(void)
     SRunner *sr = srunner_create(s);
     int failed;
 
-    tcase_add_loop_test(tc, a_head_is_read_or_refused_with_its_code, 0, EK_ARRAY_LEN(heads));
-    tcase_add_test(tc, a_head_says_what_matters);
     tcase_add_loop_test(tc, a_document_is_read_or_refused_by_name, 0, EK_ARRAY_LEN(documents));
     tcase_add_loop_test(tc, parts_become_one_text_and_pictures, 0, EK_ARRAY_LEN(contents));
     tcase_add_test(tc, settings_are_the_clients_and_the_rest_is_the_interfaces);

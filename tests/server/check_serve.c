@@ -82,8 +82,7 @@ static void close_server(void)
     ek_model_close(model);
 }
 
-/* ---- A client ---------------------------------------------------------------------------------
- */
+/* ---- A client of HTTP/1.0: answers end with the connection -------------------------------- */
 static int dial(void)
 {
     struct sockaddr_in a = {.sin_family = AF_INET,
@@ -116,7 +115,7 @@ static const char *hear(int fd, char *to)
 static void post(int fd, const char *path, const char *body)
 {
     char *text =
-        ek_asprintf("POST %s HTTP/1.1\r\nContent-Length: %zu\r\n\r\n%s", path, strlen(body), body);
+        ek_asprintf("POST %s HTTP/1.0\r\nContent-Length: %zu\r\n\r\n%s", path, strlen(body), body);
 
     say(fd, text);
     free(text);
@@ -124,7 +123,7 @@ static void post(int fd, const char *path, const char *body)
 
 static int code_of(const char *answer)
 {
-    return strncmp(answer, "HTTP/1.1 ", 9) == 0 ? atoi(answer + 9) : -1;
+    return strncmp(answer, "HTTP/1.", 7) == 0 ? atoi(answer + 9) : -1;
 }
 
 static json_t *document_of(const char *answer)
@@ -290,7 +289,7 @@ START_TEST(what_cannot_be_answered_is_refused_and_the_next_is_served)
     for (size_t i = 0; i < EK_ARRAY_LEN(refused); i++) {
         int fd = dial();
         char *text =
-            ek_asprintf("%s %s HTTP/1.1\r\nContent-Length: %zu\r\n\r\n%s", refused[i].method,
+            ek_asprintf("%s %s HTTP/1.0\r\nContent-Length: %zu\r\n\r\n%s", refused[i].method,
                         refused[i].path, strlen(refused[i].body), refused[i].body);
         say(fd, text);
         hear(fd, answer);
@@ -359,7 +358,7 @@ START_TEST(a_key_is_asked_for)
     start();
     for (size_t i = 0; i < EK_ARRAY_LEN(tries); i++) {
         int fd = dial();
-        char *text = ek_asprintf("GET %s HTTP/1.1\r\n%s\r\n", tries[i].path, tries[i].header);
+        char *text = ek_asprintf("GET %s HTTP/1.0\r\n%s\r\n", tries[i].path, tries[i].header);
         say(fd, text);
         ck_assert_int_eq(code_of(hear(fd, answer)), tries[i].code);
         free(text);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-SERVER_TEST_LIBS = libserver.a $(RUNTIME_TEST_LIBS)
+SERVER_TEST_LIBS = libserver.a $(RUNTIME_TEST_LIBS) $(MICROHTTPD_LIBS)
 
 check_PROGRAMS += tests/server/check_request
 TESTS += tests/server/check_request
