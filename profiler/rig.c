@@ -22,7 +22,8 @@ enum {
     WAKING = 16,        /* ... by so many reads */
     HEAVY_LEAST = 5,    /* samples of those: they differ by little */
 };
-#define REST_BEFORE   0.05 /* seconds before a point, and ... */
+#define REST_LONG     0.5  /* seconds after which clocks have come back for sure, ... */
+#define REST_BEFORE   0.05 /* before a point, and ... */
 #define REST_BETWEEN  1    /* ... times a sample's own before the next */
 #define HEAVY_SECONDS 0.4  /* of sampling, rests included */
 #define ROUTED_NOISE  0.01 /* samples that go to other experts differ: ... */
@@ -625,7 +626,7 @@ enum ek_status rig_sustain(struct rig *r, const struct ek_point *at, double seco
     EK_TRY(prepare(r, at));
     EK_TRY(draw_experts(r));
     EK_TRY(timed_step(r, r->stages[0], &skip));
-    EK_TRY(rest(r, 2 * REST_BEFORE));
+    EK_TRY(rest(r, REST_LONG)); /* the first steps are what the others are held against */
     for (*n = 0; *n < max && spent < seconds; spent += out[(*n)++])
         EK_TRY(timed_step(r, r->stages[0], &out[*n]));
     return EK_OK;
