@@ -378,6 +378,17 @@ using LatentState = typename std::conditional<MT == 4, LatentGroup<T>, LatentWar
 template <typename T, int MT> using LatentState = LatentWarp<T, MT>;
 #endif
 
+// Rows that attend to nothing.
+template <typename T> __device__ __forceinline__ void clear(const ek_cu_attention &a, LatentRows r)
+{
+    for (uint32_t i = threadIdx.x; i < r.rows * LA_V; i += LA_THREADS) {
+        uint32_t row = r.first + i / LA_V;
+        T *out = (T *)a.out + (r.token + row / r.heads) * a.ldo + row % r.heads * LA_V;
+
+        out[i % LA_V] = from_f<T>(0);
+    }
+}
+
 template <typename T, int MT>
 __global__ void __launch_bounds__(LA_THREADS, 1) latent_k(const ek_cu_attention a)
 {
@@ -400,8 +411,11 @@ __global__ void __launch_bounds__(LA_THREADS, 1) latent_k(const ek_cu_attention 
     uint32_t begin = part * a.part, end = r.limit(r.rows - 1);
     if (a.n_parts > 1)
         end = min(end, begin + a.part);
-    if (begin >= end)
+    if (begin >= end) {
+        if (a.n_parts == 1)
+            clear<T>(a, r);
         return;
+    }
     state.start();
     copy_rows<T, MT>(a, r, sh.q);
     copy_latents(a, sh.k[0], r.seq, begin, end);
@@ -451,8 +465,8 @@ __global__ void __launch_bounds__(32 * JOIN_WARPS) join_k(const ek_cu_attention 
             hi = mid - 1;
     }
     int32_t after = a.batch.seq_start[lo + 1] - 1 - (int32_t)token;
-    int32_t len = a.batch.kv_len[lo] - after;
-    if (after < 0 || len <= 0)
+    int32_t len = max(a.batch.kv_len[lo] - after, 0);
+    if (after < 0)
         return;
     uint32_t parts = min(((uint32_t)len + a.part - 1) / a.part, a.n_parts);
     size_t first = ((size_t)token * a.heads + head) * a.n_parts;
@@ -487,7 +501,8 @@ __global__ void __launch_bounds__(32 * JOIN_WARPS) join_k(const ek_cu_attention 
 #pragma unroll
     for (int w = 0; w < JOIN_WARPS; w++)
         all += quarter[w][threadIdx.x];
-    ((T *)a.out)[token * a.ldo + head * LA_V + col + threadIdx.x] = from_f<T>(all / sum);
+    ((T *)a.out)[token * a.ldo + head * LA_V + col + threadIdx.x] =
+        from_f<T>(len ? all / sum : 0.0f);
 }
 
 template <typename T, int MT>

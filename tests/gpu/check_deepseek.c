@@ -245,7 +245,7 @@ END_TEST
 /* One graph, captured at the grid of a longer context, replayed as the context grows. */
 START_TEST(a_captured_graph_serves_growing_contexts)
 {
-    static const int32_t grown[] = {1, 64, 65, 500, 512};
+    static const int32_t grown[] = {1, 64, 0, 65, 500, 512};
     struct shape s = shapes[0];
     struct ek_graph *g = NULL;
     struct setup u;
