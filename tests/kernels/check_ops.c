@@ -407,6 +407,31 @@ START_TEST(attention_over_ragged_pages_is_right)
 }
 END_TEST
 
+/* As tokens that pad a batch: alone, and beside one that has a context. */
+START_TEST(a_token_of_no_context_gets_zeros)
+{
+    const struct paged *p = &cases[0];
+    struct ek_device *dev = open_cpu(simd_names[_i], 1);
+    size_t ldq = p->heads * p->head_dim, ldo = p->heads * p->v_dim;
+    uint64_t seed = 5;
+    struct cache c = cache_new(p, &seed);
+    float *q = random_floats(&seed, c.batch.n_tokens * ldq);
+    float *out = random_floats(&seed, c.batch.n_tokens * ldo);
+
+    for (uint32_t with = 0; with < 2 && dev; with++) {
+        for (uint32_t s = 0; s < p->n_seqs; s++)
+            c.kv_len[s] = with && s == 3 ? 256 : 0;
+        ck_assert_int_eq(
+            dev->ops->attention(dev, q, ldq, &c.batch, &c.kv, p->heads, 0.125f, out, ldo), EK_OK);
+        for (size_t i = 0; i < c.batch.n_tokens * ldo; i++)
+            ck_assert((fabsf(out[i]) > 0) == (with && i / ldo == 3));
+    }
+    free(q), free(out);
+    cache_free(&c);
+    ek_device_close(dev);
+}
+END_TEST
+
 START_TEST(attention_refuses_what_it_cannot_do)
 {
     struct ek_device *dev = open_cpu("c", 1);
@@ -559,6 +584,7 @@ int main(void)
     tcase_add_test(tc, permute_takes_columns_in_any_order);
     tcase_add_loop_test(tc, conversions_round_to_even_and_keep_nan, 0, N_SIMD);
     tcase_add_loop_test(tc, attention_over_ragged_pages_is_right, 0, N_SIMD);
+    tcase_add_loop_test(tc, a_token_of_no_context_gets_zeros, 0, N_SIMD);
     tcase_add_test(tc, attention_refuses_what_it_cannot_do);
     tcase_add_loop_test(tc, rotation_and_append_are_right, 0, N_SIMD);
     tcase_set_timeout(tc, 120);
