@@ -60,6 +60,16 @@ static enum ek_status readable_kv_b(struct ek_cuda *d, const struct ek_mat *kv_b
                           "latent attention");
 }
 
+/* Kernels read weights before the one ahead has ended, unless that one has only just made them. */
+static struct ek_cu_queue behind(const struct ek_cuda *d, const void *data,
+                                 const struct ek_mat *kv_b)
+{
+    struct ek_cu_queue q = d->queue;
+
+    q.pdl = q.pdl && data == kv_b->data;
+    return q;
+}
+
 /* A product a head: of W_uk, which is turned, or of W_uv. */
 static enum ek_status per_head(struct ek_cuda *d, const struct ek_cu_latent *a, const void *kv_b,
                                bool query)
@@ -141,6 +151,7 @@ enum ek_status ek_cuda_latent_query(struct ek_device *dev, const void *q, size_t
                              .out = out,
                              .ldo = ldo};
     bool few = a.n <= EK_CU_LATENT_FEW && l->lora % 8 == 0;
+    struct ek_cu_queue queue;
     enum ek_dtype type;
     const void *data;
 
@@ -150,8 +161,9 @@ enum ek_status ek_cuda_latent_query(struct ek_device *dev, const void *q, size_t
     ek_cuda_use(d);
     EK_TRY(readable_kv_b(d, kv_b, few, &data, &type));
     a.kv_b = data;
+    queue = behind(d, data, kv_b);
     if (few)
-        return ek_cuda_issued(d, ek_cu_latent_query(&d->queue, type, dev->act, &a), "latent_query");
+        return ek_cuda_issued(d, ek_cu_latent_query(&queue, type, dev->act, &a), "latent_query");
     EK_TRY(per_head(d, &a, data, true));
     return ek_cuda_issued(d, ek_cu_latent_rotate(&d->queue, dev->act, &a), "latent_query");
 }
@@ -163,6 +175,7 @@ enum ek_status ek_cuda_latent_value(struct ek_device *dev, const void *x, size_t
     struct ek_cuda *d = ek_cuda(dev);
     struct ek_cu_latent a = {.x = x, .ldx = ldx, .shape = *l, .n = n, .out = out, .ldo = ldo};
     bool few = few_fit(d, &a, x, ldx, kv_b->dtype);
+    struct ek_cu_queue queue;
     enum ek_dtype type;
     const void *data;
 
@@ -174,7 +187,8 @@ enum ek_status ek_cuda_latent_value(struct ek_device *dev, const void *x, size_t
     a.kv_b = data;
     if (!few)
         return per_head(d, &a, data, false);
-    return ek_cuda_issued(d, ek_cu_latent_value(&d->queue, type, dev->act, &a), "latent_value");
+    queue = behind(d, data, kv_b);
+    return ek_cuda_issued(d, ek_cu_latent_value(&queue, type, dev->act, &a), "latent_value");
 }
 
 /* latent_append and latent_query in one launch, where they fit. */
