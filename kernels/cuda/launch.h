@@ -54,6 +54,10 @@ struct ek_cu_product {
     struct ek_kv kv;
     const int32_t *positions, *slots;
     uint32_t position_row; /* elements from one row of positions to the next */
+    /* contexts that may be asked for into the L2, as attention reads them next: pages of each of
+     * n_seqs sequences at most; 0: none */
+    uint32_t pages, n_seqs, max_blocks;
+    const int32_t *kv_len, *block_table;
     /* A norm between two products, or NULL: of the second x are rows times the norm's weights, and
      * squares tell their factors; the first leaves both besides its sums, rows of ldo elements. */
     const float *squares; /* [cols / 16][32 tokens]: sums of 16 columns' squares */

@@ -424,6 +424,26 @@ enum ek_status ek_cuda_norm_gate_up(struct ek_device *dev, const void *x, const 
         "norm_gate_up");
 }
 
+#define CONTEXT_BYTES ((uint64_t)40 << 20) /* that the L2 holds besides the weights under way */
+
+/* Decode's contexts, or what the L2 holds of them, lie there when attention comes. */
+static void ask_for_contexts(const struct ek_batch *b, const struct ek_kv *kv,
+                             struct ek_cu_product *p)
+{
+    uint64_t page = 2 * (uint64_t)kv->page * kv->kv_heads * kv->head_dim * 2;
+    uint64_t pages = ((uint64_t)b->max_kv + kv->page - 1) / kv->page;
+
+    if (b->max_q != 1 || b->n_seqs == 0)
+        return;
+    if (pages > CONTEXT_BYTES / (page * b->n_seqs))
+        pages = CONTEXT_BYTES / (page * b->n_seqs);
+    p->pages = (uint32_t)pages;
+    p->n_seqs = b->n_seqs;
+    p->max_blocks = b->max_blocks;
+    p->kv_len = b->kv_len;
+    p->block_table = b->block_table;
+}
+
 enum ek_status ek_cuda_norm_qkv_rope(struct ek_device *dev, const void *x, const float *norm_weight,
                                      float eps, const struct ek_batch *batch,
                                      const struct ek_mat mats[3], const float *const biases[3],
@@ -443,6 +463,7 @@ enum ek_status ek_cuda_norm_qkv_rope(struct ek_device *dev, const void *x, const
     p.positions = batch->positions;
     p.slots = batch->slots;
     p.position_row = batch->position_row ? batch->position_row : n;
+    ask_for_contexts(batch, kv, &p);
     if (kv->dtype == dev->act && kv->v_dim == kv->head_dim && kv->head_dim % 2 == 0)
         EK_TRY(fused(d, EK_CU_QKV, n, mats, 3, biases, ahead, &p, "norm_qkv_rope", &taken));
     if (taken)

@@ -147,8 +147,8 @@ static bool fast_shape(const struct ek_cuda *d, const struct ek_cu_attention *a)
     return d->base.act != EK_F32 && a->kv.v && dims && aligned;
 }
 
-#define MANY_SEQS    32
 #define MANY_HEADS   16                    /* cached, of all sequences */
+#define LONG_CONTEXT 1024                  /* tokens of a sequence */
 #define MUCH_CONTEXT ((uint64_t)128 << 10) /* tokens of all sequences' cached heads */
 
 /* Blocks of decode attention that run at once: two a multiprocessor, but for corners that clusters
@@ -226,13 +226,13 @@ static enum ek_status plan_teams(struct ek_cuda *d, struct ek_cu_attention *a)
     return EK_OK;
 }
 
-/* Parts of the context, so that every multiprocessor has a block, and their memory. Few and short
- * ones make clusters. It depends on shapes alone, too. */
+/* Parts of the context, as many as have a multiprocessor each, and their memory. Few and short ones
+ * make clusters. It depends on shapes alone, too. */
 static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
 {
     uint32_t group = a->heads / a->kv.kv_heads, tiles = (group + EK_CU_TILE - 1) / EK_CU_TILE;
     uint32_t blocks = a->batch.n_seqs * a->kv.kv_heads * tiles;
-    uint32_t wanted = (d->queue.n_sm + blocks - 1) / blocks, unit = 2 * EK_CU_PART;
+    uint32_t wanted = blocks < d->queue.n_sm ? d->queue.n_sm / blocks : 1, unit = 2 * EK_CU_PART;
     uint32_t longest = a->batch.max_kv ? a->batch.max_kv : 1;
     size_t parts;
     void *p;
@@ -255,20 +255,22 @@ static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
     return EK_OK;
 }
 
-/* Teams read E4M3, and more bytes a second of much context or of many sequences. Of little they are
- * no faster, and beside products of one token they cost 9 us a layer: their blocks want another
- * split of a multiprocessor's memory than those have, and wait until it is empty. */
-static bool by_teams(const struct ek_cu_attention *a)
+/* Teams read E4M3, and more bytes a second of much context or of more than a block a
+ * multiprocessor. Of less they are no faster, and between products they cost 2 to 9 us a layer:
+ * their blocks want another split of a multiprocessor's memory than those of one token have, and
+ * wait until it is empty, and they begin and end later. */
+static bool by_teams(const struct ek_cuda *d, const struct ek_cu_attention *a)
 {
     uint64_t heads = (uint64_t)a->batch.n_seqs * a->kv.kv_heads, work = heads * a->batch.max_kv;
+    uint32_t tiles = (a->heads / a->kv.kv_heads + EK_CU_TILE - 1) / EK_CU_TILE;
 
-    return a->kv.dtype == EK_F8_E4M3 || a->batch.n_seqs >= MANY_SEQS || work > MUCH_CONTEXT ||
-           (heads >= MANY_HEADS && work >= MUCH_CONTEXT / 2);
+    return a->kv.dtype == EK_F8_E4M3 || heads * tiles > d->queue.n_sm || work > MUCH_CONTEXT ||
+           (heads >= MANY_HEADS && work >= MUCH_CONTEXT / 2 && a->batch.max_kv > LONG_CONTEXT);
 }
 
 static enum ek_status attention_decode(struct ek_cuda *d, struct ek_cu_attention *a)
 {
-    if (by_teams(a)) {
+    if (by_teams(d, a)) {
         EK_TRY(plan_teams(d, a));
         return issue(&d->base, ek_cu_attention_decode(&d->queue, d->base.act, a), "attention");
     }

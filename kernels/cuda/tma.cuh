@@ -58,6 +58,13 @@ __device__ __forceinline__ void load_shared4(uint32_t at, float v[4])
                  : "r"(at)
                  : "memory");
 }
+__device__ __forceinline__ float2 load_shared2(uint32_t at)
+{
+    float2 v;
+
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(at) : "memory");
+    return v;
+}
 __device__ __forceinline__ void store_shared4(uint32_t at, const float v[4])
 {
     asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(v[0]), "f"(v[1]),
@@ -136,6 +143,11 @@ __device__ __forceinline__ void copy_box4(uint32_t to, const CUtensorMap *map, u
                  "[%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
                  "l"(map), "r"(0), "r"(row), "r"(chunk), "r"(head), "r"(barrier)
                  : "memory");
+}
+// n bytes, a multiple of 16, into the L2.
+__device__ __forceinline__ void fetch_rows(const void *from, uint32_t n)
+{
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(n) : "memory");
 }
 // n bytes, a multiple of 16, back to memory; committed, and waited for until they have left shared
 // memory, by each thread for its own.

@@ -120,19 +120,33 @@ template <typename T> struct Finish<T, EK_CU_QKV> {
             sine *= p.rope.amplitude, cosine *= p.rope.amplitude;
         }
     }
+    __device__ __forceinline__ void turn(float first, float second, float *x, float *y) const
+    {
+        float a = round_to<T>(first + bias[0]), b = round_to<T>(second + bias[1]);
+
+        *x = a * cosine - b * sine;
+        *y = b * cosine + a * sine;
+    }
+    // Where rows of matrix m go, or NULL: nowhere.
+    __device__ __forceinline__ T *place(const ek_cu_product &p, uint32_t i, uint32_t m) const
+    {
+        if (m == 0)
+            return (T *)p.out + i * p.ldo;
+        if (slot < 0)
+            return NULL;
+        return (T *)(m == 1 ? p.kv.k : p.kv.v) + (size_t)slot * p.kv.kv_heads * p.kv.head_dim;
+    }
     __device__ __forceinline__ void run(const ek_cu_product &p, uint32_t i, uint32_t, uint32_t m,
                                         const uint32_t row[2], const float sum[2]) const
     {
-        float a = round_to<T>(sum[0] + bias[0]), b = round_to<T>(sum[1] + bias[1]);
-        T *to = (T *)p.out + i * p.ldo;
+        T *to = place(p, i, m);
+        float x, y;
 
-        if (m > 0) {
-            if (slot < 0)
-                return;
-            to = (T *)(m == 1 ? p.kv.k : p.kv.v) + (size_t)slot * p.kv.kv_heads * p.kv.head_dim;
-        }
-        to[row[0]] = from_f<T>(a * cosine - b * sine);
-        to[row[1]] = from_f<T>(b * cosine + a * sine);
+        turn(sum[0], sum[1], &x, &y);
+        if (to == NULL)
+            return;
+        to[row[0]] = from_f<T>(x);
+        to[row[1]] = from_f<T>(y);
     }
 };
 

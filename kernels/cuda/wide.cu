@@ -18,11 +18,12 @@
 #define WIDE_XBYTES  (EK_CU_WIDE_TOKENS * WIDE_K * 2)
 #define WIDE_PART    (16 * EK_CU_WIDE_TOKENS * 4) // bytes of a warp's sums
 #define WIDE_STAGES  12                           // steps of weights under way, at most,
-#define WIDE_XSTAGES 5                            // and of tokens
+#define WIDE_XSTAGES 8                            // and of tokens
 #define WIDE_SHARED  (225 * 1024) // a multiprocessor's: no block shares one with another
 #define WIDE_WARPS   4            // that multiply, 16 rows each; as many finish what they summed
 #define WIDE_THREADS (2 * 32 * WIDE_WARPS + 64) // and two copy
 #define WIDE_BUFFERS 2                          // of sums
+#define WIDE_AHEAD   8                          // loads of squares under way
 
 struct wide_barriers {
     uint64_t w_full[WIDE_STAGES], w_empty[WIDE_STAGES];   // steps of weights
@@ -30,7 +31,7 @@ struct wide_barriers {
     // of the rows of each warp:
     uint64_t sums[WIDE_BUFFERS][WIDE_WARPS]; // all blocks' have come, where they are finished
     uint64_t room[WIDE_BUFFERS][WIDE_WARPS]; // for this block's, where they are finished
-    float squares[WIDE_WARPS][EK_CU_WIDE_TOKENS], factor[EK_CU_WIDE_TOKENS]; // of a norm
+    alignas(16) float squares[WIDE_WARPS][EK_CU_WIDE_TOKENS]; // of a norm
 };
 
 // How a product is cut; offsets are bytes of shared memory.
@@ -123,6 +124,25 @@ __device__ __forceinline__ void copy_tokens(const wide_maps &maps, const wide_pl
         }
 }
 
+// The contexts that attention reads next into the L2, a page of keys or values at a time.
+__device__ __forceinline__ void ask_for_contexts(const ek_cu_product &p)
+{
+    uint32_t row = p.kv.kv_heads * p.kv.head_dim * 2, all = gridDim.x * gridDim.y * 32;
+    uint32_t i = (blockIdx.y * gridDim.x + blockIdx.x) * 32 + threadIdx.x % 32;
+
+    for (; i < 2 * p.n_seqs * p.pages; i += all) {
+        uint32_t seq = i / 2 / p.pages, page = i / 2 % p.pages;
+        int32_t len = p.kv_len[seq] - (int32_t)(page * p.kv.page);
+
+        if (len <= 0 || page >= p.max_blocks)
+            continue;
+        size_t at = (size_t)p.block_table[(size_t)seq * p.max_blocks + page] * p.kv.page;
+
+        fetch_rows((const char *)(i % 2 ? p.kv.v : p.kv.k) + at * row,
+                   min((uint32_t)len, p.kv.page) * row);
+    }
+}
+
 // ---- one step
 template <typename T>
 __device__ __forceinline__ void multiply(float (&c)[NT][4], uint32_t w, uint32_t x, bool add)
@@ -149,10 +169,13 @@ struct WideSums {
     {
         return warp - (owner() * WIDE_WARPS + s.blocks - 1) / s.blocks;
     }
+    // From the block `from`; of tokens 8 j .. 8 j + 7 at + j * 512, rows g and g + 8 of them in the
+    // 64 bytes g of that (odd j: g ^ 1, so that no two lanes of take() meet in a bank), 16 bytes
+    // for two tokens.
     __device__ __forceinline__ uint32_t slot(uint32_t from) const
     {
         return base + s.sums + round % s.buffers * s.sums_step +
-               (place() * s.blocks + from) * WIDE_PART + threadIdx.x % 32 * 16;
+               (place() * s.blocks + from) * WIDE_PART;
     }
     __device__ __forceinline__ uint32_t come() const
     {
@@ -164,43 +187,48 @@ struct WideSums {
     }
     __device__ __forceinline__ void give(const float (&c)[NT][4]) const
     {
+        uint32_t lane = threadIdx.x % 32;
+
         if (round >= s.buffers)
             barrier_wait(room(), (round / s.buffers - 1) % 2);
-        if (s.blocks > 1) {
-            uint32_t far = at_block(slot(rank), owner()), arrived = at_block(come(), owner());
+        bool far = s.blocks > 1;
+        uint32_t to = far ? at_block(slot(rank), owner()) : slot(0);
+        uint32_t arrived = far ? at_block(come(), owner()) : 0;
 #pragma unroll
-            for (int j = 0; j < NT; j++)
-                send(far + j * 512, c[j], arrived);
-            return;
+        for (int j = 0; j < NT; j++) {
+            const float v[4] = {c[j][0], c[j][2], c[j][1], c[j][3]};
+            uint32_t at = to + j * 512 + (lane ^ (j % 2 * 4)) * 16;
+
+            if (far)
+                send(at, v, arrived);
+            else
+                store_shared4(at, v);
         }
-#pragma unroll
-        for (int j = 0; j < NT; j++)
-            store_shared4(slot(0) + j * 512, c[j]);
         __syncwarp();
-        if (threadIdx.x % 32 == 0)
+        if (!far && lane == 0)
             barrier_arrive(come());
     }
-    // The sums of all blocks, in their order. last: no more will be given after the buffers at
-    // hand.
-    __device__ __forceinline__ void take(float (&c)[NT][4], bool last) const
+    // The sums of all blocks, in their order: the 16 rows of the token that a lane has. last: no
+    // more will be given after the buffers at hand.
+    __device__ __forceinline__ void take(float (&v)[16], bool last) const
     {
-        uint32_t lane = threadIdx.x % 32;
+        uint32_t lane = threadIdx.x % 32, odd = lane / 8 % 2 * 64;
 
         if (s.blocks > 1 && lane == 0)
             barrier_expect(come(), s.blocks * WIDE_PART);
         barrier_wait(come(), round / s.buffers % 2);
 #pragma unroll
-        for (int j = 0; j < NT; j++)
-            c[j][0] = c[j][1] = c[j][2] = c[j][3] = 0;
-        for (uint32_t from = 0; from < s.blocks; from++)
+        for (int r = 0; r < 16; r++)
+            v[r] = 0;
+        for (uint32_t from = 0; from < s.blocks; from++) {
+            uint32_t at = slot(from) + lane / 8 * 512 + lane % 8 * 8;
 #pragma unroll
-            for (int j = 0; j < NT; j++) {
-                float v[4];
-                load_shared4(slot(from) + j * 512, v);
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    c[j][i] += v[i];
+            for (int g = 0; g < 8; g++) {
+                float2 w = load_shared2(at + (g % 2 ? g * 64 - odd : g * 64 + odd));
+
+                v[g] += w.x, v[g + 8] += w.y;
             }
+        }
         __syncwarp();
         if (last)
             return;
@@ -211,46 +239,175 @@ struct WideSums {
     }
 };
 
-// What a lane makes of its sums: of token 8 j + 2 t + i % 2 the rows g and g + 8, one unit or two.
-template <typename T, int MODE> struct WideResults {
-    static const int R = Unit<MODE>::rows, N = 4 / R; // units of a tile of tokens
-    Finish<T, MODE> f[NT][N];
-    uint32_t unit[2 / R], m[2 / R], row[2 / R][R];
+// ---- what a lane makes of its sums: of the token of its number, 16 rows, which are as many units,
+// or 8 of two rows each. begin() reads what was loaded with the model, read() what kernels wrote.
+// Eight elements, the first n of them where there are fewer.
+template <typename E>
+__device__ __forceinline__ void load_some(const E *from, uint32_t n, float v[8])
+{
+    if (n >= 8 && (uintptr_t)from % 16 == 0)
+        return load8(from, v);
+#pragma unroll
+    for (uint32_t i = 0; i < 8; i++)
+        v[i] = i < n ? to_f(from[i]) : 0.0f;
+}
+template <typename E>
+__device__ __forceinline__ void store_some(E *to, uint32_t n, const float v[8])
+{
+    if (n >= 8 && (uintptr_t)to % 16 == 0)
+        return store8(to, v);
+#pragma unroll
+    for (uint32_t i = 0; i < 8; i++)
+        if (i < n)
+            to[i] = from_f<E>(v[i]);
+}
 
-    __device__ __forceinline__ static uint32_t token(int j, int i)
+template <typename T, int MODE> struct WideFinish;
+template <typename T> struct WideFinish<T, EK_CU_LINEAR> {
+    float add[16], norm[16]; // norm: weights of the one that follows
+    uint32_t first, rows;
+
+    __device__ __forceinline__ void begin(const ek_cu_product &p, uint32_t row, uint32_t all)
     {
-        return 8 * j + 2 * (threadIdx.x % 4) + i % 2;
-    }
-    __device__ __forceinline__ void prepare(const ek_cu_product &p, uint32_t first, uint32_t units,
-                                            uint32_t n)
-    {
+        uint32_t m, at[1];
+
+        first = row;
+        rows = row < all ? min(all - row, 16u) : 0;
+        Unit<EK_CU_LINEAR>::find(p, row, &m, at);
 #pragma unroll
-        for (int u = 0; u < 2 / R; u++) {
-            unit[u] = first + threadIdx.x % 32 / 4 + 8 * u;
-            if (unit[u] < units)
-                Unit<MODE>::find(p, unit[u], &m[u], row[u]);
+        for (int h = 0; h < 2; h++) {
+            uint32_t n = rows > 8 * h ? rows - 8 * h : 0;
+
+            load_some(p.mat[m].bias + at[0] + 8 * h, p.mat[m].bias ? n : 0, add + 8 * h);
+            load_some(p.next_norm + row + 8 * h, p.next_norm ? n : 0, norm + 8 * h);
         }
-#pragma unroll
-        for (int j = 0; j < NT; j++)
-#pragma unroll
-            for (int i = 0; i < N; i++)
-                if (token(j, i) < n && unit[i / 2] < units)
-                    f[j][i].prepare(p, token(j, i), unit[i / 2], m[i / 2], row[i / 2]);
     }
-    __device__ __forceinline__ void run(const ek_cu_product &p, const float (&c)[NT][4],
-                                        uint32_t units, uint32_t n) const
+    __device__ __forceinline__ void read(const ek_cu_product &p, uint32_t token, uint32_t n)
+    {
+        size_t at = token * p.ldo + first;
+
+        if (!(p.flags & EK_LINEAR_ADD) || token >= n)
+            return;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            uint32_t some = rows > 8 * h ? rows - 8 * h : 0;
+            float v[8];
+
+            if (p.flags & EK_LINEAR_OUT_F32)
+                load_some((const float *)p.out + at + 8 * h, some, v);
+            else
+                load_some((const T *)p.out + at + 8 * h, some, v);
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                add[8 * h + i] += v[i];
+        }
+    }
+    __device__ __forceinline__ void run(const ek_cu_product &p, float (&v)[16], uint32_t token,
+                                        uint32_t n) const
     {
 #pragma unroll
-        for (int j = 0; j < NT; j++)
+        for (int r = 0; r < 16; r++)
+            v[r] += add[r];
+        if (p.flags & (EK_LINEAR_GELU | EK_LINEAR_GELU_TANH)) {
 #pragma unroll
-            for (int i = 0; i < N; i++) {
-                float sum[R];
+            for (int r = 0; r < 16; r++)
+                v[r] = activate(p.flags, v[r]);
+        }
+        if (token < n)
+            store(p, token, v);
+        if (p.next_norm && rows)
+            leave_scaled(p, token, n, v);
+    }
+    __device__ __forceinline__ void store(const ek_cu_product &p, uint32_t token,
+                                          const float (&v)[16]) const
+    {
+        size_t at = token * p.ldo + first;
+
 #pragma unroll
-                for (int r = 0; r < R; r++)
-                    sum[r] = c[j][i % 2 + 2 * (R == 1 ? i / 2 : r)];
-                if (token(j, i) < n && unit[i / 2] < units)
-                    f[j][i].run(p, token(j, i), unit[i / 2], m[i / 2], row[i / 2], sum);
-            }
+        for (int h = 0; h < 2; h++) {
+            uint32_t some = rows > 8 * h ? rows - 8 * h : 0;
+
+            if (p.flags & EK_LINEAR_OUT_F32)
+                store_some((float *)p.out + at + 8 * h, some, v + 8 * h);
+            else
+                store_some((T *)p.out + at + 8 * h, some, v + 8 * h);
+        }
+    }
+    // A norm between two products: the first leaves rows times its weights, and sums of squares of
+    // 16 columns each; the second's sums are scaled by the factor of each row.
+    __device__ __forceinline__ void leave_scaled(const ek_cu_product &p, uint32_t token, uint32_t n,
+                                                 const float (&v)[16]) const
+    {
+        T *to = (T *)p.next_x + token * p.ldo + first;
+        float scaled[16], sum = 0;
+
+#pragma unroll
+        for (int r = 0; r < 16; r++) {
+            float x = round_to<T>(v[r]);
+
+            scaled[r] = x * norm[r];
+            sum += x * x;
+        }
+        p.next_squares[first / 16 * EK_CU_WIDE_TOKENS + token] = token < n ? sum : 0.0f;
+        if (token >= n)
+            return;
+        store_some(to, 8, scaled);
+        store_some(to + 8, 8, scaled + 8);
+    }
+};
+template <typename T> struct WideFinish<T, EK_CU_GATE_UP> {
+    uint32_t first, units;
+
+    __device__ __forceinline__ void begin(const ek_cu_product &, uint32_t row, uint32_t all)
+    {
+        first = row / 2;
+        units = first < all ? 8 : 0;
+    }
+    __device__ __forceinline__ void read(const ek_cu_product &, uint32_t, uint32_t)
+    {
+    }
+    __device__ __forceinline__ void run(const ek_cu_product &p, const float (&v)[16],
+                                        uint32_t token, uint32_t n) const
+    {
+        float inner[8];
+
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            inner[i] = silu(round_to<T>(v[i])) * round_to<T>(v[i + 8]);
+        if (token < n)
+            store_some((T *)p.out + token * p.ldo + first, units, inner);
+    }
+};
+template <typename T> struct WideFinish<T, EK_CU_QKV> {
+    Finish<T, EK_CU_QKV> f[8];
+    uint32_t m, row[2];
+
+    __device__ __forceinline__ void begin(const ek_cu_product &p, uint32_t at, uint32_t)
+    {
+        Unit<EK_CU_QKV>::find(p, at / 2, &m, row);
+    }
+    __device__ __forceinline__ void read(const ek_cu_product &p, uint32_t token, uint32_t n)
+    {
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++) {
+            uint32_t pair[2] = {row[0] + i, row[1] + i};
+
+            f[i].prepare(p, min(token, n - 1), 0, m, pair);
+        }
+    }
+    __device__ __forceinline__ void run(const ek_cu_product &p, const float (&v)[16],
+                                        uint32_t token, uint32_t n) const
+    {
+        float turned[2][8];
+        T *to = f[0].place(p, token, m);
+
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            f[i].turn(v[i], v[i + 8], &turned[0][i], &turned[1][i]);
+        if (token >= n || to == NULL)
+            return;
+        store_some(to + row[0], 8, turned[0]);
+        store_some(to + row[1], 8, turned[1]);
     }
 };
 
@@ -288,89 +445,79 @@ __device__ __forceinline__ void wide_multiply(const wide_plan &s, const WideSpan
     }
 }
 
-// ---- a norm between two products: the first leaves rows times its weights, and sums of squares of
-// 16 columns each; the second's sums are scaled by the factor of each row.
-__device__ __forceinline__ void find_factors(const ek_cu_product &p, wide_barriers *own)
+// ---- the warps that finish what the others summed
+// The factor of this lane's token, of a norm that was begun ahead: each warp sums some of its
+// squares, a lane those of 4 tokens.
+__device__ __forceinline__ float find_factor(const ek_cu_product &p, wide_barriers *own)
 {
-    uint32_t token = threadIdx.x % 32, warp = threadIdx.x / 32 - WIDE_WARPS;
+    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 - WIDE_WARPS, n = p.cols / 16;
+    float4 all = make_float4(0, 0, 0, 0);
     float sum = 0;
 
-#pragma unroll 16
-    for (uint32_t i = warp; i < p.cols / 16; i += WIDE_WARPS)
-        sum += p.squares[i * EK_CU_WIDE_TOKENS + token];
-    own->squares[warp][token] = sum;
-    asm volatile("bar.sync 1, %0;" ::"n"(32 * WIDE_WARPS) : "memory");
-    sum = 0;
-    for (int i = 0; i < WIDE_WARPS; i++)
-        sum += own->squares[i][token];
-    if (warp == 0)
-        own->factor[token] = rsqrtf(sum / (float)p.cols + p.eps);
-    asm volatile("bar.sync 1, %0;" ::"n"(32 * WIDE_WARPS) : "memory");
-}
-
-__device__ __forceinline__ void scale(float (&c)[NT][4], const float *factor)
-{
-#pragma unroll
-    for (int j = 0; j < NT; j++)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            c[j][i] *= factor[8 * j + 2 * (threadIdx.x % 4) + i % 2];
-}
-
-// Rows g and g + 8 of the warp's; c: sums, add: what was added to them.
-template <typename T, typename F>
-__device__ __forceinline__ void leave_scaled(const ek_cu_product &p, const float (&c)[NT][4],
-                                             const F &f, uint32_t first, uint32_t n)
-{
-    uint32_t row = first + threadIdx.x % 32 / 4;
-    float weight[2] = {p.next_norm[row], p.next_norm[row + 8]};
+    for (uint32_t i = 4 * warp + lane / 8; i < n; i += 4 * WIDE_WARPS * WIDE_AHEAD) {
+        float4 v[WIDE_AHEAD];
 
 #pragma unroll
-    for (int j = 0; j < NT; j++)
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            uint32_t token = 8 * j + 2 * (threadIdx.x % 4) + e;
-            float square = 0;
+        for (uint32_t k = 0; k < WIDE_AHEAD; k++) {
+            uint32_t at = i + 4 * WIDE_WARPS * k;
 
-#pragma unroll
-            for (int h = 0; h < 2 && token < n; h++) {
-                float v = round_to<T>(c[j][e + 2 * h] + f[j][e + 2 * h].add);
-
-                ((T *)p.next_x)[(size_t)token * p.ldo + row + 8 * h] = from_f<T>(v * weight[h]);
-                square += v * v;
-            }
-            for (int d = 4; d < 32; d *= 2)
-                square += __shfl_xor_sync(0xffffffffu, square, d);
-            if (threadIdx.x % 32 < 4)
-                p.next_squares[first / 16 * EK_CU_WIDE_TOKENS + token] = square;
+            v[k] = make_float4(0, 0, 0, 0);
+            if (at < n)
+                v[k] = ((const float4 *)p.squares)[at * (EK_CU_WIDE_TOKENS / 4) + lane % 8];
         }
+#pragma unroll
+        for (uint32_t k = 0; k < WIDE_AHEAD; k++)
+            all.x += v[k].x, all.y += v[k].y, all.z += v[k].z, all.w += v[k].w;
+    }
+#pragma unroll
+    for (int d = 8; d < 32; d *= 2) {
+        all.x += __shfl_xor_sync(0xffffffffu, all.x, d);
+        all.y += __shfl_xor_sync(0xffffffffu, all.y, d);
+        all.z += __shfl_xor_sync(0xffffffffu, all.z, d);
+        all.w += __shfl_xor_sync(0xffffffffu, all.w, d);
+    }
+    if (lane < 8)
+        *reinterpret_cast<float4 *>(&own->squares[warp][4 * lane]) = all;
+    asm volatile("bar.sync 1, %0;" ::"n"(32 * WIDE_WARPS) : "memory");
+#pragma unroll
+    for (int i = 0; i < WIDE_WARPS; i++)
+        sum += own->squares[i][lane];
+    return rsqrtf(sum / (float)p.cols + p.eps);
 }
 
-// ---- the warps that finish what the others summed
 template <typename T, int MODE>
 __device__ __forceinline__ void wide_finish(const ek_cu_product &p, const wide_plan &s,
                                             const WideSpan &span, uint32_t base, uint32_t n,
                                             wide_barriers *own)
 {
     WideSums sums = {s, base, span.rank, threadIdx.x / 32 - WIDE_WARPS, 0};
+    uint32_t token = threadIdx.x % 32, row = blockIdx.y * WIDE_ROWS + 16 * sums.warp;
+    bool mine = sums.owner() == span.rank;
+    float factor = 1;
+    WideFinish<T, MODE> f;
 
+    if (mine)
+        f.begin(p, row, s.units);
+    pdl_wait();
+    if (mine)
+        f.read(p, token, n);
     if (p.squares)
-        find_factors(p, own);
-    if (sums.owner() != span.rank)
+        factor = find_factor(p, own);
+    if (!mine)
         return;
-    for (uint32_t tile = blockIdx.y; tile < s.tiles; tile += gridDim.y, sums.round++) {
-        uint32_t row = tile * WIDE_ROWS + 16 * sums.warp;
-        WideResults<T, MODE> results;
-        float c[NT][4];
+    for (uint32_t tile = blockIdx.y;; sums.round++) {
+        float v[16];
 
-        results.prepare(p, row / Unit<MODE>::rows, s.units, n);
-        sums.take(c, tile + s.buffers * gridDim.y >= s.tiles);
-        if (p.squares)
-            scale(c, own->factor);
-        results.run(p, c, s.units, n);
-        if constexpr (MODE == EK_CU_LINEAR)
-            if (p.next_norm && row < s.units)
-                leave_scaled<T>(p, c, results.f, row, n);
+        sums.take(v, tile + s.buffers * gridDim.y >= s.tiles);
+#pragma unroll
+        for (int r = 0; r < 16; r++)
+            v[r] *= factor;
+        f.run(p, v, token, n);
+        tile += gridDim.y;
+        if (tile >= s.tiles)
+            return;
+        f.begin(p, tile * WIDE_ROWS + 16 * sums.warp, s.units);
+        f.read(p, token, n);
     }
 }
 
@@ -381,7 +528,6 @@ __device__ __forceinline__ void wide_consume(const ek_cu_product &p, const wide_
 {
     if (s.blocks > 1)
         cluster_wait(); // the others' barriers are there
-    pdl_wait();
     if (threadIdx.x < 32 * WIDE_WARPS)
         wide_multiply<T>(s, span, base);
     else
@@ -430,6 +576,8 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
         else if (threadIdx.x == 64 * WIDE_WARPS + 32)
             copy_tokens(maps, s, span, base);
         __syncwarp();
+        if (MODE == EK_CU_QKV && threadIdx.x >= 64 * WIDE_WARPS + 32)
+            ask_for_contexts(p);
         if (s.blocks > 1)
             cluster_wait();
     }
@@ -455,17 +603,40 @@ static void lay_out(struct wide_plan *s)
     s->shared = s->barriers + (uint32_t)sizeof(struct wide_barriers);
 }
 
-// Tiles for every multiprocessor, or two for a tile. More for one take as long: sums have further
-// to go, and a few multiprocessors with that much under way read as fast as all.
-static void cut(const struct ek_cu_queue *q, const struct ek_cu_product *p, struct wide_plan *s)
+// Clusters that run at once, and the steps that the busiest of their blocks takes.
+static uint32_t clusters_of(const struct ek_cu_queue *q, uint32_t blocks)
+{
+    return q->n_sm > blocks ? q->n_sm / blocks : 1;
+}
+static uint32_t busiest(const struct ek_cu_queue *q, uint32_t tiles, uint32_t steps,
+                        uint32_t blocks)
+{
+    return div_up(tiles, clusters_of(q, blocks)) * div_up(steps, blocks);
+}
+
+// Two for a tile where tiles are fewer than multiprocessors, or many are left without one in the
+// last round. More take as long: sums have further to go, and a few multiprocessors with that much
+// under way read as fast as all. Those that q, k and v leave take attention's first blocks.
+static uint32_t blocks_of(const struct ek_cu_queue *q, enum ek_cu_mode mode, uint32_t tiles,
+                          uint32_t steps)
+{
+    if (steps == 1 || (mode == EK_CU_QKV && 4 * tiles >= q->n_sm && tiles < q->n_sm))
+        return 1;
+    if (tiles < q->n_sm)
+        return 2;
+    return 16 * busiest(q, tiles, steps, 2) <= 15 * busiest(q, tiles, steps, 1) ? 2 : 1;
+}
+
+static void cut(const struct ek_cu_queue *q, enum ek_cu_mode mode, const struct ek_cu_product *p,
+                struct wide_plan *s)
 {
     uint32_t rows = 0, most;
 
     for (uint32_t i = 0; i < p->n_mats; i++)
         rows += p->mat[i].rows;
     s->tiles = div_up(rows, WIDE_ROWS);
-    s->blocks = s->tiles < q->n_sm && p->cols > WIDE_K ? 2 : 1;
-    most = q->n_sm > s->blocks ? q->n_sm / s->blocks : 1;
+    s->blocks = blocks_of(q, mode, s->tiles, div_up(p->cols, WIDE_K));
+    most = clusters_of(q, s->blocks);
     s->clusters = s->tiles < most ? s->tiles : most;
     lay_out(s);
 }
@@ -507,7 +678,7 @@ static cudaError_t wide_launch(const struct ek_cu_queue *q, uint32_t n,
     }
     if (e != cudaSuccess)
         return e;
-    cut(q, p, &s);
+    cut(q, (enum ek_cu_mode)MODE, p, &s);
     return launch_cluster(q, wide_k<T, MODE>, dim3(s.blocks, s.clusters), WIDE_THREADS, s.shared,
                           s.blocks, maps, *p, s, n);
 }
