@@ -23,6 +23,7 @@
 #define WIDE_WARPS   4            // that multiply, 16 rows each; as many finish what they summed
 #define WIDE_THREADS (2 * 32 * WIDE_WARPS + 64) // and two copy
 #define WIDE_BUFFERS 2                          // of sums
+#define WIDE_LONG    64                         // steps of a long row
 #define WIDE_AHEAD   8                          // loads of squares under way
 
 struct wide_barriers {
@@ -615,27 +616,25 @@ static uint32_t busiest(const struct ek_cu_queue *q, uint32_t tiles, uint32_t st
 }
 
 // Two for a tile where tiles are fewer than multiprocessors, or many are left without one in the
-// last round. More take as long: sums have further to go, and a few multiprocessors with that much
-// under way read as fast as all. Those that q, k and v leave take attention's first blocks.
-static uint32_t blocks_of(const struct ek_cu_queue *q, enum ek_cu_mode mode, uint32_t tiles,
-                          uint32_t steps)
+// last round; three of long rows. More take as long: sums have further to go, and a few
+// multiprocessors with that much under way read as fast as all.
+static uint32_t blocks_of(const struct ek_cu_queue *q, uint32_t tiles, uint32_t steps)
 {
-    if (steps == 1 || (mode == EK_CU_QKV && 4 * tiles >= q->n_sm && tiles < q->n_sm))
+    if (steps == 1)
         return 1;
     if (tiles < q->n_sm)
-        return 2;
+        return steps >= WIDE_LONG && 3 * tiles <= q->n_sm ? 3 : 2;
     return 16 * busiest(q, tiles, steps, 2) <= 15 * busiest(q, tiles, steps, 1) ? 2 : 1;
 }
 
-static void cut(const struct ek_cu_queue *q, enum ek_cu_mode mode, const struct ek_cu_product *p,
-                struct wide_plan *s)
+static void cut(const struct ek_cu_queue *q, const struct ek_cu_product *p, struct wide_plan *s)
 {
     uint32_t rows = 0, most;
 
     for (uint32_t i = 0; i < p->n_mats; i++)
         rows += p->mat[i].rows;
     s->tiles = div_up(rows, WIDE_ROWS);
-    s->blocks = blocks_of(q, mode, s->tiles, div_up(p->cols, WIDE_K));
+    s->blocks = blocks_of(q, s->tiles, div_up(p->cols, WIDE_K));
     most = clusters_of(q, s->blocks);
     s->clusters = s->tiles < most ? s->tiles : most;
     lay_out(s);
@@ -678,7 +677,7 @@ static cudaError_t wide_launch(const struct ek_cu_queue *q, uint32_t n,
     }
     if (e != cudaSuccess)
         return e;
-    cut(q, (enum ek_cu_mode)MODE, p, &s);
+    cut(q, p, &s);
     return launch_cluster(q, wide_k<T, MODE>, dim3(s.blocks, s.clusters), WIDE_THREADS, s.shared,
                           s.blocks, maps, *p, s, n);
 }
