@@ -36,6 +36,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
  * a GPU, which is the library's own and stays. Both are seen in what is free, so channels open one
  * at a time, under the lock, which guards the numbers too. */
 enum { MAX_GPUS = 64 };
+#define GRAIN ((uint64_t)2 << 20) /* of what is free: a channel takes so much more or less */
 static pthread_mutex_t opening = PTHREAD_MUTEX_INITIALIZER;
 static struct {
     bool known;
@@ -223,7 +224,7 @@ static enum ek_status try_out(struct ek_device *dev, struct ek_device *to)
     EK_GOTO(open_uncounted(dev, to, &a), st, done);
     EK_GOTO(open_uncounted(dev, to, &b), st, done);
     for (int i = 0; i < 2; i++) {
-        pairs[gpu[0]][gpu[1]].each[i] = b->bytes[i];
+        pairs[gpu[0]][gpu[1]].each[i] = b->bytes[i] + GRAIN;
         if (!gpus[gpu[i]].known && a->bytes[i] > b->bytes[i])
             gpus[gpu[i]].once = a->bytes[i] - b->bytes[i];
         gpus[gpu[i]].known = true;

@@ -15,7 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MESSAGE = 20000, MESSAGES = 40, DEADLINE_S = 1, PATIENCE_S = 10 };
+enum { MESSAGE = 20000, MESSAGES = 40, DEADLINE_S = 1, PATIENCE_S = 10, CHANNELS = 8 };
 
 extern char **environ;
 static const char *self;
@@ -329,7 +329,8 @@ START_TEST(the_other_process_has_no_nccl)
 }
 END_TEST
 
-/* Two threads with devices of their own, the first of the process to open a channel. */
+/* Threads with devices of their own, the first of the process to open channels, in both directions
+ * between two GPUs; then all send. */
 struct opener {
     struct ek_device *from, *to;
     struct ek_link_bytes said;
@@ -337,6 +338,26 @@ struct opener {
     enum ek_status st;
     pthread_barrier_t *begin;
 };
+
+static enum ek_status send_messages(struct opener *o)
+{
+    void *x, *y;
+
+    EK_TRY(o->from->ops->alloc(o->from, EK_TAG_ACTIVATIONS, MESSAGE * 2, &x));
+    EK_TRY(o->to->ops->alloc(o->to, EK_TAG_ACTIVATIONS, MESSAGE * 2, &y));
+    pthread_barrier_wait(o->begin);
+    for (int i = 0; i < MESSAGES; i++) {
+        EK_TRY(ek_link_send(o->l, x, MESSAGE, NULL));
+        EK_TRY(ek_link_wait(o->l, NULL));
+        EK_TRY(ek_link_recv(o->l, y, MESSAGE));
+        if (i % 8 == 7)
+            EK_TRY(o->to->ops->sync(o->to));
+    }
+    pthread_barrier_wait(o->begin);
+    o->from->ops->release(o->from, x);
+    o->to->ops->release(o->to, y);
+    return EK_OK;
+}
 
 static void *open_link(void *arg)
 {
@@ -346,6 +367,8 @@ static void *open_link(void *arg)
     o->st = ek_link_memory(o->from, o->to, "nccl", MESSAGE, &o->said);
     if (o->st == EK_OK)
         o->st = ek_link_open_as(o->from, o->to, MESSAGE, "nccl", &o->l);
+    if (o->st == EK_OK)
+        o->st = send_messages(o);
     return NULL;
 }
 
@@ -370,24 +393,24 @@ static void close_link(struct opener *o)
     ek_device_close(o->to);
 }
 
-START_TEST(the_other_process_opens_two_channels_at_once)
+START_TEST(the_other_process_opens_channels_at_once)
 {
-    struct opener o[2] = {{.from = NULL}};
+    struct opener o[CHANNELS] = {{.from = NULL}};
     pthread_barrier_t begin;
-    pthread_t threads[2];
+    pthread_t threads[CHANNELS];
     uint64_t at = ek_now_ns();
 
-    pthread_barrier_init(&begin, NULL, 2);
-    for (int i = 0; i < 2; i++)
-        o[i] = (struct opener){.from = open_device(i ? second() : "cuda:0", EK_BF16),
-                               .to = open_device(i ? "cuda:0" : second(), EK_BF16),
+    pthread_barrier_init(&begin, NULL, CHANNELS);
+    for (int i = 0; i < CHANNELS; i++)
+        o[i] = (struct opener){.from = open_device(i % 2 ? "cuda:1" : "cuda:0", EK_BF16),
+                               .to = open_device(i % 2 ? "cuda:0" : "cuda:1", EK_BF16),
                                .begin = &begin};
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < CHANNELS; i++)
         ck_assert_int_eq(pthread_create(&threads[i], NULL, open_link, &o[i]), 0);
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < CHANNELS; i++)
         pthread_join(threads[i], NULL);
-    printf("  open after %.2f s\n", (double)(ek_now_ns() - at) * 1e-9);
-    for (int i = 0; i < 2; i++)
+    printf("  open, and messages sent, after %.2f s\n", (double)(ek_now_ns() - at) * 1e-9);
+    for (int i = 0; i < CHANNELS; i++)
         close_link(&o[i]);
     pthread_barrier_destroy(&begin);
     answer = 0;
@@ -414,7 +437,7 @@ static int be_the_other(void)
     if (which == NO_NCCL)
         tcase_add_test(tc, the_other_process_has_no_nccl);
     else if (which == AT_ONCE)
-        tcase_add_test(tc, the_other_process_opens_two_channels_at_once);
+        tcase_add_test(tc, the_other_process_opens_channels_at_once);
     else if (which == BROKEN)
         tcase_add_test(tc, the_other_process_breaks);
     else
@@ -473,11 +496,11 @@ START_TEST(without_nccl_another_mechanism_is_taken)
 }
 END_TEST
 
-START_TEST(channels_that_open_at_once_count_what_is_theirs)
+START_TEST(channels_open_and_work_at_once_and_count_what_is_theirs)
 {
     if (n_gpus < 2 || getenv("NO_NCCL"))
         return;
-    puts("two channels at once");
+    puts("channels at once");
     other_process_exits(AT_ONCE, 0);
 }
 END_TEST
@@ -595,7 +618,7 @@ int main(int argc, char **argv)
     tcase_add_test(tc, a_step_that_finds_no_memory_is_told_and_survived);
     tcase_add_test(tc, padded_steps_over_stages_equal_their_sequences_alone);
     tcase_add_test(tc, without_nccl_another_mechanism_is_taken);
-    tcase_add_test(tc, channels_that_open_at_once_count_what_is_theirs);
+    tcase_add_test(tc, channels_open_and_work_at_once_and_count_what_is_theirs);
     tcase_add_test(tc, a_kernel_that_fails_ends_every_step_and_the_process_with_a_code_of_its_own);
     suite_add_tcase(s, tc);
     tc = tcase_create("hangs");
