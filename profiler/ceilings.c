@@ -107,10 +107,11 @@ enum ek_status rig_fill_random(struct ek_device *dev, void *p, size_t n, enum ek
     return EK_OK;
 }
 
-/* Over several times the last-level cache, as far as there is memory. */
+/* Over several times the last-level cache, as far as there is memory; where a run is launched, over
+ * so much that the launch is no part of its time. */
 static size_t buffer_bytes(const struct ek_device *dev, uint64_t available)
 {
-    uint64_t want = dev->info.cache_bytes * 4;
+    uint64_t want = dev->info.cache_bytes * (dev->ops->host ? 4 : 16);
 
     want = want < BUFFER_LEAST ? BUFFER_LEAST : want > BUFFER_MOST ? BUFFER_MOST : want;
     if (want > available / 4)
