@@ -26,7 +26,8 @@ CLEANFILES += kernels/cpu/hash.h
 
 if HAVE_CUDA
 CUDA_KERNEL_SOURCES = kernels/cuda/cuda.h kernels/cuda/launch.h kernels/cuda/device.c \
-	kernels/cuda/gemm.c kernels/cuda/matrix.c kernels/cuda/memory.c kernels/cuda/nvml.h kernels/cuda/nvml.c \
+	kernels/cuda/gemm.c kernels/cuda/lt.h kernels/cuda/lt.c kernels/cuda/matrix.c \
+	kernels/cuda/memory.c kernels/cuda/nvml.h kernels/cuda/nvml.c \
 	kernels/cuda/ops.c kernels/cuda/peer.c kernels/cuda/nccl.c kernels/cuda/store.cu kernels/cuda/queue.c kernels/cuda/attention.cuh \
 	kernels/cuda/decode_work.cuh kernels/cuda/decode_join.cuh kernels/cuda/cache.cuh \
 	kernels/cuda/unpack.cu kernels/cuda/attention_any.cu kernels/cuda/bulk.cuh \

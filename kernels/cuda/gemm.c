@@ -6,6 +6,7 @@
  * that the same input gives the same bits.
  */
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/lt.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +18,7 @@ struct descriptors {
 
 static enum ek_status lt_failed(const struct ek_cuda *d, cublasStatus_t s, const char *what)
 {
-    return ek_error(EK_EDEVICE, "%s: %s: %s", d->base.spec.name, what, cublasLtGetStatusString(s));
+    return ek_error(EK_EDEVICE, "%s: %s: %s", d->base.spec.name, what, ek_lt.GetStatusString(s));
 }
 #define LT_TRY(d, call)                                                                            \
     do {                                                                                           \
@@ -28,16 +29,18 @@ static enum ek_status lt_failed(const struct ek_cuda *d, cublasStatus_t s, const
 
 enum ek_status ek_cuda_gemm_open(struct ek_cuda *d)
 {
+    if (ek_lt_missing() != NULL)
+        return ek_error(EK_EENV, "%s: %s", d->base.spec.name, ek_lt_missing());
     if ((d->plans = ek_calloc(EK_CU_N_PLANS, sizeof(*d->plans))) == NULL)
         return EK_ENOMEM;
-    LT_TRY(d, cublasLtCreate(&d->lt));
+    LT_TRY(d, ek_lt.Create(&d->lt));
     return EK_OK;
 }
 
 void ek_cuda_gemm_close(struct ek_cuda *d)
 {
     if (d->lt)
-        cublasLtDestroy(d->lt);
+        ek_lt.Destroy(d->lt);
     free(d->plans);
 }
 
@@ -49,13 +52,13 @@ static cudaDataType_t cuda_type(enum ek_dtype t)
 static void descriptors_free(struct descriptors *m)
 {
     if (m->op)
-        cublasLtMatmulDescDestroy(m->op);
+        ek_lt.MatmulDescDestroy(m->op);
     if (m->w)
-        cublasLtMatrixLayoutDestroy(m->w);
+        ek_lt.MatrixLayoutDestroy(m->w);
     if (m->x)
-        cublasLtMatrixLayoutDestroy(m->x);
+        ek_lt.MatrixLayoutDestroy(m->x);
     if (m->out)
-        cublasLtMatrixLayoutDestroy(m->out);
+        ek_lt.MatrixLayoutDestroy(m->out);
 }
 
 /* One of a batch of matrices that begin step elements apart. */
@@ -65,10 +68,10 @@ static enum ek_status in_batch(struct ek_cuda *d, cublasLtMatrixLayout_t layout,
     int32_t count = (int32_t)batch;
     int64_t offset = (int64_t)step;
 
-    LT_TRY(d, cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count,
-                                               sizeof(count)));
-    LT_TRY(d, cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
-                                               &offset, sizeof(offset)));
+    LT_TRY(d, ek_lt.MatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count,
+                                             sizeof(count)));
+    LT_TRY(d, ek_lt.MatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                             &offset, sizeof(offset)));
     return EK_OK;
 }
 
@@ -85,17 +88,17 @@ static enum ek_status describe(struct ek_cuda *d, const struct ek_cu_gemm *g, st
     uint64_t wide = g->turned ? g->rows : g->cols, tall = g->turned ? g->cols : g->rows;
     cublasLtEpilogue_t after = epilogue(g);
 
-    LT_TRY(d, cublasLtMatmulDescCreate(&m->op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    LT_TRY(d, cublasLtMatmulDescSetAttribute(m->op, CUBLASLT_MATMUL_DESC_TRANSA, &t, sizeof(t)));
-    LT_TRY(d, cublasLtMatmulDescSetAttribute(m->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &after,
-                                             sizeof(after)));
+    LT_TRY(d, ek_lt.MatmulDescCreate(&m->op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    LT_TRY(d, ek_lt.MatmulDescSetAttribute(m->op, CUBLASLT_MATMUL_DESC_TRANSA, &t, sizeof(t)));
+    LT_TRY(d, ek_lt.MatmulDescSetAttribute(m->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &after,
+                                           sizeof(after)));
     if (g->bias)
-        LT_TRY(d, cublasLtMatmulDescSetAttribute(m->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias,
-                                                 sizeof(g->bias)));
-    LT_TRY(d, cublasLtMatrixLayoutCreate(&m->w, cuda_type(g->in), wide, tall, (int64_t)wide));
-    LT_TRY(d, cublasLtMatrixLayoutCreate(&m->x, cuda_type(g->in), g->cols, g->n, (int64_t)g->ldx));
-    LT_TRY(d, cublasLtMatrixLayoutCreate(&m->out, cuda_type(g->out_type), g->rows, g->n,
-                                         (int64_t)g->ldo));
+        LT_TRY(d, ek_lt.MatmulDescSetAttribute(m->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias,
+                                               sizeof(g->bias)));
+    LT_TRY(d, ek_lt.MatrixLayoutCreate(&m->w, cuda_type(g->in), wide, tall, (int64_t)wide));
+    LT_TRY(d, ek_lt.MatrixLayoutCreate(&m->x, cuda_type(g->in), g->cols, g->n, (int64_t)g->ldx));
+    LT_TRY(d, ek_lt.MatrixLayoutCreate(&m->out, cuda_type(g->out_type), g->rows, g->n,
+                                       (int64_t)g->ldo));
     if (g->batch == 0)
         return EK_OK;
     EK_TRY(in_batch(d, m->w, g->batch, g->w_step));
@@ -135,12 +138,12 @@ static enum ek_status prefer(struct ek_cuda *d, uint32_t align, cublasLtMatmulPr
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
 
-    LT_TRY(d, cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                                   &work, sizeof(work)));
-    LT_TRY(d, cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                                                   &schemes, sizeof(schemes)));
+    LT_TRY(d, ek_lt.MatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                 &work, sizeof(work)));
+    LT_TRY(d, ek_lt.MatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                                 &schemes, sizeof(schemes)));
     for (size_t i = 0; i < EK_ARRAY_LEN(sides); i++)
-        LT_TRY(d, cublasLtMatmulPreferenceSetAttribute(pref, sides[i], &align, sizeof(align)));
+        LT_TRY(d, ek_lt.MatmulPreferenceSetAttribute(pref, sides[i], &align, sizeof(align)));
     return EK_OK;
 }
 
@@ -153,17 +156,17 @@ static enum ek_status choose(struct ek_cuda *d, const struct ek_cu_gemm *g,
     enum ek_status st;
     int found = 0;
 
-    LT_TRY(d, cublasLtMatmulPreferenceCreate(&pref));
+    LT_TRY(d, ek_lt.MatmulPreferenceCreate(&pref));
     st = prefer(d, plan->key.align, pref);
     if (st == EK_OK)
-        s = cublasLtMatmulAlgoGetHeuristic(d->lt, m->op, m->w, m->x, m->out, m->out, pref, 1, &best,
-                                           &found);
-    cublasLtMatmulPreferenceDestroy(pref);
+        s = ek_lt.MatmulAlgoGetHeuristic(d->lt, m->op, m->w, m->x, m->out, m->out, pref, 1, &best,
+                                         &found);
+    ek_lt.MatmulPreferenceDestroy(pref);
     EK_TRY(st);
     if (s != CUBLAS_STATUS_SUCCESS || found == 0)
         return ek_error(EK_EUNSUPPORTED, "%s: no cuBLASLt product of %ux%u by %u in %s (%s)",
                         d->base.spec.name, g->rows, g->cols, g->n, ek_dtype_name(g->in),
-                        cublasLtGetStatusString(s));
+                        ek_lt.GetStatusString(s));
     plan->algo = best.algo;
     plan->work = best.workspaceSize;
     plan->used = true;
@@ -225,8 +228,8 @@ enum ek_status ek_cuda_gemm(struct ek_cuda *d, const struct ek_cu_gemm *g)
         EK_GOTO(choose(d, g, &m, plan), st, done);
     }
     EK_GOTO(ek_cuda_scratch(d, EK_CU_LT, EK_CU_GEMM_WORK, &work), st, done);
-    s = cublasLtMatmul(d->lt, m.op, &one, g->w, m.w, g->x, m.x, &beta, g->out, m.out, g->out, m.out,
-                       &plan->algo, work, plan->work, d->queue.stream);
+    s = ek_lt.Matmul(d->lt, m.op, &one, g->w, m.w, g->x, m.x, &beta, g->out, m.out, g->out, m.out,
+                     &plan->algo, work, plan->work, d->queue.stream);
     if (s != CUBLAS_STATUS_SUCCESS)
         st = lt_failed(d, s, "cublasLtMatmul");
 
