@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #define READ_MAX     ((uint64_t)1 << 30) /* one pread moves at most 2 GiB less a page */
-#define DIRECT_LEAST ((uint64_t)1 << 20) /* shorter reads are left to the page cache */
+#define DIRECT_LEAST ((uint64_t)256 << 10) /* shorter reads are left to the page cache */
 #define DIRECT_MOST  ((uint64_t)4 << 20) /* of one direct read */
 #define DIRECT_ALIGN ((uint64_t)4096)    /* of its place in file and memory */
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Loading: several threads take pieces of tensors in the order of the file, read (or make, or
- * repack) them into pinned memory, and queue their way to the device, two buffers each: reads are
- * in flight while the device takes what was read before. All buffers are one allocation, for
- * pinning costs by the call. A device whose memory is the host's is
- * read into in place. Each byte of the checkpoint is read once.
+ * Loading: several threads take pieces of tensors in the order of the file and read (or make, or
+ * repack) them into a ring of pinned memory; this thread sends what is there to the device, in the
+ * same order, pieces that follow one another as one, and gives the ring's room back when they have
+ * arrived. A device whose memory is the host's is read into in place. Each byte of the checkpoint
+ * is read once.
  */
 #define _GNU_SOURCE
 #include "runtime/vision.h"
@@ -15,13 +15,24 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-#define PIECE ((size_t)2 << 20) /* bytes read and sent at once; rows are never cut */
-enum { MOST_READERS = 12, MESSAGE = 1024, BUFFER_ALIGN = 4096 };
+#define PIECE ((size_t)1 << 20)  /* bytes read at once; rows are never cut */
+#define SENT  ((size_t)4 << 20)  /* bytes sent at once, if more than one piece */
+#define RING  ((size_t)32 << 20) /* bytes, or twice the largest piece */
+#define ALIGN ((size_t)64)       /* of pieces in the ring */
+#define STACK ((size_t)1 << 20)  /* of a reader: small ones are kept for the next */
+enum { MOST_READERS = 12, IN_FLIGHT = 32, MESSAGE = 1024 };
 
 struct piece { /* rows of a matrix, or a whole vector */
     const struct load *l;
     size_t at, n;
+    uint64_t pos; /* on the way round the ring: pos % ring_bytes is its place */
+};
+
+struct sent { /* is on its way to the device */
+    struct ek_event *arrived;
+    uint64_t end; /* of its last piece */
 };
 
 struct loader {
@@ -29,22 +40,23 @@ struct loader {
     struct ek_device *dev;
     int what;
     struct piece *pieces;
-    size_t n, cap, buffer_bytes;
-    bool in_place; /* read into where it belongs: no buffers */
-    char *buffers; /* two for each reader */
-    atomic_size_t next;
-    double busy_s;         /* from the first piece to the last, without what buffers take */
-    pthread_mutex_t issue; /* one thread issues to a device at a time */
-    atomic_bool stop;      /* some reader failed */
+    size_t n, cap;
+    bool in_place; /* read into where it belongs: no ring */
+    char *ring;
+    size_t ring_bytes, n_readers;
+    struct sent flight[IN_FLIGHT]; /* flight[oldest..newest) % IN_FLIGHT */
+    size_t oldest, newest;
+    double busy_s;                /* from the first piece to the last */
+    atomic_bool *ready;           /* of each piece: it lies in the ring */
+    atomic_size_t next;           /* piece to be read */
+    atomic_uint_fast64_t arrived; /* all before that have arrived: the ring's room is free again */
+    atomic_bool stop;             /* something failed */
 };
 
-/* Two staging buffers: one is read into while the device takes the other. */
-struct reader {
+struct reader { /* readers[i] starts 2i + 1 and 2i + 2 */
     struct loader *loader;
-    char *buffer[2];
-    struct ek_event *taken[2];
-    bool busy[2];
-    unsigned next;
+    struct reader *readers;
+    size_t id;
     pthread_t thread;
     bool running;
     enum ek_status status;
@@ -100,53 +112,49 @@ static size_t piece_bytes(const struct piece *p)
     return p->n * (p->l->mat ? pitch_of(p->l) : sizeof(float));
 }
 
-/* ---- buffers ------------------------------------------------------------------------------------
- */
-static void reader_close(struct reader *r)
+/* Gives each piece its place on the way round the ring, none across the ring's end. */
+static void lay_out(struct loader *o)
 {
-    struct ek_device *dev = r->loader->dev;
+    size_t largest = 0;
+    uint64_t at = 0;
 
-    for (int i = 0; i < 2; i++)
-        if (r->taken[i] != NULL)
-            dev->ops->event_free(r->taken[i]);
-}
+    for (size_t i = 0; i < o->n; i++)
+        if (piece_bytes(&o->pieces[i]) > largest)
+            largest = piece_bytes(&o->pieces[i]);
+    o->ring_bytes = ek_round_up(2 * largest > RING ? 2 * largest : RING, ALIGN);
+    for (size_t i = 0; i < o->n; i++) {
+        size_t bytes = piece_bytes(&o->pieces[i]), left = o->ring_bytes - at % o->ring_bytes;
 
-static enum ek_status reader_open(struct reader *r, struct loader *o, size_t which)
-{
-    *r = (struct reader){.loader = o};
-    for (size_t i = 0; i < 2 && !o->in_place; i++) {
-        r->buffer[i] = o->buffers + (2 * which + i) * o->buffer_bytes;
-        EK_TRY(o->dev->ops->event_new(o->dev, &r->taken[i]));
+        at += left < bytes ? left : 0;
+        o->pieces[i].pos = at;
+        at = ek_round_up(at + bytes, ALIGN);
     }
-    return EK_OK;
+    if (at < o->ring_bytes)
+        o->ring_bytes = at;
 }
 
-/* The next buffer, free to be written. */
-static enum ek_status take_buffer(struct reader *r, char **out)
+/* ---- waiting ------------------------------------------------------------------------------------
+ */
+/* What is waited for takes microseconds, or with slow storage much longer. */
+static void wait_a_little(unsigned *times)
 {
-    unsigned i = r->next;
+    const struct timespec t = {.tv_nsec = 20000};
 
-    if (r->busy[i])
-        EK_TRY(r->loader->dev->ops->event_sync(r->taken[i]));
-    r->busy[i] = false;
-    *out = r->buffer[i];
-    return EK_OK;
+    if ((*times)++ < 200)
+        sched_yield();
+    else
+        nanosleep(&t, NULL);
 }
 
-static enum ek_status send_buffer(struct reader *r, void *dst, size_t n)
+/* The piece's place in the ring when it is free; NULL: something failed. */
+static char *wait_for_room(struct loader *o, const struct piece *p)
 {
-    struct ek_device *dev = r->loader->dev;
-    unsigned i = r->next;
-    enum ek_status st;
+    uint64_t end = p->pos + piece_bytes(p);
+    unsigned times = 0;
 
-    pthread_mutex_lock(&r->loader->issue);
-    st = dev->ops->upload(dev, dst, r->buffer[i], n);
-    if (st == EK_OK)
-        st = dev->ops->event_record(dev, r->taken[i]);
-    pthread_mutex_unlock(&r->loader->issue);
-    r->busy[i] = true;
-    r->next = 1 - i;
-    return st;
+    while (end > atomic_load(&o->arrived) + o->ring_bytes && !atomic_load(&o->stop))
+        wait_a_little(&times);
+    return atomic_load(&o->stop) ? NULL : o->ring + p->pos % o->ring_bytes;
 }
 
 /* ---- one piece ----------------------------------------------------------------------------------
@@ -200,30 +208,47 @@ static char *place_of(const struct piece *p)
     return l->mat ? (char *)l->mat->data + (l->row0 + p->at) * pitch_of(l) : (char *)l->vec;
 }
 
-static enum ek_status move_piece(struct reader *r, const struct piece *p)
+static enum ek_status read_piece(struct loader *o, size_t i)
 {
-    const struct loader *o = r->loader;
-    char *to = place_of(p);
+    const struct piece *p = &o->pieces[i];
+    char *to = o->in_place ? place_of(p) : wait_for_room(o, p);
 
-    if (!o->in_place)
-        EK_TRY(take_buffer(r, &to));
-    if (o->what & LOAD_READ)
+    if (to != NULL && o->what & LOAD_READ)
         EK_TRY((p->l->mat ? read_rows : read_vector)(o->m, p, to));
-    return o->in_place || !(o->what & LOAD_SEND) ? EK_OK
-                                                 : send_buffer(r, place_of(p), piece_bytes(p));
+    atomic_store(&o->ready[i], true);
+    return EK_OK;
 }
 
-/* ---- all of them --------------------------------------------------------------------------------
+/* ---- readers ------------------------------------------------------------------------------------
  */
+static void *read_all(void *arg);
+
+/* Where threads cannot be had, those that there are do. */
+static void start_reader(struct loader *o, struct reader *readers, size_t id)
+{
+    struct reader *r = &readers[id];
+    pthread_attr_t small;
+
+    if (id >= o->n_readers)
+        return;
+    *r = (struct reader){.loader = o, .readers = readers, .id = id};
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, STACK);
+    r->running = pthread_create(&r->thread, &small, read_all, r) == 0;
+    pthread_attr_destroy(&small);
+}
+
 static void *read_all(void *arg)
 {
     struct reader *r = arg;
     struct loader *o = r->loader;
     size_t i;
 
+    start_reader(o, r->readers, 2 * r->id + 1);
+    start_reader(o, r->readers, 2 * r->id + 2);
     while (r->status == EK_OK && !atomic_load(&o->stop) &&
            (i = atomic_fetch_add(&o->next, 1)) < o->n)
-        r->status = move_piece(r, &o->pieces[i]);
+        r->status = read_piece(o, i);
     if (r->status != EK_OK) {
         atomic_store(&o->stop, true);
         snprintf(r->message, sizeof(r->message), "%s", ek_last_error());
@@ -242,68 +267,151 @@ static size_t count_readers(const struct loader *o)
     return n > o->n ? o->n : n;
 }
 
-/* This thread is the first reader; where threads cannot be had, those that there are do. */
-static enum ek_status run_readers(struct reader *readers, size_t n)
+/* A reader that was joined has started those that it does. st: of this thread, whose message is the
+ * last error. */
+static enum ek_status join_readers(struct loader *o, struct reader *readers, enum ek_status st)
 {
-    enum ek_status st = EK_OK;
-
-    for (size_t i = 1; i < n; i++)
-        readers[i].running = pthread_create(&readers[i].thread, NULL, read_all, &readers[i]) == 0;
-    read_all(&readers[0]);
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < o->n_readers; i++) {
         if (readers[i].running)
             pthread_join(readers[i].thread, NULL);
         if (st == EK_OK && readers[i].status != EK_OK)
-            st = i ? ek_error(readers[i].status, "%s", readers[i].message) : readers[i].status;
+            st = ek_error(readers[i].status, "%s", readers[i].message);
     }
     return st;
 }
 
-static enum ek_status with_readers(struct loader *o)
+/* ---- sending ------------------------------------------------------------------------------------
+ */
+/* Waits for what was sent first. */
+static enum ek_status retire(struct loader *o)
 {
-    size_t n = count_readers(o), opened = 0;
-    struct reader *readers = ek_calloc(n, sizeof(*readers));
-    enum ek_status st = readers ? EK_OK : EK_ENOMEM;
+    struct sent *s = &o->flight[o->oldest++ % IN_FLIGHT];
+
+    EK_TRY(o->dev->ops->event_sync(s->arrived));
+    atomic_store(&o->arrived, s->end);
+    return EK_OK;
+}
+
+/* b follows a in the ring and on the device. */
+static bool follows(const struct loader *o, const struct piece *a, const struct piece *b)
+{
+    size_t bytes = piece_bytes(a);
+
+    return b->pos == a->pos + bytes && b->pos % o->ring_bytes != 0 &&
+           place_of(b) == place_of(a) + bytes;
+}
+
+/* Sends piece *i and those behind it that are there and follow; *i: the next one. */
+static enum ek_status send(struct loader *o, size_t *i)
+{
+    const struct piece *first = &o->pieces[*i], *last = first;
+    size_t bytes = piece_bytes(first);
+    struct sent *s;
+
+    for (*i += 1; *i < o->n && atomic_load(&o->ready[*i]) && follows(o, last, last + 1) &&
+                  bytes + piece_bytes(last + 1) <= SENT;
+         *i += 1)
+        bytes += piece_bytes(++last);
+    if (o->newest - o->oldest == IN_FLIGHT)
+        EK_TRY(retire(o));
+    s = &o->flight[o->newest++ % IN_FLIGHT];
+    s->end = last->pos + piece_bytes(last);
+    if (!(o->what & LOAD_SEND))
+        return EK_OK; /* the event has never been recorded: nothing to wait for */
+    EK_TRY(
+        o->dev->ops->upload(o->dev, place_of(first), o->ring + first->pos % o->ring_bytes, bytes));
+    return o->dev->ops->event_record(o->dev, s->arrived);
+}
+
+static enum ek_status send_all(struct loader *o)
+{
+    unsigned times = 0;
+    size_t i = 0;
+
+    while (i < o->n && !atomic_load(&o->stop)) {
+        if (atomic_load(&o->ready[i])) {
+            EK_TRY(send(o, &i));
+            times = 0;
+        } else if (o->oldest < o->newest) {
+            EK_TRY(retire(o));
+        } else {
+            wait_a_little(&times);
+        }
+    }
+    while (o->oldest < o->newest)
+        EK_TRY(retire(o));
+    return EK_OK;
+}
+
+/* ---- all of them --------------------------------------------------------------------------------
+ */
+static void close_ring(struct loader *o)
+{
+    (void)o->dev->ops->sync(o->dev); /* pieces may be on their way; the message stays */
+    for (size_t i = 0; i < IN_FLIGHT; i++)
+        if (o->flight[i].arrived != NULL)
+            o->dev->ops->event_free(o->flight[i].arrived);
+    o->dev->ops->host_free(o->dev, o->ring);
+}
+
+static enum ek_status open_ring(struct loader *o)
+{
+    EK_TRY(o->dev->ops->host_alloc(o->dev, o->ring_bytes, (void **)&o->ring));
+    for (size_t i = 0; i < IN_FLIGHT; i++)
+        EK_TRY(o->dev->ops->event_order(o->dev, &o->flight[i].arrived));
+    return EK_OK;
+}
+static enum ek_status move_all(struct loader *o, struct reader *readers)
+{
+    enum ek_status st = EK_OK;
+
+    start_reader(o, readers, 0);
+    if (!readers[0].running)
+        return ek_error(EK_EENV, "no thread can be started to read weights");
+    if (!o->in_place)
+        st = send_all(o);
+    if (st != EK_OK)
+        atomic_store(&o->stop, true);
+    return join_readers(o, readers, st);
+}
+
+static enum ek_status load_pieces(struct loader *o)
+{
+    struct reader *readers = ek_calloc(o->n_readers, sizeof(*readers));
+    enum ek_status st = EK_ENOMEM;
     uint64_t begin;
 
-    if (st == EK_OK && !o->in_place)
-        st = o->dev->ops->host_alloc(o->dev, 2 * n * o->buffer_bytes, (void **)&o->buffers);
-    for (; st == EK_OK && opened < n; opened++)
-        st = reader_open(&readers[opened], o, opened);
+    o->ready = ek_calloc(o->n, sizeof(*o->ready));
+    if (readers == NULL || o->ready == NULL)
+        goto done;
+    if (!o->in_place)
+        EK_GOTO(open_ring(o), st, done);
     begin = ek_now_ns();
-    if (st == EK_OK)
-        st = run_readers(readers, n);
-    if (st == EK_OK)
-        st = o->dev->ops->sync(o->dev);
-    else
-        (void)o->dev->ops->sync(o->dev); /* buffers may be on their way; the message stays */
+    st = move_all(o, readers);
     o->busy_s = (double)(ek_now_ns() - begin) * 1e-9;
-    while (opened > 0)
-        reader_close(&readers[--opened]);
-    o->dev->ops->host_free(o->dev, o->buffers);
+done:
+    close_ring(o);
+    free(o->ready);
     free(readers);
     return st;
 }
 
+/* busy_s: without the ring's making. */
 static enum ek_status load_timed(const struct ek_model *m, struct ek_device *dev,
                                  struct load *loads, size_t n, int what, double *busy_s)
 {
-    struct loader o = {.m = m, .dev = dev, .what = what, .buffer_bytes = 1};
+    struct loader o = {.m = m, .dev = dev, .what = what};
     enum ek_status st = EK_OK;
 
     if (n > 0) /* a stage of a borrowed head alone has none */
         qsort(loads, n, sizeof(*loads), file_order);
     for (size_t i = 0; i < n && st == EK_OK; i++)
         st = cut(&o, &loads[i]);
-    for (size_t i = 0; i < o.n; i++)
-        if (piece_bytes(&o.pieces[i]) > o.buffer_bytes)
-            o.buffer_bytes = piece_bytes(&o.pieces[i]);
-    o.buffer_bytes = ek_round_up(o.buffer_bytes, BUFFER_ALIGN);
     o.in_place = dev->ops->host && what == (LOAD_READ | LOAD_SEND);
-    pthread_mutex_init(&o.issue, NULL);
+    o.n_readers = count_readers(&o);
+    lay_out(&o);
     if (st == EK_OK && o.n > 0)
-        st = with_readers(&o);
-    pthread_mutex_destroy(&o.issue);
+        st = load_pieces(&o);
     free(o.pieces);
     *busy_s = o.busy_s;
     return st;
@@ -317,7 +425,7 @@ enum ek_status load_all(const struct ek_model *m, struct ek_device *dev, struct 
     return load_timed(m, dev, loads, n, what, &skip);
 }
 
-/* Of one thing alone: without buffers. Of loading: with everything that it takes. */
+/* Of one thing alone: without the ring's making. Of loading: with everything that it takes. */
 static enum ek_status timed(const struct ek_model *m, struct ek_device *dev, struct load *loads,
                             size_t n, int what, bool cold, double *seconds)
 {

@@ -9,6 +9,7 @@
 
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
+#include <pthread.h>
 
 #include "kernels/arguments.h"
 #include "kernels/cuda/launch.h"
@@ -17,6 +18,7 @@
 #define EK_CU_ALIGN      256         /* of every allocation, so that wide loads are aligned */
 #define EK_CU_TAKEN      (64 * 1024) /* uploads up to this size are taken at once ... */
 #define EK_CU_N_STAGING  32          /* ... into a ring of so many pinned buffers */
+#define EK_CU_KEPT       (32u << 20) /* bytes of pinned memory kept: what loading takes */
 #define EK_CU_N_PLANS    256         /* products whose algorithm is remembered */
 #define EK_CU_GEMM_WORK  (32u << 20) /* bytes of cuBLASLt's workspace */
 #define EK_CU_FEW        8           /* tokens up to which a product is our own; */
@@ -79,6 +81,12 @@ struct ek_cuda {
         cudaEvent_t passed[EK_CU_N_STAGING];
         uint32_t next;
     } staging;
+    struct { /* pinned memory that is made beside the device's opening, and kept */
+        pthread_mutex_t lock;
+        pthread_t thread;
+        bool making, taken;
+        void *p; /* EK_CU_KEPT bytes; NULL: there is none */
+    } kept;
     cublasLtHandle_t lt;
     bool captured;            /* a graph was: scratch memory keeps its address */
     struct ek_cu_plan *plans; /* [EK_CU_N_PLANS], open addressing */
@@ -123,6 +131,10 @@ void ek_cuda_memory_close(struct ek_cuda *d);
 enum ek_status ek_cuda_scratch(struct ek_cuda *d, enum ek_cu_scratch which, size_t bytes,
                                void **out);
 enum ek_status ek_cuda_small_scratch(struct ek_cuda *d);
+/* Begins to make what is kept, in another thread: loading need not wait the 3 ms that it takes. */
+void ek_cuda_kept_begin(struct ek_cuda *d);
+void ek_cuda_kept_end(struct ek_cuda *d);
+/* Takes what is kept where that fits. */
 enum ek_status ek_cuda_host_alloc(struct ek_device *dev, size_t bytes, void **out);
 void ek_cuda_host_free(struct ek_device *dev, void *p);
 

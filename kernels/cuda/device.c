@@ -7,7 +7,6 @@
 #include "kernels/cuda/hash.h"
 #include "kernels/cuda/lt.h"
 
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -181,16 +180,18 @@ static enum ek_status enable_peer(const struct ek_cuda *d, int gpu, int peer)
 }
 
 /* Copies between GPUs go over NVLink or PCIe directly where the machine allows it, among those that
- * this process has devices on: it takes a context at both ends, of 0.15 s and 0.5 GB. */
-static enum ek_status join_peers(const struct ek_cuda *d)
+ * this process has devices on: it takes a context at both ends, of 0.15 s and 0.5 GB. *first: no
+ * device was opened on this GPU before. */
+static enum ek_status join_peers(const struct ek_cuda *d, bool *first)
 {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     static uint64_t joined; /* bit: GPU */
     enum ek_status st = EK_OK;
 
     pthread_mutex_lock(&lock);
-    for (int peer = 0; st == EK_OK && peer < MAX_GPUS; peer++)
-        if (peer != d->gpu && joined >> peer & 1 && !(joined >> d->gpu & 1)) {
+    *first = !(joined >> d->gpu & 1);
+    for (int peer = 0; *first && st == EK_OK && peer < MAX_GPUS; peer++)
+        if (joined >> peer & 1) {
             st = enable_peer(d, d->gpu, peer);
             if (st == EK_OK)
                 st = enable_peer(d, peer, d->gpu);
@@ -228,6 +229,7 @@ static void device_close(struct ek_device *dev)
     if (d == NULL)
         return;
     ek_cuda_use(d);
+    ek_cuda_kept_end(d);
     ek_cuda_queue_close(d);
     ek_cuda_gemm_close(d);
     ek_cuda_memory_close(d);
@@ -266,6 +268,7 @@ static enum ek_status device_open(const struct ek_device_spec *spec, enum ek_dty
 {
     struct ek_cuda *d;
     enum ek_status st;
+    bool first;
 
     if ((int)spec->index >= gpu_count())
         return ek_error(EK_EENV, "%s: there is no such GPU (%d found)", spec->name, gpu_count());
@@ -275,11 +278,14 @@ static enum ek_status device_open(const struct ek_device_spec *spec, enum ek_dty
     d->base.spec = *spec;
     d->base.act = act;
     d->gpu = (int)spec->index;
+    pthread_mutex_init(&d->kept.lock, NULL);
     EK_GOTO(gpu_info(d->gpu, &d->base.info), st, fail);
     EK_GOTO(check_type(d, act), st, fail);
     d->memory.budget = budget_of(spec, &d->base.info);
     ek_cuda_use(d);
-    EK_GOTO(join_peers(d), st, fail);
+    EK_GOTO(join_peers(d, &first), st, fail);
+    if (first)
+        ek_cuda_kept_begin(d);
     EK_GOTO(set_queue(d), st, fail);
     EK_GOTO(ek_cuda_queue_open(d), st, fail);
     EK_GOTO(ek_cuda_small_scratch(d), st, fail);

@@ -308,7 +308,7 @@ static void touch_all(char *p, size_t bytes)
             pthread_join(spans[i].thread, NULL);
 }
 
-enum ek_status ek_cuda_host_alloc(struct ek_device *dev, size_t bytes, void **out)
+static enum ek_status pages_new(struct ek_cuda *d, size_t bytes, void **out)
 {
     size_t align = bytes < HUGE / 2 ? PAGE : HUGE, size = ek_round_up(bytes ? bytes : 1, align);
     size_t map_bytes = size + align + PAGE;
@@ -317,7 +317,7 @@ enum ek_status ek_cuda_host_alloc(struct ek_device *dev, size_t bytes, void **ou
 
     if (bytes > SIZE_MAX / 2 || (map = mmap(NULL, map_bytes, PROT_READ | PROT_WRITE,
                                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) == MAP_FAILED)
-        return ek_error(EK_ENOMEM, "%s: %zu bytes of host memory: none left", dev->spec.name,
+        return ek_error(EK_ENOMEM, "%s: %zu bytes of host memory: none left", d->base.spec.name,
                         bytes);
     p = map + PAGE;
     p += (align - (uintptr_t)p % align) % align;
@@ -325,24 +325,93 @@ enum ek_status ek_cuda_host_alloc(struct ek_device *dev, size_t bytes, void **ou
     if (align == HUGE)
         (void)madvise(p, size, MADV_HUGEPAGE);
     touch_all(p, size);
-    ek_cuda_use(ek_cuda(dev));
+    ek_cuda_use(d);
     e = cudaHostRegister(p, size, cudaHostRegisterPortable);
     if (e != cudaSuccess) {
         munmap(map, map_bytes);
-        return ek_cuda_failed(ek_cuda(dev), e, "cudaHostRegister");
+        return ek_cuda_failed(d, e, "cudaHostRegister");
     }
     *out = p;
     return EK_OK;
 }
 
-void ek_cuda_host_free(struct ek_device *dev, void *p)
+static void pages_free(struct ek_cuda *d, void *p)
 {
     struct pinned of;
 
     if (p == NULL)
         return;
-    ek_cuda_use(ek_cuda(dev));
+    ek_cuda_use(d);
     cudaHostUnregister(p);
     of = *(struct pinned *)(void *)((char *)p - PAGE);
     munmap(of.map, of.map_bytes);
+}
+
+/* ---- what is kept */
+static void *make_kept(void *arg)
+{
+    struct ek_cuda *d = arg;
+    void *p;
+
+    if (pages_new(d, EK_CU_KEPT, &p) == EK_OK)
+        d->kept.p = p;
+    return NULL;
+}
+
+void ek_cuda_kept_begin(struct ek_cuda *d)
+{
+    d->kept.making = pthread_create(&d->kept.thread, NULL, make_kept, d) == 0;
+}
+
+static void wait_for_kept(struct ek_cuda *d)
+{
+    if (d->kept.making)
+        pthread_join(d->kept.thread, NULL);
+    d->kept.making = false;
+}
+
+void ek_cuda_kept_end(struct ek_cuda *d)
+{
+    wait_for_kept(d);
+    pages_free(d, d->kept.p);
+    pthread_mutex_destroy(&d->kept.lock);
+}
+
+/* What is kept, when it is there, free and fits; or NULL. */
+static void *take_kept(struct ek_cuda *d, size_t bytes)
+{
+    void *p = NULL;
+
+    if (bytes < EK_CU_KEPT / 8 || bytes > EK_CU_KEPT)
+        return NULL;
+    pthread_mutex_lock(&d->kept.lock);
+    wait_for_kept(d);
+    if (!d->kept.taken)
+        p = d->kept.p;
+    d->kept.taken = true;
+    pthread_mutex_unlock(&d->kept.lock);
+    return p;
+}
+
+enum ek_status ek_cuda_host_alloc(struct ek_device *dev, size_t bytes, void **out)
+{
+    void *kept = take_kept(ek_cuda(dev), bytes);
+
+    if (kept == NULL)
+        return pages_new(ek_cuda(dev), bytes, out);
+    *out = kept;
+    return EK_OK;
+}
+
+void ek_cuda_host_free(struct ek_device *dev, void *p)
+{
+    struct ek_cuda *d = ek_cuda(dev);
+
+    pthread_mutex_lock(&d->kept.lock);
+    if (p != NULL && p == d->kept.p) {
+        d->kept.taken = false;
+        p = NULL;
+    }
+    pthread_mutex_unlock(&d->kept.lock);
+    pages_free(d, p);
 }
