@@ -5,9 +5,14 @@
 #include "runtime/vision.h"
 
 #include <stdlib.h>
+#include <string.h>
+
+#define COLD_PIXELS ((size_t)48 << 20) /* more than caches of hosts hold: 192 MiB */
 
 struct vision_look { /* kept from one run to the next, for a clock looks on */
     uint32_t tokens;
+    float *pixels; /* [n_pixels], of which the picture has those from at on; NULL: it needs none */
+    size_t n_pixels, at;
     struct ek_visual v;
     struct ek_vl_geometry g; /* Qwen */
     float *features;         /* [n_features][hidden]: what the host is given ... */
@@ -78,24 +83,42 @@ void vision_look_free(struct vision_look *l)
     if (l == NULL)
         return;
     ek_vl_geometry_free(&l->g);
-    free(l->v.pixels);
+    free(l->pixels);
     if (l->features != NULL)
         l->dev->ops->host_free(l->dev, l->features);
     free(l);
 }
 
-/* Rows of NOISE numbers over and over: no two rows are alike where it is no multiple of theirs. */
-static enum ek_status fill(struct ek_visual *v)
+/* Rows of NOISE numbers over and over: no two rows are alike where it is no multiple of theirs. For
+ * a GPU there are more of them, taken in turn: a picture that comes is in no cache of the host. */
+static enum ek_status fill(struct ek_device *dev, struct vision_look *l)
 {
     enum { NOISE = 8191 };
-    size_t n = v->n_rows * v->row_size;
+    size_t n = l->v.n_rows * l->v.row_size, all = n;
     uint64_t seed = 1;
 
-    if ((v->pixels = ek_calloc(n, sizeof(*v->pixels))) == NULL)
+    if (l->n_pixels >= n) /* those of the picture before */
+        return EK_OK;
+    if (dev->info.compute_major > 0)
+        all += COLD_PIXELS;
+    free(l->pixels);
+    if ((l->pixels = ek_calloc(all, sizeof(*l->pixels))) == NULL)
         return EK_ENOMEM;
-    for (size_t i = 0; i < n; i++)
-        v->pixels[i] = i < NOISE ? ek_random_normal(&seed) : v->pixels[i - NOISE];
+    for (size_t i = 0; i < all && i < NOISE; i++)
+        l->pixels[i] = ek_random_normal(&seed);
+    for (size_t i = NOISE; i < all; i += i) /* what is there once more */
+        memcpy(l->pixels + i, l->pixels, (all - i < i ? all - i : i) * sizeof(*l->pixels));
+    l->n_pixels = all;
     return EK_OK;
+}
+
+/* The next picture. */
+static void turn(struct vision_look *l)
+{
+    size_t n = l->v.n_rows * l->v.row_size;
+
+    l->at = l->at + 2 * n <= l->n_pixels ? l->at + n : 0;
+    l->v.pixels = l->pixels ? l->pixels + l->at : NULL;
 }
 
 static enum ek_status make_look(const struct ek_stage *s, uint32_t tokens, struct vision_look *l)
@@ -113,12 +136,28 @@ static enum ek_status make_look(const struct ek_stage *s, uint32_t tokens, struc
         EK_TRY(ek_vl_geometry(&rules, &l->v, &l->g));
     }
     if (s->vision->patches)
-        EK_TRY(fill(&l->v));
+        EK_TRY(fill(s->dev, l));
     l->dev = s->dev;
     EK_TRY(s->dev->ops->host_alloc(s->dev, l->v.n_features * c->hidden * sizeof(float),
                                    (void **)&l->features));
     l->tokens = tokens;
     return EK_OK;
+}
+
+static enum ek_status another_look(struct ek_stage *s, uint32_t tokens)
+{
+    struct vision_look *l = ek_calloc(1, sizeof(*l)), *old = s->vision->look;
+
+    if (l == NULL)
+        return EK_ENOMEM;
+    if (old != NULL) {
+        l->pixels = old->pixels;
+        l->n_pixels = old->n_pixels;
+        old->pixels = NULL;
+    }
+    vision_look_free(old);
+    s->vision->look = l;
+    return make_look(s, tokens, l);
 }
 
 enum ek_status ek_stage_look(struct ek_stage *s, uint32_t tokens)
@@ -129,11 +168,8 @@ enum ek_status ek_stage_look(struct ek_stage *s, uint32_t tokens)
         return ek_error(EK_EUSAGE, "stage: no visual modules for a picture of %u tokens", tokens);
     if (!vision_has_tower(v) && !v->projector)
         return EK_OK;
-    if (v->look == NULL || v->look->tokens != tokens) {
-        vision_look_free(v->look);
-        if ((v->look = ek_calloc(1, sizeof(*v->look))) == NULL)
-            return EK_ENOMEM;
-        EK_TRY(make_look(s, tokens, v->look));
-    }
+    if (v->look == NULL || v->look->tokens != tokens)
+        EK_TRY(another_look(s, tokens));
+    turn(v->look);
     return run_all(s, &v->look->v, vision_is_qwen(&s->m->config) ? &v->look->g : NULL);
 }

@@ -19,6 +19,8 @@
 #define EK_CU_TAKEN      (64 * 1024) /* uploads up to this size are taken at once ... */
 #define EK_CU_N_STAGING  32          /* ... into a ring of so many pinned buffers */
 #define EK_CU_KEPT       (32u << 20) /* bytes of pinned memory kept: what loading takes */
+#define EK_CU_CARRIERS   4           /* threads that carry larger ones to pinned memory, ... */
+#define EK_CU_CARRIED    (1 << 20)   /* ... so much at a time, two pieces each */
 #define EK_CU_N_PLANS    256         /* products whose algorithm is remembered */
 #define EK_CU_GEMM_WORK  (32u << 20) /* bytes of cuBLASLt's workspace */
 #define EK_CU_FEW        8           /* tokens up to which a product is our own; */
@@ -87,6 +89,11 @@ struct ek_cuda {
         bool making, taken;
         void *p; /* EK_CU_KEPT bytes; NULL: there is none */
     } kept;
+    struct {
+        void
+            *host; /* [EK_CU_CARRIERS][2][EK_CU_CARRIED], pinned; NULL until there is a large one */
+        cudaEvent_t passed[EK_CU_CARRIERS][2];
+    } carried;
     cublasLtHandle_t lt;
     bool captured;            /* a graph was: scratch memory keeps its address */
     struct ek_cu_plan *plans; /* [EK_CU_N_PLANS], open addressing */

@@ -229,8 +229,8 @@ static void device_close(struct ek_device *dev)
     if (d == NULL)
         return;
     ek_cuda_use(d);
-    ek_cuda_kept_end(d);
     ek_cuda_queue_close(d);
+    ek_cuda_kept_end(d);
     ek_cuda_gemm_close(d);
     ek_cuda_memory_close(d);
     free(d);

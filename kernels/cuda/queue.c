@@ -4,8 +4,10 @@
  */
 #include "kernels/cuda/cuda.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct ek_event {
     cudaEvent_t event;
@@ -35,12 +37,100 @@ void ek_cuda_queue_close(struct ek_cuda *d)
             cudaEventDestroy(d->staging.passed[i]);
     if (d->staging.host)
         cudaFreeHost(d->staging.host);
+    for (int i = 0; i < 2 * EK_CU_CARRIERS; i++)
+        if (d->carried.passed[i / 2][i % 2])
+            cudaEventDestroy(d->carried.passed[i / 2][i % 2]);
+    if (d->carried.host)
+        ek_cuda_host_free(&d->base, d->carried.host);
     if (d->queue.stream)
         cudaStreamDestroy(d->queue.stream);
 }
 
 /* ---- copies ------------------------------------------------------------------------------------
  */
+/* What a thread carries of an upload from memory that is not pinned: every so manyth piece. The
+ * driver carries all of it by one thread: a picture's 25 MB took it 3.7 ms, and four take 0.9. */
+struct carrier {
+    struct ek_cuda *d;
+    unsigned index, n_carriers;
+    char *dst;
+    const char *src;
+    size_t n;
+    cudaError_t error;
+    pthread_t thread;
+    bool running;
+};
+
+static cudaError_t carry_piece(const struct carrier *c, size_t at, unsigned slot)
+{
+    struct ek_cuda *d = c->d;
+    char *pinned = (char *)d->carried.host + (2 * (size_t)c->index + slot) * EK_CU_CARRIED;
+    size_t n = c->n - at < EK_CU_CARRIED ? c->n - at : EK_CU_CARRIED;
+    cudaError_t e = cudaEventSynchronize(d->carried.passed[c->index][slot]);
+
+    if (e != cudaSuccess)
+        return e;
+    memcpy(pinned, c->src + at, n);
+    e = cudaMemcpyAsync(c->dst + at, pinned, n, cudaMemcpyHostToDevice, d->queue.stream);
+    return e != cudaSuccess ? e
+                            : cudaEventRecord(d->carried.passed[c->index][slot], d->queue.stream);
+}
+
+static void *carry(void *arg)
+{
+    struct carrier *c = arg;
+    size_t step = (size_t)c->n_carriers * EK_CU_CARRIED, i = 0;
+
+    ek_cuda_use(c->d);
+    for (size_t at = (size_t)c->index * EK_CU_CARRIED; at < c->n && c->error == cudaSuccess;
+         at += step)
+        c->error = carry_piece(c, at, i++ % 2);
+    return NULL;
+}
+
+static enum ek_status open_carried(struct ek_cuda *d)
+{
+    if (d->carried.host)
+        return EK_OK;
+    for (int i = 0; i < 2 * EK_CU_CARRIERS; i++)
+        if (!d->carried.passed[i / 2][i % 2])
+            EK_CU_TRY(d, cudaEventCreateWithFlags(&d->carried.passed[i / 2][i % 2],
+                                                  cudaEventDisableTiming));
+    return ek_cuda_host_alloc(&d->base, (size_t)2 * EK_CU_CARRIERS * EK_CU_CARRIED,
+                              &d->carried.host);
+}
+
+static enum ek_status upload_carried(struct ek_cuda *d, char *dst, const char *src, size_t n)
+{
+    struct carrier c[EK_CU_CARRIERS];
+    long cores = sysconf(_SC_NPROCESSORS_ONLN) / 2;
+    unsigned most = cores < 1 ? 1 : cores < EK_CU_CARRIERS ? (unsigned)cores : EK_CU_CARRIERS;
+    cudaError_t e = cudaSuccess;
+
+    EK_TRY(open_carried(d));
+    for (unsigned i = most; i-- > 0;) { /* the first one is this thread's */
+        c[i] = (struct carrier){
+            .d = d, .index = i, .n_carriers = most, .dst = dst, .src = src, .n = n};
+        c[i].running = i > 0 && pthread_create(&c[i].thread, NULL, carry, &c[i]) == 0;
+        if (!c[i].running)
+            carry(&c[i]);
+    }
+    for (unsigned i = 0; i < most; i++) {
+        if (c[i].running)
+            pthread_join(c[i].thread, NULL);
+        e = e == cudaSuccess ? c[i].error : e;
+    }
+    EK_CU_TRY(d, e);
+    return EK_OK;
+}
+
+static bool is_pinned(const void *p)
+{
+    struct cudaPointerAttributes a;
+
+    return cudaPointerGetAttributes(&a, p) == cudaSuccess && a.type != cudaMemoryTypeUnregistered;
+}
+
 enum ek_status ek_cuda_upload(struct ek_device *dev, void *dst, const void *src, size_t n)
 {
     struct ek_cuda *d = ek_cuda(dev);
@@ -48,6 +138,8 @@ enum ek_status ek_cuda_upload(struct ek_device *dev, void *dst, const void *src,
     char *taken = (char *)d->staging.host + (size_t)i * EK_CU_TAKEN;
 
     ek_cuda_use(d);
+    if (n > 2 * EK_CU_CARRIED && !is_pinned(src))
+        return upload_carried(d, dst, src, n);
     if (n > EK_CU_TAKEN) {
         EK_CU_TRY(d, cudaMemcpyAsync(dst, src, n, cudaMemcpyHostToDevice, d->queue.stream));
         return EK_OK;
