@@ -2,6 +2,7 @@
 #include "server/client.h"
 #include "server/answer.h"
 #include "server/prompt.h"
+#include "server/text.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -11,17 +12,13 @@
 #define STOP_IDS_MAX 16
 #define OUT_MAX      ((size_t)64 << 20) /* of events that the client has not taken */
 
-struct text {
-    char *data;
-    size_t n, cap;
-};
-
 struct client {
     struct server *s;
     struct MHD_Connection *connection;
     const struct way *way;
     struct text body;
-    bool too_large; /* the body, whose rest is passed over */
+    bool too_large; /* the body is: ... */
+    bool lacking;   /* there was no memory for it: its rest is passed over */
     struct request request;
     struct server_prompt prompt;
     struct ek_decoder *decoder;
@@ -38,15 +35,6 @@ struct client {
 
 /* ---- Answers ----------------------------------------------------------------------------------
  */
-static enum ek_status add(struct text *t, const char *data, size_t n, size_t max)
-{
-    EK_TRY(ek_grow((void **)&t->data, &t->cap, t->n + n + 1, 1, max));
-    memcpy(t->data + t->n, data, n);
-    t->n += n;
-    t->data[t->n] = '\0';
-    return EK_OK;
-}
-
 /* Takes text over, which may be NULL for want of memory. */
 static bool reply(struct client *c, int code, const char *type, char *text)
 {
@@ -192,7 +180,7 @@ static bool gone(const struct client *c)
 
 static enum ek_status put_event(struct client *c, char *text)
 {
-    enum ek_status st = text ? add(&c->out, text, strlen(text), OUT_MAX) : EK_ENOMEM;
+    enum ek_status st = text ? text_add(&c->out, text, strlen(text), OUT_MAX) : EK_ENOMEM;
 
     free(text);
     return st;
@@ -241,7 +229,7 @@ static enum ek_status finish(struct client *c)
     EK_TRY(put_piece(c, why));
     if (c->request.usage)
         EK_TRY(put_event(c, answer_usage_event(&c->answer)));
-    return add(&c->out, "data: [DONE]\n\n", 14, OUT_MAX);
+    return text_add(&c->out, "data: [DONE]\n\n", 14, OUT_MAX);
 }
 
 /* Waits for tokens, but a moment only, and makes of them what is to be sent. EK_NO: nobody is there
@@ -273,9 +261,9 @@ static void put_error(struct client *c, enum ek_status st)
     char *text = answer_error(code_of(st), ek_last_error());
 
     c->over = true;
-    if (text != NULL && add(&c->out, "data: ", 6, OUT_MAX) == EK_OK &&
-        add(&c->out, text, strlen(text), OUT_MAX) == EK_OK)
-        (void)add(&c->out, "\n", 1, OUT_MAX);
+    if (text != NULL && text_add(&c->out, "data: ", 6, OUT_MAX) == EK_OK &&
+        text_add(&c->out, text, strlen(text), OUT_MAX) == EK_OK)
+        (void)text_add(&c->out, "\n", 1, OUT_MAX);
     free(text);
 }
 
@@ -442,7 +430,7 @@ static const char *refusal(int code)
 }
 
 struct client *client_new(struct server *s, struct MHD_Connection *connection, const char *path,
-                          const char *method, bool *refused)
+                          const char *method)
 {
     struct client *c = ek_calloc(1, sizeof(*c));
     int code;
@@ -453,7 +441,6 @@ struct client *client_new(struct server *s, struct MHD_Connection *connection, c
     c->connection = connection;
     c->way = find_way(path);
     code = refused_with(c, method);
-    *refused = code != 0;
     if (code != 0 && !reply_error(c, code, refusal(code))) {
         free(c);
         return NULL;
@@ -461,14 +448,24 @@ struct client *client_new(struct server *s, struct MHD_Connection *connection, c
     return c;
 }
 
+/* What cannot be kept is passed over, and what was kept of it is not needed any more. */
 void client_read(struct client *c, const char *data, size_t n)
 {
-    c->too_large |= add(&c->body, data, n, BODY_MAX + 1) != EK_OK;
+    if (c->too_large || c->lacking)
+        return;
+    c->too_large = n > BODY_MAX - c->body.n;
+    c->lacking = !c->too_large && text_add(&c->body, data, n, BODY_MAX + 1) != EK_OK;
+    if (c->too_large || c->lacking) {
+        free(c->body.data);
+        c->body = (struct text){0};
+    }
 }
 
 bool client_answer(struct client *c)
 {
-    return c->too_large ? reply_error(c, 413, refusal(413)) : c->way->reply(c);
+    if (c->too_large)
+        return reply_error(c, 413, refusal(413));
+    return c->lacking ? reply_error(c, 503, "no memory for the body") : c->way->reply(c);
 }
 
 void client_free(struct client *c)

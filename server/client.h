@@ -26,9 +26,10 @@ struct server {
     uint32_t clients;    /* requests that are not answered to their end */
 };
 struct client;
-/* The head is there. *refused: its answer is queued, nothing more is read. NULL: no memory. */
+/* The head is there. Where that is refused already, the answer is queued, and nothing more is read.
+ * NULL: no memory. */
 struct client *client_new(struct server *s, struct MHD_Connection *connection, const char *path,
-                          const char *method, bool *refused);
+                          const char *method);
 /* A piece of the body. */
 void client_read(struct client *c, const char *data, size_t n);
 /* The body is there: queues the answer; false when that cannot be. */

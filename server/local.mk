@@ -2,4 +2,4 @@
 noinst_LIBRARIES += libserver.a
 libserver_a_SOURCES = server/server.h server/server.c server/client.h server/client.c server/queue.h \
 	server/queue.c server/prompt.h server/prompt.c server/answer.h server/answer.c server/request.h \
-	server/request.c
+	server/request.c server/text.h server/text.c

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/request.h"
+#include "server/text.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -138,23 +139,18 @@ static enum ek_status read_settings(const json_t *o, struct request *r)
 }
 
 /* ---- Messages -------------------------------------------------------------------------------- */
-struct text {
-    char *data;
-    size_t n, cap;
+struct content {
+    struct text text;
     bool words; /* it ends with those of a text part */
 };
 
-static enum ek_status add(struct text *t, const char *s, size_t n)
+static enum ek_status add(struct content *c, const char *s, size_t n)
 {
-    EK_TRY(ek_grow((void **)&t->data, &t->cap, t->n + n + 1, 1, TEXT_MAX));
-    memcpy(t->data + t->n, s, n);
-    t->n += n;
-    t->data[t->n] = '\0';
-    return EK_OK;
+    return text_add(&c->text, s, n, TEXT_MAX);
 }
 
 static enum ek_status add_image(const json_t *part, struct ek_json_at at, struct request *r,
-                                struct text *t)
+                                struct content *t)
 {
     const json_t *v = json_object_get(part, "image_url");
     const char *url = json_string_value(v);
@@ -172,7 +168,7 @@ static enum ek_status add_image(const json_t *part, struct ek_json_at at, struct
 
 /* Pieces of text that follow one another are lines. */
 static enum ek_status add_part(const json_t *part, struct ek_json_at at, struct request *r,
-                               struct text *t)
+                               struct content *t)
 {
     const char *type = NULL, *text = NULL;
 
@@ -195,7 +191,7 @@ static enum ek_status add_part(const json_t *part, struct ek_json_at at, struct 
 static enum ek_status read_content(const json_t *v, struct ek_json_at at, struct request *r,
                                    const char **out)
 {
-    struct text t = {0};
+    struct content t = {{0}, false};
     enum ek_status st = add(&t, "", 0);
 
     if (st == EK_OK && json_is_string(v))
@@ -205,9 +201,9 @@ static enum ek_status read_content(const json_t *v, struct ek_json_at at, struct
     for (size_t i = 0; st == EK_OK && json_is_array(v) && i < json_array_size(v); i++)
         st = add_part(json_array_get(v, i), at, r, &t);
     if (st == EK_OK)
-        *out = t.data;
+        *out = t.text.data;
     else
-        free(t.data);
+        free(t.text.data);
     return st;
 }
 

@@ -83,11 +83,10 @@ static enum MHD_Result on_request(void *user, struct MHD_Connection *connection,
 {
     struct server *s = user;
     struct client *c = *state;
-    bool refused = false;
 
     (void)version;
     if (c == NULL) {
-        c = *state = client_new(s, connection, path, method, &refused);
+        c = *state = client_new(s, connection, path, method);
         if (c != NULL)
             count(s, 1);
         return c ? MHD_YES : MHD_NO;
