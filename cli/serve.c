@@ -20,7 +20,7 @@ static const struct ek_option options[] = {
     {"port", "N", "and this port (default 8080; 0: any that is free)"},
     {"key-file", "FILE", "clients must show the key in this file's first line"},
     {"name", "NAME", "what clients call the model (default: its own name)"},
-    {"connections", "N", "most connections at once; more wait (default 64)"},
+    {"connections", "N", "most connections at once; more are closed at once (default 64)"},
     {NULL, NULL, NULL},
 };
 

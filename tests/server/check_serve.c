@@ -99,15 +99,23 @@ static void say(int fd, const char *text)
     ck_assert_int_eq(send(fd, text, strlen(text), MSG_NOSIGNAL), (ssize_t)strlen(text));
 }
 
-/* Everything until the server closes, NUL-terminated. */
-static const char *hear(int fd, char *to)
+/* Everything until the server closes, or until the text `last`, NUL-terminated. */
+static const char *hear_until(int fd, const char *last, char *to)
 {
     size_t n = 0;
     ssize_t k;
 
-    while (n < ANSWER - 1 && (k = recv(fd, to + n, ANSWER - 1 - n, 0)) > 0)
-        n += (size_t)k;
-    to[n] = '\0';
+    do {
+        k = recv(fd, to + n, ANSWER - 1 - n, 0);
+        n += k > 0 ? (size_t)k : 0;
+        to[n] = '\0';
+    } while (k > 0 && n < ANSWER - 1 && (last == NULL || strstr(to, last) == NULL));
+    return to;
+}
+
+static const char *hear(int fd, char *to)
+{
+    hear_until(fd, NULL, to);
     close(fd);
     return to;
 }
@@ -367,6 +375,74 @@ START_TEST(a_key_is_asked_for)
 }
 END_TEST
 
+START_TEST(a_connection_takes_requests_one_after_another_whole_or_in_chunks)
+{
+    static const char *const requests[] = {
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        "1c\r\n{\"prompt\": [1],\"max_tokens\"\r\n4\r\n: 2}\r\n0\r\n\r\n",
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 32\r\n\r\n"
+        "{\"prompt\": [2], \"max_tokens\": 2}"};
+    static char answer[ANSWER];
+    int fd;
+
+    start();
+    fd = dial();
+    for (size_t i = 0; i < 2 * EK_ARRAY_LEN(requests); i++) {
+        say(fd, requests[i % 2]);
+        hear_until(fd, "\"completion_tokens\":2,\"total_tokens\":3}}\n", answer);
+        ck_assert_msg(code_of(answer) == 200, "%s", answer);
+    }
+    close(fd);
+    end(EK_OK);
+}
+END_TEST
+
+START_TEST(a_body_that_is_too_large_is_refused_before_it_comes_or_when_it_has)
+{
+    static char answer[ANSWER], piece[(1 << 20) + 1];
+    int fd;
+
+    memset(piece, ' ', 1 << 20);
+    start();
+    fd = dial();
+    say(fd, "POST /v1/completions HTTP/1.0\r\nContent-Length: 33554433\r\n\r\n");
+    ck_assert_int_eq(code_of(hear(fd, answer)), 413);
+    fd = dial();
+    say(fd, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            "Transfer-Encoding: chunked\r\n\r\n");
+    for (int i = 0; i < 33; i++) {
+        say(fd, "100000\r\n");
+        say(fd, piece);
+        say(fd, "\r\n");
+    }
+    say(fd, "0\r\n\r\n");
+    ck_assert_int_eq(code_of(hear(fd, answer)), 413);
+    end(EK_OK);
+}
+END_TEST
+
+START_TEST(connections_beyond_the_limit_are_closed_and_leave_room_when_others_are)
+{
+    static char answer[ANSWER];
+    int fds[2], fd;
+
+    options.connections = 2;
+    start();
+    for (int i = 0; i < 2; i++) {
+        say(fds[i] = dial(), "GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+        ck_assert_int_eq(code_of(hear_until(fds[i], "\"ok\"}\n", answer)), 200);
+    }
+    ck_assert_str_eq(hear(dial(), answer), "");
+    close(fds[0]);
+    do { /* the server may not have seen it yet */
+        fd = dial();
+        (void)send(fd, "GET /health HTTP/1.0\r\n\r\n", 24, MSG_NOSIGNAL);
+    } while (code_of(hear(fd, answer)) != 200);
+    close(fds[1]);
+    end(EK_OK);
+}
+END_TEST
+
 START_TEST(when_a_device_fails_clients_are_told_and_serving_ends)
 {
     static char answer[ANSWER];
@@ -400,6 +476,9 @@ int main(void)
     tcase_add_test(tc, a_prompt_longer_than_the_context_is_refused_with_both_numbers);
     tcase_add_test(tc, clients_that_leave_make_room);
     tcase_add_test(tc, a_key_is_asked_for);
+    tcase_add_test(tc, a_connection_takes_requests_one_after_another_whole_or_in_chunks);
+    tcase_add_test(tc, a_body_that_is_too_large_is_refused_before_it_comes_or_when_it_has);
+    tcase_add_test(tc, connections_beyond_the_limit_are_closed_and_leave_room_when_others_are);
     tcase_add_test(tc, when_a_device_fails_clients_are_told_and_serving_ends);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_ENV);
