@@ -7,10 +7,17 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/socket.h>
 
 #define STOP_IDS_MAX 16
 #define OUT_MAX      ((size_t)64 << 20) /* of events that the client has not taken */
+
+struct way {
+    const char *path, *method;
+    bool (*reply)(struct client *c);
+    bool open; /* without a key */
+};
 
 struct client {
     struct server *s;
@@ -35,6 +42,11 @@ struct client {
 
 /* ---- Answers ----------------------------------------------------------------------------------
  */
+static bool add_header(struct MHD_Response *r, const char *name, const char *value)
+{
+    return MHD_add_response_header(r, name, value) == MHD_YES;
+}
+
 /* Takes text over, which may be NULL for want of memory. */
 static bool reply(struct client *c, int code, const char *type, char *text)
 {
@@ -46,7 +58,9 @@ static bool reply(struct client *c, int code, const char *type, char *text)
         free(text);
         return false;
     }
-    ok = MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, type) == MHD_YES &&
+    ok = add_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, type) &&
+         (code != 401 || add_header(r, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer")) &&
+         (code != 405 || add_header(r, MHD_HTTP_HEADER_ALLOW, c->way->method)) &&
          MHD_queue_response(c->connection, (unsigned)code, r) == MHD_YES;
     MHD_destroy_response(r);
     return ok;
@@ -310,11 +324,9 @@ static bool reply_stream(struct client *c)
 {
     struct MHD_Response *r =
         MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 4096, send_events, c, NULL);
-    bool ok =
-        r != NULL &&
-        MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, "text/event-stream") == MHD_YES &&
-        MHD_add_response_header(r, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache") == MHD_YES &&
-        MHD_queue_response(c->connection, MHD_HTTP_OK, r) == MHD_YES;
+    bool ok = r != NULL && add_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, "text/event-stream") &&
+              add_header(r, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache") &&
+              MHD_queue_response(c->connection, MHD_HTTP_OK, r) == MHD_YES;
 
     if (r != NULL)
         MHD_destroy_response(r);
@@ -359,11 +371,7 @@ static bool reply_completion(struct client *c)
 
 /* ---- Ways -------------------------------------------------------------------------------------
  */
-static const struct way {
-    const char *path, *method;
-    bool (*reply)(struct client *c);
-    bool open; /* without a key */
-} ways[] = {
+static const struct way ways[] = {
     {"/v1/chat/completions", "POST", reply_chat, false},
     {"/v1/completions", "POST", reply_completion, false},
     {"/v1/models", "GET", reply_models, false},
@@ -404,7 +412,7 @@ static int refused_with(const struct client *c, const char *method)
     uint64_t length = 0;
 
     if (key != NULL && !(c->way && c->way->open) &&
-        (strncmp(given, "Bearer ", 7) != 0 || !same_key(given + 7, key)))
+        (strncasecmp(given, "Bearer ", 7) != 0 || !same_key(given + 7, key)))
         return 401;
     if (c->way == NULL)
         return 404;

@@ -302,6 +302,7 @@ START_TEST(what_cannot_be_answered_is_refused_and_the_next_is_served)
         say(fd, text);
         hear(fd, answer);
         ck_assert_msg(code_of(answer) == refused[i].code, "%s\n%s", text, answer);
+        ck_assert_int_eq(refused[i].code == 405, strstr(answer, "\r\nAllow: ") != NULL);
         free(text);
     }
     end(EK_OK);
@@ -358,6 +359,7 @@ START_TEST(a_key_is_asked_for)
                  {"/v1/models", "Authorization: Bearer secreT\r\n", 401},
                  {"/v1/models", "Authorization: Bearer secre\r\n", 401},
                  {"/v1/models", "Authorization: Bearer secret\r\n", 200},
+                 {"/v1/models", "authorization: bearer secret\r\n", 200},
                  {"/nothing", "", 401},
                  {"/health", "", 200}};
     static char answer[ANSWER];
@@ -369,6 +371,7 @@ START_TEST(a_key_is_asked_for)
         char *text = ek_asprintf("GET %s HTTP/1.0\r\n%s\r\n", tries[i].path, tries[i].header);
         say(fd, text);
         ck_assert_int_eq(code_of(hear(fd, answer)), tries[i].code);
+        ck_assert_int_eq(tries[i].code == 401, strstr(answer, "\r\nWWW-Authenticate: ") != NULL);
         free(text);
     }
     end(EK_OK);
