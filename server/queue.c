@@ -118,8 +118,10 @@ static bool on_token(void *user, size_t prompt, int32_t id)
 
     (void)prompt;
     pthread_mutex_lock(&q->lock);
-    on = !j->cancelled && !*q->stop &&
-         ek_grow((void **)&j->ids, &j->cap, j->n + 1, sizeof(*j->ids), ANSWER_MAX) == EK_OK;
+    on = !j->cancelled && !*q->stop;
+    if (on)
+        j->status = ek_grow((void **)&j->ids, &j->cap, j->n + 1, sizeof(*j->ids), ANSWER_MAX);
+    on = on && j->status == EK_OK;
     if (on) {
         if (j->n == 0) {
             j->first = ek_now_ns();
@@ -148,10 +150,14 @@ static void ended(void *user, struct ek_generation *g)
 {
     struct queue *q = user;
     struct job *j = g->opt.user;
+    enum ek_status st;
 
     pthread_mutex_lock(&q->lock);
     leave_running(q, j);
-    end(q, j, *q->stop && g->out.finish == EK_FINISH_CALLBACK && !j->cancelled ? EK_EINTR : EK_OK);
+    st = j->status;
+    if (st == EK_OK && *q->stop && g->out.finish == EK_FINISH_CALLBACK && !j->cancelled)
+        st = EK_EINTR;
+    end(q, j, st);
     pthread_mutex_unlock(&q->lock);
 }
 
@@ -264,7 +270,9 @@ enum ek_status queue_reason(struct queue *q, const struct job *j)
     pthread_mutex_lock(&q->lock);
     snprintf(message, sizeof(message), "%s", q->message);
     pthread_mutex_unlock(&q->lock);
-    return ek_error(j->status, "%s", message[0] ? message : STOPPING);
+    if (message[0] == '\0') /* it ended, the others did not */
+        return ek_error(j->status, j->status == EK_EINTR ? STOPPING : "no memory for the answer");
+    return ek_error(j->status, "%s", message);
 }
 
 struct queue_numbers queue_look(struct queue *q)

@@ -84,7 +84,6 @@ static void put_time(struct ek_store *s, const struct ek_store_key *k, double t)
 }
 
 /* ---- What it keeps --------------------------------------------------------------------------- */
-
 START_TEST(rows_come_back_as_they_were_put)
 {
     struct ek_store *s = open_store(EK_STORE_WRITE);
@@ -92,12 +91,8 @@ START_TEST(rows_come_back_as_they_were_put)
     struct ek_store_key k = key_at(id, EK_PHASE_DECODE, 1, 1, 64);
     struct ek_store_link l = {"cpu:0", "cpu:1", "memcpy", 1e-6, 1e10, 0.05, 30}, *links;
     struct ek_store_memory m = {id, "layer", "F32", "F32", 1, 64, 128, 1, 2, 3, 4, 5}, *memories;
-    struct ek_store_run r = {"p",      "m", "stage 0 (cpu:0) decode step",
-                             1.5,      1.6, 1,
-                             1,        64,  "cpu:0",
-                             "decode", 0.1, 3,
-                             1.25},
-                        *runs;
+    struct ek_store_run r = {"p", "m", "step", 1.5, 1.6, 1, 1, 64, "cpu:0", "decode", 0.1, 3, 1.25};
+    struct ek_store_run *runs;
     struct ek_store_time_row *rows;
     struct ek_store_device *devices;
     size_t n;
@@ -381,7 +376,6 @@ START_TEST(two_processes_do_not_measure_into_one_profile)
 END_TEST
 
 /* ---- What it refuses ------------------------------------------------------------------------- */
-
 static void write_file(const void *data, size_t n)
 {
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
@@ -696,7 +690,6 @@ START_TEST(a_journal_that_a_read_only_medium_cannot_replay_is_said)
 END_TEST
 
 /* ---- Between the points ---------------------------------------------------------------------- */
-
 /* A layer: weights read once, products by width, attention by width and depth. */
 static double model_time(enum ek_phase phase, double batch, double tokens, double context)
 {
