@@ -19,7 +19,7 @@
 
 #define PIECE ((size_t)1 << 20)  /* bytes read at once; rows are never cut */
 #define SENT  ((size_t)4 << 20)  /* bytes sent at once, if more than one piece */
-#define RING  ((size_t)32 << 20) /* bytes, or twice the largest piece */
+#define RING  ((size_t)32 << 20) /* bytes, or a little over twice the largest piece */
 #define ALIGN ((size_t)64)       /* of pieces in the ring */
 #define STACK ((size_t)1 << 20)  /* of a reader: small ones are kept for the next */
 enum { MOST_READERS = 12, IN_FLIGHT = 32, MESSAGE = 1024 };
@@ -115,13 +115,14 @@ static size_t piece_bytes(const struct piece *p)
 /* Gives each piece its place on the way round the ring, none across the ring's end. */
 static void lay_out(struct loader *o)
 {
-    size_t largest = 0;
+    size_t largest = 0, least;
     uint64_t at = 0;
 
     for (size_t i = 0; i < o->n; i++)
         if (piece_bytes(&o->pieces[i]) > largest)
             largest = piece_bytes(&o->pieces[i]);
-    o->ring_bytes = ek_round_up(2 * largest > RING ? 2 * largest : RING, ALIGN);
+    least = 2 * largest + ALIGN; /* a piece, what is left out at the end, what fills up the last */
+    o->ring_bytes = ek_round_up(least > RING ? least : RING, ALIGN);
     for (size_t i = 0; i < o->n; i++) {
         size_t bytes = piece_bytes(&o->pieces[i]), left = o->ring_bytes - at % o->ring_bytes;
 
