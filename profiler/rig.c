@@ -29,7 +29,7 @@ enum {
 #define ROUTED_NOISE  0.01 /* samples that go to other experts differ: ... */
 #define ROUTED_LEAST  32   /* ... more of them */
 #define GPU_SET       (16.0 * (double)EK_GIB)
-#define FAR_SET       64 /* caches: so many bytes are read at the speed of memory, and long enough */
+#define FAR_SET       64 /* caches: bytes that are read at the speed of memory, and long enough */
 
 struct rig_step {
     struct ek_batch batch;

@@ -49,12 +49,14 @@ static struct ek_store *open_store(enum ek_store_mode mode)
 
 static int64_t put_device(struct ek_store *s, const char *name, const char *driver)
 {
-    struct ek_store_device d = {.memory_total = 1 << 30, .read_bandwidth = 1e10, .peak_f32 = 1e11};
+    struct ek_store_device d = {.memory_total = 1 << 30,
+                                .read_bandwidth = 1e10,
+                                .peak_f32 = 1e11,
+                                .backend = "cpu",
+                                .host = "here",
+                                .uuid = "u"};
 
     snprintf(d.name, sizeof(d.name), "%s", name);
-    strcpy(d.backend, "cpu");
-    strcpy(d.host, "here");
-    strcpy(d.uuid, "u");
     snprintf(d.driver, sizeof(d.driver), "%s", driver);
     ck_assert_msg(ek_store_put_device(s, &d) == EK_OK, "%s", ek_last_error());
     return d.id;
