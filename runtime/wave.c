@@ -20,13 +20,14 @@ static bool greedy(const struct wave_seq *s)
 /* ---- life */
 static enum ek_status make_groups(struct wave *w)
 {
-    uint32_t want = ek_engine_plan(w->e)->micro_batches, size;
+    uint32_t want = ek_engine_plan(w->e)->micro_batches, size, n;
 
     want = want < w->n ? want : w->n;
     size = (w->n + want - 1) / want;
-    w->n_groups = (w->n + size - 1) / size;
-    if ((w->groups = ek_calloc(w->n_groups, sizeof(*w->groups))) == NULL)
+    n = (w->n + size - 1) / size;
+    if ((w->groups = ek_calloc(n, sizeof(*w->groups))) == NULL)
         return EK_ENOMEM;
+    w->n_groups = n;
     for (uint32_t g = 0; g < w->n_groups; g++) {
         struct wave_group *p = &w->groups[g];
         p->first = g * size;
@@ -133,7 +134,7 @@ void wave_close(struct wave *w)
             ek_engine_seq_close(w->e, w->seqs[i].slot);
             w->seqs[i].open = false;
         }
-    for (uint32_t g = 0; w->groups && g < w->n_groups; g++)
+    for (uint32_t g = 0; g < w->n_groups; g++)
         for (int k = 0; k < WAVE_AHEAD; k++)
             free(w->groups[g].steps[k].members);
     free(w->groups);
@@ -145,6 +146,7 @@ void wave_close(struct wave *w)
     free(w->positions);
     free(w->rows);
     w->groups = NULL;
+    w->n_groups = 0;
     w->slots = w->counts = w->order = NULL;
     w->drawn = NULL;
     w->tokens = NULL;

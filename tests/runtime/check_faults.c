@@ -18,6 +18,33 @@ static enum ek_status open_model(struct ek_model **out)
     return ek_model_open(source_path("fixtures/reference/llama-gqa-tied"), &options, out);
 }
 
+static enum ek_status give(void *user, bool wait, struct ek_generation **out)
+{
+    struct ek_generation **one = user;
+
+    (void)wait;
+    *out = *one;
+    *one = NULL;
+    return EK_OK;
+}
+
+static void ended(void *user, struct ek_generation *g)
+{
+    (void)user;
+    (void)g;
+}
+
+static enum ek_status stream(struct ek_engine *e, const struct ek_prompt *prompt,
+                             const struct ek_generate_options *opt)
+{
+    struct ek_generation g = {.prompt = *prompt, .opt = *opt}, *one = &g;
+    struct ek_generations from = {.next = give, .ended = ended, .user = &one};
+    enum ek_status st = ek_generate_stream(e, &from);
+
+    free(g.out.ids);
+    return st;
+}
+
 static enum ek_status run(struct ek_model *m, struct ek_plan *p)
 {
     int32_t ids[] = {1, 2, 3, 4, 5, 6, 7};
@@ -30,8 +57,10 @@ static enum ek_status run(struct ek_model *m, struct ek_plan *p)
     if (st != EK_OK)
         return st;
     st = ek_generate(e, prompts, 2, &opt, &c, NULL);
-    if (st == EK_OK)
+    if (st == EK_OK) {
         ek_completions_free(c, 2);
+        st = stream(e, &prompts[0], &opt);
+    }
     ek_engine_close(e);
     return st;
 }
