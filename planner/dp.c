@@ -35,7 +35,8 @@ struct search {
     struct ek_bound *b;
     struct ek_effort *e;
     struct label *labels;
-    uint64_t (*pools)[EK_PLAN_MAX_POOLS]; /* bytes of shared memory used; NULL without pools */
+    uint64_t (*pools)[EK_PLAN_MAX_POOLS];  /* bytes of shared memory used; NULL without pools */
+    uint64_t (*behind)[EK_PLAN_MAX_POOLS]; /* [n_items + 1] most that stages from there on take */
     size_t n, cap, pool_cap;
     uint32_t *buckets;
     size_t n_buckets;
@@ -135,6 +136,60 @@ static bool pools_within(const struct search *s, const uint64_t *a, const uint64
         if (a[i] > b[i])
             return false;
     return true;
+}
+
+/* ---- Shared memories ----------------------------------------------------------------------------
+ * Bytes used of one tell states apart only while what is behind could still fill it: where it
+ * cannot, they are forgotten, and states that differ in nothing else are one. */
+static uint32_t devices_of(const struct ek_problem *p, int32_t pool)
+{
+    uint32_t n = 0;
+
+    for (uint32_t g = 0; g < p->n_groups; g++)
+        n += p->groups[g].pool == pool ? p->groups[g].count : 0;
+    return n;
+}
+
+/* most: [n_items + 1][devices + 1], by position and devices of the pool that are left. */
+static void most_from(const struct search *s, int32_t pool, uint32_t devices, uint32_t pos,
+                      uint64_t *most)
+{
+    const struct ek_bound *b = s->b;
+    uint64_t *here = most + (size_t)pos * (devices + 1);
+
+    for (uint32_t left = 0; left <= devices; left++)
+        for (size_t i = b->start[pos]; i < b->start[pos + 1]; i++) {
+            const struct ek_open *o = &b->open[i];
+            const struct ek_kind *k = &s->p->kinds[o->kind];
+            uint32_t tp = s->p->groups[k->group].pool == pool ? k->tp : 0;
+            uint64_t bytes;
+            if (tp > left || (tp == 0 && o->end == pos))
+                continue;
+            bytes = s->p->columns[o->column].total * tp +
+                    most[(size_t)o->end * (devices + 1) + left - tp];
+            here[left] = bytes > here[left] ? bytes : here[left];
+        }
+}
+
+static enum ek_status look_behind(struct search *s)
+{
+    uint32_t n = s->p->n_items;
+
+    s->behind = ek_calloc(n + 1, sizeof(*s->behind));
+    if (s->behind == NULL)
+        return EK_ENOMEM;
+    for (uint32_t pool = 0; pool < s->p->n_pools; pool++) {
+        uint32_t devices = devices_of(s->p, (int32_t)pool);
+        uint64_t *most = ek_calloc((size_t)(n + 1) * (devices + 1), sizeof(*most));
+        if (most == NULL)
+            return EK_ENOMEM;
+        for (uint32_t pos = n + 1; pos-- > 0;) {
+            most_from(s, (int32_t)pool, devices, pos, most);
+            s->behind[pos][pool] = most[(size_t)pos * (devices + 1) + devices];
+        }
+        free(most);
+    }
+    return EK_OK;
 }
 
 /* ---- The narrow pass ----------------------------------------------------------------------------
@@ -244,10 +299,14 @@ static bool take_pools(const struct search *s, uint32_t from, const struct ek_co
     if (s->pools == NULL)
         return true;
     memcpy(out, s->pools[from], sizeof(s->pools[0]));
-    if (pool < 0)
-        return true;
-    out[pool] += c->total * k->tp;
-    return out[pool] <= s->p->pools[pool];
+    if (pool >= 0)
+        out[pool] += c->total * k->tp;
+    if (pool >= 0 && out[pool] > s->p->pools[pool])
+        return false;
+    for (uint32_t i = 0; i < s->p->n_pools; i++)
+        if (out[i] + s->behind[c->last + 1][i] <= s->p->pools[i])
+            out[i] = 0;
+    return true;
 }
 
 /* Hop into the column, and from the side modules to the first stage where they part. */
@@ -353,6 +412,7 @@ static void search_free(struct search *s)
 {
     free(s->labels);
     free(s->pools);
+    free(s->behind);
     free(s->buckets);
     free(s->head);
     free(s->tail);
@@ -398,6 +458,8 @@ static enum ek_status search(struct ek_bound *b, double upper, bool narrow, stru
     }
     memset(s.head, 0xff, (p->n_items + 1) * sizeof(*s.head));
     memset(s.tail, 0xff, (p->n_items + 1) * sizeof(*s.tail));
+    if (p->n_pools)
+        EK_GOTO(look_behind(&s), st, end);
     EK_GOTO(add_label(&s, 0, &origin, none), st, end);
     for (uint32_t i = 0; i <= p->n_items; i++)
         EK_GOTO(expand_position(&s, i), st, end);
