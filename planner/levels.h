@@ -37,6 +37,9 @@ void ek_level_settle(struct ek_search_state *s, enum ek_objective o, double valu
  * its share of the cheapest stage that could, and devices share the sum evenly. Weak, and sure. */
 double ek_level_floor(const struct ek_problem *p, enum ek_objective o);
 double ek_score_value(enum ek_objective o, const struct ek_score *s); /* 0: not of a plan alone */
+/* An assignment as columns of the problem: false where it is no plan of it (a device visited twice,
+ * a module or a shared memory that does not fit, a rule against it, no times or links). */
+bool ek_plan_of(const struct ek_problem *p, const struct ek_assignment *a, struct ek_answer *out);
 double ek_widen(double v); /* room for rounding above a limit */
 
 #endif

@@ -143,31 +143,81 @@ static void fill_values(struct attempt *a)
             a->values[i] = ek_score_value(a->request.objectives[i], &sc);
 }
 
-static enum ek_status solve_levels(const struct ek_costs *c, struct attempt *a)
+/* Better by more than rounding in the first objective that tells them apart. */
+static bool better(const struct attempt *a, const struct attempt *b)
+{
+    for (size_t i = 0; i < a->request.n_objectives; i++) {
+        double sign = searched(a->request.objectives[i]) ? -1 : 1;
+        double x = sign * a->values[i], y = sign * b->values[i];
+        if (fabs(x - y) > 1e-9 * fmax(fabs(x), fabs(y)))
+            return x < y;
+    }
+    return false;
+}
+
+/* A stopped search is never worse than a recipe that is one of its plans. */
+static enum ek_status consider_recipes(struct attempt *a)
+{
+    struct ek_recipe *recipes = ek_calloc(EK_MAX_RECIPES, sizeof(*recipes));
+    size_t n = recipes ? ek_recipes(a->problem, recipes) : 0;
+
+    for (size_t i = 0; i < n; i++) {
+        struct attempt other = *a;
+        if (!ek_plan_of(a->problem, &recipes[i].assignment, &other.found.answer))
+            continue;
+        other.feasible = true;
+        fill_values(&other);
+        if (!a->feasible || better(&other, a))
+            *a = other;
+    }
+    free(recipes);
+    return recipes ? EK_OK : EK_ENOMEM;
+}
+
+/* A search that was stopped before it found any plan leaves the one that is there. */
+static void take(struct attempt *a, const struct ek_found *f)
+{
+    struct ek_answer before = a->found.answer;
+
+    a->found = *f;
+    a->unknown = f->kind == EK_ANSWER_UNKNOWN;
+    if (a->unknown && f->answer.n == 0)
+        a->found.answer = before;
+    a->feasible = a->found.answer.n > 0 && f->kind != EK_ANSWER_INFEASIBLE;
+}
+
+static enum ek_status search_levels(const struct ek_costs *c, struct attempt *a)
 {
     const struct ek_request *r = &a->request;
+    struct ek_found f;
 
     for (size_t i = 0; i < r->n_objectives; i++) {
         a->before[i] = a->state;
+        f = (struct ek_found){0};
         if (searched(r->objectives[i]))
-            EK_TRY(grow_size(c, a, r->objectives[i], &a->found));
+            EK_TRY(grow_size(c, a, r->objectives[i], &f));
         else
-            EK_TRY(ek_level_solve(&a->state, r->objectives[i], &a->found));
-        a->values[i] = a->found.value;
+            EK_TRY(ek_level_solve(&a->state, r->objectives[i], &f));
+        take(a, &f);
+        a->values[i] = f.value;
         if (i == 0)
-            a->bound = a->found.bound;
-        a->feasible = a->found.answer.n > 0 && a->found.kind != EK_ANSWER_INFEASIBLE;
-        if (a->found.kind != EK_ANSWER_OPTIMAL) {
-            a->unknown = a->found.kind == EK_ANSWER_UNKNOWN;
-            fill_values(a);
+            a->bound = f.bound;
+        if (f.kind != EK_ANSWER_OPTIMAL)
             return EK_OK;
-        }
     }
     /* of all plans that are best, the one of least latency */
-    EK_TRY(ek_least_latency(&a->state, a->state.latency, -INFINITY, &a->found));
-    a->feasible = a->found.answer.n > 0;
-    a->unknown = a->found.kind == EK_ANSWER_UNKNOWN;
+    EK_TRY(ek_least_latency(&a->state, a->state.latency, -INFINITY, &f));
+    take(a, &f);
     return EK_OK;
+}
+
+static enum ek_status solve_levels(const struct ek_costs *c, struct attempt *a)
+{
+    EK_TRY(search_levels(c, a));
+    if (!a->unknown)
+        return EK_OK;
+    fill_values(a);
+    return searched(a->request.objectives[0]) ? EK_OK : consider_recipes(a);
 }
 
 static enum ek_status attempt_new(const struct ek_costs *c, const struct ek_request *r,
@@ -182,18 +232,6 @@ static enum ek_status attempt_new(const struct ek_costs *c, const struct ek_requ
                                         .limits = EK_LIMITS_NONE,
                                         .latency = INFINITY};
     return EK_OK;
-}
-
-/* Better by more than rounding in the first objective that tells them apart. */
-static bool better(const struct attempt *a, const struct attempt *b)
-{
-    for (size_t i = 0; i < a->request.n_objectives; i++) {
-        double sign = searched(a->request.objectives[i]) ? -1 : 1;
-        double x = sign * a->values[i], y = sign * b->values[i];
-        if (fabs(x - y) > 1e-9 * fmax(fabs(x), fabs(y)))
-            return x < y;
-    }
-    return false;
 }
 
 /* Nothing of the attempt can be as good as the best in the first objective. */
@@ -512,7 +550,7 @@ static enum ek_status solve_and_certify(const struct ek_costs *c, const struct e
         s->ilp.deadline_ns = s->dp.deadline_ns;
         return certify_infeasible(c, r, s);
     }
-    if (!best->feasible || best->unknown) {
+    if (!best->feasible || best->unknown || s->dp.expired) {
         s->cross_check = "not made: stopped before the end";
         return EK_OK;
     }

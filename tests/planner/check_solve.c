@@ -307,6 +307,82 @@ START_TEST(a_time_limit_gives_the_best_so_far_unproven)
 }
 END_TEST
 
+/* Eight cards, none like another, whose memories are large; shared by four each, or their own. */
+static struct ek_costs *eight_cards(bool shared)
+{
+    json_t *root = large_instance(20, 8, 8, false, false, 9), *class;
+    struct ek_costs *c = NULL;
+    size_t k;
+
+    json_array_foreach(json_object_get(root, "classes"), k, class)
+    {
+        json_object_set_new(class, "memory", json_integer((json_int_t)1 << 40));
+        if (shared)
+            json_object_set_new(class, "memory_group", json_string(k % 2 ? "odd" : "even"));
+    }
+    ck_assert_msg(ek_costs_from_json(root, "eight", &c) == EK_OK, "%s", ek_last_error());
+    json_decref(root);
+    return c;
+}
+
+static struct ek_request all_eight(const struct ek_costs *c)
+{
+    struct ek_request r = request_for(c);
+
+    r.workload.batch = 4;
+    r.workload.micro_batches = 4;
+    r.workload.prefill_chunk = 512;
+    r.use_all = true;
+    return r;
+}
+
+START_TEST(a_shared_memory_that_cannot_fill_up_adds_no_states)
+{
+    struct ek_costs *c[] = {eight_cards(false), eight_cards(true)};
+    struct ek_solution *s[2];
+
+    for (int shared = 0; shared < 2; shared++) {
+        struct ek_request r = all_eight(c[shared]);
+        s[shared] = solve(c[shared], &r);
+        ck_assert_uint_eq(s[shared]->problem->n_pools, shared ? 2 : 0);
+    }
+    ck_assert_double_eq(s[1]->values[0], s[0]->values[0]);
+    ck_assert_uint_eq(s[1]->dp.labels, s[0]->dp.labels);
+    for (int shared = 0; shared < 2; shared++) {
+        ek_solution_free(s[shared]);
+        ek_costs_free(c[shared]);
+    }
+}
+END_TEST
+
+/* Even when it was over before it began. */
+START_TEST(a_stopped_solve_is_never_worse_than_a_recipe)
+{
+    static const double limits[] = {1e-9, 0.001, 0.003, 0.01, 0.03};
+    struct ek_costs *c = eight_cards(true);
+    struct ek_request r = all_eight(c);
+    struct ek_recipe *recipes = ek_calloc(EK_MAX_RECIPES, sizeof(*recipes));
+    struct ek_solution *s = NULL;
+    size_t n;
+
+    r.time_limit = limits[_i];
+    ck_assert_msg(ek_solve(c, &r, &s) == EK_OK, "%s", ek_last_error());
+    ck_assert(!s->proven || _i > 0);
+    ck_assert_double_le(s->bounds[0], s->values[0]);
+    n = ek_recipes(s->problem, recipes);
+    ck_assert_uint_gt(n, 0);
+    for (size_t i = 0; i < n; i++) {
+        struct ek_assessment v;
+        ek_assess(s->problem, &recipes[i].assignment, &v);
+        ck_assert_msg(v.score.throughput >= s->score.throughput * (1 - 1e-9), "%s: %.9g, plan %.9g",
+                      recipes[i].name, v.score.throughput, s->score.throughput);
+    }
+    free(recipes);
+    ek_solution_free(s);
+    ek_costs_free(c);
+}
+END_TEST
+
 /* Stopped after more and more states: plan, values and bound always belong together. */
 START_TEST(a_stopped_solve_bounds_what_it_could_not_settle)
 {
@@ -440,6 +516,8 @@ int main(void)
     tcase_add_loop_test(t, recorded_machines_are_planned_and_proven, 0, EK_ARRAY_LEN(machines));
     tcase_add_test(t, a_large_program_is_the_same_with_every_column);
     tcase_add_test(t, a_time_limit_gives_the_best_so_far_unproven);
+    tcase_add_test(t, a_shared_memory_that_cannot_fill_up_adds_no_states);
+    tcase_add_loop_test(t, a_stopped_solve_is_never_worse_than_a_recipe, 0, 5);
     tcase_add_loop_test(t, a_stopped_solve_bounds_what_it_could_not_settle, 0, 4);
     tcase_add_test(t, an_interrupt_stops_the_solve);
     tcase_add_test(t, an_error_inside_glpk_becomes_a_status);
