@@ -155,8 +155,8 @@ static bool better(const struct attempt *a, const struct attempt *b)
     return false;
 }
 
-/* A stopped search is never worse than a recipe that is one of its plans. */
-static enum ek_status consider_recipes(struct attempt *a)
+/* The best of the recipes that are plans of this problem, if any is. */
+static enum ek_status best_recipe(struct attempt *a)
 {
     struct ek_recipe *recipes = ek_calloc(EK_MAX_RECIPES, sizeof(*recipes));
     size_t n = recipes ? ek_recipes(a->problem, recipes) : 0;
@@ -211,13 +211,26 @@ static enum ek_status search_levels(const struct ek_costs *c, struct attempt *a)
     return EK_OK;
 }
 
+/* The best recipe is where the search begins: what it finds is never worse, wherever it stops. */
 static enum ek_status solve_levels(const struct ek_costs *c, struct attempt *a)
 {
+    enum ek_objective o = a->request.objectives[0];
+    struct attempt recipe = *a;
+
+    if (!searched(o))
+        EK_TRY(best_recipe(&recipe));
+    if (recipe.feasible && (o == EK_OBJ_LATENCY || o == EK_OBJ_THROUGHPUT))
+        a->state.latency = ek_widen(recipe.values[0]);
     EK_TRY(search_levels(c, a));
     if (!a->unknown)
         return EK_OK;
     fill_values(a);
-    return searched(a->request.objectives[0]) ? EK_OK : consider_recipes(a);
+    if (recipe.feasible && a->problem == recipe.problem && (!a->feasible || better(&recipe, a))) {
+        memcpy(a->values, recipe.values, sizeof(a->values));
+        a->found.answer = recipe.found.answer;
+        a->feasible = true;
+    }
+    return EK_OK;
 }
 
 static enum ek_status attempt_new(const struct ek_costs *c, const struct ek_request *r,
