@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Man pages come from the same tables as --help (evenkeel help --man COMMAND); those of the commands
 # that evenkeel-plan runs end with its own --help.
-EK_MANUALS = docs/evenkeel-devices.1 docs/evenkeel-model.1 docs/evenkeel-profile.1 docs/evenkeel-run.1 \
+EK_MANUALS = docs/evenkeel-devices.1 docs/evenkeel-model.1 docs/evenkeel-profile.1 \
+	docs/evenkeel-run.1 \
 	docs/evenkeel-serve.1 docs/evenkeel-check.1 docs/evenkeel-bench.1
 man_MANS = $(EK_MANUALS)
 CLEANFILES += $(EK_MANUALS)

@@ -5,7 +5,8 @@ KERNEL_TESTS = tests/kernels/check_device tests/kernels/check_products tests/ker
 	tests/kernels/check_arguments
 check_PROGRAMS += $(KERNEL_TESTS)
 TESTS += $(KERNEL_TESTS)
-KERNEL_TEST_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS) -DFIXTURES='"$(abs_top_srcdir)/tests/fixtures"'
+KERNEL_TEST_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS) \
+	-DFIXTURES='"$(abs_top_srcdir)/tests/fixtures"'
 KERNEL_TEST_LDADD = libkernels.a libbase.a $(CUDA_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
 KERNEL_TEST_SUPPORT = tests/kernels/support.c tests/kernels/support.h
 
@@ -31,7 +32,8 @@ tests_kernels_check_arguments_CPPFLAGS = $(KERNEL_TEST_CPPFLAGS)
 tests_kernels_check_arguments_LDADD = $(KERNEL_TEST_LDADD)
 
 # Reads answers of NVML, with no CUDA.
-tests_kernels_check_nvml_SOURCES = tests/kernels/check_nvml.c kernels/cuda/nvml.h kernels/cuda/nvml.c
+tests_kernels_check_nvml_SOURCES = tests/kernels/check_nvml.c kernels/cuda/nvml.h \
+	kernels/cuda/nvml.c
 tests_kernels_check_nvml_CPPFLAGS = $(KERNEL_TEST_CPPFLAGS)
 tests_kernels_check_nvml_LDADD = libkernels.a libbase.a $(CUDA_LIBS) $(JANSSON_LIBS) $(TEST_LIBS)
 

@@ -12,7 +12,8 @@ check_PROGRAMS += tests/model/check_tokenizer_files
 TESTS += tests/model/check_tokenizer_files
 tests_model_check_tokenizer_files_SOURCES = tests/model/check_tokenizer_files.c
 tests_model_check_tokenizer_files_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
-tests_model_check_tokenizer_files_LDADD = libmodel.a libbase.a $(JANSSON_LIBS) $(MODEL_LIBS) $(TEST_LIBS)
+tests_model_check_tokenizer_files_LDADD = libmodel.a libbase.a $(JANSSON_LIBS) $(MODEL_LIBS) \
+	$(TEST_LIBS)
 EXTRA_DIST += tests/fixtures/tokenizers tests/reference/make_tokenizers.py \
 	tests/reference/compare_tokenizers.py
 EXTRA_DIST += tests/fixtures/configs
@@ -24,7 +25,8 @@ tests_model_check_files_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_model_check_files_LDADD = $(MODEL_TEST_LIBS)
 check_PROGRAMS += tests/model/check_config
 TESTS += tests/model/check_config
-tests_model_check_config_SOURCES = tests/model/check_config.c tests/model/files.c tests/model/files.h
+tests_model_check_config_SOURCES = tests/model/check_config.c tests/model/files.c \
+	tests/model/files.h
 tests_model_check_config_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_model_check_config_LDADD = $(MODEL_TEST_LIBS)
 check_PROGRAMS += tests/model/check_model

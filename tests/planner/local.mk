@@ -19,7 +19,8 @@ tests_planner_check_planner_LDADD = $(PLANNER_TEST_LIBS)
 
 check_PROGRAMS += tests/planner/check_given
 TESTS += tests/planner/check_given
-tests_planner_check_given_SOURCES = tests/planner/check_given.c tests/planner/small.h tests/planner/small.c
+tests_planner_check_given_SOURCES = tests/planner/check_given.c tests/planner/small.h \
+	tests/planner/small.c
 tests_planner_check_given_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_planner_check_given_LDADD = $(PLANNER_TEST_LIBS)
 
@@ -37,7 +38,8 @@ tests_planner_check_export_LDADD = $(PLANNER_TEST_LIBS)
 
 check_PROGRAMS += tests/planner/check_simulate
 TESTS += tests/planner/check_simulate
-tests_planner_check_simulate_SOURCES = tests/planner/check_simulate.c tests/planner/small.h tests/planner/small.c
+tests_planner_check_simulate_SOURCES = tests/planner/check_simulate.c tests/planner/small.h \
+	tests/planner/small.c
 tests_planner_check_simulate_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_planner_check_simulate_LDADD = $(PLANNER_TEST_LIBS)
 
