@@ -194,6 +194,27 @@ __device__ __forceinline__ float warp_max(float v)
         v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, d));
     return v;
 }
+// Of whole numbers; GPUs before compute capability 8.0 have no instruction for it.
+__device__ __forceinline__ uint32_t warp_total(uint32_t v)
+{
+#if __CUDA_ARCH__ >= 800
+    return __reduce_add_sync(0xffffffffu, v);
+#else
+    for (int d = 16; d; d /= 2)
+        v += __shfl_xor_sync(0xffffffffu, v, d);
+    return v;
+#endif
+}
+__device__ __forceinline__ uint32_t warp_most(uint32_t v)
+{
+#if __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(0xffffffffu, v);
+#else
+    for (int d = 16; d; d /= 2)
+        v = max(v, __shfl_xor_sync(0xffffffffu, v, d));
+    return v;
+#endif
+}
 // Of all threads of a block (a multiple of 32, at most 1024), in all of them. tmp: 32 floats.
 __device__ __forceinline__ float block_sum(float v, float *tmp)
 {

@@ -84,28 +84,6 @@ __device__ __forceinline__ void next_pair(const ek_cu_attention &a, DecodePair &
     } while (p.steps == 0 && p.seq + 1 < a.batch.n_seqs);
 }
 
-// Over a warp; GPUs before compute capability 8.0 have no instruction for it.
-__device__ __forceinline__ uint32_t warp_total(uint32_t v)
-{
-#if __CUDA_ARCH__ >= 800
-    return __reduce_add_sync(0xffffffffu, v);
-#else
-    for (int d = 16; d; d /= 2)
-        v += __shfl_xor_sync(0xffffffffu, v, d);
-    return v;
-#endif
-}
-__device__ __forceinline__ uint32_t warp_most(uint32_t v)
-{
-#if __CUDA_ARCH__ >= 800
-    return __reduce_max_sync(0xffffffffu, v);
-#else
-    for (int d = 16; d; d /= 2)
-        v = max(v, __shfl_xor_sync(0xffffffffu, v, d));
-    return v;
-#endif
-}
-
 // What this block's team does: steps [begin, end) of all. Where there is one team a pair and
 // contexts are nearly equal, each has a pair of its own: then nothing is joined through memory.
 struct DecodeShare {

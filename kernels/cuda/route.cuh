@@ -80,22 +80,12 @@ __device__ __forceinline__ void limit_groups(const ek_router &r, Choice<MOST> &c
     __syncwarp();
 }
 
-// A number's bits in its order, and the warp's largest.
+// A number's bits in its order.
 __device__ __forceinline__ uint32_t ordered(float v)
 {
     uint32_t bits = __float_as_uint(v + 0.0f); // no negative zero
 
     return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
-}
-__device__ __forceinline__ uint32_t most_of(uint32_t v)
-{
-#if __CUDA_ARCH__ >= 800
-    return __reduce_max_sync(0xffffffffu, v);
-#else
-    for (int d = 16; d; d /= 2)
-        v = max(v, __shfl_xor_sync(0xffffffffu, v, d));
-    return v;
-#endif
 }
 
 // The best top_k bids, the lowest expert on ties; each lane keeps in mind which of its own are
@@ -117,8 +107,8 @@ __device__ __forceinline__ void take_best(const ek_router &r, const Choice<MOST>
             if (!(taken >> j & 1) && v > best)
                 best = v, at = i;
         }
-        uint32_t least = most_of(best) == best ? none - at : 0; // the lowest expert's is the most
-        least = none - most_of(least);
+        uint32_t least = warp_most(best) == best ? none - at : 0; // the lowest expert's is the most
+        least = none - warp_most(least);
         if (least == at)
             taken |= 1u << (at / 32);
         if (lane == 0)
