@@ -4,16 +4,16 @@
 # played, plans are made, for as many described cards as the devices that they would be for.
 . "${srcdir:-.}/tests/cli/lib.sh"
 [ -x "$bin/evenkeel-plan" ] || exit 77
-mkdir "$scratch/stub"
-cat >"$scratch/stub/nvidia-smi" <<'EOF'
+mkdir "$scratch/played"
+cat >"$scratch/played/nvidia-smi" <<'EOF'
 #!/bin/sh
 seq "$PLAYED_GPUS"
 EOF
-cat >"$scratch/stub/python3" <<'EOF'
+cat >"$scratch/played/python3" <<'EOF'
 #!/bin/sh
 echo "python3 $*"
 EOF
-cat >"$scratch/stub/evenkeel" <<'EOF'
+cat >"$scratch/played/evenkeel" <<'EOF'
 #!/bin/sh
 echo "$*" >>"$OUT/calls"
 case $1 in
@@ -36,12 +36,12 @@ plan) # for as many cards as there are devices, instead of from what was measure
     ;;
 esac
 EOF
-chmod +x "$scratch"/stub/*
-PATH=$scratch/stub:$PATH
+chmod +x "$scratch"/played/*
+PATH=$scratch/played:$PATH
 many() { # GPUS PART...: the script on so many GPUs
     OUT=$scratch/$1
     rm -rf "$OUT" && mkdir "$OUT"
-    export OUT PLAYED_GPUS="$1" PLAYED_FOR="$bin/evenkeel" EVENKEEL="$scratch/stub/evenkeel"
+    export OUT PLAYED_GPUS="$1" PLAYED_FOR="$bin/evenkeel" EVENKEEL="$scratch/played/evenkeel"
     shift
     sh "$top/tests/gpu/many-gpus.sh" "$fixtures/configs" "$@"
 }
