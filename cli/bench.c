@@ -183,7 +183,8 @@ static void print_lines(const struct bench *b)
         else
             snprintf(e, sizeof(e), "%+.1f %%", 100 * error_of(l));
         if (l->bytes)
-            ek_table_row(t, "%s|%s|%s||%s", l->what, ek_format_bytes(p, (uint64_t)l->predicted),
+            ek_table_row(t, "%s|%s|%s||%s", l->what,
+                         l->predicted > 0 ? ek_format_bytes(p, (uint64_t)l->predicted) : "-",
                          ek_format_bytes(m, (uint64_t)l->measured), e);
         else
             ek_table_row(t, "%s|%s|%s|%s|%s", l->what,
@@ -403,9 +404,10 @@ static enum ek_status time_it(struct bench *b, const struct ek_bench_options *op
     lost = waited() - before;
     seconds = (double)(ek_now_ns() - begin) * 1e-9;
     if (lost > NOTED_LOSS * seconds)
-        ek_note("other processes had this machine's cores: of %.1f s threads waited %.1f s, which "
-                "times of the whole have in them and those of CPU stages do not",
-                seconds, lost);
+        ek_note(
+            "other processes were at work here: in %.1f s threads waited %.1f s for a core; that "
+            "is in the times of the whole, not in those of CPU stages",
+            seconds, lost);
     return EK_OK;
 }
 

@@ -63,6 +63,7 @@ static enum ek_status run_trace(const struct ek_args *args, struct ek_session *s
                                 const struct ek_reference *r, struct trace *t)
 {
     struct ek_comparison c;
+    enum ek_status st;
 
     if (!ek_arg_flag(args, "trace"))
         return EK_OK;
@@ -73,7 +74,11 @@ static enum ek_status run_trace(const struct ek_args *args, struct ek_session *s
     if (!ek_engine_close(s->engine))
         return ek_error(EK_EDEVICE, "a device did not end its work");
     s->engine = NULL;
-    return ek_trace(s->model, s->plan, path, r, t->tolerance, &t->modules, &t->n, &c);
+    st = ek_trace(s->model, s->plan, path, r, t->tolerance, &t->modules, &t->n, &c);
+    if (st == EK_EENV && ek_arg(args, "plan"))
+        ek_note("a trace makes every module a stage, which takes more memory than the plan: give "
+                "larger budgets, or no --plan");
+    return st;
 }
 
 static const struct ek_trace_module *first_departing(const struct trace *t)
@@ -108,11 +113,11 @@ static void print_trace(const struct trace *t)
             ek_table_row(table, "%s|%zu|%.3g|%.4g|%.2e|%s", m->name, m->rows, m->max_abs,
                          m->largest, share(m->max_abs, m->largest), m->departs ? "departs" : "");
     }
-    if (table)
+    if (table && any_traced(t))
         ek_table_print(table, stdout);
     ek_table_free(table);
     if (!any_traced(t))
-        printf("trace: the reference has none\n");
+        printf("trace: the reference has none (tools/make-reference.py --trace puts it there)\n");
     else if (first != NULL)
         printf("trace: %s is the first to depart (%.2e of its largest value, allowed %.2e)\n",
                first->name, share(first->max_abs, first->largest), t->tolerance);

@@ -72,8 +72,10 @@ void ek_help_print(const struct ek_command *c, FILE *out);
 void ek_help_man(const struct ek_command *c, FILE *out); /* roff source of evenkeel-NAME(1) */
 /* A bash script that completes subcommands, options and file names. */
 void ek_help_completion(const struct ek_command *const *commands, size_t n, FILE *out);
-/* Edit distance, for "did you mean". */
+/* Edit distance, for "did you mean"; whether a word so far from the n letters typed is worth
+ * naming. */
 size_t ek_distance(const char *a, const char *b);
+bool ek_distance_small(size_t distance, size_t n);
 
 /* Set by SIGINT and SIGTERM after ek_catch_interrupts; a second signal ends the process. */
 extern volatile bool ek_interrupted;

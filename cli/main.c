@@ -63,7 +63,7 @@ static enum ek_status unknown_command(const char *name)
             nearest = commands[i]->name;
         }
     }
-    if (best <= 3)
+    if (ek_distance_small(best, strlen(name)))
         return ek_error(EK_EUSAGE, "unknown command %s, could be: %s", name, nearest);
     return ek_error(EK_EUSAGE, "unknown command %s (evenkeel --help lists them)", name);
 }

@@ -35,6 +35,12 @@ size_t ek_distance(const char *a, const char *b)
     return row[n];
 }
 
+/* Half of what was typed may be wrong, three letters at most. */
+bool ek_distance_small(size_t distance, size_t n)
+{
+    return distance <= 3 && 2 * distance <= n;
+}
+
 struct search {
     const char *text;
     size_t n;
@@ -75,7 +81,7 @@ static enum ek_status find_option(const struct ek_command *c, const char *text, 
     }
     if (s.n_prefix > 1)
         return ek_error(EK_EUSAGE, "%s: option --%.*s is ambiguous", c->name, (int)n, text);
-    if (s.nearest && s.distance <= 3)
+    if (s.nearest && ek_distance_small(s.distance, n))
         return ek_error(EK_EUSAGE, "%s: unknown option --%.*s (did you mean --%s?)", c->name,
                         (int)n, text, s.nearest->name);
     return ek_error(EK_EUSAGE, "%s: unknown option --%.*s", c->name, (int)n, text);

@@ -262,8 +262,7 @@ enum ek_status ek_vl_rules_parse(const struct ek_config *c, const struct ek_vl_f
     };
 
     if (c->vision == EK_VISION_NONE)
-        return ek_error(EK_EUNSUPPORTED, "%s: %s takes no pictures", files->config_path,
-                        c->architecture);
+        return ek_error(EK_EUNSUPPORTED, "a %s takes no pictures", c->architecture);
     if (c->vision == EK_VISION_VL2 && r.tile < r.patch)
         return ek_error(EK_EFORMAT, "%s: vision_config.image_size %u, patch_size %u",
                         files->config_path, r.tile, r.patch);

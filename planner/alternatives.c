@@ -120,17 +120,19 @@ static enum ek_status next_best(const struct ek_problem *p, enum ek_objective o,
     return st;
 }
 
-enum ek_status ek_alternatives(const struct ek_costs *c, const struct ek_request *r,
-                               const struct ek_solution *s, uint32_t k, json_t **out)
+enum ek_objective ek_alternatives_by(enum ek_objective o)
+{
+    return o == EK_OBJ_CONTEXT || o == EK_OBJ_BATCH ? EK_OBJ_LATENCY : o;
+}
+
+enum ek_status ek_alternatives(const struct ek_request *r, const struct ek_solution *s, uint32_t k,
+                               json_t **out)
 {
     struct ek_effort e = {.stop = r->stop};
-    enum ek_objective o = r->objectives[0];
+    enum ek_objective o = ek_alternatives_by(r->objectives[0]);
     struct node *nodes;
     enum ek_status st;
 
-    (void)c;
-    if (o == EK_OBJ_CONTEXT || o == EK_OBJ_BATCH)
-        o = EK_OBJ_LATENCY;
     if (r->time_limit > 0)
         e.deadline_ns = ek_now_ns() + (uint64_t)(r->time_limit * 1e9);
     nodes = ek_calloc(MAX_NODES, sizeof(*nodes));

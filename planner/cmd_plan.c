@@ -89,7 +89,7 @@ static enum ek_status add_explanations(const struct ek_plan_arguments *a, const 
         return ek_error(EK_ENOMEM, "out of host memory");
     json_object_set_new(plan, "explanation", e);
     if (a->alternatives) {
-        EK_TRY(ek_alternatives(c, &a->request, s, a->alternatives, &v));
+        EK_TRY(ek_alternatives(&a->request, s, a->alternatives, &v));
         json_object_set_new(e, "next_best", v);
     }
     if (a->pareto) {
@@ -104,21 +104,25 @@ static enum ek_status add_explanations(const struct ek_plan_arguments *a, const 
     return EK_OK;
 }
 
-static void print_list(const json_t *list, const char *title, FILE *out)
+/* Values are of the objective. */
+static void print_list(const json_t *list, const char *title, enum ek_objective o, FILE *out)
 {
-    json_t *o, *m;
+    char value[EK_UNIT_LEN];
+    json_t *v, *m;
     size_t i, k;
 
-    json_array_foreach((json_t *)list, i, o)
+    json_array_foreach((json_t *)list, i, v)
     {
-        const char *change = json_string_value(json_object_get(o, "change"));
-        fprintf(out, "%-13s %.6g", i ? "" : title, json_number_value(json_object_get(o, "value")));
+        const char *change = json_string_value(json_object_get(v, "change"));
+        const json_t *modules = json_object_get(v, "modules");
+        fprintf(out, "%-13s %s", i ? "" : title,
+                ek_objective_text(o, json_number_value(json_object_get(v, "value")), value));
         if (change)
-            fprintf(out, " (%.3f x) with %s", json_number_value(json_object_get(o, "times")),
+            fprintf(out, " (%.3f x) with %s", json_number_value(json_object_get(v, "times")),
                     change);
-        json_array_foreach(json_object_get(o, "modules"), k, m)
-            fprintf(out, "%s%s", k ? ", " : " as ", json_string_value(m));
-        fputc('\n', out);
+        json_array_foreach((json_t *)modules, k, m)
+            fprintf(out, "%s%s", k ? ", " : " with ", json_string_value(m));
+        fputs(modules ? " modules\n" : "\n", out);
     }
 }
 
@@ -173,13 +177,14 @@ static void show_for_people(const struct ek_plan_arguments *a, const struct ek_c
                             const struct ek_solution *s, const json_t *plan)
 {
     const json_t *e = json_object_get(plan, "explanation");
+    enum ek_objective o = a->request.objectives[0];
 
     ek_plan_print(c, s, &a->request, stdout);
     ek_explanation_print(s, stdout);
     if (a->alternatives)
         fputc('\n', stdout);
-    print_list(json_object_get(e, "next_best"), "next best", stdout);
-    print_list(json_object_get(e, "sensitivity"), "would buy", stdout);
+    print_list(json_object_get(e, "next_best"), "next best", ek_alternatives_by(o), stdout);
+    print_list(json_object_get(e, "sensitivity"), "would buy", o, stdout);
     if (a->explain)
         print_binding(json_object_get(e, "memory"), stdout);
     if (a->pareto)

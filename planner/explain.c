@@ -10,8 +10,10 @@
 
 /* ---- What binds ---------------------------------------------------------------------------------
  */
+/* *column: of the stage that works longest (stages of side modules alone share their column with
+ * the stage that they ride with). */
 static const char *bottleneck_of(const struct ek_problem *p, const struct ek_solution *s,
-                                 uint32_t *stage)
+                                 uint32_t *column)
 {
     double busiest = 0, m = p->micro_batches;
 
@@ -19,7 +21,7 @@ static const char *bottleneck_of(const struct ek_problem *p, const struct ek_sol
         const struct ek_column *c = &p->columns[s->answer.columns[i]];
         if (c->work * m > busiest) {
             busiest = c->work * m;
-            *stage = i;
+            *column = s->answer.columns[i];
         }
     }
     if (busiest >= s->score.throughput * (1 - 1e-9))
@@ -111,16 +113,19 @@ static json_t *recipes_json(const struct ek_solution *s)
 
 json_t *ek_explanation_json(const struct ek_solution *s)
 {
-    uint32_t stage = 0;
-    const char *what = bottleneck_of(s->problem, s, &stage);
+    uint32_t column = 0;
+    const char *what = bottleneck_of(s->problem, s, &column);
+    struct ek_placement pl;
     json_t *o =
         json_pack("{s:s s:f s:f s:f}", "bottleneck", what, "throughput_s", s->score.throughput,
                   "latency_s", s->score.latency, "balance", s->score.balance);
 
     if (o == NULL)
         return NULL;
-    if (strcmp(what, "stage") == 0)
-        json_object_set_new(o, "busiest_stage", json_integer(stage));
+    ek_place(s->problem, s->answer.columns, s->answer.n, &pl);
+    for (size_t i = 0; strcmp(what, "stage") == 0 && i < pl.n_stages; i++)
+        if (pl.stages[i].column == column) /* the last such: behind its side modules' */
+            json_object_set_new(o, "busiest_stage", json_integer((json_int_t)i));
     json_object_set_new(o, "memory", binding_json(s));
     json_object_set_new(o, "recipes", recipes_json(s));
     return o;
@@ -151,27 +156,54 @@ static void print_recipe(struct ek_table *t, const struct ek_problem *p, const s
                  a.score.throughput / s->score.throughput, r->note);
 }
 
+static void print_bottleneck(const struct ek_solution *s, FILE *out)
+{
+    const struct ek_problem *p = s->problem;
+    uint32_t column = 0;
+    const char *what = bottleneck_of(p, s, &column), *before = "stage";
+    struct ek_placement pl;
+
+    if (strcmp(what, "stage") != 0) {
+        fprintf(out, "bottleneck    %s\n",
+                strcmp(what, "link") == 0
+                    ? "a link"
+                    : "stages wait for each other: too few sequences at once to fill them");
+        return;
+    }
+    ek_place(p, s->answer.columns, s->answer.n, &pl);
+    fprintf(out, "bottleneck    the work of");
+    for (size_t i = 0; i < pl.n_stages; i++)
+        if (pl.stages[i].column == column) {
+            fprintf(out, " %s %zu", before, i);
+            before = "and";
+        }
+    fputc('\n', out);
+}
+
+/* Recipes place modules on single devices: nothing to price where stages are groups of them. */
+static bool has_single_devices(const struct ek_problem *p)
+{
+    for (uint32_t k = 0; k < p->n_kinds; k++)
+        if (p->kinds[k].tp == 1)
+            return true;
+    return false;
+}
+
 void ek_explanation_print(const struct ek_solution *s, FILE *out)
 {
     const struct ek_problem *p = s->problem;
     struct ek_recipe *r = ek_calloc(EK_MAX_RECIPES, sizeof(*r));
     struct ek_table *t =
         ek_table_new("same profile, other recipes|fits|>a batch|>latency|>fullest|>against ours|");
-    size_t n = r && p->n_devices > 1 ? ek_recipes(p, r) : 0;
+    size_t n = r && p->n_devices > 1 && has_single_devices(p) ? ek_recipes(p, r) : 0;
     char v[2][EK_UNIT_LEN];
-    uint32_t stage = 0;
-    const char *what = bottleneck_of(p, s, &stage);
 
     ek_table_row(t, "this plan|yes|%s|%s|%.0f %%|1.00 x|",
                  ek_format_seconds(v[0], s->score.throughput),
                  ek_format_seconds(v[1], s->score.latency), s->score.balance * 100);
     for (size_t i = 0; i < n; i++)
         print_recipe(t, p, &r[i], s);
-    if (strcmp(what, "stage") == 0)
-        fprintf(out, "bottleneck    the work of stage %u\n", stage);
-    else
-        fprintf(out, "bottleneck    %s\n",
-                strcmp(what, "link") == 0 ? "a link" : "latency: too few groups in flight");
+    print_bottleneck(s, out);
     if (n) {
         fputc('\n', out);
         ek_table_print(t, out);

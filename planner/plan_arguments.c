@@ -500,7 +500,7 @@ enum ek_status ek_plan_arguments_read(struct ek_plan_arguments *a, int argc, cha
     if (optind < argc)
         return ek_error(EK_EUSAGE, "plan: unexpected argument \"%s\"", argv[optind]);
     if ((a->costs != NULL) == (a->model != NULL))
-        return ek_error(EK_EUSAGE, "plan: give either MODEL with --db, or --costs");
+        return ek_error(EK_EUSAGE, "plan: give either MODEL with --db or --hardware, or --costs");
     if (a->costs && (a->cut_tower || a->devices))
         return ek_error(EK_EUSAGE, "plan: %s is for a MODEL; costs say what they are of",
                         a->cut_tower ? "--cut-tower" : "--devices");

@@ -87,7 +87,7 @@ static void print_memory(const struct ek_problem *p, const struct ek_placement *
     ek_table_free(t);
 }
 
-static const char *value_text(enum ek_objective o, double v, char buf[EK_UNIT_LEN])
+const char *ek_objective_text(enum ek_objective o, double v, char buf[EK_UNIT_LEN])
 {
     switch (o) {
     case EK_OBJ_BALANCE:
@@ -107,14 +107,15 @@ static void print_proof(const struct ek_solution *s, const struct ek_request *r,
     char v[EK_UNIT_LEN], b[EK_UNIT_LEN];
 
     for (size_t i = 0; i < r->n_objectives; i++)
-        fprintf(out, "objective %zu   %s %s%s\n", i + 1, ek_objective_names[r->objectives[i]],
-                value_text(r->objectives[i], s->values[i], v),
+        fprintf(out, "objective %zu   %s %s%s%s\n", i + 1, ek_objective_names[r->objectives[i]],
+                ek_objective_text(r->objectives[i], s->values[i], v),
+                r->objectives[i] == EK_OBJ_THROUGHPUT ? " a batch" : "",
                 s->near     ? (i ? "" : ", near the earlier plan on purpose")
                 : s->proven ? ", optimal"
                             : ", NOT proven optimal");
     if (!s->proven || s->near)
         fprintf(out, "bound         %s, gap %.3g %%\n",
-                value_text(r->objectives[0], s->bounds[0], b), 100 * ek_solution_gap(s));
+                ek_objective_text(r->objectives[0], s->bounds[0], b), 100 * ek_solution_gap(s));
     fprintf(out,
             "proof         dynamic program %.3f s (%llu solves, %llu states), GLPK %s %.3f s "
             "(%llu solves); cross-check: %s\n",

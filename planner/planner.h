@@ -496,8 +496,10 @@ enum ek_status ek_recipe_named(const struct ek_problem *p, const char *text,
 json_t *ek_explanation_json(const struct ek_solution *s);
 void ek_explanation_print(const struct ek_solution *s, FILE *out);
 /* The k next-best plans (of the first objective) and what more memory or devices would buy. */
-enum ek_status ek_alternatives(const struct ek_costs *c, const struct ek_request *r,
-                               const struct ek_solution *s, uint32_t k, json_t **out);
+enum ek_status ek_alternatives(const struct ek_request *r, const struct ek_solution *s, uint32_t k,
+                               json_t **out);
+/* What they are ordered by for a first objective: a size that is sought gives way to latency. */
+enum ek_objective ek_alternatives_by(enum ek_objective o);
 enum ek_status ek_sensitivity(const struct ek_costs *c, const struct ek_request *r,
                               const struct ek_solution *s, json_t **out);
 /* The front of prefill bottleneck, decode bottleneck and fullest memory; whole: all of it. */
@@ -519,6 +521,8 @@ json_t *ek_plan_json_given(const struct ek_costs *c, const struct ek_request *r,
                            const struct ek_problem *p, const struct ek_placement *pl,
                            const char *from);
 /* For people. */
+/* A value of an objective as people read it: a time, a share, a count. Returns buf. */
+const char *ek_objective_text(enum ek_objective o, double v, char buf[EK_UNIT_LEN]);
 void ek_plan_print(const struct ek_costs *c, const struct ek_solution *s,
                    const struct ek_request *r, FILE *out);
 

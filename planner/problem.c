@@ -57,8 +57,8 @@ static enum ek_status fill_workload(struct ek_problem *p, const struct ek_reques
         w->context = (uint32_t)need;
     if (w->context < need)
         return ek_error(EK_EUSAGE,
-                        "context %u is less than %llu tokens of prompt, images and answer",
-                        w->context, (unsigned long long)need);
+                        "context %u is less than prompt and images %u + generate %u = %llu tokens",
+                        w->context, ek_workload_prompt(w), w->generate, (unsigned long long)need);
     if (w->prefill_chunk == 0)
         w->prefill_chunk = EK_DEFAULT_CHUNK;
     w->micro_batches = p->micro_batches = m;

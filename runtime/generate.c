@@ -24,8 +24,9 @@ static enum ek_status check(const struct ek_engine *e, const struct ek_prompt *p
         return ek_error(EK_EUSAGE, "generate: max_tokens must be at least 1");
     for (size_t i = 0; i < n; i++)
         if (prompts[i].n == 0 || prompts[i].n > context)
-            return ek_error(EK_EUSAGE, "generate: prompt %zu has %zu tokens, from 1 to %u possible",
-                            i, prompts[i].n, context);
+            return ek_error(EK_EUSAGE,
+                            "generate: prompt %zu has %zu tokens; the context holds 1 to %u", i,
+                            prompts[i].n, context);
     return EK_OK;
 }
 

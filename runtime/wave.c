@@ -522,7 +522,8 @@ static enum ek_status admit(struct wave *w, const struct ek_generations *from, b
         if (g == NULL)
             break;
         if (g->prompt.n == 0 || g->prompt.n > ek_engine_max_context(w->e))
-            return ek_error(EK_EUSAGE, "generate: a prompt of %zu tokens, from 1 to %u possible",
+            return ek_error(EK_EUSAGE,
+                            "generate: a prompt of %zu tokens; the context holds 1 to %u",
                             g->prompt.n, ek_engine_max_context(w->e));
         g->out = (struct ek_completion){0};
         w->seqs[place] = (struct wave_seq){

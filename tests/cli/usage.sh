@@ -21,6 +21,8 @@ expect 2 evenkeel
 expect 2 evenkeel modle
 warns 'could be: model'
 one_line
+expect 2 evenkeel chat
+warns 'evenkeel --help lists them'
 expect 2 evenkeel model
 warns 'takes 1 operand'
 expect 2 evenkeel profile x --dbb y

@@ -426,7 +426,7 @@ START_TEST(next_best_plans_are_worse_in_order_and_unlike)
     bool whole;
     size_t i;
 
-    ck_assert_int_eq(ek_alternatives(c, &r, s, 6, &list), EK_OK);
+    ck_assert_int_eq(ek_alternatives(&r, s, 6, &list), EK_OK);
     ck_assert_uint_eq(json_array_size(list), 6);
     json_array_foreach(list, i, o)
     {

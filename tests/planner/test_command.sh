@@ -99,10 +99,17 @@ expect 0 "staying near" "$plan" plan --costs "$costs" --near "$dir/a.json"
 says "out" "^bound .*, gap "
 expect 0 "explaining" "$plan" plan --costs "$costs" --explain --pareto --json
 expect 0 "explaining to people" "$plan" plan --costs "$costs" --explain --pareto
-says "out" "^next best "
+says "out" "^next best  *[0-9.]* s with cuda:[0-9]: "
 says "out" "with one more rtx4090"
 says "out" "cuda:1: does not bind; one more module takes"
 says "out" "^front of the slowest"
+vl2=${srcdir:-.}/tests/fixtures/configs/deepseek-vl2
+expect 0 "a tower beside later layers" "$plan" plan "$vl2" --hardware "3x rtx4090" --batch 4 \
+    --images 1 --image-tokens 421 # three stages of the chain behind one of the tower
+says "out" "^ *0  cuda:2  vision, projector"
+says "out" "^bottleneck    the work of stage 1$"
+expect 0 "groups of devices" "$plan" plan "$vl2" --hardware "4x rtx4090" --tp 2
+! grep -q "equal split" "$dir/out" || { echo "FAIL: a recipe of single devices"; failed=1; }
 expect 0 "simulating" "$plan" simulate "$dir/a.json" --rate 1
 expect 0 "cluster" "$plan" cluster "$machines/cluster.json" --load 50000
 expect 0 "hardware" "$plan" hardware --json
