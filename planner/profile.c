@@ -120,23 +120,25 @@ static size_t sharing(const struct ek_store_device *all, size_t n, const struct 
     return k;
 }
 
-/* With all the other devices of these costs at work. It was measured with all that there are: those
+/* With all the other devices of these costs at work. Of those that it was measured with, the ones
  * that share its memory slow a device, or, where none does, all of them. */
 static enum ek_status slow_factor(const struct importer *im, const struct ek_store_device *d,
                                   enum ek_phase phase, double *factor)
 {
+    size_t n, sharers, here = sharing(im->devices, im->n_devices, d);
     struct ek_store_device *all;
-    size_t n, sharers;
+    uint32_t busy;
 
-    EK_TRY(ek_store_slowdown(im->store, d->id, phase, factor));
+    EK_TRY(ek_store_slowdown(im->store, d->id, phase, factor, &busy));
     EK_TRY(ek_store_devices(im->store, &all, &n));
     sharers = sharing(all, n, d);
     free(all);
-    if (sharers > 0) /* the factor is a neighbour's of n - 1 */
-        *factor = 1 + (*factor - 1) * (double)(n - 1) / (double)sharers *
-                          (double)sharing(im->devices, im->n_devices, d);
-    else
-        *factor = 1 + (*factor - 1) * (double)(im->n_devices - 1);
+    if (sharers == 0)
+        here = im->n_devices - 1;
+    if (sharers > 0 && sharers < busy)
+        busy = (uint32_t)sharers;
+    if (busy > 0)
+        *factor = 1 + (*factor - 1) * (double)here / busy;
     return EK_OK;
 }
 

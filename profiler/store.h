@@ -107,12 +107,12 @@ struct ek_store_time_row {
  * context. *out is freed with free(). */
 enum ek_status ek_store_times(struct ek_store *s, int64_t device, const char *signature,
                               struct ek_store_time_row **out, size_t *n);
-/* By how much another device at work slows a device in a phase: median over its rows with busy > 0
- * of their time over the row measured alone, what is over 1 a neighbour; at least 1, and 1 where
- * nothing was measured. Neighbours never rest: where it is known what the device takes itself when
- * it goes on (EK_STORE_SUSTAINED), its clocks are no part of the factor. */
+/* By how much *busy other devices at work, the most that were tried, slow a device in a phase:
+ * median over its rows with as many of their time over the row measured alone; at least 1, and 1
+ * with none where nothing was measured. Neighbours never rest: where it is known what the device
+ * takes itself when it goes on (EK_STORE_SUSTAINED), its clocks are no part of the factor. */
 enum ek_status ek_store_slowdown(struct ek_store *s, int64_t device, enum ek_phase phase,
-                                 double *factor);
+                                 double *factor, uint32_t *busy);
 
 /* Where the time of a measurement goes, of one module: kernels and copies, and what lies between
  * them under EK_STORE_GAPS, each without what overlaps those before it, so that they add up. */

@@ -116,36 +116,44 @@ enum ek_status ek_store_times(struct ek_store *s, int64_t device, const char *si
     return ek_store_collect(s, st, "measurement", sizeof(**out), read_time, (void **)out, n);
 }
 
-static void read_ratio(struct ek_columns *c, void *item)
+struct slowed {
+    double ratio;
+    uint32_t busy;
+};
+
+static void read_slowed(struct ek_columns *c, void *item)
 {
-    ek_column_real(c, EK_MAX_RATE, item);
+    struct slowed *s = item;
+
+    ek_column_real(c, EK_MAX_RATE, &s->ratio);
+    ek_column_u32(c, &s->busy);
 }
 
 enum ek_status ek_store_slowdown(struct ek_store *s, int64_t device, enum ek_phase phase,
-                                 double *factor)
+                                 double *factor, uint32_t *busy)
 {
     sqlite3_stmt *st;
-    double *ratios = NULL;
+    struct slowed *rows = NULL;
     size_t n;
 
     EK_TRY(ek_store_prepare(
         s, &st,
-        "SELECT 1 + (b.median_s / max(a.median_s, ifnull((SELECT max(c.median_s) FROM measurement c"
+        "SELECT b.median_s / max(a.median_s, ifnull((SELECT max(c.median_s) FROM measurement c"
         " WHERE c.device_id = a.device_id AND c.signature_id = a.signature_id AND"
         " c.phase = a.phase AND c.batch = a.batch AND c.tokens = a.tokens AND"
         " c.context = a.context AND c.act = a.act AND c.cache = a.cache AND c.busy = 0 AND"
-        " c.launch = '" EK_STORE_SUSTAINED "'), 0)) - 1) / b.busy AS ratio FROM measurement a"
+        " c.launch = '" EK_STORE_SUSTAINED "'), 0)) AS ratio, b.busy FROM measurement a"
         " JOIN measurement b"
         " USING(device_id, signature_id, phase, batch, tokens, context, act, cache, launch)"
         " WHERE device_id = ? AND phase = ? AND a.busy = 0 AND b.busy > 0 AND a.median_s > 0"
-        " ORDER BY ratio",
+        " ORDER BY b.busy DESC, ratio",
         "iu", device, (uint64_t)phase));
-    EK_TRY(
-        ek_store_collect(s, st, "measurement", sizeof(*ratios), read_ratio, (void **)&ratios, &n));
-    *factor = n ? (ratios[(n - 1) / 2] + ratios[n / 2]) / 2 : 1;
-    if (*factor < 1)
-        *factor = 1;
-    free(ratios);
+    EK_TRY(ek_store_collect(s, st, "measurement", sizeof(*rows), read_slowed, (void **)&rows, &n));
+    while (n > 0 && rows[n - 1].busy < rows[0].busy)
+        n--;
+    *busy = n ? rows[0].busy : 0;
+    *factor = n ? fmax((rows[(n - 1) / 2].ratio + rows[n / 2].ratio) / 2, 1) : 1;
+    free(rows);
     return EK_OK;
 }
 

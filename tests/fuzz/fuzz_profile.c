@@ -59,13 +59,14 @@ static void read_all(struct ek_store *s)
     struct ek_store_run *runs;
     char identity[33];
     double slow;
+    uint32_t busy;
     size_t n;
 
     (void)ek_store_identity(s, identity);
     if (ek_store_devices(s, &devices, &n) == EK_OK) {
         for (size_t i = 0; i < n && i < 8; i++) {
             read_rows_of(s, &devices[i]);
-            (void)ek_store_slowdown(s, devices[i].id, EK_PHASE_DECODE, &slow);
+            (void)ek_store_slowdown(s, devices[i].id, EK_PHASE_DECODE, &slow, &busy);
         }
         free(devices);
     }

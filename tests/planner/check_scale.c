@@ -279,7 +279,8 @@ START_TEST(a_module_without_times_of_a_phase_costs_not_nothing)
 }
 END_TEST
 
-/* Measured with three others at work, of which one is on the same GPU. */
+/* Measured with three others at work, of which one is on the same GPU; the database has one more.
+ */
 START_TEST(devices_that_share_a_memory_slow_each_other_and_no_others)
 {
     static const struct {
@@ -292,6 +293,7 @@ START_TEST(devices_that_share_a_memory_slow_each_other_and_no_others)
     put_other("cuda:1", "GPU-1", true, &plain);
     put_other("cuda:1.1", "GPU-1", true, &plain);
     put_other("cuda:2", "GPU-2", true, &plain);
+    put_other("cuda:3", "GPU-3", true, &plain);
     for (size_t i = 0; i < EK_ARRAY_LEN(plans); i++) {
         struct ek_costs *c = costs_of(plans[i].devices);
         ck_assert_double_eq_tol(c->classes[0].slow_decode, plans[i].slow, 1e-9);

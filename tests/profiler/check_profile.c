@@ -231,6 +231,7 @@ START_TEST(every_module_has_rows_on_every_device)
     struct ek_store_device *devices;
     struct ek_store *s;
     struct rows r;
+    uint32_t busy;
     double slow;
     size_t n;
 
@@ -249,8 +250,9 @@ START_TEST(every_module_has_rows_on_every_device)
         ck_assert_double_gt(devices[i].peak_f32, 1e8);
         ck_assert_uint_eq(devices[i].budget, 64 * EK_MIB);
     }
-    ck_assert_int_eq(ek_store_slowdown(s, 1, EK_PHASE_PREFILL, &slow), EK_OK);
+    ck_assert_int_eq(ek_store_slowdown(s, 1, EK_PHASE_PREFILL, &slow, &busy), EK_OK);
     ck_assert_double_ge(slow, 1);
+    ck_assert_uint_eq(busy, 1);
     ek_store_close(s);
     free(links);
     free(devices);
