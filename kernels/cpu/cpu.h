@@ -189,6 +189,8 @@ enum ek_status cpu_layer_norm(struct ek_device *dev, const void *x, const float 
 enum ek_status cpu_linear(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                           const struct ek_mat *w, const float *bias, void *out, size_t ldo,
                           int flags);
+/* Workspace and scratch that cpu_linear needs for n rows by w, ahead of products of fewer. */
+enum ek_status cpu_linear_reserve(struct ek_device *dev, uint32_t n, const struct ek_mat *w);
 enum ek_status cpu_norm_linear(struct ek_device *dev, const void *x, const float *norm_weight,
                                float eps, uint32_t n, const struct ek_mat *mats, size_t n_mats,
                                const float *const *biases, void *out, size_t ldo);

@@ -181,11 +181,30 @@ static void add_back(const struct experts_job *a, uint32_t e)
     }
 }
 
+static struct ek_mat gate_up_of(const struct experts_job *a, uint32_t e)
+{
+    return rows_of(a->e->gate_up, e * 2 * a->e->inner, 2 * a->e->inner);
+}
+
+static struct ek_mat down_of(const struct experts_job *a, uint32_t e)
+{
+    return rows_of(a->e->down, e * a->hidden, a->hidden);
+}
+
+/* All tokens may go to one expert: what an operation takes follows from shapes alone, so that a
+ * profile, whose tokens go where it sends them, has seen the most. */
+static enum ek_status reserve(struct ek_device *dev, const struct experts_job *a)
+{
+    struct ek_mat gate_up = gate_up_of(a, 0), down = down_of(a, 0);
+
+    EK_TRY(cpu_linear_reserve(dev, a->n, &gate_up));
+    return cpu_linear_reserve(dev, a->n, &down);
+}
+
 static enum ek_status run_expert(struct ek_device *dev, const struct experts_job *a, uint32_t e)
 {
     uint32_t inner = a->e->inner, m = pick(a, e);
-    struct ek_mat gate_up = rows_of(a->e->gate_up, e * 2 * inner, 2 * inner);
-    struct ek_mat down = rows_of(a->e->down, e * a->hidden, a->hidden);
+    struct ek_mat gate_up = gate_up_of(a, e), down = down_of(a, e);
 
     if (m == 0)
         return EK_OK;
@@ -230,6 +249,7 @@ enum ek_status cpu_experts(struct ek_device *dev, const void *x, size_t ldx, uin
     a.y = a.inner + rows * e->inner;
     a.sum = a.y + rows * a.hidden;
     memset(a.sum, 0, rows * a.hidden * sizeof(float));
+    EK_TRY(reserve(dev, &a));
     for (uint32_t i = 0; i < e->n; i++)
         EK_TRY(run_expert(dev, &a, i));
     cpu_run_rows(cpu_of(dev), n, a.hidden, give_out, &a);

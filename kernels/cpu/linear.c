@@ -299,6 +299,19 @@ enum ek_status cpu_linear(struct ek_device *dev, const void *x, size_t ldx, uint
     return product_run(&p, cpu_of(dev));
 }
 
+enum ek_status cpu_linear_reserve(struct ek_device *dev, uint32_t n, const struct ek_mat *w)
+{
+    struct cpu_device *cpu = cpu_of(dev);
+    struct product p = {.dev = cpu, .n = n, .cols = whole_units(w->cols), .mats = w, .n_mats = 1};
+    float *rows;
+
+    if (n == 0)
+        return EK_OK;
+    if (p.cols != w->cols)
+        EK_TRY(cpu_shared(cpu, (size_t)n * p.cols, &rows));
+    return plan_items(&p, cpu);
+}
+
 enum ek_status cpu_norm_linear(struct ek_device *dev, const void *x, const float *norm_weight,
                                float eps, uint32_t n, const struct ek_mat *mats, size_t n_mats,
                                const float *const *biases, void *out, size_t ldo)
