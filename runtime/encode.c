@@ -60,6 +60,7 @@ static void job_free(struct engine_encode *job)
 {
     vision_pack_free(&job->pack);
     engine_block_give(job->block);
+    free(job->pixels);
     free(job);
 }
 
@@ -126,7 +127,7 @@ static enum ek_status fetch_patches(struct ek_stage *s, const struct vision_pack
     float *sorted;
     enum ek_status st;
 
-    if (p->g == NULL)
+    if (!p->windowed)
         return stage_fetch(s, s->arena + offset, p->rows * dim, out);
     if ((sorted = ek_calloc(p->rows, dim * sizeof(*sorted))) == NULL)
         return EK_ENOMEM;
@@ -273,7 +274,8 @@ static enum ek_status submit(struct ek_engine *e, struct engine_encode *job)
 }
 
 /* Waits for the oldest part; a worker that has begun it ends its stage even when the engine fails.
- * A job that does not come back stays in the list: the engine's, freed when it closes. */
+ * A job that does not come back stays in the list, with the pixels that it reads: the engine's,
+ * freed when it closes. */
 static enum ek_status collect(struct encoder *c)
 {
     struct ek_engine *e = c->e;
@@ -292,10 +294,13 @@ static enum ek_status collect(struct encoder *c)
     if (returned)
         *at = job->next;
     pthread_mutex_unlock(&e->lock);
-    if (returned)
+    if (returned) {
         job_free(job);
-    else
+    } else {
         c->lost = job;
+        job->pixels = job->visual->pixels;
+        job->visual->pixels = NULL;
+    }
     return st;
 }
 
@@ -311,7 +316,7 @@ static enum ek_status collect_all(struct encoder *c)
 }
 
 /* Slices [at, at + n) of a picture on their way. */
-static enum ek_status encode_slices(struct encoder *c, const struct ek_visual *v,
+static enum ek_status encode_slices(struct encoder *c, struct ek_visual *v,
                                     const struct ek_vl_geometry *g, uint32_t at, uint32_t n)
 {
     const struct ek_config *config = &c->e->m->config;
@@ -322,6 +327,7 @@ static enum ek_status encode_slices(struct encoder *c, const struct ek_visual *v
     if ((job = ek_calloc(1, sizeof(*job))) == NULL)
         return EK_ENOMEM;
     job->out = c->out;
+    job->visual = v;
     begin = ek_now_ns();
     EK_GOTO(vision_pack(config, v, g, at, n, &job->pack), st, fail);
     job->packing_s = (double)(ek_now_ns() - begin) * 1e-9;
@@ -337,7 +343,7 @@ fail:
 }
 
 /* All slices of a picture, as many at once as fit. */
-static enum ek_status encode_visual(struct encoder *c, const struct ek_visual *v,
+static enum ek_status encode_visual(struct encoder *c, struct ek_visual *v,
                                     const struct ek_vl_geometry *g)
 {
     uint32_t most = vision_max_rows(&c->e->m->config, &c->e->opt), slice = vision_slice_rows(v);
@@ -368,7 +374,7 @@ static enum ek_status check_visual(const struct ek_engine *e, const struct ek_vi
 }
 
 static enum ek_status encode_visuals(struct encoder *c, const struct ek_vl_rules *rules,
-                                     const struct ek_vl_prompt *p)
+                                     struct ek_vl_prompt *p)
 {
     bool qwen = vision_is_qwen(&c->e->m->config);
 
@@ -385,7 +391,7 @@ static enum ek_status encode_visuals(struct encoder *c, const struct ek_vl_rules
 /* *features: room for [n_features][hidden]; NULL afterwards where a part may yet write there: the
  * engine's then. */
 static enum ek_status encode_all(struct ek_engine *e, const struct ek_vl_rules *rules,
-                                 const struct ek_vl_prompt *p, struct engine_block **features)
+                                 struct ek_vl_prompt *p, struct engine_block **features)
 {
     struct encoder c = {.e = e, .out = (*features)->data, .n_ring = e->vision.n_path + 1};
     enum ek_status st = EK_ENOMEM, ended;
@@ -441,7 +447,7 @@ static enum ek_status take_rows(struct ek_engine *e, size_t n, struct engine_blo
 }
 
 enum ek_status ek_engine_encode(struct ek_engine *e, const struct ek_vl_rules *rules,
-                                const struct ek_vl_prompt *p, struct ek_embeds *out)
+                                struct ek_vl_prompt *p, struct ek_embeds *out)
 {
     struct engine_block *features = NULL;
     struct ek_embeds x = {0};

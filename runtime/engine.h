@@ -85,7 +85,9 @@ struct engine_encode {
     struct engine_encode *next;
     struct vision_pack pack;
     float *out;                 /* [features][hidden] */
-    struct engine_block *block; /* what out is part of, where the caller gave the job up */
+    struct ek_visual *visual;   /* the caller's */
+    struct engine_block *block; /* what out is part of, where the caller gave the job up, ... */
+    float *pixels;              /* ... and what it reads: the visual's, taken over */
     size_t at;                  /* of the path: whose turn it is */
     double packing_s;
     bool running, done;

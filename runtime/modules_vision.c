@@ -36,7 +36,7 @@ static enum ek_status run_patches(struct ek_stage *s, const struct vision_pack *
 {
     const struct ek_ops *ops = s->dev->ops;
     const struct stage_vision *v = s->vision;
-    size_t n = (size_t)p->rows * p->v->row_size;
+    size_t n = (size_t)p->rows * p->row_size;
     uint32_t width = s->m->config.vision_hidden;
     char *pixels = at(s, v->at.scratch);
     void *x = at(s, v->at.x), *xn = at(s, v->at.xn);
@@ -45,7 +45,7 @@ static enum ek_status run_patches(struct ek_stage *s, const struct vision_pack *
     EK_TRY(ops->upload(s->dev, pixels, p->pixels, n * sizeof(float)));
     if (s->dev->act != EK_F32) {
         char *to =
-            pixels + ek_round_up((size_t)v->max_rows * p->v->row_size * sizeof(float), STAGE_ALIGN);
+            pixels + ek_round_up((size_t)v->max_rows * p->row_size * sizeof(float), STAGE_ALIGN);
         EK_TRY(ops->convert(s->dev, pixels, EK_F32, to, s->dev->act, n));
         pixels = to;
     }
@@ -53,9 +53,9 @@ static enum ek_status run_patches(struct ek_stage *s, const struct vision_pack *
         EK_TRY(ops->embed(s->dev, &v->pos, ints_at(s, p->positions), p->rows, x));
         flags = EK_LINEAR_ADD;
     }
-    EK_TRY(stage_run_linear(s, &v->patch, pixels, p->v->row_size, p->rows, p->g ? xn : x, width,
+    EK_TRY(stage_run_linear(s, &v->patch, pixels, p->row_size, p->rows, p->windowed ? xn : x, width,
                             flags));
-    if (p->g == NULL)
+    if (!p->windowed)
         return EK_OK;
     return ops->gather(s->dev, xn, width, ints_at(s, p->order), p->rows, width, x);
 }

@@ -181,9 +181,9 @@ void vision_pack_free(struct vision_pack *p)
 }
 
 /* Windows lie in slices, slices in order: the slices' rows are consecutive in windowed order. */
-static enum ek_status pack_qwen(struct vision_pack *p, uint32_t cell)
+static enum ek_status pack_qwen(struct vision_pack *p, const struct ek_vl_geometry *g,
+                                uint32_t cell)
 {
-    const struct ek_vl_geometry *g = p->g;
     uint32_t end = p->first_row + p->rows, w = 0;
 
     p->windows = p->slices + p->n_slices + 1;
@@ -234,7 +234,10 @@ enum ek_status vision_pack(const struct ek_config *c, const struct ek_visual *v,
                            struct vision_pack *out)
 {
     uint32_t cell = c->vision_merge * c->vision_merge;
-    struct vision_pack p = {.v = v, .g = g, .slice_rows = vision_slice_rows(v), .n_slices = n};
+    struct vision_pack p = {.row_size = v->row_size,
+                            .windowed = g != NULL,
+                            .slice_rows = vision_slice_rows(v),
+                            .n_slices = n};
     enum ek_status st = EK_OK;
 
     p.first_row = first * p.slice_rows;
@@ -251,7 +254,7 @@ enum ek_status vision_pack(const struct ek_config *c, const struct ek_visual *v,
         for (uint32_t i = 0; i <= n; i++)
             p.ints[p.slices + i] = (int32_t)(i * p.slice_rows);
         if (g != NULL)
-            st = pack_qwen(&p, cell);
+            st = pack_qwen(&p, g, cell);
         else
             pack_vl2(c, &p);
     }

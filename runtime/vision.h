@@ -65,9 +65,9 @@ void vision_free(struct ek_stage *s);
 /* Whole slices of one picture as the device gets them. Qwen's rows are put in the order of their
  * windows there, and its features back. */
 struct vision_pack {
-    const struct ek_visual *v;
-    const struct ek_vl_geometry *g; /* NULL: VL2 */
-    const float *pixels;            /* [rows][row_size], v's own; NULL: it has none */
+    const float *pixels; /* [rows][row_size], the picture's own; NULL: it has none */
+    uint32_t row_size;
+    bool windowed; /* Qwen */
     int32_t *ints;
     size_t n_ints;
     /* where in ints; order: the row at each place of the windowed order, back: the feature there
@@ -75,7 +75,7 @@ struct vision_pack {
     size_t positions, order, slices, windows, back, cells;
     uint32_t first_row, rows, slice_rows, n_slices, n_windows, max_window, features;
 };
-/* Slices [first, first + n) of v. Borrows v and g. */
+/* Slices [first, first + n) of v, whose pixels are borrowed. g: NULL for VL2. */
 enum ek_status vision_pack(const struct ek_config *c, const struct ek_visual *v,
                            const struct ek_vl_geometry *g, uint32_t first, uint32_t n,
                            struct vision_pack *out);
