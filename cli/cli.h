@@ -78,7 +78,7 @@ size_t ek_distance(const char *a, const char *b);
 bool ek_distance_small(size_t distance, size_t n);
 
 /* Set by SIGINT and SIGTERM after ek_catch_interrupts; a second signal ends the process. */
-extern volatile bool ek_interrupted;
+extern atomic_bool ek_interrupted;
 void ek_catch_interrupts(void);
 
 /* Prints a JSON document to stdout and drops the reference; EK_EENV when stdout fails. */

@@ -15,14 +15,14 @@ static const struct ek_command *const commands[] = {
     &ek_cmd_simulate, &ek_cmd_cluster, &ek_cmd_hardware,
 };
 
-volatile bool ek_interrupted;
+atomic_bool ek_interrupted;
+_Static_assert(ATOMIC_BOOL_LOCK_FREE == 2, "a signal handler sets it, threads read it");
 
 static void on_interrupt(int number)
 {
     (void)number;
-    if (ek_interrupted)
+    if (atomic_exchange(&ek_interrupted, true))
         _exit(130);
-    ek_interrupted = true;
 }
 
 void ek_catch_interrupts(void)

@@ -1,10 +1,16 @@
 dnl SPDX-License-Identifier: Apache-2.0
 
-dnl --enable-asan: AddressSanitizer and UndefinedBehaviorSanitizer in every C object.
-AC_DEFUN([EK_ENABLE_ASAN], [
+dnl --enable-asan: AddressSanitizer and UndefinedBehaviorSanitizer in every C object;
+dnl --enable-tsan: ThreadSanitizer instead.
+AC_DEFUN([EK_ENABLE_SANITIZERS], [
 AC_ARG_ENABLE([asan], [AS_HELP_STRING([--enable-asan], [build with ASan and UBSan])])
-AS_IF([test "x$enable_asan" = xyes], [
+AC_ARG_ENABLE([tsan], [AS_HELP_STRING([--enable-tsan], [build with TSan])])
+AS_IF([test "x$enable_asan" = xyes && test "x$enable_tsan" = xyes],
+    [AC_MSG_ERROR([--enable-asan and --enable-tsan exclude one another])])
+AS_IF([test "x$enable_asan" = xyes], [ek_sanitizers="ASan, UBSan"
     EK_SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"])
+AS_IF([test "x$enable_tsan" = xyes], [ek_sanitizers=TSan
+    EK_SAN="-fsanitize=thread -fno-omit-frame-pointer"])
 AC_SUBST([EK_SAN])
 ])
 

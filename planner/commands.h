@@ -15,6 +15,6 @@ struct ek_command {
 extern const struct ek_command ek_command_plan, ek_command_export, ek_command_report,
     ek_command_hardware, ek_command_simulate, ek_command_cluster;
 
-extern volatile bool ek_stopped; /* set by SIGINT */
+extern atomic_bool ek_stopped; /* set by SIGINT */
 
 #endif

@@ -15,7 +15,8 @@ static const struct ek_command *const commands[] = {
     &ek_command_hardware, &ek_command_simulate, &ek_command_cluster,
 };
 
-volatile bool ek_stopped;
+atomic_bool ek_stopped;
+_Static_assert(ATOMIC_BOOL_LOCK_FREE == 2, "a signal handler sets it");
 
 static void on_interrupt(int sig)
 {

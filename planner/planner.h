@@ -214,7 +214,7 @@ struct ek_request {
     bool no_certificate;    /* dynamic program alone */
     bool whole_program;     /* integer programs with every column, however large */
     bool measured_chunk;    /* no device whose times of layers end below the prefill chunk */
-    volatile const bool *stop;
+    const atomic_bool *stop;
 };
 #define EK_REQUEST_INIT                                                                            \
     {                                                                                              \
@@ -377,7 +377,7 @@ typedef enum ek_status (*ek_oracle_fn)(const struct ek_problem *p, const struct 
                                        const uint8_t *deny, struct ek_answer *out, void *state);
 struct ek_effort {        /* state of both oracles: limits and counters */
     uint64_t deadline_ns; /* 0: none */
-    volatile const bool *stop;
+    const atomic_bool *stop;
     uint64_t solves, labels;
     double seconds;
     bool expired;

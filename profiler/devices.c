@@ -164,7 +164,7 @@ static enum ek_status put_return(struct ek_store *store, const struct ek_device_
     return ek_store_put_link(store, &l);
 }
 
-enum ek_status devices_stopped(volatile const bool *stop)
+enum ek_status devices_stopped(const atomic_bool *stop)
 {
     if (stop && *stop)
         return ek_error(EK_EINTR, "interrupted; what was measured is kept, the same command goes "
@@ -173,7 +173,7 @@ enum ek_status devices_stopped(volatile const bool *stop)
 }
 
 static enum ek_status put_links(struct ek_store *store, const struct ek_device_spec *specs,
-                                size_t n, enum ek_dtype act, bool again, volatile const bool *stop)
+                                size_t n, enum ek_dtype act, bool again, const atomic_bool *stop)
 {
     struct ek_store_link *links;
     enum ek_status st = EK_OK;
@@ -197,7 +197,7 @@ static enum ek_status put_links(struct ek_store *store, const struct ek_device_s
 
 enum ek_status ek_profile_devices(struct ek_store *store, const struct ek_device_spec *specs,
                                   size_t n, enum ek_dtype act, bool again,
-                                  volatile const bool *stop)
+                                  const atomic_bool *stop)
 {
     for (size_t i = 0; i < n; i++) {
         EK_TRY(devices_stopped(stop));

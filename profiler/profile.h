@@ -73,6 +73,6 @@ enum ek_status devices_find(struct ek_store *store, int64_t id, struct ek_store_
 /* budget: with the memory that the spec declares, else with all there is. */
 enum ek_status devices_open(const struct ek_device_spec *spec, enum ek_dtype act, bool budget,
                             struct ek_device **out);
-enum ek_status devices_stopped(volatile const bool *stop);
+enum ek_status devices_stopped(const atomic_bool *stop);
 
 #endif

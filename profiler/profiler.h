@@ -45,7 +45,7 @@ void ek_profile_device_row(const struct ek_device *dev, struct ek_store_device *
  * again. Budgets of the specs go into the rows and do not limit these measurements. */
 enum ek_status ek_profile_devices(struct ek_store *store, const struct ek_device_spec *specs,
                                   size_t n, enum ek_dtype act, bool again,
-                                  volatile const bool *stop);
+                                  const atomic_bool *stop);
 
 /* ---- Profiling a model ---------------------------------------------------------------------- */
 struct ek_profile_options {
@@ -55,7 +55,7 @@ struct ek_profile_options {
     uint32_t max_batch, max_prompt, max_context; /* bounds of the points */
     bool thorough, kernels;    /* kernels: trace where the time of a few points goes */
     double target_error;       /* of interpolation between points, e.g. 0.03 */
-    volatile const bool *stop; /* set by SIGINT: finish the row, commit, return EK_EINTR */
+    const atomic_bool *stop; /* set by SIGINT: finish the row, commit, return EK_EINTR */
 };
 #define EK_PROFILE_OPTIONS_INIT                                                                    \
     {                                                                                              \

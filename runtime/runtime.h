@@ -261,9 +261,10 @@ struct ek_embeds {
 /* Runs the tower and what projects its output, on their devices, over the pictures of p, and lays
  * their rows out. Others' steps go on meanwhile; those of several callers take turns. rules:
  * those that p was made with. Freed with ek_embeds_free, before the engine closes. EK_EUSAGE when a
- * picture is larger than max_patches. */
+ * picture is larger than max_patches. Where it fails, pixels that a device may still read are the
+ * engine's, and p has them no more. */
 enum ek_status ek_engine_encode(struct ek_engine *e, const struct ek_vl_rules *rules,
-                                const struct ek_vl_prompt *p, struct ek_embeds *out);
+                                struct ek_vl_prompt *p, struct ek_embeds *out);
 void ek_embeds_free(struct ek_embeds *x); /* zeroes it; a zeroed one is fine */
 
 enum ek_logits { EK_LOGITS_NONE, EK_LOGITS_LAST, EK_LOGITS_ALL };
@@ -382,8 +383,7 @@ struct ek_generate_options {
      * sequence. May be NULL. */
     bool (*on_token)(void *user, size_t prompt, int32_t id);
     void *user;
-    volatile const bool
-        *cancel; /* set by SIGINT: returns EK_EINTR with what there is; may be NULL */
+    const atomic_bool *cancel; /* set by SIGINT: returns EK_EINTR with what there is; may be NULL */
 };
 struct ek_completion {
     int32_t *ids; /* new tokens */
@@ -431,7 +431,7 @@ struct ek_bench_options {
     /* pictures of random pixels before each prompt's tokens, of about so many tokens each, or of
      * exactly width x height pixels. 0: the plan's */
     uint32_t images, image_tokens, image_width, image_height;
-    volatile const bool *cancel;
+    const atomic_bool *cancel;
 };
 struct ek_spread {
     double median, mean, min, max, mad; /* median absolute deviation */

@@ -8,7 +8,7 @@
 #define STOPPING   "the server is stopping"
 #define ANSWER_MAX ((size_t)1 << 23)
 
-void queue_open(struct queue *q, volatile const bool *stop)
+void queue_open(struct queue *q, const atomic_bool *stop)
 {
     pthread_condattr_t attributes;
 

@@ -29,7 +29,7 @@ struct queue {
     pthread_cond_t arrived, moved; /* a job; a token or an end */
     struct job *head, *tail;       /* waiting */
     struct job *running;
-    volatile const bool *stop;
+    const atomic_bool *stop;
     enum ek_status failed; /* EK_OK: generating */
     char message[1024];
     struct queue_numbers { /* waiting and running now; the rest since the beginning */
@@ -39,7 +39,7 @@ struct queue {
     } numbers;
 };
 
-void queue_open(struct queue *q, volatile const bool *stop);
+void queue_open(struct queue *q, const atomic_bool *stop);
 void queue_close(struct queue *q); /* nobody is in it */
 /* Generates what is put until *stop or a failure, which it returns after all jobs were told. */
 enum ek_status queue_run(struct queue *q, struct ek_engine *e);

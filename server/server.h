@@ -14,7 +14,7 @@ struct ek_server_options {     /* all borrowed */
     const char *key;           /* that clients must show (Authorization: Bearer KEY); NULL: none */
     const char *model;         /* its name for clients */
     uint32_t connections;      /* at most so many at once */
-    volatile const bool *stop; /* set to end serving */
+    const atomic_bool *stop; /* set to end serving */
     void (*ready)(const char *url); /* called once it listens */
 };
 /* Serves until *stop: requests that run then end where they are. Prompts join those that run as

@@ -419,7 +419,7 @@ START_TEST(an_interrupt_stops_the_solve)
     struct ek_costs *c = small_costs();
     struct ek_request r = request_for(c);
     struct ek_solution *s = NULL;
-    bool stop = true;
+    atomic_bool stop = true;
     enum ek_status st;
 
     r.stop = &stop;

@@ -101,7 +101,7 @@ static struct ek_profile_options options(void)
     return o;
 }
 
-static enum ek_status profile(volatile const bool *stop)
+static enum ek_status profile(const atomic_bool *stop)
 {
     struct ek_profile_options o = options();
     struct ek_store *s;
@@ -500,7 +500,7 @@ END_TEST
 /* ---- Interruptions ----------------------------------------------------------------------------
  */
 
-static volatile bool stop_flag;
+static atomic_bool stop_flag;
 
 static void set_stop(int sig)
 {

@@ -190,7 +190,7 @@ END_TEST
 struct stream {
     int32_t got[PROMPTS][64];
     size_t n[PROMPTS], limit;
-    bool cancel;
+    atomic_bool cancel;
     size_t cancel_at, total;
 };
 

@@ -23,7 +23,7 @@ static struct ek_tokenizer *tokenizer;
 static struct ek_server_options options;
 static pthread_t thread;
 static enum ek_status ended;
-static bool stop;
+static atomic_bool stop;
 static char base[64];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t listening = PTHREAD_COND_INITIALIZER;
