@@ -167,10 +167,20 @@ uint16_t ek_f32_to_f16(float x);  /* round to nearest even, overflow to infinity
 enum ek_status ek_dequantize(enum ek_dtype dtype, const void *src, float *dst, size_t n);
 
 /* ---- Files ----------------------------------------------------------------------------------- */
+/* Opens a regular file for reading; nothing else (a pipe could keep us waiting). */
+enum ek_status ek_file_open(const char *path, int *fd, uint64_t *size);
 /* Whole file into fresh memory with a NUL behind it (not counted); refuses files over max bytes. */
 enum ek_status ek_file_read(const char *path, size_t max, char **out, size_t *n);
-/* Temp file beside path, fsync, rename: path is whole or untouched. Existing files are replaced
- * only with force. path "-" writes to stdout. */
+/* A file that is written piece by piece: a temp file beside path, and by ek_file_end, where st is
+ * EK_OK, synced and put in its place, else removed; path is whole or untouched. Existing files are
+ * replaced only with force. ek_file_end gives st back, or why it could not. */
+struct ek_new_file {
+    char *path, *temp;
+    FILE *stream; /* to write to; what fails there is seen by ek_file_end too */
+};
+enum ek_status ek_file_begin(const char *path, bool force, struct ek_new_file *out);
+enum ek_status ek_file_end(struct ek_new_file *f, enum ek_status st);
+/* All at once. path "-" writes to stdout. */
 enum ek_status ek_file_write(const char *path, const void *data, size_t n, bool force);
 /* Whether ek_file_write could begin: asked before the work whose result is written. EK_EUSAGE when
  * path is there and force is not given, EK_EENV when its folder cannot be written to. */

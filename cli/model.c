@@ -56,8 +56,12 @@ static enum ek_status run(const struct ek_args *args)
     EK_TRY(ek_model_open(args->operands[0], &opt, &m));
     if (ek_arg_flag(args, "cut-tower"))
         EK_GOTO(ek_model_cut_tower(m), st, done);
-    if (ek_arg(args, "write"))
-        EK_GOTO(ek_model_write(m, ek_arg(args, "write"), ek_arg_flag(args, "force")), st, done);
+    if (ek_arg(args, "write")) {
+        ek_catch_interrupts();
+        EK_GOTO(ek_model_write(m, ek_arg(args, "write"), ek_arg_flag(args, "force"),
+                               &ek_interrupted),
+                st, done);
+    }
     if (ek_arg_flag(args, "json")) {
         st = ek_print_json(ek_model_json(m));
     } else {

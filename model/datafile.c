@@ -11,26 +11,19 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define READ_MAX     ((uint64_t)1 << 30) /* one pread moves at most 2 GiB less a page */
+#define READ_MAX     ((uint64_t)1 << 30)   /* one pread moves at most 2 GiB less a page */
 #define DIRECT_LEAST ((uint64_t)256 << 10) /* shorter reads are left to the page cache */
-#define DIRECT_MOST  ((uint64_t)4 << 20) /* of one direct read */
-#define DIRECT_ALIGN ((uint64_t)4096)    /* of its place in file and memory */
+#define DIRECT_MOST  ((uint64_t)4 << 20)   /* of one direct read */
+#define DIRECT_ALIGN ((uint64_t)4096)      /* of its place in file and memory */
 
 enum ek_status ek_datafile_open(struct ek_datafile *f, const char *path)
 {
-    struct stat sb;
-    enum ek_status st = EK_OK;
+    enum ek_status st;
 
     *f = (struct ek_datafile)EK_DATAFILE_INIT;
     if ((f->path = ek_strdup(path)) == NULL)
         return EK_ENOMEM;
-    f->fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (f->fd < 0 || fstat(f->fd, &sb) != 0)
-        st = ek_error(EK_EENV, "%s: %s", path, strerror(errno));
-    else if (!S_ISREG(sb.st_mode))
-        st = ek_error(EK_EFORMAT, "%s: not a regular file", path);
-    else
-        f->size = (uint64_t)sb.st_size;
+    st = ek_file_open(path, &f->fd, &f->size);
     if (st == EK_OK)
         f->direct = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
     if (st != EK_OK)

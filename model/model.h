@@ -225,8 +225,10 @@ enum ek_status ek_model_read(const struct ek_model *m, const struct ek_tensor *t
                              uint64_t n, void *dst);
 
 /* Writes all tensors of a model whose weights are plain into one safetensors file: those of a
- * checkpoint, or synthetic ones. Needs no memory to speak of. */
-enum ek_status ek_model_write(const struct ek_model *m, const char *path, bool force);
+ * checkpoint, or synthetic ones. Needs no memory to speak of. stop, where not NULL and set by a
+ * signal: no file, and EK_EINTR. */
+enum ek_status ek_model_write(const struct ek_model *m, const char *path, bool force,
+                              const volatile bool *stop);
 
 /* Brings the files of the weights into the page cache, or out of it: for measuring how fast they
  * are read. Nothing where there are none. */
@@ -279,12 +281,13 @@ enum ek_status ek_safetensors_read(const struct ek_safetensors *s,
                                    const struct ek_safetensors_entry *e, uint64_t at, uint64_t n,
                                    void *dst);
 /* Writes entries (offset ignored) with their data, atomically. meta: object of strings, or NULL. */
-/* The same of data that `read` gives piece by piece. */
-typedef enum ek_status (*ek_tensor_fn)(void *ctx, size_t entry, uint64_t at, uint64_t n, void *dst);
-enum ek_status ek_safetensors_stream(const char *path, const struct ek_safetensors_entry *entries,
-                                     size_t n, ek_tensor_fn read, void *ctx, bool force);
 enum ek_status ek_safetensors_write(const char *path, const struct ek_safetensors_entry *entries,
                                     const void *const *data, size_t n, const json_t *meta,
                                     bool force);
+/* The same of data that `read` gives piece by piece. */
+typedef enum ek_status (*ek_tensor_fn)(void *ctx, size_t entry, uint64_t at, uint64_t n, void *dst);
+enum ek_status ek_safetensors_stream(const char *path, const struct ek_safetensors_entry *entries,
+                                     size_t n, const json_t *meta, ek_tensor_fn read, void *ctx,
+                                     bool force);
 
 #endif

@@ -380,38 +380,6 @@ static char *header_text(const struct ek_safetensors_entry *entries, size_t n, c
     return padded;
 }
 
-enum ek_status ek_safetensors_write(const char *path, const struct ek_safetensors_entry *entries,
-                                    const void *const *data, size_t n, const json_t *meta,
-                                    bool force)
-{
-    size_t length = 0, total;
-    char *header = header_text(entries, n, meta, &length), *image = NULL, *p;
-    enum ek_status st = EK_ENOMEM;
-
-    if (header == NULL)
-        return ek_error(EK_ENOMEM, "%s: out of host memory", path);
-    total = 8 + length;
-    for (size_t i = 0; i < n; i++)
-        if (!ek_add_size(total, entries[i].bytes, &total)) {
-            st = ek_error(EK_EUSAGE, "%s: its size overflows", path);
-            goto done;
-        }
-    if ((image = ek_calloc(total, 1)) == NULL)
-        goto done;
-    for (int i = 0; i < 8; i++)
-        image[i] = (char)(length >> 8 * i & 0xff);
-    memcpy(image + 8, header, length);
-    p = image + 8 + length;
-    for (size_t i = 0; i < n; p += entries[i++].bytes)
-        if (entries[i].bytes)
-            memcpy(p, data[i], entries[i].bytes);
-    st = ek_file_write(path, image, total, force);
-done:
-    free(image);
-    free(header);
-    return st;
-}
-
 static enum ek_status put(const char *path, FILE *f, const void *data, size_t n)
 {
     return fwrite(data, 1, n, f) == n ? EK_OK : ek_error(EK_EENV, "%s: %s", path, strerror(errno));
@@ -419,10 +387,10 @@ static enum ek_status put(const char *path, FILE *f, const void *data, size_t n)
 
 static enum ek_status stream_into(FILE *f, const char *path,
                                   const struct ek_safetensors_entry *entries, size_t n,
-                                  ek_tensor_fn read, void *ctx)
+                                  const json_t *meta, ek_tensor_fn read, void *ctx)
 {
     size_t length = 0;
-    char *header = header_text(entries, n, NULL, &length), *piece = ek_calloc(1, STREAM_PIECE);
+    char *header = header_text(entries, n, meta, &length), *piece = ek_calloc(1, STREAM_PIECE);
     uint8_t first[8];
     enum ek_status st = header && piece ? EK_OK : ek_error(EK_ENOMEM, "%s: no memory", path);
 
@@ -445,29 +413,26 @@ static enum ek_status stream_into(FILE *f, const char *path,
 }
 
 enum ek_status ek_safetensors_stream(const char *path, const struct ek_safetensors_entry *entries,
-                                     size_t n, ek_tensor_fn read, void *ctx, bool force)
+                                     size_t n, const json_t *meta, ek_tensor_fn read, void *ctx,
+                                     bool force)
 {
-    char *temp;
-    FILE *f;
-    enum ek_status st;
+    struct ek_new_file f;
 
-    if (!force && ek_file_exists(path))
-        return ek_error(EK_EUSAGE, "%s exists (--force replaces it)", path);
-    if ((temp = ek_asprintf("%s.tmp", path)) == NULL)
-        return EK_ENOMEM;
-    if ((f = fopen(temp, "wb")) == NULL) {
-        st = ek_error(EK_EENV, "%s: %s", temp, strerror(errno));
-        free(temp);
-        return st;
-    }
-    st = stream_into(f, path, entries, n, read, ctx);
-    if (st == EK_OK && (fflush(f) != 0 || fsync(fileno(f)) != 0))
-        st = ek_error(EK_EENV, "%s: %s", path, strerror(errno));
-    fclose(f);
-    if (st == EK_OK && rename(temp, path) != 0)
-        st = ek_error(EK_EENV, "%s: %s", path, strerror(errno));
-    if (st != EK_OK)
-        unlink(temp);
-    free(temp);
-    return st;
+    EK_TRY(ek_file_begin(path, force, &f));
+    return ek_file_end(&f, stream_into(f.stream, path, entries, n, meta, read, ctx));
+}
+
+static enum ek_status from_memory(void *ctx, size_t entry, uint64_t at, uint64_t n, void *dst)
+{
+    const void *const *data = ctx;
+
+    memcpy(dst, (const char *)data[entry] + at, n);
+    return EK_OK;
+}
+
+enum ek_status ek_safetensors_write(const char *path, const struct ek_safetensors_entry *entries,
+                                    const void *const *data, size_t n, const json_t *meta,
+                                    bool force)
+{
+    return ek_safetensors_stream(path, entries, n, meta, from_memory, (void *)data, force);
 }

@@ -10,12 +10,15 @@
 struct writing {
     const struct ek_model *m;
     const struct ek_tensor **tensors;
+    const volatile bool *stop;
 };
 
 static enum ek_status read_piece(void *ctx, size_t entry, uint64_t at, uint64_t n, void *dst)
 {
     const struct writing *w = ctx;
 
+    if (w->stop && *w->stop)
+        return ek_error(EK_EINTR, "interrupted");
     return ek_model_read(w->m, w->tensors[entry], at, n, dst);
 }
 
@@ -38,10 +41,11 @@ static enum ek_status describe(const struct ek_model *m, const struct ek_tensor 
     return EK_OK;
 }
 
-enum ek_status ek_model_write(const struct ek_model *m, const char *path, bool force)
+enum ek_status ek_model_write(const struct ek_model *m, const char *path, bool force,
+                              const volatile bool *stop)
 {
     struct ek_safetensors_entry *entries;
-    struct writing w = {.m = m};
+    struct writing w = {.m = m, .stop = stop};
     enum ek_status st = EK_OK;
     size_t n = 0, k = 0;
 
@@ -57,7 +61,7 @@ enum ek_status ek_model_write(const struct ek_model *m, const char *path, bool f
             st = describe(m, w.tensors[k], &entries[k]);
         }
     if (st == EK_OK)
-        st = ek_safetensors_stream(path, entries, n, read_piece, &w, force);
+        st = ek_safetensors_stream(path, entries, n, NULL, read_piece, &w, force);
     free(entries);
     free(w.tensors);
     return st;

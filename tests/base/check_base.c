@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static const struct {
@@ -157,6 +158,7 @@ END_TEST
 START_TEST(files_are_replaced_whole_or_not_at_all)
 {
     char dir[] = "/tmp/ek-check-XXXXXX", *path, *text;
+    struct ek_new_file f;
     size_t n;
 
     ck_assert_ptr_nonnull(mkdtemp(dir));
@@ -171,6 +173,14 @@ START_TEST(files_are_replaced_whole_or_not_at_all)
     ck_assert_int_eq(ek_file_read(dir, 10, &text, &n), EK_EFORMAT);
     ck_assert_int_eq(ek_file_read("/nonexistent", 10, &text, &n), EK_EENV);
     unlink(path);
+    ck_assert_int_eq(mkfifo(path, 0600), 0); /* nobody writes to it: not waited for */
+    ck_assert_int_eq(ek_file_read(path, 10, &text, &n), EK_EFORMAT);
+    ck_assert_str_eq(strrchr(ek_last_error(), ':'), ": not a regular file");
+    unlink(path);
+    ck_assert_int_eq(ek_file_begin(path, false, &f), EK_OK);
+    ck_assert_int_ge(fputs("half", f.stream), 0);
+    ck_assert_int_eq(ek_file_end(&f, EK_EINTR), EK_EINTR);
+    ck_assert(!ek_file_exists(path));
     ck_assert_int_eq(rmdir(dir), 0); /* no temp file was left behind */
     free(path);
 }

@@ -596,12 +596,15 @@ END_TEST
 START_TEST(written_weights_are_the_models)
 {
     const struct ek_model_options seeded = {.seed = 3, .synthetic = true};
+    const volatile bool stop = true;
     struct ek_model *m = open_fixture("reference/llama-gqa-tied/config.json", &seeded), *again;
     char from[512], *folder = ek_strdup(temp_path("")), *text;
     size_t n;
 
-    ck_assert_int_eq(ek_model_write(m, temp_path("model.safetensors"), false), EK_OK);
-    ck_assert_int_eq(ek_model_write(m, temp_path("model.safetensors"), false), EK_EUSAGE);
+    ck_assert_int_eq(ek_model_write(m, temp_path("model.safetensors"), false, NULL), EK_OK);
+    ck_assert_int_eq(ek_model_write(m, temp_path("model.safetensors"), false, NULL), EK_EUSAGE);
+    ck_assert_int_eq(ek_model_write(m, temp_path("stopped"), false, &stop), EK_EINTR);
+    ck_assert(!ek_file_exists(temp_path("stopped")));
     ck_assert_int_eq(ek_file_read(fixture("reference/llama-gqa-tied/config.json", from), 1 << 20,
                                   &text, &n),
                      EK_OK);
