@@ -90,12 +90,15 @@ static void sync_directory_of(const char *path)
 enum ek_status ek_file_may_write(const char *path, bool force)
 {
     enum ek_status st = EK_OK;
+    struct stat sb;
     char *name;
 
     if (strcmp(path, "-") == 0)
         return EK_OK;
     if (!force && ek_file_exists(path))
         return ek_error(EK_EUSAGE, "%s exists (--force replaces it)", path);
+    if (stat(path, &sb) == 0 && S_ISDIR(sb.st_mode))
+        return ek_error(EK_EENV, "%s: %s", path, strerror(EISDIR));
     if ((name = directory_of(path)) == NULL)
         return EK_ENOMEM;
     if (access(name, W_OK | X_OK) != 0)

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #define NOTED_LOSS 0.02 /* of a run's time */
+#define LEAST_LOSS 0.05 /* seconds */
 
 static const struct ek_option options[] = {
     {"plan", "FILE", "the plan to run (default: everything on one device, nothing predicted)"},
@@ -403,7 +404,7 @@ static enum ek_status time_it(struct bench *b, const struct ek_bench_options *op
     EK_TRY(ek_bench_run(b->session.engine, opt, &b->result));
     lost = waited() - before;
     seconds = (double)(ek_now_ns() - begin) * 1e-9;
-    if (lost > NOTED_LOSS * seconds)
+    if (lost > NOTED_LOSS * seconds && lost > LEAST_LOSS)
         ek_note(
             "other processes were at work here: in %.1f s threads waited %.1f s for a core; that "
             "is in the times of the whole, not in those of CPU stages",
@@ -433,8 +434,6 @@ static enum ek_status run(const struct ek_args *args)
     EK_GOTO(add_times(&b), st, done);
     EK_GOTO(add_memory(&b), st, done);
     EK_GOTO(store_runs(args, &b), st, done);
-    if (ek_arg(args, "output"))
-        EK_GOTO(write_json(args, &b), st, done);
     if (ek_arg_flag(args, "json")) {
         st = ek_print_json(bench_json(&b));
     } else {
@@ -443,6 +442,8 @@ static enum ek_status run(const struct ek_args *args)
         if (b.account)
             ek_account_print(b.rows, b.n_rows);
     }
+    if (st == EK_OK && ek_arg(args, "output"))
+        st = write_json(args, &b);
 done:
     ek_account_free(b.account);
     free(b.rows);

@@ -172,6 +172,7 @@ START_TEST(files_are_replaced_whole_or_not_at_all)
     ck_assert_int_eq(ek_file_read(path, 4, &text, &n), EK_EFORMAT);
     ck_assert_int_eq(ek_file_read(dir, 10, &text, &n), EK_EFORMAT);
     ck_assert_int_eq(ek_file_read("/nonexistent", 10, &text, &n), EK_EENV);
+    ck_assert_int_eq(ek_file_may_write(dir, true), EK_EENV); /* before any work */
     unlink(path);
     ck_assert_int_eq(mkfifo(path, 0600), 0); /* nobody writes to it: not waited for */
     ck_assert_int_eq(ek_file_read(path, 10, &text, &n), EK_EFORMAT);
