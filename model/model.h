@@ -11,6 +11,8 @@
 #include "model/image.h"
 #include "model/tokenizer.h"
 
+#include <stdatomic.h>
+
 enum ek_attention_kind { EK_ATTENTION_GQA, EK_ATTENTION_MLA };
 enum ek_rope_layout {
     EK_ROPE_HALF,       /* pairs (i, i + d/2): Llama, Qwen */
@@ -228,7 +230,7 @@ enum ek_status ek_model_read(const struct ek_model *m, const struct ek_tensor *t
  * checkpoint, or synthetic ones. Needs no memory to speak of. stop, where not NULL and set by a
  * signal: no file, and EK_EINTR. */
 enum ek_status ek_model_write(const struct ek_model *m, const char *path, bool force,
-                              const volatile bool *stop);
+                              const atomic_bool *stop);
 
 /* Brings the files of the weights into the page cache, or out of it: for measuring how fast they
  * are read. Nothing where there are none. */

@@ -10,7 +10,7 @@
 struct writing {
     const struct ek_model *m;
     const struct ek_tensor **tensors;
-    const volatile bool *stop;
+    const atomic_bool *stop;
 };
 
 static enum ek_status read_piece(void *ctx, size_t entry, uint64_t at, uint64_t n, void *dst)
@@ -42,7 +42,7 @@ static enum ek_status describe(const struct ek_model *m, const struct ek_tensor 
 }
 
 enum ek_status ek_model_write(const struct ek_model *m, const char *path, bool force,
-                              const volatile bool *stop)
+                              const atomic_bool *stop)
 {
     struct ek_safetensors_entry *entries;
     struct writing w = {.m = m, .stop = stop};

@@ -596,7 +596,7 @@ END_TEST
 START_TEST(written_weights_are_the_models)
 {
     const struct ek_model_options seeded = {.seed = 3, .synthetic = true};
-    const volatile bool stop = true;
+    const atomic_bool stop = true;
     struct ek_model *m = open_fixture("reference/llama-gqa-tied/config.json", &seeded), *again;
     char from[512], *folder = ek_strdup(temp_path("")), *text;
     size_t n;
