@@ -310,7 +310,7 @@ static bool stop_devices(struct ek_engine *e)
         if (dev != NULL && e->failed != EK_OK)
             all &= engine_settles(dev, engine_grace(e));
         else if (dev != NULL)
-            (void)dev->ops->sync(dev);
+            stage_drain(dev);
     }
     return all;
 }

@@ -348,7 +348,7 @@ static enum ek_status send_all(struct loader *o)
  */
 static void close_ring(struct loader *o)
 {
-    (void)o->dev->ops->sync(o->dev); /* pieces may be on their way; the message stays */
+    stage_drain(o->dev); /* pieces may be on their way */
     for (size_t i = 0; i < IN_FLIGHT; i++)
         if (o->flight[i].arrived != NULL)
             o->dev->ops->event_free(o->flight[i].arrived);
@@ -362,6 +362,7 @@ static enum ek_status open_ring(struct loader *o)
         EK_TRY(o->dev->ops->event_order(o->dev, &o->flight[i].arrived));
     return EK_OK;
 }
+
 static enum ek_status move_all(struct loader *o, struct reader *readers)
 {
     enum ek_status st = EK_OK;

@@ -353,11 +353,20 @@ fail:
     return st;
 }
 
+void stage_drain(struct ek_device *dev)
+{
+    char message[1024];
+
+    snprintf(message, sizeof(message), "%s", ek_last_error());
+    if (dev->ops->sync(dev) != EK_OK)
+        (void)ek_error(EK_EDEVICE, "%s", message);
+}
+
 void ek_stage_free(struct ek_stage *s)
 {
     if (s == NULL)
         return;
-    (void)s->dev->ops->sync(s->dev);
+    stage_drain(s->dev);
     stage_graphs_free(s);
     stage_weights_free(s);
     if (s->vectors != NULL)

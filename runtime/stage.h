@@ -122,6 +122,9 @@ enum ek_status stage_take_image(struct ek_stage *s, const int32_t *image, const 
                                 const int32_t **rows, uint32_t *n_rows);
 
 /* ---- stage.c */
+/* Waits for all that is queued, before what it works on is freed. What had gone wrong before stays
+ * this thread's message. */
+void stage_drain(struct ek_device *dev);
 /* Appends a part of rows x cols x size bytes, aligned, to *at; false on overflow. */
 bool stage_take(size_t *at, size_t rows, size_t cols, size_t size, size_t *offset);
 

@@ -42,7 +42,7 @@ static void close_all(void)
     ek_model_close(model);
 }
 
-static struct ek_stage *open_stage(size_t first, size_t end)
+static enum ek_status make_stage(size_t first, size_t end, struct ek_stage **out)
 {
     struct ek_stage_options o = {.page = EK_PAGE,
                                  .n_blocks = PAGES * MAX_SEQS,
@@ -51,12 +51,18 @@ static struct ek_stage *open_stage(size_t first, size_t end)
                                  .max_context = CONTEXT,
                                  .max_logits = MAX_SEQS,
                                  .cache = EK_F32};
-    struct ek_stage *s = NULL;
     size_t modules[16];
 
     for (size_t i = first; i < end; i++)
         modules[i - first] = i;
-    ck_ok(ek_stage_new(device, model, modules, end - first, &o, &s));
+    return ek_stage_new(device, model, modules, end - first, &o, out);
+}
+
+static struct ek_stage *open_stage(size_t first, size_t end)
+{
+    struct ek_stage *s = NULL;
+
+    ck_ok(make_stage(first, end, &s));
     return s;
 }
 
@@ -346,6 +352,35 @@ START_TEST(a_mechanism_that_is_not_there_is_refused_by_name_or_replaced)
 }
 END_TEST
 
+/* ---- loading */
+static enum ek_status bad_upload(struct ek_device *dev, void *dst, const void *src, size_t n)
+{
+    (void)dst;
+    (void)src;
+    return ek_error(EK_EDEVICE, "%s: no upload of %zu bytes, for a test", dev->spec.name, n);
+}
+
+static enum ek_status bad_sync(struct ek_device *dev)
+{
+    return ek_error(EK_EDEVICE, "%s: it has failed before", dev->spec.name);
+}
+
+START_TEST(what_loading_fails_with_first_is_told)
+{
+    const struct ek_ops *whole = device->ops;
+    struct ek_ops bad = *whole;
+    struct ek_stage *s = NULL;
+
+    bad.host = false;
+    bad.upload = bad_upload;
+    bad.sync = bad_sync;
+    device->ops = &bad;
+    ck_assert_int_eq(make_stage(0, 2, &s), EK_EDEVICE);
+    device->ops = whole;
+    ck_assert_msg(strstr(ek_last_error(), "no upload") != NULL, "%s", ek_last_error());
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("stage");
@@ -364,6 +399,7 @@ int main(void)
     tcase_add_test(tc, a_mechanism_is_picked_by_environment_then_plan_then_what_works);
     tcase_add_test(tc, links_allocate_what_they_say);
     tcase_add_test(tc, a_mechanism_that_is_not_there_is_refused_by_name_or_replaced);
+    tcase_add_test(tc, what_loading_fails_with_first_is_told);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_ENV);
     failed = srunner_ntests_failed(sr);
