@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later
  *
- * The bound that prunes the dynamic program. With a price on each device instead of a count, the
- * cheapest plan is a shortest path over (item, side mask, kind of the last stage); less the price
- * of all devices, its length bounds every plan from below. A subgradient method seeks the prices
+ * The bound that prunes the dynamic program. With a price on each device instead of a count, and on
+ * the bytes of a shared memory instead of a limit, the cheapest plan is a shortest path over (item,
+ * side mask, kind of the last stage); less the price of all there is, its length bounds every plan
+ * from below. A subgradient method seeks the prices
  * that bound best; on these problems that is the bound of the linear relaxation.
  */
 #include "planner/bound.h"
@@ -32,10 +33,13 @@ double ek_bound_hop(const struct ek_bound *b, int32_t i, uint32_t from, uint32_t
 
 static void set_kind_prices(struct ek_bound *b)
 {
-    double stage = b->n_resources > b->p->n_groups ? b->price[b->p->n_groups] : 0;
+    double stage = b->n_counted > b->p->n_groups ? b->price[b->p->n_groups] : 0;
 
-    for (uint32_t k = 0; k < b->p->n_kinds; k++)
+    for (uint32_t k = 0; k < b->p->n_kinds; k++) {
+        int32_t pool = b->p->groups[b->p->kinds[k].group].pool;
         b->kind_price[k] = b->price[b->p->kinds[k].group] * b->p->kinds[k].tp + stage;
+        b->share_price[k] = pool < 0 ? 0 : b->price[b->n_counted + (uint32_t)pool];
+    }
 }
 
 static void set_supplies(struct ek_bound *b)
@@ -45,6 +49,18 @@ static void set_supplies(struct ek_bound *b)
         b->supply[g] = b->p->groups[g].count;
     if (b->p->max_stages)
         b->supply[b->n_resources++] = b->p->max_stages;
+    b->n_counted = b->n_resources;
+    for (uint32_t i = 0; i < b->p->n_pools; i++)
+        b->supply[b->n_resources++] = 1;
+}
+
+/* Of the shared memory that it draws from. */
+static double share_of(const struct ek_problem *p, const struct ek_column *c)
+{
+    const struct ek_kind *k = &p->kinds[c->kind];
+    int32_t pool = p->groups[k->group].pool;
+
+    return pool < 0 ? 0 : (double)c->total * k->tp / fmax(1, (double)p->pools[pool]);
 }
 
 static struct ek_open opened(const struct ek_problem *p, uint32_t column)
@@ -52,6 +68,7 @@ static struct ek_open opened(const struct ek_problem *p, uint32_t column)
     const struct ek_column *c = &p->columns[column];
 
     return (struct ek_open){.cost = column_cost(p, c),
+                            .share = share_of(p, c),
                             .column = column,
                             .sides = c->sides,
                             .kind = (uint16_t)c->kind,
@@ -68,13 +85,14 @@ enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *
     states = (size_t)(p->n_items + 1) * b->masks * b->width;
     b->open = ek_calloc(p->n_columns, sizeof(*b->open));
     b->kind_price = ek_calloc(p->n_kinds, sizeof(double));
+    b->share_price = ek_calloc(p->n_kinds, sizeof(double));
     b->start = ek_calloc(p->n_items + 2, sizeof(*b->start));
     b->to_go = ek_calloc(states, sizeof(double));
     b->choice = ek_calloc(states, sizeof(uint32_t));
     b->best_begin = ek_calloc((size_t)p->n_items * b->masks * p->n_kinds, sizeof(double));
     b->begin_by = ek_calloc((size_t)p->n_items * b->masks * p->n_kinds, sizeof(uint32_t));
-    if (!b->open || !b->kind_price || !b->start || !b->to_go || !b->choice || !b->best_begin ||
-        !b->begin_by) {
+    if (!b->open || !b->kind_price || !b->share_price || !b->start || !b->to_go || !b->choice ||
+        !b->best_begin || !b->begin_by) {
         ek_bound_free(b);
         return EK_ENOMEM;
     }
@@ -103,10 +121,61 @@ void ek_bound_tighten(struct ek_bound *b, double prefill)
     b->start[b->p->n_items + 1] = kept;
 }
 
+/* ---- The longest prefill ------------------------------------------------------------------------
+ * The longest is at least any weighted mean, with a weight on each device: the cheapest chain of
+ * columns by weighted prefill, over the weight of all devices. Weights are speeds, so that in a
+ * plan that is balanced all count alike. */
+/* Cheapest chain over columns of one kind (or all: UINT32_MAX), an item that none has for nothing.
+ */
+static double cheapest_chain(const struct ek_bound *b, uint32_t kind, const double *weight,
+                             double *to_go)
+{
+    for (uint32_t i = b->p->n_items; i-- > 0;) {
+        double best = INFINITY;
+        for (size_t a = b->start[i]; a < b->start[i + 1]; a++) {
+            const struct ek_open *o = &b->open[a];
+            if (kind == UINT32_MAX || o->kind == kind)
+                best =
+                    fmin(best, weight[o->kind] * b->p->columns[o->column].prefill + to_go[o->end]);
+        }
+        to_go[i] = isinf(best) && kind != UINT32_MAX ? to_go[i + 1] : best;
+    }
+    return to_go[0];
+}
+
+enum ek_status ek_bound_longest(const struct ek_bound *b, double *least)
+{
+    const struct ek_problem *p = b->p;
+    double *weight = ek_calloc(p->n_kinds, sizeof(double)), whole, all = 0;
+    double *to_go = ek_calloc(p->n_items + 1, sizeof(double));
+
+    *least = 0;
+    if (weight && to_go) {
+        for (uint32_t k = 0; k < p->n_kinds; k++) {
+            weight[k] = p->kinds[k].tp;
+            whole = cheapest_chain(b, k, weight, to_go);
+            weight[k] = whole > 0 ? p->kinds[k].tp / whole : 0;
+        }
+        for (uint32_t g = 0; g < p->n_groups; g++) {
+            double most = 0; /* of one of its devices */
+            for (uint32_t k = 0; k < p->n_kinds; k++)
+                if (p->kinds[k].group == g)
+                    most = fmax(most, weight[k] / p->kinds[k].tp);
+            all += most * p->groups[g].count;
+        }
+        if (all > 0)
+            *least = cheapest_chain(b, UINT32_MAX, weight, to_go) / all;
+    }
+    free(weight);
+    free(to_go);
+    return weight && to_go ? EK_OK : EK_ENOMEM;
+}
+
 void ek_bound_free(struct ek_bound *b)
 {
     free(b->open);
     free(b->kind_price);
+    free(b->share_price);
     free(b->start);
     free(b->to_go);
     free(b->choice);
@@ -198,18 +267,21 @@ static double shortest_path(struct ek_bound *b)
 static void excess(const struct ek_bound *b, double g[EK_MAX_RESOURCES])
 {
     const struct ek_problem *p = b->p;
-    uint32_t i = 0, mask = 0, kind = 0, c;
+    uint32_t i = 0, mask = 0, kind = 0;
 
     for (uint32_t r = 0; r < b->n_resources; r++)
         g[r] = -(double)b->supply[r];
     while (i < p->n_items || mask != b->masks - 1) {
-        c = b->choice[ek_bound_at(b, i, mask, kind)];
-        g[p->kinds[p->columns[c].kind].group] += p->kinds[p->columns[c].kind].tp;
-        if (b->n_resources > p->n_groups)
+        const struct ek_column *c = &p->columns[b->choice[ek_bound_at(b, i, mask, kind)]];
+        uint32_t group = p->kinds[c->kind].group;
+        g[group] += p->kinds[c->kind].tp;
+        if (b->n_counted > p->n_groups)
             g[p->n_groups] += 1;
-        mask |= p->columns[c].sides;
-        kind = p->columns[c].kind;
-        i = (uint32_t)p->columns[c].last + 1;
+        if (p->groups[group].pool >= 0)
+            g[b->n_counted + (uint32_t)p->groups[group].pool] += share_of(p, c);
+        mask |= c->sides;
+        kind = c->kind;
+        i = (uint32_t)c->last + 1;
     }
 }
 

@@ -5,6 +5,7 @@
  * narrow first pass finds a plan, the bound of bound.c then prunes what cannot beat it.
  */
 #include "planner/bound.h"
+#include "planner/shared.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -15,6 +16,7 @@
 #define BOUND_ROUNDS 60
 #define FEW_ROUNDS   12
 #define BEAM         48
+#define MANY_LABELS  4000 /* from there on it pays to look at what shared memories can hold */
 
 struct label {
     double cost, paid; /* of the columns and hops; prices of the devices used */
@@ -35,8 +37,8 @@ struct search {
     struct ek_bound *b;
     struct ek_effort *e;
     struct label *labels;
-    uint64_t (*pools)[EK_PLAN_MAX_POOLS];  /* bytes of shared memory used; NULL without pools */
-    uint64_t (*behind)[EK_PLAN_MAX_POOLS]; /* [n_items + 1] most that stages from there on take */
+    struct ek_shared_bytes *pools; /* of shared memory used; NULL without pools */
+    struct ek_shared shared;
     size_t n, cap, pool_cap;
     uint32_t *buckets;
     size_t n_buckets;
@@ -62,7 +64,7 @@ static bool make_radix(struct search *s)
 {
     uint64_t r = 1;
 
-    for (uint32_t i = 0; i < s->b->n_resources; i++) {
+    for (uint32_t i = 0; i < s->b->n_counted; i++) {
         s->radix[i] = r;
         if (__builtin_mul_overflow(r, (uint64_t)s->b->supply[i] + 1, &r))
             return false;
@@ -99,7 +101,10 @@ static void rehash(struct search *s, uint32_t *buckets, size_t n)
     s->n_buckets = n;
     memset(buckets, 0xff, n * sizeof(*buckets));
     for (size_t i = 0; i < s->n; i++) {
-        size_t h = hash_of(s, position_of(s, &s->labels[i]), &s->labels[i]);
+        size_t h;
+        if (s->labels[i].dead)
+            continue;
+        h = hash_of(s, position_of(s, &s->labels[i]), &s->labels[i]);
         s->labels[i].chain = buckets[h];
         buckets[h] = (uint32_t)i;
     }
@@ -129,67 +134,15 @@ static bool same_state(const struct label *a, const struct label *b)
     return a->used == b->used && a->mask == b->mask && a->last == b->last && a->first == b->first;
 }
 
-/* Does a take no more of any shared memory than b? */
-static bool pools_within(const struct search *s, const uint64_t *a, const uint64_t *b)
+/* Is a no dearer than b, and takes no more of any shared memory? */
+static bool as_good(const struct search *s, const struct label *a,
+                    const struct ek_shared_bytes *used_a, const struct label *b,
+                    const struct ek_shared_bytes *used_b)
 {
     for (uint32_t i = 0; i < s->p->n_pools; i++)
-        if (a[i] > b[i])
+        if (used_a->of[i] > used_b->of[i])
             return false;
-    return true;
-}
-
-/* ---- Shared memories ----------------------------------------------------------------------------
- * Bytes used of one tell states apart only while what is behind could still fill it: where it
- * cannot, they are forgotten, and states that differ in nothing else are one. */
-static uint32_t devices_of(const struct ek_problem *p, int32_t pool)
-{
-    uint32_t n = 0;
-
-    for (uint32_t g = 0; g < p->n_groups; g++)
-        n += p->groups[g].pool == pool ? p->groups[g].count : 0;
-    return n;
-}
-
-/* most: [n_items + 1][devices + 1], by position and devices of the pool that are left. */
-static void most_from(const struct search *s, int32_t pool, uint32_t devices, uint32_t pos,
-                      uint64_t *most)
-{
-    const struct ek_bound *b = s->b;
-    uint64_t *here = most + (size_t)pos * (devices + 1);
-
-    for (uint32_t left = 0; left <= devices; left++)
-        for (size_t i = b->start[pos]; i < b->start[pos + 1]; i++) {
-            const struct ek_open *o = &b->open[i];
-            const struct ek_kind *k = &s->p->kinds[o->kind];
-            uint32_t tp = s->p->groups[k->group].pool == pool ? k->tp : 0;
-            uint64_t bytes;
-            if (tp > left || (tp == 0 && o->end == pos))
-                continue;
-            bytes = s->p->columns[o->column].total * tp +
-                    most[(size_t)o->end * (devices + 1) + left - tp];
-            here[left] = bytes > here[left] ? bytes : here[left];
-        }
-}
-
-static enum ek_status look_behind(struct search *s)
-{
-    uint32_t n = s->p->n_items;
-
-    s->behind = ek_calloc(n + 1, sizeof(*s->behind));
-    if (s->behind == NULL)
-        return EK_ENOMEM;
-    for (uint32_t pool = 0; pool < s->p->n_pools; pool++) {
-        uint32_t devices = devices_of(s->p, (int32_t)pool);
-        uint64_t *most = ek_calloc((size_t)(n + 1) * (devices + 1), sizeof(*most));
-        if (most == NULL)
-            return EK_ENOMEM;
-        for (uint32_t pos = n + 1; pos-- > 0;) {
-            most_from(s, (int32_t)pool, devices, pos, most);
-            s->behind[pos][pool] = most[(size_t)pos * (devices + 1) + devices];
-        }
-        free(most);
-    }
-    return EK_OK;
+    return a->cost <= b->cost;
 }
 
 /* ---- The narrow pass ----------------------------------------------------------------------------
@@ -240,29 +193,34 @@ static bool among_best(struct top *t, double promise)
 
 /* Adds a label at pos unless one as good is there; labels that it beats die. */
 static enum ek_status add_label(struct search *s, uint32_t pos, const struct label *l,
-                                const uint64_t *pools)
+                                const struct ek_shared_bytes *used)
 {
     size_t h;
+    uint32_t *link;
 
     EK_TRY(make_room(s));
     if (s->full)
         return EK_OK;
     h = hash_of(s, pos, l);
-    for (uint32_t i = s->buckets[h]; i != NO_LABEL; i = s->labels[i].chain) {
+    for (link = &s->buckets[h]; *link != NO_LABEL;) {
+        uint32_t i = *link;
         struct label *o = &s->labels[i];
-        if (o->dead || !same_state(o, l) || position_of(s, o) != pos)
-            continue;
-        if (o->cost <= l->cost && (!s->pools || pools_within(s, s->pools[i], pools)))
+        const struct ek_shared_bytes *other = s->pools ? &s->pools[i] : NULL;
+        bool same = same_state(o, l) && position_of(s, o) == pos;
+        if (same && as_good(s, o, other, l, used))
             return EK_OK;
-        if (l->cost <= o->cost && (!s->pools || pools_within(s, pools, s->pools[i])))
-            o->dead = true;
+        o->dead = same && as_good(s, l, used, o, other);
+        if (o->dead)
+            *link = o->chain;
+        else
+            link = &o->chain;
     }
     s->labels[s->n] = *l;
     s->labels[s->n].next = NO_LABEL;
     s->labels[s->n].chain = s->buckets[h];
     s->buckets[h] = (uint32_t)s->n;
     if (s->pools)
-        memcpy(s->pools[s->n], pools, sizeof(s->pools[0]));
+        s->pools[s->n] = *used;
     if (s->tail[pos] == NO_LABEL)
         s->head[pos] = (uint32_t)s->n;
     else
@@ -282,7 +240,7 @@ static bool take_devices(const struct search *s, const struct label *from,
     if (used_of(s, from, k->group) + k->tp > s->b->supply[k->group])
         return false;
     to->used = from->used + s->radix[k->group] * k->tp;
-    if (s->b->n_resources > stages) {
+    if (s->b->n_counted > stages) {
         if (used_of(s, from, stages) + 1 > s->b->supply[stages])
             return false;
         to->used += s->radix[stages];
@@ -290,23 +248,30 @@ static bool take_devices(const struct search *s, const struct label *from,
     return true;
 }
 
+static void devices_left(const struct search *s, const struct label *l, uint32_t *left)
+{
+    memcpy(left, s->shared.devices, sizeof(s->shared.devices));
+    for (uint32_t g = 0; g < s->p->n_groups; g++)
+        left[s->p->groups[g].pool < 0 ? (int32_t)s->p->n_pools : s->p->groups[g].pool] -=
+            used_of(s, l, g);
+}
+
 static bool take_pools(const struct search *s, uint32_t from, const struct ek_column *c,
-                       uint64_t out[EK_PLAN_MAX_POOLS])
+                       const struct label *to, struct ek_shared_bytes *out)
 {
     const struct ek_kind *k = &s->p->kinds[c->kind];
     int32_t pool = s->p->groups[k->group].pool;
+    uint32_t left[EK_PLAN_MAX_POOLS + 1];
 
     if (s->pools == NULL)
         return true;
-    memcpy(out, s->pools[from], sizeof(s->pools[0]));
+    *out = s->pools[from];
     if (pool >= 0)
-        out[pool] += c->total * k->tp;
-    if (pool >= 0 && out[pool] > s->p->pools[pool])
+        out->of[pool] += c->total * k->tp;
+    if (pool >= 0 && out->of[pool] > s->p->pools[pool])
         return false;
-    for (uint32_t i = 0; i < s->p->n_pools; i++)
-        if (out[i] + s->behind[c->last + 1][i] <= s->p->pools[i])
-            out[i] = 0;
-    return true;
+    devices_left(s, to, left);
+    return ek_shared_settle(&s->shared, (uint32_t)c->last + 1, left, out);
 }
 
 /* Hop into the column, and from the side modules to the first stage where they part. */
@@ -326,17 +291,17 @@ static enum ek_status extend(struct search *s, uint32_t from, const struct ek_op
 {
     const struct ek_column *c = &s->p->columns[o->column];
     struct label f = s->labels[from], l = {.prev = from, .column = o->column};
-    uint64_t pools[EK_PLAN_MAX_POOLS];
+    struct ek_shared_bytes pools;
     uint32_t pos = (uint32_t)c->last + 1;
     double hop, left;
 
-    if ((c->sides & f.mask) || !take_devices(s, &f, c, &l) || !take_pools(s, from, c, pools))
+    if ((c->sides & f.mask) || !take_devices(s, &f, c, &l) || !take_pools(s, from, c, &l, &pools))
         return EK_OK;
     hop = hops_into(s, &f, c);
     if (isinf(hop))
         return EK_OK;
     l.cost = f.cost + hop + o->cost;
-    l.paid = f.paid + s->b->kind_price[o->kind];
+    l.paid = f.paid + ek_bound_paid(s->b, o);
     l.mask = (uint16_t)(f.mask | c->sides);
     l.last = s->p->uniform ? 0 : (uint16_t)c->kind;
     if (s->track_first && !(l.mask >> s->p->exit_side & 1))
@@ -344,7 +309,7 @@ static enum ek_status extend(struct search *s, uint32_t from, const struct ek_op
     left = s->b->to_go[ek_bound_at(s->b, pos, l.mask, c->kind)] - (s->all_prices - l.paid);
     if (l.cost + left > s->upper || (s->narrow && !among_best(&s->narrow[pos], l.cost + left)))
         return EK_OK;
-    return add_label(s, pos, &l, pools);
+    return add_label(s, pos, &l, &pools);
 }
 
 /* A plan of all modules? */
@@ -391,6 +356,8 @@ static enum ek_status expand_label(struct search *s, uint32_t pos, uint32_t i)
 
 static enum ek_status expand_position(struct search *s, uint32_t pos)
 {
+    if (s->p->n_pools && (s->n > MANY_LABELS || s->e->early_needs) && s->shared.needs == NULL)
+        EK_TRY(ek_shared_need(&s->shared));
     for (uint32_t i = s->head[pos]; i != NO_LABEL && !s->full; i = s->labels[i].next) {
         if (s->labels[i].dead)
             continue;
@@ -412,7 +379,7 @@ static void search_free(struct search *s)
 {
     free(s->labels);
     free(s->pools);
-    free(s->behind);
+    ek_shared_free(&s->shared);
     free(s->buckets);
     free(s->head);
     free(s->tail);
@@ -439,7 +406,7 @@ static enum ek_status search(struct ek_bound *b, double upper, bool narrow, stru
     struct search s = {
         .p = p, .b = b, .e = e, .upper = upper, .best = NO_LABEL, .best_cost = INFINITY};
     struct label origin = {.column = NO_LABEL, .prev = NO_LABEL};
-    uint64_t none[EK_PLAN_MAX_POOLS] = {0};
+    struct ek_shared_bytes none = {{0}};
     enum ek_status st;
 
     *found = *whole = false;
@@ -459,8 +426,8 @@ static enum ek_status search(struct ek_bound *b, double upper, bool narrow, stru
     memset(s.head, 0xff, (p->n_items + 1) * sizeof(*s.head));
     memset(s.tail, 0xff, (p->n_items + 1) * sizeof(*s.tail));
     if (p->n_pools)
-        EK_GOTO(look_behind(&s), st, end);
-    EK_GOTO(add_label(&s, 0, &origin, none), st, end);
+        EK_GOTO(ek_shared_new(b, &s.shared), st, end);
+    EK_GOTO(add_label(&s, 0, &origin, &none), st, end);
     for (uint32_t i = 0; i <= p->n_items; i++)
         EK_GOTO(expand_position(&s, i), st, end);
     *whole = !narrow && !s.full && !ek_effort_over(e);
@@ -513,9 +480,17 @@ static void tighten(struct ek_bound *b, const struct ek_limits *l, double upper,
 static enum ek_status solve(struct ek_bound *b, const struct ek_limits *l, struct ek_effort *e,
                             struct ek_answer *out)
 {
-    double upper = l->sum, of_interest = l->sum;
+    double upper, of_interest = l->sum, room = 0;
     bool found = false, again = false, whole = false;
 
+    if (l->fill > 0)
+        EK_TRY(ek_bound_longest(b, &room));
+    if (isinf(room)) {
+        out->kind = EK_ANSWER_INFEASIBLE;
+        return EK_OK;
+    }
+    room *= l->fill; /* that the longest prefill takes at least */
+    upper = of_interest - room;
     if (isinf(upper)) { /* any plan's cost will do for a start */
         ek_bound_improve(b, upper, 4, e);
         if (!isinf(b->bound))
@@ -524,8 +499,8 @@ static enum ek_status solve(struct ek_bound *b, const struct ek_limits *l, struc
             out->kind = EK_ANSWER_OPTIMAL;
             return EK_OK;
         }
-        upper = found ? out->sum : upper;
         of_interest = found ? with_fill(b->p, l, out) : of_interest;
+        upper = found ? fmin(out->sum, of_interest - room) : upper;
     }
     tighten(b, l, upper, of_interest, e);
     out->bound = b->bound;

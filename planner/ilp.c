@@ -305,7 +305,7 @@ static enum ek_status build(struct builder *b)
         return EK_OK;
     EK_TRY(put_counts(b));
     if (!isinf(b->l->sum))
-        EK_TRY(add_cutoff(b, b->l->sum * (1 + CUTOFF_ROOM)));
+        EK_TRY(add_cutoff(b, b->l->sum * (1 + CUTOFF_ROOM) + CUTOFF_ROOM * b->scale));
     glp_load_matrix(b->lp, (int)b->n, b->rows, b->cols, b->values);
     return EK_OK;
 }
@@ -335,6 +335,12 @@ static void offer_cutoff(glp_tree *tree, struct builder *b)
 static bool cutoff_stayed(const struct builder *b)
 {
     return b->cutoff && glp_mip_col_val(b->lp, b->cutoff) > 0.5;
+}
+
+/* A plan in the room above the cutoff is none. */
+static bool within_cutoff(const struct builder *b, double sum)
+{
+    return sum <= b->l->sum * (1 + 1e-9) + 1e-15;
 }
 
 static int most_fractional(glp_tree *tree, glp_prob *lp, int from, int n)
@@ -380,7 +386,7 @@ static void on_node(glp_tree *tree, void *info)
         branch(tree, w->b);
         break;
     case GLP_IBINGO:
-        if (w->any)
+        if (w->any && within_cutoff(w->b, glp_mip_obj_val(glp_ios_get_prob(tree)) * w->b->scale))
             glp_ios_terminate(tree);
         break;
     default:
@@ -432,7 +438,7 @@ static void judge(struct builder *b, const struct watch *w, int rc, struct ek_an
         read_solution(b, out);
     out->kind = plan && (!stopped || w->any) ? EK_ANSWER_OPTIMAL : EK_ANSWER_UNKNOWN;
     out->bound = out->kind == EK_ANSWER_OPTIMAL ? out->sum : w->bound * b->scale;
-    if (out->kind == EK_ANSWER_OPTIMAL && out->sum > b->l->sum * (1 + 1e-9) + 1e-15)
+    if (out->kind == EK_ANSWER_OPTIMAL && !within_cutoff(b, out->sum))
         out->kind = EK_ANSWER_INFEASIBLE;
 }
 

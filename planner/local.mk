@@ -5,7 +5,8 @@ libplanner_a_SOURCES = planner/planner.h planner/problem.h planner/bound.h plann
 	planner/costs.c planner/costs_read.c planner/costs_write.c planner/profile.c planner/calibrate.c \
 	planner/hardware.h planner/cards.c planner/estimate.c planner/scale.c planner/groups.c \
 	planner/problem.c \
-	planner/memory.c planner/times.c planner/bound.c planner/dp.c planner/reduce.h planner/reduce.c \
+	planner/memory.c planner/times.c planner/bound.c planner/shared.h \
+	planner/shared.c planner/dp.c planner/reduce.h planner/reduce.c \
 	planner/glpk_guard.h planner/glpk_guard.c planner/ilp.c planner/levels.c planner/choices.c \
 	planner/incumbent.c planner/solve.c \
 	planner/place.c planner/plan_json.c planner/plan_print.c planner/assess.c planner/recipes.c \

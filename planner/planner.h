@@ -213,7 +213,8 @@ struct ek_request {
     uint64_t deadline_ns;   /* of ek_now_ns, beside that; 0: none */
     bool no_certificate;    /* dynamic program alone */
     bool whole_program;     /* integer programs with every column, however large */
-    bool measured_chunk;    /* no device whose times of layers end below the prefill chunk */
+    bool early_needs;    /* what shared memories still hold is looked at however few the states */
+    bool measured_chunk; /* no device whose times of layers end below the prefill chunk */
     const atomic_bool *stop;
 };
 #define EK_REQUEST_INIT                                                                            \
@@ -382,8 +383,9 @@ struct ek_effort {        /* state of both oracles: limits and counters */
     double seconds;
     bool expired;
     bool whole_program;              /* the integer program leaves no column out, however large */
+    bool early_needs;                /* as a request has it */
     const struct ek_problem *priced; /* the problem that prices belong to: where the next begins */
-    double prices[EK_PLAN_MAX_DEVICES + 1];
+    double prices[EK_PLAN_MAX_DEVICES + 1 + EK_PLAN_MAX_POOLS];
 };
 enum ek_status ek_dp_solve(const struct ek_problem *p, const struct ek_limits *l,
                            const uint8_t *deny, struct ek_answer *out, void *effort);

@@ -2,7 +2,7 @@
  *
  * Makes large integer programs small: a column that cannot be in any plan of at most the cutoff is
  * left out. Given any prices of the devices, a column's bound is the cheapest way to reach it, its
- * own cost and the cheapest way on, prices included, less the price of all devices. The prices are
+ * own cost and the cheapest way on, prices included, less the price of all there is. The prices are
  * a hint from the dynamic program's bound and any prices give valid bounds; the passes below are
  * the integer program's own, so that the two methods still share no code that decides.
  */
@@ -15,7 +15,8 @@ struct passes {
     const struct ek_problem *p;
     const struct ek_limits *l;
     const uint8_t *deny;
-    const double *prices; /* a group's devices; behind them a stage's */
+    const double *prices; /* as reduce.h has them */
+    const double *shared; /* of them, those of the shared memories */
     uint32_t masks, kinds;
     double *into;   /* [n_items][masks][kinds] cheapest way to begin a stage of the kind there */
     double *ending; /* [n_items + 1][masks][kinds] cheapest way to have ended one there */
@@ -39,9 +40,12 @@ static bool allowed(const struct passes *s, size_t i)
 static double priced(const struct passes *s, const struct ek_column *c)
 {
     const struct ek_kind *k = &s->p->kinds[c->kind];
+    int32_t pool = s->p->groups[k->group].pool;
+    double bytes = (double)c->total * k->tp;
 
     return c->sum + s->prices[k->group] * k->tp +
-           (s->p->max_stages ? s->prices[s->p->n_groups] : 0);
+           (s->p->max_stages ? s->prices[s->p->n_groups] : 0) +
+           (pool >= 0 ? s->shared[pool] * bytes / fmax(1, (double)s->p->pools[pool]) : 0);
 }
 
 static double hop(const struct passes *s, uint32_t boundary, uint32_t from, uint32_t to)
@@ -132,6 +136,8 @@ static double price_of_all(const struct passes *s)
 
     for (uint32_t g = 0; g < s->p->n_groups; g++)
         all += s->prices[g] * s->p->groups[g].count;
+    for (uint32_t i = 0; i < s->p->n_pools; i++)
+        all += s->shared[i];
     return all;
 }
 
@@ -169,7 +175,11 @@ static bool allocate(struct passes *s, size_t n)
 enum ek_status ek_reduce(const struct ek_problem *p, const struct ek_limits *l, double filled,
                          const uint8_t *deny, const double *prices, uint8_t *drop, double *least)
 {
-    struct passes s = {.p = p, .l = l, .deny = deny, .prices = prices};
+    struct passes s = {.p = p,
+                       .l = l,
+                       .deny = deny,
+                       .prices = prices,
+                       .shared = prices + p->n_groups + (p->max_stages ? 1 : 0)};
     double cutoff = l->sum + fabs(l->sum) * 1e-6 + 1e-12;
     bool made;
 

@@ -593,6 +593,7 @@ enum ek_status ek_solve(const struct ek_costs *c, const struct ek_request *r,
     s->n_tried = ek_choices(c, r, s->tried);
     s->dp.stop = s->ilp.stop = r->stop;
     s->ilp.whole_program = r->whole_program;
+    s->dp.early_needs = r->early_needs;
     if (r->time_limit > 0)
         s->dp.deadline_ns = ek_now_ns() + (uint64_t)(r->time_limit * 1e9);
     if (r->deadline_ns && r->deadline_ns < s->dp.deadline_ns)

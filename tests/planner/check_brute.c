@@ -20,11 +20,13 @@ static void hold_against(uint64_t seed, const struct ek_costs *c, const struct e
                          uint64_t counts[2])
 {
     struct brute_values b;
+    struct ek_request q = *r;
     struct ek_solution *s = NULL;
     enum ek_status st;
 
+    q.early_needs = seed % 2;
     brute_solve(c, r, &b);
-    st = ek_solve(c, r, &s);
+    st = ek_solve(c, &q, &s);
     counts[b.feasible]++;
     ck_assert_msg(st == (b.feasible ? EK_OK : EK_NO), "seed %llu: status %d, brute %s: %s",
                   (unsigned long long)seed, st, b.feasible ? "feasible" : "infeasible",

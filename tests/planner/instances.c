@@ -79,7 +79,7 @@ static void tiny_class(uint64_t *s, json_t *root, int k, const json_t *modules, 
 {
     static const char *const own[] = {"stage", "incoming", "outgoing"};
     char name[16];
-    const char *group = below(s, 5) == 0 ? "host" : "";
+    const char *group = (const char *[]){"host", "card", "", "", ""}[below(s, 5)];
     json_t *times = json_object_get(root, "times"), *memory = json_object_get(root, "memory");
     json_t *m;
     size_t i;
