@@ -10,7 +10,8 @@ libmicrohttpd-dev'
 install_packages() {
     missing=
     for p in $packages "$@"; do
-        dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing="$missing $p"
+        dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' ||
+            missing="$missing $p"
     done
     [ -n "$missing" ] || return 0
     echo "installing:$missing"

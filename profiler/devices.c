@@ -196,8 +196,7 @@ static enum ek_status put_links(struct ek_store *store, const struct ek_device_s
 }
 
 enum ek_status ek_profile_devices(struct ek_store *store, const struct ek_device_spec *specs,
-                                  size_t n, enum ek_dtype act, bool again,
-                                  const atomic_bool *stop)
+                                  size_t n, enum ek_dtype act, bool again, const atomic_bool *stop)
 {
     for (size_t i = 0; i < n; i++) {
         EK_TRY(devices_stopped(stop));

@@ -44,8 +44,7 @@ void ek_profile_device_row(const struct ek_device *dev, struct ek_store_device *
 /* Rows, ceilings and the matrix of links of devices: what is in the store already stays, unless
  * again. Budgets of the specs go into the rows and do not limit these measurements. */
 enum ek_status ek_profile_devices(struct ek_store *store, const struct ek_device_spec *specs,
-                                  size_t n, enum ek_dtype act, bool again,
-                                  const atomic_bool *stop);
+                                  size_t n, enum ek_dtype act, bool again, const atomic_bool *stop);
 
 /* ---- Profiling a model ---------------------------------------------------------------------- */
 struct ek_profile_options {
@@ -53,8 +52,8 @@ struct ek_profile_options {
     size_t n_devices;
     enum ek_dtype act, cache;
     uint32_t max_batch, max_prompt, max_context; /* bounds of the points */
-    bool thorough, kernels;    /* kernels: trace where the time of a few points goes */
-    double target_error;       /* of interpolation between points, e.g. 0.03 */
+    bool thorough, kernels;  /* kernels: trace where the time of a few points goes */
+    double target_error;     /* of interpolation between points, e.g. 0.03 */
     const atomic_bool *stop; /* set by SIGINT: finish the row, commit, return EK_EINTR */
 };
 #define EK_PROFILE_OPTIONS_INIT                                                                    \

@@ -8,12 +8,12 @@
 
 #include "runtime/runtime.h"
 
-struct ek_server_options {     /* all borrowed */
-    const char *host;          /* address to listen at */
-    uint16_t port;             /* 0: any that is free */
-    const char *key;           /* that clients must show (Authorization: Bearer KEY); NULL: none */
-    const char *model;         /* its name for clients */
-    uint32_t connections;      /* at most so many at once */
+struct ek_server_options {   /* all borrowed */
+    const char *host;        /* address to listen at */
+    uint16_t port;           /* 0: any that is free */
+    const char *key;         /* that clients must show (Authorization: Bearer KEY); NULL: none */
+    const char *model;       /* its name for clients */
+    uint32_t connections;    /* at most so many at once */
     const atomic_bool *stop; /* set to end serving */
     void (*ready)(const char *url); /* called once it listens */
 };

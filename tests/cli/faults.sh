@@ -37,7 +37,8 @@ faulty evenkeel devices --devices "cpu:0/threads=0,mem=64MiB"
 EK_HANG_STAGE=0 EVENKEEL_DEADLINE=0.3 evenkeel run "$model" --ids 1,2,3 --max-tokens 3 \
     >"$scratch/out" 2>"$scratch/err"
 got=$?
-if [ $got -ne 6 ] || ! grep -q '^evenkeel: stage 0 (cpu:0, .*no answer for 0.3 s$' "$scratch/err"; then
+hangs='^evenkeel: stage 0 (cpu:0, .*no answer for 0.3 s$'
+if [ $got -ne 6 ] || ! grep -q "$hangs" "$scratch/err"; then
     echo "FAILED: exit $got of a stage that hangs"
     cat "$scratch/err"
     failures=$((failures + 1))

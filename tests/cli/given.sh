@@ -1,15 +1,16 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Plans that others made, run: hand-made maps that come back to a device, splits, recipes; and plans that are
-# corrected by what earlier ones took.
+# Plans that others made, run: hand-made maps that come back to a device, splits, recipes; and plans
+# that are corrected by what earlier ones took.
 . "${srcdir:-.}/tests/cli/lib.sh"
 [ -x "$bin/evenkeel-plan" ] || exit 77
 model=$fixtures/reference/llama-gqa-tied
 reference=$model/reference.safetensors
 db=$scratch/profile.db
 load="--batch 2 --prompt 16 --generate 8 --context 64"
+devices="cpu:0/threads=0,mem=64MiB cpu:1/threads=0,mem=64MiB"
 
-expect 0 evenkeel profile "$model" --db "$db" --devices "cpu:0/threads=0,mem=64MiB cpu:1/threads=0,mem=64MiB" \
+expect 0 evenkeel profile "$model" --db "$db" --devices "$devices" \
     --max-batch 2 --max-prompt 16 --max-context 64 --target-error 0.9
 expect 3 evenkeel plan "$model" --db "$db" $load --calibrated
 warns 'evenkeel bench'
@@ -45,7 +46,8 @@ grep -q '"status": "given"' "$scratch/1.json" || failures=$((failures + 1))
 }
 
 # what cannot run is not written
-expect 1 evenkeel plan "$model" --db "$db" $load --from '[1,2]' --max-memory "200KB 64MiB" -o "$scratch/no.json"
+expect 1 evenkeel plan "$model" --db "$db" $load --from '[1,2]' \
+    --max-memory "200KB 64MiB" -o "$scratch/no.json"
 says 'DOES NOT FIT'
 [ ! -e "$scratch/no.json" ] || failures=$((failures + 1))
 expect 2 evenkeel plan "$model" --db "$db" $load --from '[1,1]'
@@ -57,8 +59,8 @@ expect 4 evenkeel plan "$model" --db "$db" $load --from "$scratch/bad.json"
 one_line
 
 # runs correct later plans, and say so
-expect 0 evenkeel plan "$model" --db "$db" --batch 1 --prompt 12 --generate 6 --context 64 --calibrated \
-    -o "$scratch/next.json"
+expect 0 evenkeel plan "$model" --db "$db" --batch 1 --prompt 12 --generate 6 --context 64 \
+    --calibrated -o "$scratch/next.json"
 says '^calibrated    cpu:[01]: prefill x [0-9.]*, decode x [0-9.]*, from [1-9]'
 grep -q '"calibration"' "$scratch/next.json" || failures=$((failures + 1))
 expect 0 evenkeel bench "$model" --plan "$scratch/next.json" --db "$db" --repeats 2

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# tests/gpu/many-gpus.sh from end to end without a GPU: nvidia-smi, what is measured and what is run are
-# played, plans are made, for as many described cards as the devices that they would be for.
+# tests/gpu/many-gpus.sh from end to end without a GPU: nvidia-smi, what is measured and what is run
+# are played, plans are made, for as many described cards as the devices that they would be for.
 . "${srcdir:-.}/tests/cli/lib.sh"
 [ -x "$bin/evenkeel-plan" ] || exit 77
 mkdir "$scratch/played"
@@ -21,7 +21,12 @@ bench)
     [ "${PLAYED_BENCH:-0}" -eq 0 ] || exit "$PLAYED_BENCH"
     case $* in *more.json*) exit 3 ;; esac
     ;;
-run) case $* in *ours*) echo "{\"ids\": [1, ${PLAYED_TOKEN:-2}]}" ;; *) echo '{"ids": [1, 2]}' ;; esac ;;
+run)
+    case $* in
+    *ours*) echo "{\"ids\": [1, ${PLAYED_TOKEN:-2}]}" ;;
+    *) echo '{"ids": [1, 2]}' ;;
+    esac
+    ;;
 plan) # for as many cards as there are devices, instead of from what was measured
     for arg; do
         shift

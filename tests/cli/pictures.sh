@@ -98,7 +98,8 @@ one_line
 expect 0 evenkeel bench "$vl2" --plan "$scratch/plan.json" --repeats 1
 says 'pictures of a prompt: 1 of 140 x 140'
 says 'stage 0 (cpu:.) pictures'
-expect 0 evenkeel bench "$qwen" --images 2 --image-size 84x56 --prompt 8 --generate 2 --repeats 1 --json
+expect 0 evenkeel bench "$qwen" --images 2 --image-size 84x56 --prompt 8 --generate 2 \
+    --repeats 1 --json
 says '"image_tokens": 6'
 
 # refused, in one line
@@ -142,7 +143,8 @@ expect 4 evenkeel run "$vl2" --frame "$files/rgb.png" --prompt a
 one_line
 cp -r "$qwen" "$scratch/large"
 chmod -R u+w "$scratch/large"
-sed 's/"min_pixels": *[0-9]*/"min_pixels": 60000000/; s/"max_pixels": *[0-9]*/"max_pixels": 64000000/' \
+sed -e 's/"min_pixels": *[0-9]*/"min_pixels": 60000000/' \
+    -e 's/"max_pixels": *[0-9]*/"max_pixels": 64000000/' \
     "$qwen/preprocessor_config.json" >"$scratch/large/preprocessor_config.json"
 expect 4 evenkeel run "$scratch/large" --frame "$files/rgb.png" --frame "$files/rgb.png" \
     --frame "$files/rgb.png" --prompt a

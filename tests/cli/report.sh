@@ -1,18 +1,19 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# The report of a plan: what its page holds, and (where there is a Chromium) how it looks on a phone and on
-# a desk, light and dark. Screenshots stay in the build folder, in tests/cli/screenshots.
+# The report of a plan: what its page holds, and (where there is a Chromium) how it looks on a phone
+# and on a desk, light and dark. Screenshots stay in the build folder, in tests/cli/screenshots.
 . "${srcdir:-.}/tests/cli/lib.sh"
 [ -x "$bin/evenkeel-plan" ] || exit 77
 shots=$bin/tests/cli/screenshots
 
 # ---- Two plans: a described machine with a vision tower, and two CPU devices that were measured
-expect 0 evenkeel plan --costs "$top/tests/planner/machines/8x-rtx4090-vl2-base.json" --explain --pareto \
-    -o "$scratch/vl.json"
+expect 0 evenkeel plan --costs "$top/tests/planner/machines/8x-rtx4090-vl2-base.json" --explain \
+    --pareto -o "$scratch/vl.json"
 expect 0 evenkeel report "$scratch/vl.json" -o "$scratch/vl.html"
 model=$fixtures/reference/llama-gqa-tied
 db=$scratch/profile.db
-expect 0 evenkeel profile "$model" --db "$db" --devices "cpu:0/threads=0,mem=64MiB cpu:1/threads=0,mem=64MiB" \
+devices="cpu:0/threads=0,mem=64MiB cpu:1/threads=0,mem=64MiB"
+expect 0 evenkeel profile "$model" --db "$db" --devices "$devices" \
     --max-batch 2 --max-prompt 16 --max-context 64 --target-error 0.9
 expect 0 evenkeel plan "$model" --db "$db" --batch 2 --prompt 16 --generate 8 --context 64 \
     --from "equal split" -o "$scratch/two.json"
@@ -61,16 +62,19 @@ look --dump-dom "file://$scratch/probe.html" | grep -q works || {
 
 # A frame as wide as the screen in question; what is seen in it goes into the frame's own page.
 cat >"$scratch/frame.html" <<'END'
-<!DOCTYPE html><html><body style="margin:0"><iframe style="border:0;display:block"></iframe><pre></pre>
+<!DOCTYPE html><html><body style="margin:0">
+<iframe style="border:0;display:block"></iframe><pre></pre>
 <script>
 const [page, width] = location.hash.slice(1).split(',');
 const frame = document.querySelector('iframe'), facts = document.querySelector('pre');
 frame.width = width;
 frame.onload = () => {
-  const d = frame.contentDocument, all = s => [...d.querySelectorAll(s)], say = (k, v) => facts.append(k + ' ' + v + '\n');
+  const d = frame.contentDocument, all = s => [...d.querySelectorAll(s)];
+  const say = (k, v) => facts.append(k + ' ' + v + '\n');
   frame.height = d.documentElement.scrollHeight;
   facts.append('\n');
-  const outside = (e, box) => { const r = e.getBoundingClientRect(), b = box.getBoundingClientRect();
+  const outside = (e, box) => {
+    const r = e.getBoundingClientRect(), b = box.getBoundingClientRect();
     return r.left < b.left - 1 || r.right > b.right + 3; };
   say('overflow', d.documentElement.scrollWidth - d.documentElement.clientWidth);
   say('background', frame.contentWindow.getComputedStyle(d.body).backgroundColor);
@@ -78,7 +82,8 @@ frame.onload = () => {
     parseFloat(frame.contentWindow.getComputedStyle(e).fontSize))));
   say('outside', all('.row svg rect').filter(e => outside(e, e.closest('svg'))).length +
     all('svg text').filter(e => outside(e, d.body)).length);
-  for (const s of ['.memory', '.prefill', '.decode', '.filling', '.stepping', 'rect.link', '.point', '.front', '.recipe', '.next'])
+  for (const s of ['.memory', '.prefill', '.decode', '.filling', '.stepping', 'rect.link', '.point',
+                   '.front', '.recipe', '.next'])
     say(s, all(s).filter(e => e.getBoundingClientRect().width > 0).length);
   for (const e of all('.row')) say('row', e.className.slice(4) + ' ' + e.dataset.key + ': ' +
     e.querySelectorAll('rect').length + ' bars, ' + e.querySelector('span').textContent);
@@ -92,7 +97,8 @@ facts() {
     scheme=1
     [ "$3" = dark ] && scheme=0
     rm -f "$shots/$1-$2-$3.png"
-    look --blink-settings=preferredColorScheme=$scheme --window-size="$(($2 < 500 ? 500 : $2)),$(height $1)" \
+    look --blink-settings=preferredColorScheme=$scheme \
+        --window-size="$(($2 < 500 ? 500 : $2)),$(height $1)" \
         --virtual-time-budget=5000 --screenshot="$shots/$1-$2-$3.png" --dump-dom \
         "file://$scratch/frame.html#$1.html,$2" >"$scratch/out"
     [ -s "$shots/$1-$2-$3.png" ] && return 0

@@ -75,7 +75,8 @@ fi
 name=$(printf 'x\033[2J\302\233y')
 hostile=$scratch/$name
 plain() {
-    LC_ALL=C grep -q "$(printf '[\001-\010\013-\037\177]\\|\302\233')" "$scratch/out" "$scratch/err" || return 0
+    controls=$(printf '[\001-\010\013-\037\177]\\|\302\233')
+    LC_ALL=C grep -q "$controls" "$scratch/out" "$scratch/err" || return 0
     echo "FAILED: a control character was printed: $*"
     failures=$((failures + 1))
 }

@@ -6,7 +6,8 @@
 expect 0 evenkeel --version
 says '^evenkeel [0-9]'
 expect 0 evenkeel --help
-for command in devices model profile plan run serve check bench export report simulate cluster hardware; do
+for command in devices model profile plan run serve check bench export report simulate cluster \
+    hardware; do
     says "^  $command "
 done
 for command in devices model profile run serve check bench; do

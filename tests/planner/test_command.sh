@@ -70,11 +70,12 @@ expect 2 "an engine without that" "$plan" plan --costs "$tp" --tp 2 --for llama.
 cpus=$machines/2x-cpu-smollm2-measured.json
 expect 1 "an engine of GPUs on CPUs" "$plan" plan --costs "$cpus" --for vllm
 says "err" "without --for it fits"
-sed 's/"backend": *"cuda"/"backend": "cpu"/' "$machines/rtx4090-and-t4-qwen-7b.json" >"$dir/cpus.json"
+sed 's/"backend": *"cuda"/"backend": "cpu"/' "$machines/rtx4090-and-t4-qwen-7b.json" \
+    >"$dir/cpus.json"
 expect 1 "a map of two CPUs" "$plan" plan --costs "$dir/cpus.json" --for accelerate
 says "err" "knows one CPU"
-expect 0 "a map of one CPU" "$plan" plan --costs "$dir/cpus.json" --for accelerate --ban '*=cuda:1' \
-    -o "$dir/m.json"
+expect 0 "a map of one CPU" "$plan" plan --costs "$dir/cpus.json" --for accelerate \
+    --ban '*=cuda:1' -o "$dir/m.json"
 expect 0 "export of that map" "$plan" export "$dir/m.json" --to accelerate
 says "out" '"lm_head": "cpu"'
 expect 2 "another type of cache" "$plan" plan --costs "$tp" --cache F16
@@ -121,7 +122,8 @@ bad() { # TEXT: a file that must be refused
     echo "$1" >"$dir/bad.json"
 }
 nodes='{"format": "evenkeel-cluster", "version": 1, "nodes": ['
-for node in '' '{"name": "a", "count": 1, "costs": "/etc/passwd"}' '{"name": "a", "count": 1, "costs": "../a.json"}' \
+for node in '' '{"name": "a", "count": 1, "costs": "/etc/passwd"}' \
+    '{"name": "a", "count": 1, "costs": "../a.json"}' \
     '{"name": "a", "count": -1, "costs": "a.json"}' '{"name": "", "count": 1, "costs": "a.json"}' \
     '{"name": "a", "count": 1, "costs": "a.json"}'; do # a plan is no costs file
     bad "$nodes$node]}"
@@ -131,13 +133,15 @@ model=${srcdir:-.}/tests/fixtures/configs/smollm2-135m
 qwen=${srcdir:-.}/tests/fixtures/configs/qwen2.5-7b # of 28 heads
 expect 0 "a degree that divides the heads" "$plan" plan "$qwen" --hardware "8x h100" --tp 4
 expect 1 "a degree that does not" "$plan" plan "$qwen" --hardware "8x h100" --tp 8
-expect 0 "a degree chosen for an engine" "$plan" plan "$qwen" --hardware "8x h100" --for vllm --write-costs "$dir/c.json"
+expect 0 "a degree chosen for an engine" "$plan" plan "$qwen" --hardware "8x h100" --for vllm \
+    --write-costs "$dir/c.json"
 grep -q '"tp": 4' "$dir/c.json" || failed=1
 for cache in bf16 fp8 FP8 f8_e4m3 fp8-e4m3fn E4M3 F16 half; do
     expect 0 "cache $cache" "$plan" plan "$model" --hardware "2x t4" --cache $cache
 done
 expect 0 "a head apart from its embedding" "$plan" plan "$model" --hardware "2x t4" --use-all
-expect 1 "a map cannot part them" "$plan" plan "$model" --hardware "2x t4" --use-all --for accelerate
+expect 1 "a map cannot part them" "$plan" plan "$model" --hardware "2x t4" --use-all \
+    --for accelerate
 says "err" "without --for it fits"
 for cache in nonsense int8 e5m2 Q8_0; do
     expect 2 "cache $cache" "$plan" plan "$model" --hardware "2x t4" --cache $cache
@@ -148,8 +152,8 @@ for card in '' '{"name": "x", "memory": 0, "bandwidth": 1e9, "peak_f32": 1e12}' 
     bad "{\"format\": \"evenkeel-hardware\", \"version\": 1, \"cards\": [$card]}"
     expect 4 "card $card" "$plan" plan "$model" --hardware "2x x" --cards "$dir/bad.json"
 done
-for map in '[]' '{"": "tpu:0"}' '{"model.layers.0": 0}' '{"": 0, "no.such.module": 0}' '{"": 1e999}' '{"": NaN}' \
-    '{"": 0, "": 1}'; do
+for map in '[]' '{"": "tpu:0"}' '{"model.layers.0": 0}' '{"": 0, "no.such.module": 0}' \
+    '{"": 1e999}' '{"": NaN}' '{"": 0, "": 1}'; do
     bad "$map"
     expect 4 "map $map" "$plan" plan --costs "$costs" --from "$dir/bad.json"
 done

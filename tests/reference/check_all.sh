@@ -5,7 +5,8 @@
 set -u
 evenkeel=$1
 smollm2=${3:-}
-echo '| reference | rows | largest difference / largest logit | mean KL | same greedy token | bar of 1e-4 |'
+printf '| %s ' reference rows 'largest difference / largest logit' 'mean KL' 'same greedy token'
+echo '| bar of 1e-4 |'
 echo '| --- | ---: | ---: | ---: | ---: | --- |'
 for file in "$2"/*/*.safetensors; do
     dir=$(dirname "$file")
@@ -16,6 +17,8 @@ for file in "$2"/*/*.safetensors; do
     [ -n "$model" ] || continue
     "$evenkeel" check "$model" --reference "$file" --json 2>/dev/null |
         jq -r --arg name "$(basename "$dir")/$(basename "$file" .safetensors)" \
-            'def short: if . == 0 then "0" else (log10 | floor) as $e | "\((. / pow(10; $e) * 10 | round) / 10)e\($e)" end;
-            "| \($name) | \(.rows) | \(.relative | short) | \(.mean_kl | short) | \(.top1_equal) | \(if .ok then "met" else "not met" end) |"'
+            'def short: if . == 0 then "0" else (log10 | floor) as $e |
+               "\((. / pow(10; $e) * 10 | round) / 10)e\($e)" end;
+             "| \($name) | \(.rows) | \(.relative | short) | \(.mean_kl | short) " +
+             "| \(.top1_equal) | \(if .ok then "met" else "not met" end) |"'
 done

@@ -46,7 +46,9 @@ def drawing(rng, w, h):
     for _ in range(12):
         a, b = (sorted(rng.integers(0, n, 2).tolist()) for n in (w, h))
         colour = tuple(rng.integers(0, 256, 3).tolist())
-        pen.rectangle((a[0], b[0], a[1], b[1]), outline=colour, fill=None if rng.random() < 0.5 else colour)
+        pen.rectangle(
+            (a[0], b[0], a[1], b[1]), outline=colour, fill=None if rng.random() < 0.5 else colour
+        )
         pen.line((a[0], b[1], a[1], b[0]), fill=colour, width=3)
         pen.text((a[0], b[0]), "Evenkeel", fill=colour)
     return image
@@ -190,14 +192,16 @@ def main():
             row[0] += 1
             for i, (what, picture) in enumerate(theirs.items()):
                 row[1] += 1
-                if words[3 * i:3 * i + 3] == expected(picture):
+                if words[3 * i : 3 * i + 3] == expected(picture):
                     row[2] += 1
                 else:
                     bad.append(f"{path.name} ({kind}), {what}: {picture.size} {ours.stderr}")
             if theirs and words[:3] != expected(theirs["decoded"]):
                 row[3] = max(row[3], difference(args.pixels, path))
     turbo = features.version("libjpeg_turbo")
-    print(f"Pillow {Image.__version__} with libjpeg-turbo {turbo}, zlib {features.version('zlib')}.\n")
+    print(
+        f"Pillow {Image.__version__} with libjpeg-turbo {turbo}, zlib {features.version('zlib')}.\n"
+    )
     print("| files | number | pictures compared | bit-equal | largest difference decoded |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for kind, row in counts.items():

@@ -34,9 +34,14 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "fixtures"
 GGUF_LAYER = {
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
 GGUF_ONCE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -73,9 +78,12 @@ def official_model(config):
     kind = config.get("model_type")
     if kind == "deepseek_vl_v2":
         return None
-    cls = {"llama": transformers.LlamaForCausalLM, "qwen2": transformers.Qwen2ForCausalLM,
-           "deepseek_v2": transformers.DeepseekV2ForCausalLM,
-           "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration}[kind]
+    cls = {
+        "llama": transformers.LlamaForCausalLM,
+        "qwen2": transformers.Qwen2ForCausalLM,
+        "deepseek_v2": transformers.DeepseekV2ForCausalLM,
+        "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
+    }[kind]
     settings = {k: v for k, v in config.items() if k not in ("architectures", "model_type")}
     with torch.device("meta"):
         return cls(cls.config_class(**settings))
@@ -122,9 +130,13 @@ def check_rope(tool, folder, config):
         want, amplitude = plain_frequencies(theta, dim), 1.0
     else:
         rope = {k if k != "type" else "rope_type": v for k, v in scaling.items()}
-        c = transformers.LlamaConfig(hidden_size=dim * heads, num_attention_heads=heads,
-                                     head_dim=dim, rope_parameters={**rope, "rope_theta": theta},
-                                     max_position_embeddings=text["max_position_embeddings"])
+        c = transformers.LlamaConfig(
+            hidden_size=dim * heads,
+            num_attention_heads=heads,
+            head_dim=dim,
+            rope_parameters={**rope, "rope_theta": theta},
+            max_position_embeddings=text["max_position_embeddings"],
+        )
         want, amplitude = ROPE_INIT_FUNCTIONS[kind](c, "cpu")
     scale = (192 if mla else dim) ** -0.5
     if mla and scaling.get("mscale_all_dim"):
@@ -143,10 +155,10 @@ def stored(folder):
     for path in sorted(folder.glob("model*.safetensors")):
         raw = path.read_bytes()
         n = struct.unpack("<Q", raw[:8])[0]
-        for name, e in json.loads(raw[8:8 + n]).items():
+        for name, e in json.loads(raw[8 : 8 + n]).items():
             if name != "__metadata__":
                 a, b = e["data_offsets"]
-                out[name] = (raw[8 + n + a:8 + n + b], e["dtype"], tuple(e["shape"]))
+                out[name] = (raw[8 + n + a : 8 + n + b], e["dtype"], tuple(e["shape"]))
     return out
 
 
@@ -169,7 +181,9 @@ def gguf_name(name):
 
 def permute(w, heads):
     """The converter's order of the rows of a llama's q and k."""
-    return w.reshape(heads, 2, w.shape[0] // heads // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+    return (
+        w.reshape(heads, 2, w.shape[0] // heads // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+    )
 
 
 def unpermute(raw, heads):
@@ -179,9 +193,14 @@ def unpermute(raw, heads):
 
 def to_float(data, dtype, shape):
     if dtype == "BF16":
-        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
-    return np.frombuffer(data, {"F32": np.float32, "F16": np.float16}[dtype]).astype(
-        np.float32).reshape(shape)
+        return (
+            (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
+        )
+    return (
+        np.frombuffer(data, {"F32": np.float32, "F16": np.float16}[dtype])
+        .astype(np.float32)
+        .reshape(shape)
+    )
 
 
 def rewrite(folder, path, kind):
@@ -233,8 +252,10 @@ def check_gguf(tool, path):
     reader = gguf.GGUFReader(path)
     field = {k: f.contents() for k, f in reader.fields.items() if not k.startswith("tokenizer")}
     arch = field["general.architecture"]
-    heads = {"attn_q": field[f"{arch}.attention.head_count"],
-             "attn_k": field[f"{arch}.attention.head_count_kv"]}
+    heads = {
+        "attn_q": field[f"{arch}.attention.head_count"],
+        "attn_k": field[f"{arch}.attention.head_count_kv"],
+    }
     back = {v: k for k, v in {**GGUF_LAYER, **GGUF_ONCE}.items()}
     want, kinds = {}, {}
     for t in reader.tensors:
@@ -247,8 +268,12 @@ def check_gguf(tool, path):
         if arch == "llama" and part[2] in heads:
             raw = unpermute(raw.reshape(raw.shape[0], -1), heads[part[2]])
         want[f"model.layers.{part[1]}.{back[part[2]]}.{part[3]}"] = raw.tobytes()
-    check_bytes(pathlib.Path(path).name, ours(tool, path, "--bytes")[0], want,
-                ", ".join(f"{n} {k}" for k, n in kinds.items()))
+    check_bytes(
+        pathlib.Path(path).name,
+        ours(tool, path, "--bytes")[0],
+        want,
+        ", ".join(f"{n} {k}" for k, n in kinds.items()),
+    )
 
 
 def main():
@@ -257,8 +282,10 @@ def main():
     parser.add_argument("gguf", nargs="*")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    print(f"Made {datetime.date.today()} by `compare_models.py`; transformers "
-          f"{transformers.__version__}, torch {torch.__version__.split('+')[0]}.\n")
+    print(
+        f"Made {datetime.date.today()} by `compare_models.py`; transformers "
+        f"{transformers.__version__}, torch {torch.__version__.split('+')[0]}.\n"
+    )
     print("| configuration | parameters | official class | rope |\n| --- | --- | --- | --- |")
     for folder in sorted((FIXTURES / "configs").iterdir()):
         check_config(args.tensors, folder)

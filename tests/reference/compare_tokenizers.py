@@ -33,8 +33,10 @@ import tokenizers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 TEXT = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "tokenizers" / "text.txt"
-QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def records(items):
@@ -60,24 +62,74 @@ def our_texts(tool, path, id_lists):
     while at < len(out):
         end = out.index(b"\n", at)
         n = int(out[at:end])
-        texts.append(out[end + 1:end + 1 + n].decode())
+        texts.append(out[end + 1 : end + 1 + n].decode())
         at = end + 1 + n
     return texts
 
 
 # ---- Strings
 
-SCRIPTS = [(0x20, 0x7e)] * 6 + [
-    (0xa0, 0x24f), (0x300, 0x36f), (0x370, 0x3ff), (0x400, 0x52f), (0x590, 0x5ff), (0x600, 0x6ff),
-    (0x900, 0x97f), (0xe00, 0xe7f), (0x1100, 0x11ff), (0x1e00, 0x1eff), (0x2000, 0x206f),
-    (0x2070, 0x218f), (0x2190, 0x2bff), (0x3000, 0x30ff), (0x4e00, 0x9fff), (0xac00, 0xd7a3),
-    (0xf900, 0xfaff), (0xfb00, 0xfb4f), (0xff00, 0xffef), (0x1d400, 0x1d7ff), (0x1f300, 0x1faff),
-    (0x20000, 0x2a6df), (0xe0000, 0xe007f)]
+SCRIPTS = [(0x20, 0x7E)] * 6 + [
+    (0xA0, 0x24F),
+    (0x300, 0x36F),
+    (0x370, 0x3FF),
+    (0x400, 0x52F),
+    (0x590, 0x5FF),
+    (0x600, 0x6FF),
+    (0x900, 0x97F),
+    (0xE00, 0xE7F),
+    (0x1100, 0x11FF),
+    (0x1E00, 0x1EFF),
+    (0x2000, 0x206F),
+    (0x2070, 0x218F),
+    (0x2190, 0x2BFF),
+    (0x3000, 0x30FF),
+    (0x4E00, 0x9FFF),
+    (0xAC00, 0xD7A3),
+    (0xF900, 0xFAFF),
+    (0xFB00, 0xFB4F),
+    (0xFF00, 0xFFEF),
+    (0x1D400, 0x1D7FF),
+    (0x1F300, 0x1FAFF),
+    (0x20000, 0x2A6DF),
+    (0xE0000, 0xE007F),
+]
 SPACES = [" ", "  ", "\n", "\n\n", "\r\n", "\t", "\u00a0", "\u3000", "\u2028", "\u200b", " \n "]
-BITS = ["'s", "'LL", "'Re", "don't", "I'M", "123456", "3.14159", "٣٤٥", "½", "Ⅷ", "```python\n",
-        "x += 1;\n", "    return", "\u200d", "\ufe0f", "\u1160", "e\u0301", "\u00c5", "\u212b",
-        "\uac00\u11a8", "<|im_start|>", "<|endoftext|>", "<｜User｜>", "<｜end▁of▁sentence｜>",
-        "<image>", "<|eot_id|>", "ø", "ÿ", "À", "</s>", "<|", "|>", "http://a.b/c?d=e&f=1#g"]
+BITS = [
+    "'s",
+    "'LL",
+    "'Re",
+    "don't",
+    "I'M",
+    "123456",
+    "3.14159",
+    "٣٤٥",
+    "½",
+    "Ⅷ",
+    "```python\n",
+    "x += 1;\n",
+    "    return",
+    "\u200d",
+    "\ufe0f",
+    "\u1160",
+    "e\u0301",
+    "\u00c5",
+    "\u212b",
+    "\uac00\u11a8",
+    "<|im_start|>",
+    "<|endoftext|>",
+    "<｜User｜>",
+    "<｜end▁of▁sentence｜>",
+    "<image>",
+    "<|eot_id|>",
+    "ø",
+    "ÿ",
+    "À",
+    "</s>",
+    "<|",
+    "|>",
+    "http://a.b/c?d=e&f=1#g",
+]
 
 
 def assigned(code, version="14.0.0"):
@@ -91,7 +143,7 @@ def random_strings(rng, n, text):
         kind = rng.random()
         if kind < 0.25:
             start = rng.randrange(len(text))
-            out.append(text[start:start + rng.randrange(1, 400)])
+            out.append(text[start : start + rng.randrange(1, 400)])
             continue
         parts = []
         for _ in range(rng.randrange(1, 30)):
@@ -101,7 +153,7 @@ def random_strings(rng, n, text):
             elif pick < 0.35:
                 parts.append(rng.choice(BITS))
             else:
-                low, high = rng.choice(SCRIPTS) if kind < 0.8 else (0, 0x2ffff)
+                low, high = rng.choice(SCRIPTS) if kind < 0.8 else (0, 0x2FFFF)
                 codes = [rng.randrange(low, high + 1) for _ in range(rng.randrange(1, 8))]
                 parts.append("".join(chr(c) for c in codes if assigned(c)))
         out.append("".join(parts))
@@ -110,7 +162,7 @@ def random_strings(rng, n, text):
 
 def code_points(tool, path, tok):
     """Every character in a context that shows its class; how many differ, by age."""
-    codes = [c for c in (*range(1, 0xd800), *range(0xe000, 0x32000), *range(0xe0000, 0xe0200))]
+    codes = [c for c in (*range(1, 0xD800), *range(0xE000, 0x32000), *range(0xE0000, 0xE0200))]
     strings = [f"a {chr(c)}{chr(c)}e1 {chr(c)} " for c in codes]
     theirs = [e.ids for e in tok.encode_batch(strings, add_special_tokens=False)]
     ours = our_ids(tool, "encode", path, [s.encode() for s in strings])
@@ -123,11 +175,15 @@ def code_points(tool, path, tok):
 
 # ---- References
 
+
 def gguf_reference(path):
     """The tokenizer that Hugging Face would have had for a GGUF's tokens and merges."""
     from gguf import GGUFReader
+
     fields = GGUFReader(path).fields
-    get = lambda key: fields["tokenizer." + key].contents() if "tokenizer." + key in fields else None
+    get = lambda key: (
+        fields["tokenizer." + key].contents() if "tokenizer." + key in fields else None
+    )
     tokens, types, pre = get("ggml.tokens"), get("ggml.token_type"), get("ggml.pre")
     vocab = {t: i for i, t in enumerate(tokens)}
     merges = [tuple(m.split(" ")) for m in get("ggml.merges")]
@@ -143,14 +199,19 @@ def gguf_reference(path):
         sys.exit(f"{path}: no reference is known here for tokenizer.ggml.pre {pre}")
     tok.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tok.decoder = decoders.ByteLevel()
-    added = [AddedToken(t, special=k == 3, normalized=False) for t, k in zip(tokens, types)
-             if k in (3, 4)]
+    added = [
+        AddedToken(t, special=k == 3, normalized=False)
+        for t, k in zip(tokens, types)
+        if k in (3, 4)
+    ]
     tok.add_special_tokens([a for a in added if a.special])
     tok.add_tokens([a for a in added if not a.special])
     bos, eos = (get(f"ggml.{k}_token_id") for k in ("bos", "eos"))
-    return tok, {"chat_template": get("chat_template"),
-                 "bos_token": tokens[bos] if bos is not None else None,
-                 "eos_token": tokens[eos] if eos is not None else None}
+    return tok, {
+        "chat_template": get("chat_template"),
+        "bos_token": tokens[bos] if bos is not None else None,
+        "eos_token": tokens[eos] if eos is not None else None,
+    }
 
 
 def json_reference(path):
@@ -169,6 +230,7 @@ def json_reference(path):
 def write_gguf(tok, config, pre, path):
     """tokenizer.json's vocabulary as GGUF metadata, as llama.cpp's converter lays it out."""
     import gguf
+
     spec = json.loads(tok.to_str())
     added = {a["id"]: a for a in spec["added_tokens"]}
     tokens = [""] * tok.get_vocab_size(with_added_tokens=True)
@@ -200,8 +262,12 @@ def pre_name(tok):
     """tokenizer.ggml.pre of a tokenizer.json, or None."""
     steps = json.loads(tok.to_str())["pre_tokenizer"]
     text = json.dumps(steps, ensure_ascii=False)
-    for name, mark in (("deepseek-v3", "\\\\p{N}{1,3}\"}, \"beha"), ("llama-bpe", "\\\\p{N}{1,3}|"),
-                       ("qwen2", "|\\\\p{N}|"), ("deepseek-llm", "一-龥ࠀ-一")):
+    for name, mark in (
+        ("deepseek-v3", '\\\\p{N}{1,3}"}, "beha'),
+        ("llama-bpe", "\\\\p{N}{1,3}|"),
+        ("qwen2", "|\\\\p{N}|"),
+        ("deepseek-llm", "一-龥ࠀ-一"),
+    ):
         if mark in text:
             return name
     return None
@@ -213,7 +279,11 @@ CHATS = [
     [("user", "Hello!")],
     [("user", "  What is 2+2?\n")],
     [("system", "You are terse."), ("user", "Name three colours.")],
-    [("user", "Hi"), ("assistant", "Hello, how can I help?"), ("user", "Écris un poème 😀\n\n1. un")],
+    [
+        ("user", "Hi"),
+        ("assistant", "Hello, how can I help?"),
+        ("user", "Écris un poème 😀\n\n1. un"),
+    ],
     [("system", " Be kind. \n"), ("user", "\n\nA"), ("assistant", "B\n"), ("user", "C")],
 ]
 
@@ -237,11 +307,15 @@ def text_of(token):
 
 
 def rendered_ids(tok, chat, config):
-    env = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                                       extensions=["jinja2.ext.loopcontrols"])
+    env = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     text = env.from_string(config["chat_template"]).render(
-        messages=[{"role": r, "content": c} for r, c in chat], add_generation_prompt=True,
-        bos_token=text_of(config.get("bos_token")), eos_token=text_of(config.get("eos_token")))
+        messages=[{"role": r, "content": c} for r, c in chat],
+        add_generation_prompt=True,
+        bos_token=text_of(config.get("bos_token")),
+        eos_token=text_of(config.get("eos_token")),
+    )
     return tok.encode(text, add_special_tokens=False).ids
 
 
@@ -266,6 +340,7 @@ def compare_chats(tool, path, tok, config):
 
 # ---- One vocabulary
 
+
 def digest(path):
     """Of the file that holds the vocabulary, shortened."""
     path = pathlib.Path(path)
@@ -278,29 +353,40 @@ def compare(tool, path, label, tok, config, strings, source=None):
     ours = our_ids(tool, "encode", path, [s.encode() for s in strings])
     bad = [i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b]
     for i in bad[:5]:
-        print(f"{label}: {strings[i]!r}\n  ours   {[tok.id_to_token(t) for t in ours[i]]}\n"
-              f"  theirs {[tok.id_to_token(t) for t in theirs[i]]}", file=sys.stderr)
+        print(
+            f"{label}: {strings[i]!r}\n  ours   {[tok.id_to_token(t) for t in ours[i]]}\n"
+            f"  theirs {[tok.id_to_token(t) for t in theirs[i]]}",
+            file=sys.stderr,
+        )
     # Added tokens decode to their own text here; the library sends them through the byte-level
     # alphabet, which turns DeepSeek LLM's added "ü" into an ill-formed byte. NUL is U+FFFD here.
     odd = {i for i, a in tok.get_added_tokens_decoder().items() if len(a.content) == 1}
     plain = [ids for ids in theirs if not odd & set(ids)]
     texts = our_texts(tool, path, plain)
-    wrong = [i for i, (a, ids) in enumerate(zip(texts, plain))
-             if a != tok.decode(ids, skip_special_tokens=False).replace("\0", "\ufffd")]
+    wrong = [
+        i
+        for i, (a, ids) in enumerate(zip(texts, plain))
+        if a != tok.decode(ids, skip_special_tokens=False).replace("\0", "\ufffd")
+    ]
     for i in wrong[:3]:
         print(f"{label}: decoded {texts[i]!r}\n  theirs {tok.decode(plain[i])!r}", file=sys.stderr)
     n = sum(map(len, theirs))
     chats = compare_chats(tool, path, tok, config)
-    print(f"| {label} | {tok.get_vocab_size()} | {len(strings) - len(bad)}/{len(strings)} | {n} | "
-          f"{len(plain) - len(wrong)}/{len(plain)} | {chats} | "
-          f"{'–' if source is None else digest(source)} |", flush=True)
+    print(
+        f"| {label} | {tok.get_vocab_size()} | {len(strings) - len(bad)}/{len(strings)} | {n} | "
+        f"{len(plain) - len(wrong)}/{len(plain)} | {chats} | "
+        f"{'–' if source is None else digest(source)} |",
+        flush=True,
+    )
     total = len(CHATS)
     return not bad and not wrong and ("/" not in chats or chats == f"{total}/{total}")
 
 
 def report_code_points(args):
-    print("| vocabulary | characters | differ, assigned by Unicode "
-          f"{unicodedata.unidata_version} | differ, assigned later or never |")
+    print(
+        "| vocabulary | characters | differ, assigned by Unicode "
+        f"{unicodedata.unidata_version} | differ, assigned later or never |"
+    )
     print("| --- | --- | --- | --- |", flush=True)
     good = True
     for path in args.paths:
@@ -316,20 +402,28 @@ def main():
     args.add_argument("--tokenize", required=True)
     args.add_argument("--strings", type=int, default=4000)
     args.add_argument("--seed", type=int, default=1)
-    args.add_argument("--code-points", action="store_true",
-                      help="instead: every character, in a context that shows its class")
+    args.add_argument(
+        "--code-points",
+        action="store_true",
+        help="instead: every character, in a context that shows its class",
+    )
     args.add_argument("paths", nargs="+")
     args = args.parse_args()
     if args.code_points:
         sys.exit(report_code_points(args))
     text = TEXT.read_bytes().decode("utf-8", "replace")
-    strings = [text] + text.split("\n") + random_strings(random.Random(args.seed), args.strings,
-                                                         text)
-    print(f"Made {datetime.date.today()} by `{pathlib.Path(__file__).name} --strings "
-          f"{args.strings} --seed {args.seed}`; tokenizers {tokenizers.__version__}, "
-          f"Python {platform.python_version()} (Unicode {unicodedata.unidata_version}).\n")
-    print("| vocabulary | tokens | strings with equal ids | ids compared | equal decoded text | "
-          "equal chats | sha256 |")
+    strings = (
+        [text] + text.split("\n") + random_strings(random.Random(args.seed), args.strings, text)
+    )
+    print(
+        f"Made {datetime.date.today()} by `{pathlib.Path(__file__).name} --strings "
+        f"{args.strings} --seed {args.seed}`; tokenizers {tokenizers.__version__}, "
+        f"Python {platform.python_version()} (Unicode {unicodedata.unidata_version}).\n"
+    )
+    print(
+        "| vocabulary | tokens | strings with equal ids | ids compared | equal decoded text | "
+        "equal chats | sha256 |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     good = True
     for path in args.paths:

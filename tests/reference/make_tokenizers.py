@@ -30,11 +30,16 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 OUT = ROOT / "tests" / "fixtures" / "tokenizers"
 VOCABULARY = 1400
 
-QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+")
-V3 = ["\\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
-      "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
-      "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"]
+QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+V3 = [
+    "\\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+    "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+]
 # cased letters, first and last in hex
 CASED = """41-5a 61-7a b5 c0-d6 d8-f6 f8-1ba 1bc-1bf 1c4-293 295-2af 370-373 376 377 37b-37d 37f 386
 388-38a 38c 38e-3a1 3a3-3f5 3f7-481 48a-52f 531-556 10a0-10c5 13a0-13f5 13f8-13fd 1c90-1cba
@@ -63,18 +68,27 @@ def byte_level(use_regex):
 
 def llm_splits():
     punctuation = "!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002"
-    return [split("[\r\n]"), split("\\s?[" + cased() + "]+"), split("\\s?[" + punctuation + "]+"),
-            split("\\s+$"), split("[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"),
-            pre_tokenizers.Digits(individual_digits=True), byte_level(False)]
+    return [
+        split("[\r\n]"),
+        split("\\s?[" + cased() + "]+"),
+        split("\\s?[" + punctuation + "]+"),
+        split("\\s+$"),
+        split("[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"),
+        pre_tokenizers.Digits(individual_digits=True),
+        byte_level(False),
+    ]
 
 
 # ---- Chat templates: what the families' own render for plain conversations
 
+
 def chatml(system):
-    return ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-            "{{ '<|im_start|>system\n" + system + "<|im_end|>\n' }}{% endif %}"
-            "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-            "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+    return (
+        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+        "{{ '<|im_start|>system\n" + system + "<|im_end|>\n' }}{% endif %}"
+        "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
 
 
 QWEN_CHAT = """{%- if messages[0]['role'] == 'system' %}
@@ -91,34 +105,47 @@ QWEN_CHAT = """{%- if messages[0]['role'] == 'system' %}
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
-LLAMA3_TURN = ("{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim"
-               " + '<|eot_id|>' }}")
-LLAMA3_CHAT = ("{{ bos_token }}{% for m in messages %}" + LLAMA3_TURN + "{% endfor %}"
-               "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}")
-LLAMA31_CHAT = ("{% set given = messages[0]['role'] == 'system' %}{{ bos_token }}"
-                "{{ '<|start_header_id|>system<|end_header_id|>\n\n' }}"
-                "{{ 'Cutting Knowledge Date: December 2023\n' }}"
-                "{{ 'Today Date: ' + '26 Jul 2024' + '\n\n' }}"
-                "{% if given %}{{ messages[0]['content'] | trim }}{% endif %}{{ '<|eot_id|>' }}"
-                "{% for m in messages[1:] if given %}" + LLAMA3_TURN + "{% endfor %}"
-                "{% for m in messages if not given %}" + LLAMA3_TURN + "{% endfor %}"
-                "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}")
-LLM_CHAT = ("{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
-            "{{ 'User: ' + message['content'] + '\n\n' }}{% elif message['role'] == 'assistant' %}"
-            "{{ 'Assistant: ' + message['content'] + eos_token }}{% else %}"
-            "{{ message['content'] + '\n\n' }}{% endif %}{% endfor %}{{ 'Assistant:' }}")
-V3_CHAT = ("{{ bos_token }}{% for m in messages if m['role'] == 'system' %}"
-           "{{ ('' if loop.first else '\n\n') + m['content'] }}{% endfor %}"
-           "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<｜User｜>' + m['content'] }}"
-           "{% elif m['role'] == 'assistant' %}{{ '<｜Assistant｜>' + m['content'] + eos_token }}"
-           "{% endif %}{% endfor %}{{ '<｜Assistant｜>' }}")
+LLAMA3_TURN = (
+    "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim"
+    " + '<|eot_id|>' }}"
+)
+LLAMA3_CHAT = (
+    "{{ bos_token }}{% for m in messages %}" + LLAMA3_TURN + "{% endfor %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+)
+LLAMA31_CHAT = (
+    "{% set given = messages[0]['role'] == 'system' %}{{ bos_token }}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\n\n' }}"
+    "{{ 'Cutting Knowledge Date: December 2023\n' }}"
+    "{{ 'Today Date: ' + '26 Jul 2024' + '\n\n' }}"
+    "{% if given %}{{ messages[0]['content'] | trim }}{% endif %}{{ '<|eot_id|>' }}"
+    "{% for m in messages[1:] if given %}" + LLAMA3_TURN + "{% endfor %}"
+    "{% for m in messages if not given %}" + LLAMA3_TURN + "{% endfor %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+)
+LLM_CHAT = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ 'User: ' + message['content'] + '\n\n' }}{% elif message['role'] == 'assistant' %}"
+    "{{ 'Assistant: ' + message['content'] + eos_token }}{% else %}"
+    "{{ message['content'] + '\n\n' }}{% endif %}{% endfor %}{{ 'Assistant:' }}"
+)
+V3_CHAT = (
+    "{{ bos_token }}{% for m in messages if m['role'] == 'system' %}"
+    "{{ ('' if loop.first else '\n\n') + m['content'] }}{% endfor %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<｜User｜>' + m['content'] }}"
+    "{% elif m['role'] == 'assistant' %}{{ '<｜Assistant｜>' + m['content'] + eos_token }}"
+    "{% endif %}{% endfor %}{{ '<｜Assistant｜>' }}"
+)
 
 
 def rendered(tok, template, config, chat):
     env = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    text = env.from_string(template).render(messages=chat, add_generation_prompt=True,
-                                            bos_token=config.get("bos_token"),
-                                            eos_token=config.get("eos_token"))
+    text = env.from_string(template).render(
+        messages=chat,
+        add_generation_prompt=True,
+        bos_token=config.get("bos_token"),
+        eos_token=config.get("eos_token"),
+    )
     return tok.encode(text, add_special_tokens=False).ids
 
 
@@ -137,6 +164,7 @@ def vl2_chat(tok, chat):
 
 # ---- Families
 
+
 def special(text, **kw):
     return AddedToken(text, special=True, normalized=kw.pop("normalized", False), **kw)
 
@@ -147,120 +175,271 @@ def plain(text, **kw):
 
 def bos_first(tok, text):
     """TemplateProcessing that puts a token first."""
-    return processors.TemplateProcessing(single=f"{text} $A", pair=f"{text} $A {text}:1 $B:1",
-                                         special_tokens=[(text, tok.token_to_id(text))])
+    return processors.TemplateProcessing(
+        single=f"{text} $A",
+        pair=f"{text} $A {text}:1 $B:1",
+        special_tokens=[(text, tok.token_to_id(text))],
+    )
 
 
-SMOLLM = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>",
-          "<filename>", "<gh_stars>", "<issue_start>", "<issue_comment>", "<issue_closed>",
-          "<jupyter_start>", "<jupyter_text>", "<jupyter_code>", "<jupyter_output>",
-          "<jupyter_script>", "<empty_output>"]
-QWEN_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>",
-                "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>",
-                "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-                "<|image_pad|>", "<|video_pad|>"]
-QWEN_PLAIN = ["<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>",
-              "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"]
-VL2 = ["<image>", "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|grounding|>", "<|User|>",
-       "<|Assistant|>"]
+SMOLLM = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<repo_name>",
+    "<reponame>",
+    "<file_sep>",
+    "<filename>",
+    "<gh_stars>",
+    "<issue_start>",
+    "<issue_comment>",
+    "<issue_closed>",
+    "<jupyter_start>",
+    "<jupyter_text>",
+    "<jupyter_code>",
+    "<jupyter_output>",
+    "<jupyter_script>",
+    "<empty_output>",
+]
+QWEN_SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+QWEN_PLAIN = [
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+]
+VL2 = [
+    "<image>",
+    "<|ref|>",
+    "<|/ref|>",
+    "<|det|>",
+    "<|/det|>",
+    "<|grounding|>",
+    "<|User|>",
+    "<|Assistant|>",
+]
 
 FAMILIES = {
     "smollm2": {
-        "pre": "smollm", "splits": lambda: [pre_tokenizers.Digits(individual_digits=True),
-                                            byte_level(True)],
+        "pre": "smollm",
+        "splits": lambda: [pre_tokenizers.Digits(individual_digits=True), byte_level(True)],
         "first": [special(t) for t in SMOLLM],
-        "no_bytes": [0x04, 0x06, 0x13, 0x14, 0x16, 0x1d, 0xc0, 0xc1, 0xf1, 0xf2, *range(0xf5, 256)],
+        "no_bytes": [0x04, 0x06, 0x13, 0x14, 0x16, 0x1D, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 256)],
         "config": {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"},
-        "chat": chatml("You are a helpful AI assistant named SmolLM, trained by Hugging Face")},
+        "chat": chatml("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+    },
     "qwen2.5": {
-        "pre": "qwen2", "splits": lambda: [split(QWEN.replace("DIGITS", r"\p{N}")),
-                                           byte_level(False)],
-        "normalizer": normalizers.NFC(), "strings": True,
+        "pre": "qwen2",
+        "splits": lambda: [split(QWEN.replace("DIGITS", r"\p{N}")), byte_level(False)],
+        "normalizer": normalizers.NFC(),
+        "strings": True,
         "decoder": {"add_prefix_space": False, "trim_offsets": False, "use_regex": False},
         "last": [special(t) for t in QWEN_SPECIAL] + [plain(t) for t in QWEN_PLAIN],
-        "config": {"add_bos_token": False, "bos_token": None, "eos_token": "<|im_end|>",
-                   "model_max_length": 131072},
-        "chat": QWEN_CHAT},
+        "config": {
+            "add_bos_token": False,
+            "bos_token": None,
+            "eos_token": "<|im_end|>",
+            "model_max_length": 131072,
+        },
+        "chat": QWEN_CHAT,
+    },
     "llama3": {
-        "pre": "llama-bpe", "splits": lambda: [split(QWEN.replace("DIGITS", r"\p{N}{1,3}")),
-                                               byte_level(False)],
-        "ignore_merges": True, "bos": "<|begin_of_text|>",
-        "last": [special(t) for t in ("<|begin_of_text|>", "<|end_of_text|>",
-                                      "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")],
-        "config": {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>",
-                   "model_max_length": 10**30},
-        "chat": LLAMA3_CHAT, "gguf_chat": LLAMA31_CHAT},
+        "pre": "llama-bpe",
+        "splits": lambda: [split(QWEN.replace("DIGITS", r"\p{N}{1,3}")), byte_level(False)],
+        "ignore_merges": True,
+        "bos": "<|begin_of_text|>",
+        "last": [
+            special(t)
+            for t in (
+                "<|begin_of_text|>",
+                "<|end_of_text|>",
+                "<|start_header_id|>",
+                "<|end_header_id|>",
+                "<|eot_id|>",
+            )
+        ],
+        "config": {
+            "bos_token": "<|begin_of_text|>",
+            "eos_token": "<|eot_id|>",
+            "model_max_length": 10**30,
+        },
+        "chat": LLAMA3_CHAT,
+        "gguf_chat": LLAMA31_CHAT,
+    },
     "deepseek-llm": {
-        "pre": "deepseek-llm", "splits": llm_splits, "normalizer": normalizers.Sequence([]),
-        "strings": True, "no_bytes": [0xc0, 0xc1, *range(0xf5, 256)],
-        "last": [special(BOS, normalized=True), special(EOS, normalized=True)] +
-                [plain(c, normalized=True) for c in "øöúÿ÷ûýÀùÁþü"],
-        "config": {"add_bos_token": True, "bos_token": {"__type": "AddedToken", "content": BOS},
-                   "eos_token": {"__type": "AddedToken", "content": EOS}},
-        "chat": LLM_CHAT},
+        "pre": "deepseek-llm",
+        "splits": llm_splits,
+        "normalizer": normalizers.Sequence([]),
+        "strings": True,
+        "no_bytes": [0xC0, 0xC1, *range(0xF5, 256)],
+        "last": [special(BOS, normalized=True), special(EOS, normalized=True)]
+        + [plain(c, normalized=True) for c in "øöúÿ÷ûýÀùÁþü"],
+        "config": {
+            "add_bos_token": True,
+            "bos_token": {"__type": "AddedToken", "content": BOS},
+            "eos_token": {"__type": "AddedToken", "content": EOS},
+        },
+        "chat": LLM_CHAT,
+    },
     "deepseek-v3": {
-        "pre": "deepseek-v3", "splits": lambda: [split(p) for p in V3] + [byte_level(False)],
-        "normalizer": normalizers.Sequence([]), "strings": True,
+        "pre": "deepseek-v3",
+        "splits": lambda: [split(p) for p in V3] + [byte_level(False)],
+        "normalizer": normalizers.Sequence([]),
+        "strings": True,
         "first": [special(t) for t in (BOS, EOS, PAD)],
         "last": [plain(t, normalized=True) for t in (USER, ASSISTANT, "<｜fim▁hole｜>")],
         "config": {"add_bos_token": True, "bos_token": BOS, "eos_token": EOS},
-        "chat": V3_CHAT},
+        "chat": V3_CHAT,
+    },
     "deepseek-vl2": {
-        "pre": "deepseek-v3", "splits": lambda: [split(p) for p in V3] + [byte_level(False)],
-        "normalizer": normalizers.Sequence([]), "bos": BOS,
-        "first": [special(t) for t in (BOS, EOS, PAD)], "last": [special(t) for t in VL2],
-        "config": {"add_bos_token": True, "bos_token": BOS, "eos_token": EOS,
-                   "model_max_length": 10**30, "chat_template": "{{ 'another model' }}"},
-        "chat": vl2_chat},
+        "pre": "deepseek-v3",
+        "splits": lambda: [split(p) for p in V3] + [byte_level(False)],
+        "normalizer": normalizers.Sequence([]),
+        "bos": BOS,
+        "first": [special(t) for t in (BOS, EOS, PAD)],
+        "last": [special(t) for t in VL2],
+        "config": {
+            "add_bos_token": True,
+            "bos_token": BOS,
+            "eos_token": EOS,
+            "model_max_length": 10**30,
+            "chat_template": "{{ 'another model' }}",
+        },
+        "chat": vl2_chat,
+    },
     "gpt2": {
-        "pre": "gpt-2", "splits": lambda: [byte_level(True)],
+        "pre": "gpt-2",
+        "splits": lambda: [byte_level(True)],
         "last": [special("<|endoftext|>", normalized=True)],
-        "config": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}},
+        "config": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+    },
     # no model's: the options that the others leave alone
     "odd": {
-        "splits": lambda: [pre_tokenizers.Split("-->", "removed"),
-                           pre_tokenizers.Split(Regex(r"#[^#]+#|[^#]+"), "removed", invert=True),
-                           pre_tokenizers.Digits(individual_digits=False),
-                           pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)],
+        "splits": lambda: [
+            pre_tokenizers.Split("-->", "removed"),
+            pre_tokenizers.Split(Regex(r"#[^#]+#|[^#]+"), "removed", invert=True),
+            pre_tokenizers.Digits(individual_digits=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True),
+        ],
         "normalizer": normalizers.Sequence([normalizers.NFKD(), normalizers.NFC()]),
-        "unk": "<unk>", "no_bytes": [0xf0, 0xf1], "first": [special("<unk>")],
-        "last": [special("<mask>", lstrip=True), plain("<pad>", rstrip=True),
-                 plain("word", single_word=True), plain("caf\u00e9", normalized=True),
-                 plain("\ufb01n", normalized=True), plain("ab"), plain("abab"), plain("abababc")],
-        "config": {"bos_token": "<s>", "eos_token": None}},
+        "unk": "<unk>",
+        "no_bytes": [0xF0, 0xF1],
+        "first": [special("<unk>")],
+        "last": [
+            special("<mask>", lstrip=True),
+            plain("<pad>", rstrip=True),
+            plain("word", single_word=True),
+            plain("caf\u00e9", normalized=True),
+            plain("\ufb01n", normalized=True),
+            plain("ab"),
+            plain("abab"),
+            plain("abababc"),
+        ],
+        "config": {"bos_token": "<s>", "eos_token": None},
+    },
 }
 
 CHATS = [
     [("user", "Hello!")],
     [("user", "  What is 2+2?\n")],
     [("system", "You are terse."), ("user", "Name three colours.")],
-    [("user", "Hi"), ("assistant", "Hello, how can I help?"), ("user", "Écris un poème 😀\n\n1. un")],
+    [
+        ("user", "Hi"),
+        ("assistant", "Hello, how can I help?"),
+        ("user", "Écris un poème 😀\n\n1. un"),
+    ],
     [("system", " Be kind. \n"), ("user", "\n\nA"), ("assistant", "B\n"), ("user", "C")],
 ]
-EXTRA = ["", " ", "  ", "\n", "a", " a", "\t\n \n", "\u0000a\u0001\u0004\u001d\u007f", "é", "e\u0301",
-         "\u1100\u1161\u11a8", "\u0f71\u0f72\u0f74", "ø÷ÿ À", "<|im_start|>user\nhi<|im_end|>\n",
-         "<|endoftext|><|endoftext|> x<|endoftext|>", BOS + "a" + EOS + USER + "b" + ASSISTANT,
-         "<image>\n<|ref|>cat<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>", "<|begin_of_text|>x<|eot_id|>",
-         "<|im_start", "<tool_call>\n{}\n</tool_call>", "\U00040000\U000e0041\U0010ffff",
-         "a  <mask> b<pad>   c", "word words sword word, keyword_word word", "cafe\u0301 café cafés",
-         "\ufb01nd fin", "abababc ababab ababd", "a --> b-->#c#-->d##e", "x" * 3000, " " * 2000,
-         "ab" * 1500, "1234567890" * 20, "\u200d\ufe0f\u20e3", "don't DON'T ‘s ’s", "\r\r\n\n\r"]
-INVALID = [b"\xff", b"a\x80b", b"\xc3", b"\xe2\x82", b"\xe2\x82z", b"\xf0\x9f\x98", b"\xf0\x9f\x98\xf0",
-           b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe0\x80\xaf", b"ok\xf5 then",
-           b"\xf0\x9f\x98\x80\x80", b"\xe6\xb7\xb1\xe5\xba"]
+EXTRA = [
+    "",
+    " ",
+    "  ",
+    "\n",
+    "a",
+    " a",
+    "\t\n \n",
+    "\u0000a\u0001\u0004\u001d\u007f",
+    "é",
+    "e\u0301",
+    "\u1100\u1161\u11a8",
+    "\u0f71\u0f72\u0f74",
+    "ø÷ÿ À",
+    "<|im_start|>user\nhi<|im_end|>\n",
+    "<|endoftext|><|endoftext|> x<|endoftext|>",
+    BOS + "a" + EOS + USER + "b" + ASSISTANT,
+    "<image>\n<|ref|>cat<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>",
+    "<|begin_of_text|>x<|eot_id|>",
+    "<|im_start",
+    "<tool_call>\n{}\n</tool_call>",
+    "\U00040000\U000e0041\U0010ffff",
+    "a  <mask> b<pad>   c",
+    "word words sword word, keyword_word word",
+    "cafe\u0301 café cafés",
+    "\ufb01nd fin",
+    "abababc ababab ababd",
+    "a --> b-->#c#-->d##e",
+    "x" * 3000,
+    " " * 2000,
+    "ab" * 1500,
+    "1234567890" * 20,
+    "\u200d\ufe0f\u20e3",
+    "don't DON'T ‘s ’s",
+    "\r\r\n\n\r",
+]
+INVALID = [
+    b"\xff",
+    b"a\x80b",
+    b"\xc3",
+    b"\xe2\x82",
+    b"\xe2\x82z",
+    b"\xf0\x9f\x98",
+    b"\xf0\x9f\x98\xf0",
+    b"\xc0\xaf",
+    b"\xed\xa0\x80",
+    b"\xf4\x90\x80\x80",
+    b"\xe0\x80\xaf",
+    b"ok\xf5 then",
+    b"\xf0\x9f\x98\x80\x80",
+    b"\xe6\xb7\xb1\xe5\xba",
+]
 
 
 def train(family, corpus):
     tok = Tokenizer(models.BPE(unk_token=family.get("unk")))
     if "normalizer" in family:
         tok.normalizer = family["normalizer"]
-    tok.pre_tokenizer = pre_tokenizers.Sequence(family["splits"]()) \
-        if len(family["splits"]()) > 1 else family["splits"]()[0]
+    tok.pre_tokenizer = (
+        pre_tokenizers.Sequence(family["splits"]())
+        if len(family["splits"]()) > 1
+        else family["splits"]()[0]
+    )
     tok.decoder = decoders.ByteLevel()
     drop = {byte_char(b) for b in family.get("no_bytes", [])}
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=family.get("first", []), show_progress=False,
-        initial_alphabet=[c for c in pre_tokenizers.ByteLevel.alphabet() if c not in drop])
+        vocab_size=VOCABULARY,
+        special_tokens=family.get("first", []),
+        show_progress=False,
+        initial_alphabet=[c for c in pre_tokenizers.ByteLevel.alphabet() if c not in drop],
+    )
     tok.train_from_iterator(corpus, trainer)
     return tok
 
@@ -297,8 +476,9 @@ def write_json(tok, family, path):
     spec = json.loads(tok.to_str())
     spec["decoder"].update(family.get("decoder", {}))
     if family.get("strings"):
-        spec["model"]["merges"] = [m if isinstance(m, str) else " ".join(m)
-                                   for m in spec["model"]["merges"]]
+        spec["model"]["merges"] = [
+            m if isinstance(m, str) else " ".join(m) for m in spec["model"]["merges"]
+        ]
     path.write_text(json.dumps(spec, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
@@ -350,14 +530,18 @@ def make(name, family, corpus, texts, chats):
     tok = rewrite(train(family, corpus), family)
     for token in family.get("last", []):
         (tok.add_special_tokens if token.special else tok.add_tokens)([token])
-    tok.post_processor = bos_first(tok, family["bos"]) if family.get("bos") else \
-        processors.ByteLevel(trim_offsets=False)
+    tok.post_processor = (
+        bos_first(tok, family["bos"])
+        if family.get("bos")
+        else processors.ByteLevel(trim_offsets=False)
+    )
     write_json(tok, family, folder / "tokenizer.json")
     config = dict(family["config"])
     if isinstance(family.get("chat"), str):
         config["chat_template"] = family["chat"]
     (folder / "tokenizer_config.json").write_text(
-        json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    )
     tok = Tokenizer.from_file(str(folder / "tokenizer.json"))
     write_lines(folder / "ids", [tok.encode(t, add_special_tokens=False).ids for t in texts])
     if "pre" in family:
@@ -372,8 +556,11 @@ def make(name, family, corpus, texts, chats):
 def check(name, path):
     ours = json.loads((OUT / name / "tokenizer.json").read_text())
     real = json.loads(pathlib.Path(path).read_text())
-    bad = [k for k in ("normalizer", "pre_tokenizer", "decoder")
-           if meaning(ours[k]) != meaning(real[k])]
+    bad = [
+        k
+        for k in ("normalizer", "pre_tokenizer", "decoder")
+        if meaning(ours[k]) != meaning(real[k])
+    ]
     print(f"{name} against {path}: {'differs in ' + ', '.join(bad) if bad else 'the same'}")
     return not bad
 
@@ -386,9 +573,12 @@ def meaning(v):
         return v
     if v.get("type") == "Sequence" and not v.get("normalizers", True):
         return None
-    idle = {"trim_offsets"} | ({"add_prefix_space", "use_regex"} if set(v) <= {
-        "type", "trim_offsets", "add_prefix_space", "use_regex"} and v["type"] != "ByteLevel"
-        else set())
+    idle = {"trim_offsets"} | (
+        {"add_prefix_space", "use_regex"}
+        if set(v) <= {"type", "trim_offsets", "add_prefix_space", "use_regex"}
+        and v["type"] != "ByteLevel"
+        else set()
+    )
     return {k: meaning(x) for k, x in v.items() if k not in idle}
 
 
