@@ -5,10 +5,10 @@
 usage: serve.py [--chat] [--picture FILE ...] EVENKEEL MODEL SEQUENCES TOKENS [OPTION ...]
 
 OPTIONs are of both, as --devices cuda:0. Greedy. Speed: 1 client (twice: the first one captures
-graphs), 4, half as many as sequences, as many, twice as many, each count twice. Then a stream, a
-stop string, chats (--chat: the model has a template) and pictures, clients that leave in the middle,
-an end while clients are served. Exit code 1 when an answer differs or a check fails: in BF16 that may
-be a near tie, since products with another number of tokens add in another order.
+graphs), 4, half as many as sequences, as many, twice as many, each count twice. Then a stream, a stop
+string, chats (--chat: the model has a template) and pictures, clients that leave in the middle, an
+end while clients are served. Exit code 1 when an answer differs or a check fails: in BF16 that may be
+a near tie, since products with another number of tokens add in another order.
 """
 
 import argparse
@@ -124,15 +124,16 @@ def speed(server, args, want):
         took, answers, equal = clients(
             n, lambda i: server.complete(PROMPTS[i % len(PROMPTS)], args.tokens), want)
         made = sum(a["usage"]["completion_tokens"] for a in answers)
-        check(equal == n, f"{n} clients: {made} tokens in {took:.3f} s, {made / took:.0f} tokens/s; "
-                          f"equal to run: {equal} of {n}")  # fmt: skip
+        rate = f"{made} tokens in {took:.3f} s, {made / took:.0f} tokens/s"
+        check(equal == n, f"{n} clients: {rate}; equal to run: {equal} of {n}")
 
 
 def streams(server, args, want):
     body = {"prompt": PROMPTS[0], "max_tokens": args.tokens, "stream": True}
     connection = server.connect()
     texts, done = pieces(server.post(connection, "completions", body))
-    check(done and "".join(texts) == want[0], f"a stream of {len(texts)} events is the answer of run")
+    same = done and "".join(texts) == want[0]
+    check(same, f"a stream of {len(texts)} events is the answer of run")
     middle = want[0][len(want[0]) // 2 :][:3]
     short = text_of(server.complete(PROMPTS[0], args.tokens, stop=[middle]))
     check(short == want[0][: want[0].index(middle)], f"an answer ends before {middle!r}")
@@ -140,7 +141,8 @@ def streams(server, args, want):
 
 def chats(server, args):
     want = [run_alone(args, p) for p in PROMPTS]
-    ask = [{"messages": [{"role": "user", "content": p}], "max_tokens": args.tokens} for p in PROMPTS]
+    said = [{"messages": [{"role": "user", "content": p}]} for p in PROMPTS]
+    ask = [s | {"max_tokens": args.tokens} for s in said]
     _, _, equal = clients(len(ask), lambda i: server.ask("chat/completions", ask[i]), want)
     check(equal == len(ask), f"chats: equal to run: {equal} of {len(ask)}")
     connection = server.connect()
@@ -166,7 +168,7 @@ def pictures(server, args):
 
     n = 3 * len(sets)
     _, _, equal = clients(n, ask, want)
-    check(equal == n, f"pictures ({len(set(want))} different answers): equal to run: {equal} of {n}")
+    check(equal == n, f"pictures: {len(set(want))} answers, equal to run: {equal} of {n}")
 
 
 def leaving(server, args, want):
@@ -174,8 +176,8 @@ def leaving(server, args, want):
     left = []
     for i in range(2 * args.sequences):
         connection = server.connect()
-        connection.request("POST", "/v1/completions", json.dumps(
-            {"prompt": PROMPTS[i % len(PROMPTS)], "max_tokens": 900, "temperature": 0, "stream": True}))
+        body = {"prompt": PROMPTS[i % len(PROMPTS)], "max_tokens": 900, "temperature": 0}
+        connection.request("POST", "/v1/completions", json.dumps(body | {"stream": True}))
         left.append(connection)
     left[0].getresponse().readline()
     busy = server.running()
@@ -188,8 +190,8 @@ def leaving(server, args, want):
     while any((idle := server.running())[k] for k in WORK) and time.time() < until:
         time.sleep(0.01)
     shown, still = ([int(now[k]) for k in WORK] for now in (busy, idle))
-    check(equal and sum(shown) > args.sequences and not any(still),
-          f"{len(left)} clients left ({shown} ran, waited), the next was answered after {took:.3f} s")
+    check(equal and sum(shown) >= args.sequences and not any(still),
+          f"{len(left)} clients left ({shown} ran, waited), the next was answered in {took:.3f} s")
 
 
 def end(server, args):
@@ -203,8 +205,9 @@ def end(server, args):
         _, done = pieces(response)
     except (OSError, http.client.HTTPException) as fault:
         done = f"cut off: {fault!r}"
+    took = time.time() - start
     check(code == 0 and done is False,
-          f"SIGTERM while a stream runs: exit {code} after {time.time() - start:.2f} s, [DONE]: {done}")
+          f"SIGTERM while a stream runs: exit {code} after {took:.2f} s, [DONE]: {done}")
 
 
 def main():
