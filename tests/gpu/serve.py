@@ -5,10 +5,10 @@
 usage: serve.py [--chat] [--picture FILE ...] EVENKEEL MODEL SEQUENCES TOKENS [OPTION ...]
 
 OPTIONs are of both, as --devices cuda:0. Greedy. Speed: 1 client (twice: the first one captures
-graphs), 4, half as many as sequences, as many, twice as many, each count twice. Then a stream, a stop
-string, chats (--chat: the model has a template) and pictures, clients that leave in the middle, an
-end while clients are served. Exit code 1 when an answer differs or a check fails: in BF16 that may be
-a near tie, since products with another number of tokens add in another order.
+graphs), 4, half as many as sequences, as many, twice as many, each count twice. Then a stream, a
+stop string, chats (--chat: the model has a template), pictures, clients that leave in the middle,
+an end while clients are served. Exit code 1 when an answer differs or a check fails: in BF16 that
+may be a near tie, since products with another number of tokens add in another order.
 """
 
 import argparse
