@@ -1,4 +1,7 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Files read whole, and written whole or not at all.
+ */
 #define _GNU_SOURCE
 #include "base/base.h"
 

@@ -1,4 +1,7 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Sizes, times and rates as people write and read them.
+ */
 #include "base/base.h"
 
 #include <ctype.h>

@@ -1,4 +1,7 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The command: its subcommands, help, signals, exit codes.
+ */
 #include "cli/cli.h"
 #include "cli/session.h"
 

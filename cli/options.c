@@ -1,4 +1,7 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Options of a command line, from the table of its command.
+ */
 #include "cli/cli.h"
 
 #include <stdlib.h>

@@ -60,11 +60,11 @@ enum ek_status ek_session_open(const struct ek_args *args, const char *model_pat
     EK_TRY(ek_plan_cut_tower(s->plan, s->model));
     EK_TRY(ek_plan_check(s->plan, s->model));
     if (need->context > s->plan->context)
-        return ek_error(EK_NO, "%s: planned for a context of %u tokens, %u are needed",
+        return ek_error(EK_EUSAGE, "%s: planned for a context of %u tokens, %u are needed",
                         path ? path : "plan", s->plan->context, need->context);
     if (need->batch > s->plan->batch)
-        return ek_error(EK_NO, "%s: planned for a batch of %u, %u are needed", path ? path : "plan",
-                        s->plan->batch, need->batch);
+        return ek_error(EK_EUSAGE, "%s: planned for a batch of %u, %u are needed",
+                        path ? path : "plan", s->plan->batch, need->batch);
     opt.max_logits = path ? 0 : SINGLE_LOGITS; /* a plan's memory has room for its own rows only */
     return ek_engine_open(s->model, s->plan, &opt, &s->engine);
 }

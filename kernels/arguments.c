@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What operations are given, held against itself before anything is computed: one check an
+ * operation, of every backend.
+ */
 #include "kernels/arguments.h"
 
 #define MOST_EXPERTS 1024

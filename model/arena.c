@@ -1,4 +1,7 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Memory that lives as long as a model, freed at once.
+ */
 #include "model/internal.h"
 
 #include <stdarg.h>

@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A file of weights: read by offset, past the page cache where that pays; a file that shrinks is an
+ * error, never a fault.
+ */
 #define _GNU_SOURCE
 #include "model/datafile.h"
 

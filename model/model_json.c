@@ -1,4 +1,7 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A model as JSON, for `model --json`.
+ */
 #include "model/internal.h"
 
 const char *const ek_module_kind_names[EK_N_MODULE_KINDS] = {

@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: GPL-3.0-or-later */
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * Clusters of many nodes: a replica planned on every class and size of node, then how many of each,
+ * by the integer program.
+ */
 #include "planner/cluster.h"
 #include "planner/glpk_guard.h"
 

@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: GPL-3.0-or-later */
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * GLPK ends the process when it runs out of memory or finds itself wrong: here it comes back with a
+ * status instead.
+ */
 #include "planner/glpk_guard.h"
 
 #include <glpk.h>

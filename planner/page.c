@@ -1,4 +1,7 @@
-/* SPDX-License-Identifier: GPL-3.0-or-later */
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * Pieces of an HTML page: text that is escaped, tables, chapters.
+ */
 #include "planner/page.h"
 
 #include <math.h>

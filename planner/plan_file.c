@@ -1,4 +1,7 @@
-/* SPDX-License-Identifier: GPL-3.0-or-later */
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * Reading a plan.json again, for what is made of plans: exports, reports, simulations.
+ */
 #include "planner/plan_file.h"
 
 #include <stdlib.h>

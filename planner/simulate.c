@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: GPL-3.0-or-later */
+/* SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * A discrete-event simulation of the pipelined runtime under requests that arrive at random: one
+ * job at a time on each stage and link.
+ */
 #include "planner/simulate.h"
 
 #include <math.h>

@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Pictures of random pixels for the benchmark: a size for so many tokens, and what it takes to
+ * prepare one.
+ */
 #include "runtime/bench_pictures.h"
 
 #include <stdlib.h>

@@ -1,4 +1,7 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Blocks of the paged cache: which sequence has which, and which are free.
+ */
 #include "runtime/cache.h"
 
 #include <stdlib.h>

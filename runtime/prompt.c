@@ -1,4 +1,7 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What a prompt has beside its ids: rows of its pictures, positions of M-RoPE.
+ */
 #include "runtime/prompt.h"
 
 #include <stdlib.h>

@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A wave: sequences that go through prefill and decode together, in groups whose steps overlap over
+ * the stages; what streams of prompts join and leave. See wave.h.
+ */
 #include "runtime/wave.h"
 #include "runtime/prompt.h"
 

@@ -131,7 +131,7 @@ expect 2 evenkeel run "$qwen" --image "$files/rgb.png" --prompt-file "$scratch/l
 one_line
 warns 'has [0-9]* tokens, qwen2.5-vl takes 4096'
 head -c 200 "$scratch/long.txt" >"$scratch/short.txt"
-expect 1 evenkeel run "$qwen" --plan "$scratch/cut.json" --image "$files/rgb.png" \
+expect 2 evenkeel run "$qwen" --plan "$scratch/cut.json" --image "$files/rgb.png" \
     --prompt-file "$scratch/short.txt"
 one_line
 warns 'planned for a context of 128 tokens, [0-9]* are needed'
