@@ -20,7 +20,9 @@ static const struct ek_option options[] = {
     {"port", "N", "and this port (default 8080; 0: any that is free)"},
     {"key-file", "FILE", "clients must show the key in this file's first line"},
     {"name", "NAME", "what clients call the model (default: its own name)"},
-    {"connections", "N", "most connections at once; more are closed at once (default 64)"},
+    {"connections", "N", "most connections at once; others are told so (default 64)"},
+    {"per-address", "N", "most connections from one address (default: as many)"},
+    {"request-time", "SECONDS", "a request must arrive in this time (default 60)"},
     {NULL, NULL, NULL},
 };
 
@@ -68,13 +70,19 @@ static enum ek_status read_options(const struct ek_args *a, struct ek_session_ne
         opt->host = ek_arg(a, "host");
     EK_TRY(ek_arg_u32(a, "port", 0, 65535, &port));
     opt->port = (uint16_t)port;
-    return ek_arg_u32(a, "connections", 1, 4096, &opt->connections);
+    EK_TRY(ek_arg_u32(a, "connections", 1, 4096, &opt->connections));
+    opt->per_address = opt->connections;
+    EK_TRY(ek_arg_u32(a, "per-address", 1, 4096, &opt->per_address));
+    return ek_arg_u32(a, "request-time", 1, 86400, &opt->request_s);
 }
 
 static enum ek_status run(const struct ek_args *args)
 {
-    struct ek_server_options opt = {
-        .host = "127.0.0.1", .connections = 64, .stop = &ek_interrupted, .ready = ready};
+    struct ek_server_options opt = {.host = "127.0.0.1",
+                                    .connections = 64,
+                                    .request_s = 60,
+                                    .stop = &ek_interrupted,
+                                    .ready = ready};
     struct ek_session_need need = {0};
     struct ek_tokenizer *tokenizer = NULL;
     struct ek_session session = {0};

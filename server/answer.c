@@ -149,9 +149,10 @@ char *answer_usage_event(const struct answer *a)
 
 char *answer_error(int code, const char *message)
 {
-    const char *type = code == 401  ? "authentication_error"
-                       : code < 500 ? "invalid_request_error"
-                                    : "server_error";
+    const char *type = code == 401   ? "authentication_error"
+                       : code == 429 ? "rate_limit_error"
+                       : code < 500  ? "invalid_request_error"
+                                     : "server_error";
 
     return dump(json_pack("{s{ss ss sn si}}", "error", "message", message, "type", type, "param",
                           "code", code),

@@ -22,6 +22,7 @@ struct way {
 struct client {
     struct server *s;
     struct MHD_Connection *connection;
+    struct guest *guest;
     const struct way *way;
     struct text body;
     bool too_large; /* the body is: ... */
@@ -61,8 +62,12 @@ static bool reply(struct client *c, int code, const char *type, char *text)
     ok = add_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, type) &&
          (code != 401 || add_header(r, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer")) &&
          (code != 405 || add_header(r, MHD_HTTP_HEADER_ALLOW, c->way->method)) &&
+         (c->guest == NULL || c->guest->refused == 0 ||
+          (add_header(r, MHD_HTTP_HEADER_CONNECTION, "close") &&
+           add_header(r, MHD_HTTP_HEADER_RETRY_AFTER, "1"))) &&
          MHD_queue_response(c->connection, (unsigned)code, r) == MHD_YES;
     MHD_destroy_response(r);
+    guests_move(&c->s->guests, c->guest, GUEST_TAKES);
     return ok;
 }
 
@@ -172,11 +177,19 @@ static enum ek_status open_job(struct client *c)
     return EK_OK;
 }
 
+static void drop_body(struct client *c)
+{
+    atomic_fetch_sub(&c->s->bodies, c->body.n);
+    free(c->body.data);
+    c->body = (struct text){0};
+}
+
 static enum ek_status open_generation(struct client *c, bool chat)
 {
     struct server *s = c->s;
 
     EK_TRY(request_parse(c->body.data ? c->body.data : "", c->body.n, chat, &c->request));
+    drop_body(c);
     EK_TRY(server_prompt_open(s->engine, s->tokenizer, s->sees ? &s->rules : NULL, &c->request,
                               &c->prompt));
     return open_job(c);
@@ -300,6 +313,8 @@ static bool make_events(struct client *c)
     may_be_silent(c, false);
     if (st != EK_OK && st != EK_NO)
         put_error(c, st);
+    if (c->over)
+        guests_move(&c->s->guests, c->guest, GUEST_TAKES);
     return st != EK_NO;
 }
 
@@ -411,6 +426,8 @@ static int refused_with(const struct client *c, const char *method)
     const char *key = c->s->opt->key, *given = header(c, MHD_HTTP_HEADER_AUTHORIZATION);
     uint64_t length = 0;
 
+    if (c->guest != NULL && c->guest->refused != 0)
+        return c->guest->refused;
     if (key != NULL && !(c->way && c->way->open) &&
         (strncasecmp(given, "Bearer ", 7) != 0 || !same_key(given + 7, key)))
         return 401;
@@ -432,6 +449,10 @@ static const char *refusal(int code)
                "/health, /metrics)";
     case 405:
         return "the path does not take this method";
+    case 429:
+        return "too many connections from this address";
+    case 503:
+        return "too many connections";
     default:
         return "the body is too large";
     }
@@ -447,6 +468,7 @@ struct client *client_new(struct server *s, struct MHD_Connection *connection, c
         return NULL;
     c->s = s;
     c->connection = connection;
+    c->guest = guests_find(connection);
     c->way = find_way(path);
     code = refused_with(c, method);
     if (code != 0 && !reply_error(c, code, refusal(code))) {
@@ -462,15 +484,17 @@ void client_read(struct client *c, const char *data, size_t n)
     if (c->too_large || c->lacking)
         return;
     c->too_large = n > BODY_MAX - c->body.n;
-    c->lacking = !c->too_large && text_add(&c->body, data, n, BODY_MAX + 1) != EK_OK;
-    if (c->too_large || c->lacking) {
-        free(c->body.data);
-        c->body = (struct text){0};
-    }
+    c->lacking = !c->too_large && (n + atomic_load(&c->s->bodies) > BODIES_MAX ||
+                                   text_add(&c->body, data, n, BODY_MAX + 1) != EK_OK);
+    if (c->too_large || c->lacking)
+        drop_body(c);
+    else
+        atomic_fetch_add(&c->s->bodies, n);
 }
 
 bool client_answer(struct client *c)
 {
+    guests_move(&c->s->guests, c->guest, GUEST_WAITS);
     if (c->too_large)
         return reply_error(c, 413, refusal(413));
     return c->lacking ? reply_error(c, 503, "no memory for the body") : c->way->reply(c);
@@ -482,11 +506,12 @@ void client_free(struct client *c)
         return;
     if (c->put)
         queue_leave(&c->s->queue, &c->job);
+    guests_move(&c->s->guests, c->guest, GUEST_SENDS); /* its next request */
     answer_close(&c->answer);
     ek_decoder_free(c->decoder);
     server_prompt_close(&c->prompt);
     request_free(&c->request);
-    free(c->body.data);
+    drop_body(c);
     free(c->out.data);
     free(c);
 }

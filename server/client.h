@@ -6,13 +6,15 @@
 #ifndef EK_SERVER_CLIENT_H
 #define EK_SERVER_CLIENT_H
 
+#include "server/guests.h"
 #include "server/queue.h"
 #include "server/server.h"
 
 #include <microhttpd.h>
 
-#define BODY_MAX ((size_t)32 << 20)
-#define SILENT_S 30 /* a connection may be silent so long, while nothing is generated for it */
+#define BODY_MAX   ((size_t)32 << 20)
+#define BODIES_MAX ((size_t)512 << 20) /* of all requests together */
+#define SILENT_S   30 /* a connection may be silent so long, while nothing is generated for it */
 
 struct server {
     struct ek_engine *engine;
@@ -21,6 +23,8 @@ struct server {
     struct ek_vl_rules rules;
     bool sees; /* rules are the model's */
     struct queue queue;
+    struct guests guests;
+    atomic_size_t bodies; /* bytes of requests that are kept */
     pthread_mutex_t lock;
     pthread_cond_t left; /* a client has */
     uint32_t clients;    /* requests that are not answered to their end */

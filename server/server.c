@@ -126,28 +126,31 @@ static void part(struct server *s)
     pthread_mutex_unlock(&s->lock);
 }
 
+static struct MHD_Daemon *start(struct server *s, int fd)
+{
+    return MHD_start_daemon(MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_THREAD_PER_CONNECTION |
+                                MHD_USE_POLL | MHD_USE_ITC,
+                            0, NULL, NULL, on_request, s, MHD_OPTION_LISTEN_SOCKET, fd,
+                            MHD_OPTION_NOTIFY_COMPLETED, on_end, s, MHD_OPTION_NOTIFY_CONNECTION,
+                            guests_notify, &s->guests, MHD_OPTION_CONNECTION_LIMIT,
+                            (unsigned)s->opt->connections + GUESTS_SPARE,
+                            MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)SILENT_S,
+                            MHD_OPTION_CONNECTION_MEMORY_LIMIT, HEAD_MAX,
+                            MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
+}
+
 static enum ek_status serve(struct server *s, int fd)
 {
-    struct MHD_Daemon *d =
-        MHD_start_daemon(MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_THREAD_PER_CONNECTION |
-                             MHD_USE_POLL | MHD_USE_ITC,
-                         0, NULL, NULL, on_request, s, MHD_OPTION_LISTEN_SOCKET, fd,
-                         MHD_OPTION_NOTIFY_COMPLETED, on_end, s, MHD_OPTION_CONNECTION_LIMIT,
-                         (unsigned)s->opt->connections, MHD_OPTION_CONNECTION_TIMEOUT,
-                         (unsigned)SILENT_S, MHD_OPTION_CONNECTION_MEMORY_LIMIT, HEAD_MAX,
-                         MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
+    struct MHD_Daemon *d = start(s, fd);
     enum ek_status st;
 
-    if (d == NULL) {
-        close(fd);
+    if (d == NULL)
         return ek_error(EK_EENV, "no HTTP server can be started");
-    }
     say_ready(s->opt, fd);
     st = queue_run(&s->queue, s->engine);
     MHD_quiesce_daemon(d);
     part(s);
     MHD_stop_daemon(d);
-    close(fd);
     return st;
 }
 
@@ -165,7 +168,11 @@ enum ek_status ek_serve(struct ek_engine *e, const struct ek_tokenizer *t,
     queue_open(&s.queue, opt->stop);
     pthread_mutex_init(&s.lock, NULL);
     pthread_cond_init(&s.left, NULL);
-    st = serve(&s, fd);
+    st = guests_open(&s.guests, opt->connections, opt->per_address, opt->request_s);
+    if (st == EK_OK)
+        st = serve(&s, fd);
+    guests_close(&s.guests);
+    close(fd);
     pthread_cond_destroy(&s.left);
     pthread_mutex_destroy(&s.lock);
     queue_close(&s.queue);

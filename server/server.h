@@ -13,7 +13,9 @@ struct ek_server_options {   /* all borrowed */
     uint16_t port;           /* 0: any that is free */
     const char *key;         /* that clients must show (Authorization: Bearer KEY); NULL: none */
     const char *model;       /* its name for clients */
-    uint32_t connections;    /* at most so many at once */
+    uint32_t connections;    /* at most so many at once, ... */
+    uint32_t per_address;    /* ... and from one address */
+    uint32_t request_s;      /* seconds in which a request must come, and an answer be taken */
     const atomic_bool *stop; /* set to end serving */
     void (*ready)(const char *url); /* called once it listens */
 };
