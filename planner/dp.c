@@ -16,7 +16,7 @@
 #define BOUND_ROUNDS 60
 #define FEW_ROUNDS   12
 #define BEAM         48
-#define MANY_LABELS  4000 /* from there on it pays to look at what shared memories can hold */
+#define MANY_LABELS  10000 /* from there on it pays to look at what shared memories can hold */
 
 struct label {
     double cost, paid; /* of the columns and hops; prices of the devices used */

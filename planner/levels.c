@@ -367,34 +367,36 @@ enum ek_status ek_level_below(const struct ek_search_state *before, enum ek_obje
  */
 double ek_level_floor(const struct ek_problem *p, enum ek_objective o)
 {
-    double *least = ek_calloc(3 * (size_t)p->n_items, sizeof(*least)), total[3] = {0};
-    double devices = p->n_devices;
+    double *least = ek_calloc(4 * (size_t)p->n_items, sizeof(*least)), total[4] = {0};
+    double devices = p->n_devices, latency;
 
     if (least == NULL)
         return 0;
-    for (size_t i = 0; i < 3 * (size_t)p->n_items; i++)
+    for (size_t i = 0; i < 4 * (size_t)p->n_items; i++)
         least[i] = INFINITY;
     for (size_t i = 0; i < p->n_columns; i++) {
         const struct ek_column *c = &p->columns[i];
         double n = c->last - c->first + 1.0;
         for (int32_t k = c->first; k <= c->last; k++) {
-            double *l = &least[3 * (size_t)k];
+            double *l = &least[4 * (size_t)k];
             l[0] = fmin(l[0], c->work / n);
             l[1] = fmin(l[1], c->sum / n);
             l[2] = fmin(l[2], c->ratio / n);
+            l[3] = fmin(l[3], c->prefill / n);
         }
     }
-    for (size_t i = 0; i < 3 * (size_t)p->n_items; i++)
-        total[i % 3] += isinf(least[i]) ? 0 : least[i];
+    for (size_t i = 0; i < 4 * (size_t)p->n_items; i++)
+        total[i % 4] += isinf(least[i]) ? 0 : least[i];
     free(least);
+    latency = total[1] + fill_weight(p) * total[3] / devices;
     switch (o) {
     case EK_OBJ_LATENCY:
-        return total[1];
+        return latency;
     case EK_OBJ_BALANCE:
         return total[2] / devices;
     case EK_OBJ_BALANCE_TIME:
         return total[0] * p->micro_batches / devices;
     default:
-        return fmax(total[0] * p->micro_batches / devices, total[1]);
+        return fmax(total[0] * p->micro_batches / devices, latency);
     }
 }

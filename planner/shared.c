@@ -7,8 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_NEEDS 24 /* of one state: more are joined, which asks for less */
-#define MAX_LEFT  4096
+#define MAX_NEEDS                                                                                  \
+    24 /* of one state, over all memories but one: more are joined, which asks for less */
+#define MAX_LEFT 4096
 
 static uint32_t pool_of(const struct ek_shared *s, const struct ek_open *o)
 {
@@ -107,7 +108,7 @@ static void add_need(const struct ek_shared *s, struct ek_shared_bytes v,
         if (!within(s, &v, &list[i]))
             list[kept++] = list[i];
     *n = kept;
-    if (kept < MAX_NEEDS) {
+    if (kept < s->max_needs) {
         list[(*n)++] = v;
         return;
     }
@@ -148,7 +149,7 @@ static void need_behind(struct ek_shared *s, uint32_t end, uint32_t tp, uint32_t
     size_t bytes = s->least[least_at(end, tp)][pool];
 
     for (uint32_t i = 0; i < s->n_needs[behind]; i++) {
-        struct ek_shared_bytes v = s->needs[behind * MAX_NEEDS + i];
+        struct ek_shared_bytes v = s->needs[behind * s->max_needs + i];
         if (pool < p->n_pools)
             v.of[pool] += bytes;
         if (pool == p->n_pools || v.of[pool] <= p->pools[pool])
@@ -165,7 +166,7 @@ static void need_from(struct ek_shared *s, uint32_t pos, uint32_t at)
             for (uint32_t pool = 0; pool <= s->b->p->n_pools; pool++) {
                 uint32_t left = at / s->stride[pool] % (s->devices[pool] + 1);
                 if (tp <= left && s->least[least_at(end, tp)][pool] != SIZE_MAX)
-                    need_behind(s, end, tp, pool, at, s->needs + here * MAX_NEEDS,
+                    need_behind(s, end, tp, pool, at, s->needs + here * s->max_needs,
                                 &s->n_needs[here]);
             }
 }
@@ -174,7 +175,12 @@ enum ek_status ek_shared_need(struct ek_shared *s)
 {
     const struct ek_problem *p = s->b->p;
     uint32_t n = 1;
+    bool full = false;
 
+    for (uint32_t i = 0; i < p->n_pools; i++)
+        full = full || most_at(s, i, 0)[s->devices[i]] > p->pools[i];
+    if (!full)
+        return EK_OK;
     for (uint32_t i = 0; i <= p->n_pools; i++) {
         s->stride[i] = n;
         n *= s->devices[i] + 1;
@@ -182,8 +188,9 @@ enum ek_status ek_shared_need(struct ek_shared *s)
             return EK_OK;
     }
     s->n_left = n;
+    s->max_needs = p->n_pools > 1 ? MAX_NEEDS / (p->n_pools - 1) : 1;
     s->n_needs = ek_calloc((size_t)(p->n_items + 1) * n, sizeof(*s->n_needs));
-    s->needs = ek_calloc((size_t)(p->n_items + 1) * n * MAX_NEEDS, sizeof(*s->needs));
+    s->needs = ek_calloc((size_t)(p->n_items + 1) * n * s->max_needs, sizeof(*s->needs));
     s->least = ek_calloc(least_at(p->n_items + 1, 0), sizeof(*s->least));
     if (!s->n_needs || !s->needs || !s->least)
         return EK_ENOMEM;
@@ -209,7 +216,7 @@ static bool fits(const struct ek_shared *s, uint32_t pos, const uint32_t *left,
     for (uint32_t i = 0; i < p->n_pools; i++)
         room.of[i] = p->pools[i] - used->of[i];
     for (uint32_t i = 0; i < s->n_needs[at]; i++)
-        if (within(s, &s->needs[at * MAX_NEEDS + i], &room))
+        if (within(s, &s->needs[at * s->max_needs + i], &room))
             return true;
     return false;
 }

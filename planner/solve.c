@@ -47,6 +47,7 @@ static bool searched(enum ek_objective o)
  */
 struct attempt { /* one choice */
     struct ek_choice choice;
+    size_t turn; /* its place among the choices */
     struct ek_request request;
     struct ek_problem *problem;
     struct ek_search_state state;
@@ -220,7 +221,7 @@ static enum ek_status solve_levels(const struct ek_costs *c, struct attempt *a)
     if (!searched(o))
         EK_TRY(best_recipe(&recipe));
     if (recipe.feasible && (o == EK_OBJ_LATENCY || o == EK_OBJ_THROUGHPUT))
-        a->state.latency = ek_widen(recipe.values[0]);
+        a->state.latency = fmin(a->state.latency, ek_widen(recipe.values[0]));
     EK_TRY(search_levels(c, a));
     if (!a->unknown)
         return EK_OK;
@@ -247,8 +248,9 @@ static enum ek_status attempt_new(const struct ek_costs *c, const struct ek_requ
     return EK_OK;
 }
 
-/* Nothing of the attempt can be as good as the best in the first objective. */
-static enum ek_status cannot_win(const struct attempt *a, const struct attempt *best, bool *sure)
+/* Nothing of the attempt can be as good as the best in the first objective; where something can,
+ * nothing else is looked for. */
+static enum ek_status cannot_win(struct attempt *a, const struct attempt *best, bool *sure)
 {
     enum ek_objective o = a->request.objectives[0];
     struct ek_found f;
@@ -258,6 +260,7 @@ static enum ek_status cannot_win(const struct attempt *a, const struct attempt *
         return EK_OK;
     EK_TRY(ek_level_below(&a->state, o, best->values[0] * (1 + 3e-6), &f));
     *sure = f.kind == EK_ANSWER_INFEASIBLE;
+    ek_level_settle(&a->state, o, best->values[0] * (1 + 3e-6));
     return EK_OK;
 }
 
@@ -286,13 +289,64 @@ static bool out_of_time(const struct ek_solution *s, uint64_t *end)
     return ek_now_ns() > *end;
 }
 
+/* Of two attempts that are as good the choice that comes first. */
+static bool replaces(const struct attempt *a, const struct attempt *best)
+{
+    if (!best->problem || !a->feasible || !best->feasible)
+        return !best->problem || (a->feasible && !best->feasible);
+    return better(a, best) || (!better(best, a) && a->turn < best->turn);
+}
+
+struct turn { /* of a choice: what its best recipe is worth, and what none of its plans is under */
+    double recipe, floor;
+    size_t choice;
+};
+
+static int compare_turns(const void *a, const void *b)
+{
+    const struct turn *x = a, *y = b;
+
+    if (x->recipe != y->recipe)
+        return x->recipe < y->recipe ? -1 : 1;
+    if (x->floor != y->floor)
+        return x->floor < y->floor ? -1 : 1;
+    return x->choice < y->choice ? -1 : 1;
+}
+
+/* The most promising choice first: what it finds ends the others early. */
+static enum ek_status take_turns(const struct ek_costs *c, const struct ek_request *r,
+                                 const struct ek_solution *s, struct turn *turns)
+{
+    for (size_t i = 0; i < s->n_tried; i++) {
+        struct attempt a;
+        enum ek_status st;
+        turns[i] = (struct turn){.choice = i, .recipe = INFINITY};
+        if (s->n_tried == 1 || searched(r->objectives[0]))
+            continue;
+        st = attempt_new(c, r, &s->tried[i], ek_dp_solve, NULL, &a);
+        if (st == EK_NO)
+            continue;
+        EK_TRY(st);
+        turns[i].floor = ek_level_floor(a.problem, r->objectives[0]);
+        st = best_recipe(&a);
+        if (a.feasible)
+            turns[i].recipe = a.values[0];
+        ek_problem_free(a.problem);
+        EK_TRY(st);
+    }
+    qsort(turns, s->n_tried, sizeof(*turns), compare_turns);
+    return EK_OK;
+}
+
 static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_request *r,
                                    struct ek_solution *s, struct attempt *best)
 {
     enum ek_status st = EK_OK, first = EK_OK;
+    struct turn turns[EK_MAX_CHOICES];
     uint64_t end = 0;
 
     s->bounds[0] = searched(r->objectives[0]) ? 0 : INFINITY;
+    EK_TRY(take_turns(c, r, s, turns));
     for (size_t i = 0; i < s->n_tried; i++) {
         struct attempt a;
         bool skip = false;
@@ -302,7 +356,8 @@ static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_req
                                                               : 0;
             break;
         }
-        st = attempt_new(c, r, &s->tried[i], ek_dp_solve, &s->dp, &a);
+        st = attempt_new(c, r, &s->tried[turns[i].choice], ek_dp_solve, &s->dp, &a);
+        a.turn = turns[i].choice;
         if (st == EK_NO) {
             first = st;
             continue;
@@ -313,9 +368,7 @@ static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_req
             st = solve_levels(c, &a);
         if (st == EK_OK && !skip)
             combine_bounds(s, &a);
-        if (st == EK_OK && !skip &&
-            (!best->problem || (a.feasible && !best->feasible) ||
-             (a.feasible && better(&a, best)))) {
+        if (st == EK_OK && !skip && replaces(&a, best)) {
             struct ek_problem *old = best->problem;
             *best = a;
             a.problem = old;
