@@ -411,3 +411,8 @@ uint32_t ek_engine_max_context(const struct ek_engine *e)
 {
     return e->opt.max_context;
 }
+
+bool ek_engine_has_room(const struct ek_engine *e)
+{
+    return e->opt.n_blocks >= ek_cache_blocks(e->max_seqs, e->opt.max_context);
+}

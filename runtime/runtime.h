@@ -325,6 +325,8 @@ const struct ek_plan *ek_engine_plan(const struct ek_engine *e);
 const struct ek_model *ek_engine_model(const struct ek_engine *e);
 uint32_t ek_engine_max_seqs(const struct ek_engine *e);
 uint32_t ek_engine_max_context(const struct ek_engine *e);
+/* The cache has room for max_seqs sequences of max_context tokens. */
+bool ek_engine_has_room(const struct ek_engine *e);
 
 /* ---- Sampling -------------------------------------------------------------------------------- */
 struct ek_sampling {
@@ -410,6 +412,7 @@ struct ek_generation {              /* the caller's, who keeps it where it is un
     struct ek_prompt prompt;        /* from 1 to the engine's max_context tokens */
     struct ek_generate_options opt; /* its own; cancel is not looked at */
     struct ek_completion out;       /* so far; ids are freed by the caller, with free() */
+    size_t kept; /* tokens of the prompt that were in the cache, from one that began alike */
 };
 struct ek_generations {
     /* The next one. *out NULL: there is none now; with wait (nothing runs) it is called to wait for
@@ -419,7 +422,9 @@ struct ek_generations {
     void *user;
 };
 /* Runs them as they come: each joins those that run as soon as a sequence of the engine is free,
- * its prompt in chunks between their steps. Everything is called on the calling thread. When it
+ * its prompt in chunks between their steps; of a prompt that begins as one did that has ended, or
+ * as that with its answer, only what differs is computed, where the engine has room
+ * (ek_engine_has_room). Everything is called on the calling thread. When it
  * fails, those that did not end are the caller's again. */
 enum ek_status ek_generate_stream(struct ek_engine *e, const struct ek_generations *from);
 

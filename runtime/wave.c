@@ -43,12 +43,25 @@ static enum ek_status make_groups(struct wave *w)
     return EK_OK;
 }
 
+/* A sequence of the engine for place i: the one that was kept for what its cache holds, or new. */
+static enum ek_status take_slot(struct wave *w, uint32_t i)
+{
+    struct wave_seq *s = &w->seqs[i];
+
+    if (w->past == NULL || !w->past[i].open)
+        return ek_engine_seq_open(w->e, &s->slot);
+    w->past[i].open = false;
+    s->slot = w->past[i].slot;
+    ek_engine_seq_trim(w->e, s->slot, (uint32_t)s->filled);
+    return EK_OK;
+}
+
 /* Sequence i of the wave, whose prompt waits for its turn from now on. */
 static enum ek_status open_sequence(struct wave *w, uint32_t i)
 {
     struct wave_seq *s = &w->seqs[i];
 
-    EK_TRY(ek_engine_seq_open(w->e, &s->slot));
+    EK_TRY(take_slot(w, i));
     s->open = true;
     s->running = true;
     s->random = s->opt->sampling.seed + s->index;
@@ -138,6 +151,13 @@ void wave_close(struct wave *w)
             ek_engine_seq_close(w->e, w->seqs[i].slot);
             w->seqs[i].open = false;
         }
+    for (uint32_t i = 0; w->past && i < w->n; i++) {
+        if (w->past[i].open)
+            ek_engine_seq_close(w->e, w->past[i].slot);
+        free(w->past[i].ids);
+    }
+    free(w->past);
+    w->past = NULL;
     for (uint32_t g = 0; g < w->n_groups; g++)
         for (int k = 0; k < WAVE_AHEAD; k++)
             free(w->groups[g].steps[k].members);
@@ -249,7 +269,6 @@ struct prefill {
     } ring[WINDOW];
     size_t put, got;
     uint64_t seq; /* next prompt of the order */
-    size_t at;    /* and its next token */
 };
 
 static struct wave_seq *in_order(const struct wave *w, uint64_t i)
@@ -279,19 +298,16 @@ static enum ek_status put_chunk(struct wave *w, struct prefill *p)
 
     p->ring[i].first = p->seq;
     while (n < room && p->seq < w->n_queued) {
-        const struct wave_seq *s = in_order(w, p->seq);
-        size_t k = s->prompt->n - p->at < room - n ? s->prompt->n - p->at : room - n;
-        memcpy(w->tokens + n, s->prompt->ids + p->at, k * sizeof(*w->tokens));
-        put_extras(w, s->prompt, p->at, (uint32_t)k, n, &step);
+        struct wave_seq *s = in_order(w, p->seq);
+        size_t left = s->prompt->n - s->filled, k = left < room - n ? left : room - n;
+        memcpy(w->tokens + n, s->prompt->ids + s->filled, k * sizeof(*w->tokens));
+        put_extras(w, s->prompt, s->filled, (uint32_t)k, n, &step);
         EK_TRY(wish(w, s, step.n_seqs, &step));
         w->slots[step.n_seqs] = s->slot;
         w->counts[step.n_seqs++] = (uint32_t)k;
         n += k;
-        p->at += k;
-        if (p->at == s->prompt->n) {
-            p->seq++;
-            p->at = 0;
-        }
+        s->filled += k;
+        p->seq += s->filled == s->prompt->n;
     }
     end_extras(w, n, &step);
     p->ring[i].ends = (uint32_t)(p->seq - p->ring[i].first);
@@ -488,41 +504,66 @@ enum ek_status wave_decode(struct wave *w)
 }
 
 /* ---- a wave whose sequences come and go */
-/* A free sequence of the group that has the fewest; w->n: there is none. */
-static uint32_t free_place(const struct wave *w)
+static uint32_t count_open(const struct wave *w, const struct wave_group *g)
 {
-    uint32_t best = w->n, fewest = UINT32_MAX;
+    uint32_t n = 0;
 
-    for (uint32_t g = 0; g < w->n_groups; g++) {
-        uint32_t open = 0, place = w->n;
-        for (uint32_t i = w->groups[g].end; i-- > w->groups[g].first;) {
-            open += w->seqs[i].open;
-            place = w->seqs[i].open ? place : i;
+    for (uint32_t i = g->first; i < g->end; i++)
+        n += w->seqs[i].open;
+    return n;
+}
+
+/* A place, and what speaks for it. */
+struct choice {
+    uint32_t place;
+    size_t kept;     /* tokens of the prompt that its cache holds; fewer than a page do not count */
+    uint32_t others; /* open sequences of its group */
+    uint64_t forgotten; /* when what its cache holds was used last */
+};
+
+static bool better(const struct choice *a, const struct choice *b)
+{
+    size_t x = a->kept < EK_PAGE ? 0 : a->kept, y = b->kept < EK_PAGE ? 0 : b->kept;
+
+    if (x != y)
+        return x > y;
+    return a->others != b->others ? a->others < b->others : a->forgotten < b->forgotten;
+}
+
+/* The free place whose cache holds most of the prompt, or else of the group that has the fewest
+ * sequences. There is one. */
+static struct choice choose_place(const struct wave *w, const struct ek_prompt *p)
+{
+    struct choice best = {.others = UINT32_MAX};
+
+    for (uint32_t g = 0; g < w->n_groups; g++)
+        for (uint32_t i = w->groups[g].first; i < w->groups[g].end; i++) {
+            struct choice one = {i, history_common(&w->past[i], p), count_open(w, &w->groups[g]),
+                                 w->past[i].ended};
+            if (!w->seqs[i].open && better(&one, &best))
+                best = one;
         }
-        if (place < w->n && open < fewest) {
-            best = place;
-            fewest = open;
-        }
-    }
     return best;
 }
 
-static bool empty(const struct wave *w)
+static uint32_t count_free(const struct wave *w)
 {
-    for (uint32_t i = 0; i < w->n; i++)
-        if (w->seqs[i].open)
-            return false;
-    return true;
+    uint32_t n = w->n;
+
+    for (uint32_t g = 0; g < w->n_groups; g++)
+        n -= count_open(w, &w->groups[g]);
+    return n;
 }
 
 /* Whoever waits and finds a place. *more: somebody is here. */
 static enum ek_status admit(struct wave *w, const struct ek_generations *from, bool *more)
 {
     struct ek_generation *g = NULL;
-    uint32_t place;
+    struct choice at;
+    uint32_t n_free;
 
-    while ((place = free_place(w)) < w->n) {
-        EK_TRY(from->next(from->user, empty(w), &g));
+    while ((n_free = count_free(w)) > 0) {
+        EK_TRY(from->next(from->user, n_free == w->n, &g));
         if (g == NULL)
             break;
         if (g->prompt.n == 0 || g->prompt.n > ek_engine_max_context(w->e))
@@ -530,12 +571,31 @@ static enum ek_status admit(struct wave *w, const struct ek_generations *from, b
                             "generate: a prompt of %zu tokens; the context holds 1 to %u",
                             g->prompt.n, ek_engine_max_context(w->e));
         g->out = (struct ek_completion){0};
-        w->seqs[place] = (struct wave_seq){
-            .prompt = &g->prompt, .opt = &g->opt, .out = &g->out, .generation = g};
-        EK_TRY(open_sequence(w, place));
+        at = choose_place(w, &g->prompt);
+        g->kept = at.kept;
+        w->seqs[at.place] = (struct wave_seq){.prompt = &g->prompt,
+                                              .opt = &g->opt,
+                                              .out = &g->out,
+                                              .generation = g,
+                                              .filled = at.kept};
+        EK_TRY(open_sequence(w, at.place));
     }
-    *more = !empty(w);
+    *more = n_free < w->n;
     return EK_OK;
+}
+
+/* What the place's cache holds stays, for a prompt that begins alike; unless others may need the
+ * room. */
+static void keep(struct wave *w, uint32_t i)
+{
+    const struct wave_seq *s = &w->seqs[i];
+    struct history *h = &w->past[i];
+
+    h->slot = s->slot;
+    h->ended = ++w->n_ended;
+    h->open = ek_engine_has_room(w->e) && history_keep(h, s->prompt, s->out) == EK_OK;
+    if (!h->open)
+        ek_engine_seq_close(w->e, s->slot);
 }
 
 /* Sequences that have their last token, and no step under way. */
@@ -545,7 +605,7 @@ static void retire(struct wave *w, const struct ek_generations *to)
         struct wave_seq *s = &w->seqs[i];
         if (!s->open || s->running || s->ahead > 0)
             continue;
-        ek_engine_seq_close(w->e, s->slot);
+        keep(w, i);
         s->open = false;
         to->ended(to->user, s->generation);
     }
@@ -574,6 +634,8 @@ enum ek_status wave_stream(struct ek_engine *e, const struct ek_generations *fro
 
     if ((w.seqs = ek_calloc(w.n, sizeof(*w.seqs))) == NULL)
         return st;
+    if ((w.past = ek_calloc(w.n, sizeof(*w.past))) == NULL)
+        goto done;
     EK_GOTO(make_wave(&w, prompt_has_rows(ek_engine_model(e)), c->vision != EK_VISION_NONE), st,
             done);
     while ((st = admit(&w, from, &more)) == EK_OK && more) {

@@ -6,7 +6,7 @@
 #ifndef EK_RUNTIME_WAVE_H
 #define EK_RUNTIME_WAVE_H
 
-#include "runtime/runtime.h"
+#include "runtime/history.h"
 
 struct wave_seq {
     const struct ek_prompt *prompt;
@@ -14,6 +14,7 @@ struct wave_seq {
     size_t index;                          /* of the prompt, for the callback */
     uint32_t slot;                         /* of the engine */
     uint64_t random;                       /* the stream of draws */
+    size_t filled;                         /* tokens of the prompt in the cache, or on their way */
     int32_t last;                          /* newest token */
     uint32_t ahead;                        /* steps under way whose token of it is not known */
     bool open, running;
@@ -39,6 +40,8 @@ struct wave {
     struct ek_engine *e;
     const struct ek_generate_options *opt;
     struct wave_seq *seqs;
+    struct history *past; /* [n] what ended last at each place; NULL: sequences come only once */
+    uint64_t n_ended;     /* of them */
     uint32_t n, n_groups;
     struct wave_group *groups;
     uint32_t *slots, *counts; /* [n] scratch of a step */

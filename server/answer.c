@@ -95,9 +95,10 @@ static char *dump(json_t *v, const char *before, const char *after)
 
 static json_t *usage(const struct answer *a)
 {
-    return json_pack("{sI sI sI}", "prompt_tokens", (json_int_t)a->prompt_tokens,
+    return json_pack("{sI sI sI s{sI}}", "prompt_tokens", (json_int_t)a->prompt_tokens,
                      "completion_tokens", (json_int_t)a->tokens, "total_tokens",
-                     (json_int_t)a->prompt_tokens + (json_int_t)a->tokens);
+                     (json_int_t)a->prompt_tokens + (json_int_t)a->tokens, "prompt_tokens_details",
+                     "cached_tokens", (json_int_t)a->cached_tokens);
 }
 
 static json_t *envelope(const struct answer *a, const char *object, json_t *choices)

@@ -17,7 +17,7 @@ struct answer {
     size_t n, cap;
     size_t sent;  /* bytes that the client has */
     bool stopped; /* by a stop string, which the text ends before */
-    uint32_t prompt_tokens, tokens;
+    uint32_t prompt_tokens, cached_tokens, tokens;
 };
 /* Borrows all. */
 enum ek_status answer_open(struct answer *a, const struct request *r, const char *model);

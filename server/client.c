@@ -118,29 +118,32 @@ static bool reply_metrics(struct client *c)
 {
     struct queue_numbers n = queue_look(&c->s->queue);
     unsigned long long done = n.stopped + n.full + n.cancelled;
-    char *text = ek_asprintf("# TYPE evenkeel:num_requests_running gauge\n"
-                             "evenkeel:num_requests_running %llu\n"
-                             "# TYPE evenkeel:num_requests_waiting gauge\n"
-                             "evenkeel:num_requests_waiting %llu\n"
-                             "# TYPE evenkeel:prompt_tokens_total counter\n"
-                             "evenkeel:prompt_tokens_total %llu\n"
-                             "# TYPE evenkeel:generation_tokens_total counter\n"
-                             "evenkeel:generation_tokens_total %llu\n"
-                             "# TYPE evenkeel:request_success_total counter\n"
-                             "evenkeel:request_success_total{finished_reason=\"stop\"} %llu\n"
-                             "evenkeel:request_success_total{finished_reason=\"length\"} %llu\n"
-                             "evenkeel:request_success_total{finished_reason=\"abort\"} %llu\n"
-                             "# TYPE evenkeel:time_to_first_token_seconds summary\n"
-                             "evenkeel:time_to_first_token_seconds_sum %.6f\n"
-                             "evenkeel:time_to_first_token_seconds_count %llu\n"
-                             "# TYPE evenkeel:e2e_request_latency_seconds summary\n"
-                             "evenkeel:e2e_request_latency_seconds_sum %.6f\n"
-                             "evenkeel:e2e_request_latency_seconds_count %llu\n",
-                             (unsigned long long)n.running, (unsigned long long)n.waiting,
-                             (unsigned long long)n.prompt_tokens, (unsigned long long)n.tokens,
-                             (unsigned long long)n.stopped, (unsigned long long)n.full,
-                             (unsigned long long)n.cancelled, n.first_token_s,
-                             (unsigned long long)n.first_tokens, n.whole_s, done);
+    char *text =
+        ek_asprintf("# TYPE evenkeel:num_requests_running gauge\n"
+                    "evenkeel:num_requests_running %llu\n"
+                    "# TYPE evenkeel:num_requests_waiting gauge\n"
+                    "evenkeel:num_requests_waiting %llu\n"
+                    "# TYPE evenkeel:prompt_tokens_total counter\n"
+                    "evenkeel:prompt_tokens_total %llu\n"
+                    "# TYPE evenkeel:prefix_cache_hits_total counter\n"
+                    "evenkeel:prefix_cache_hits_total %llu\n"
+                    "# TYPE evenkeel:generation_tokens_total counter\n"
+                    "evenkeel:generation_tokens_total %llu\n"
+                    "# TYPE evenkeel:request_success_total counter\n"
+                    "evenkeel:request_success_total{finished_reason=\"stop\"} %llu\n"
+                    "evenkeel:request_success_total{finished_reason=\"length\"} %llu\n"
+                    "evenkeel:request_success_total{finished_reason=\"abort\"} %llu\n"
+                    "# TYPE evenkeel:time_to_first_token_seconds summary\n"
+                    "evenkeel:time_to_first_token_seconds_sum %.6f\n"
+                    "evenkeel:time_to_first_token_seconds_count %llu\n"
+                    "# TYPE evenkeel:e2e_request_latency_seconds summary\n"
+                    "evenkeel:e2e_request_latency_seconds_sum %.6f\n"
+                    "evenkeel:e2e_request_latency_seconds_count %llu\n",
+                    (unsigned long long)n.running, (unsigned long long)n.waiting,
+                    (unsigned long long)n.prompt_tokens, (unsigned long long)n.cached_tokens,
+                    (unsigned long long)n.tokens, (unsigned long long)n.stopped,
+                    (unsigned long long)n.full, (unsigned long long)n.cancelled, n.first_token_s,
+                    (unsigned long long)n.first_tokens, n.whole_s, done);
 
     return reply(c, 200, "text/plain; version=0.0.4", text);
 }
@@ -251,6 +254,7 @@ static enum ek_status finish(struct client *c)
         why = c->job.generation.out.finish == EK_FINISH_LENGTH ? "length" : "stop";
     }
     c->over = true;
+    c->answer.cached_tokens = (uint32_t)c->job.generation.kept;
     if (!c->request.stream)
         return put_event(c, answer_whole(&c->answer, why));
     EK_TRY(put_piece(c, why));

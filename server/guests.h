@@ -12,8 +12,9 @@
 #include <microhttpd.h>
 #include <pthread.h>
 
-#define GUESTS_SPARE 16 /* connections beyond the limit that are told so; others are just closed   \
-                         */
+#define GUESTS_SPARE                                                                               \
+    16 /* connections beyond the limit that are told so; others are just closed                    \
+        */
 
 enum guest_state {
     GUEST_SENDS, /* its request: has limited time from the connection's beginning, or from the end

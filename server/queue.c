@@ -126,6 +126,7 @@ static bool on_token(void *user, size_t prompt, int32_t id)
         if (j->n == 0) {
             j->first = ek_now_ns();
             q->numbers.first_tokens++;
+            q->numbers.cached_tokens += j->generation.kept;
             q->numbers.first_token_s += (double)(j->first - j->since) * 1e-9;
         }
         j->ids[j->n++] = id;

@@ -33,7 +33,7 @@ struct queue {
     enum ek_status failed; /* EK_OK: generating */
     char message[1024];
     struct queue_numbers { /* waiting and running now; the rest since the beginning */
-        uint64_t waiting, running, prompt_tokens, tokens, first_tokens;
+        uint64_t waiting, running, prompt_tokens, cached_tokens, tokens, first_tokens;
         uint64_t stopped, full, cancelled; /* that ended so */
         double first_token_s, whole_s;     /* sums over those that ended */
     } numbers;

@@ -333,6 +333,88 @@ START_TEST(prompts_that_join_others_get_the_answer_that_they_get_alone)
 }
 END_TEST
 
+/* ---- prompts that go on from others */
+enum { TURNS = 6, FIRST = 40, ANSWERED = 20 };
+
+struct talk {
+    struct ek_generation turns[TURNS];
+    int32_t ids[TURNS][128];
+    size_t next;
+};
+
+/* One after another: the next one's prompt may be made of what this one was answered. */
+static enum ek_status next_turn(void *user, bool wait, struct ek_generation **out)
+{
+    struct talk *t = user;
+
+    *out = wait && t->next < TURNS ? &t->turns[t->next++] : NULL;
+    return EK_OK;
+}
+
+/* The second prompt is the first with its answer and more, as in a conversation; another is of
+ * nothing that was there; others part from what was within an answer, within a prompt, at the last
+ * token. */
+static void turn_ended(void *user, struct ek_generation *g)
+{
+    struct talk *t = user;
+    int32_t *second = t->ids[1];
+
+    if (g != &t->turns[0])
+        return;
+    memcpy(second, t->ids[0], FIRST * sizeof(*second));
+    memcpy(second + FIRST, g->out.ids, ANSWERED * sizeof(*second));
+    for (int i = 3; i < TURNS; i++)
+        memcpy(t->ids[i], second, sizeof(t->ids[i]));
+    t->ids[3][50]++;
+    t->ids[4][35]++;
+}
+
+static const struct {
+    size_t n, kept;
+} turns[TURNS] = {{FIRST, 0}, {70, FIRST + ANSWERED - 1}, {33, 0}, {70, 50}, {70, 35}, {36, 35}};
+
+static void make_turns(struct talk *t, const struct ek_model *m)
+{
+    for (uint64_t i = 0; i < TURNS; i++) {
+        int32_t *some = random_ids(m, 128, 90 + i);
+        memcpy(t->ids[i], some, sizeof(t->ids[i]));
+        free(some);
+        t->turns[i] =
+            (struct ek_generation){.prompt = {.ids = t->ids[i], .n = turns[i].n},
+                                   .opt = {.sampling = EK_SAMPLING_GREEDY, .max_tokens = ANSWERED}};
+    }
+    t->ids[2][0] = t->ids[0][0] + 1; /* else it might begin alike */
+}
+
+START_TEST(a_prompt_that_begins_as_another_did_is_computed_from_where_they_part)
+{
+    static const char *const names[] = {"llama-gqa-tied", "qwen2-tied", "deepseek-v2-lite",
+                                        "qwen2.5-vl"};
+    struct ek_model *m = fixture_model(names[_i]);
+    struct ek_plan *p = one_device_plan(m);
+    struct talk t = {.next = 0};
+    struct ek_generations from = {.next = next_turn, .ended = turn_ended, .user = &t};
+    struct ek_engine *e;
+
+    p->batch = 2;
+    e = open_engine(m, p);
+    make_turns(&t, m);
+    ck_ok(ek_generate_stream(e, &from));
+    for (int i = 0; i < TURNS; i++) {
+        struct ek_completion *want = NULL, *got = &t.turns[i].out;
+        ck_assert_msg(t.turns[i].kept == turns[i].kept, "turn %d: %zu kept", i, t.turns[i].kept);
+        ck_ok(ek_generate(e, &t.turns[i].prompt, 1, &t.turns[i].opt, &want, NULL));
+        ck_assert_uint_eq(got->n, want->n);
+        ck_assert_mem_eq(got->ids, want->ids, got->n * sizeof(*got->ids));
+        ek_completions_free(want, 1);
+        free(got->ids);
+    }
+    ek_engine_close(e);
+    ek_plan_free(p);
+    ek_model_close(m);
+}
+END_TEST
+
 START_TEST(the_benchmark_times_every_part)
 {
     struct ek_bench_options opt = {.batch = 4, .prompt = 40, .generate = 9, .repeats = 2};
@@ -387,6 +469,8 @@ int main(void)
     tcase_add_test(tc, an_interrupt_gives_what_there_is_and_frees_the_engine);
     tcase_add_test(tc, impossible_requests_are_refused);
     tcase_add_loop_test(tc, prompts_that_join_others_get_the_answer_that_they_get_alone, 0, 3);
+    tcase_add_loop_test(tc, a_prompt_that_begins_as_another_did_is_computed_from_where_they_part, 0,
+                        4);
     tcase_add_test(tc, the_benchmark_times_every_part);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_ENV);

@@ -91,6 +91,35 @@ START_TEST(a_stream_is_the_whole_answer_in_pieces)
 }
 END_TEST
 
+/* What was said before is in the cache: three words more are all that there is to compute. */
+START_TEST(a_turn_that_goes_on_is_computed_from_where_the_last_one_ended)
+{
+    static char answer[ANSWER];
+    char body[512] = "{\"temperature\": 0, \"max_tokens\": 8, \"prompt\": [20, 2, 3";
+    json_t *v;
+    int fd;
+
+    for (int i = 0; i < 40; i++)
+        sprintf(body + strlen(body), ", %d", i + 5);
+    start();
+    for (int turn = 0; turn < 2; turn++) {
+        fd = dial();
+        strcat(body, turn ? ", 7, 8, 9]}" : "]}");
+        post(fd, "/v1/completions", body);
+        v = document_of(hear(fd, answer));
+        ck_assert_int_eq(json_integer_value(json_object_get(
+                             json_object_get(json_object_get(v, "usage"), "prompt_tokens_details"),
+                             "cached_tokens")),
+                         turn ? 43 : 0);
+        json_decref(v);
+        body[strlen(body) - 2] = '\0';
+    }
+    ck_assert(metric("evenkeel:prefix_cache_hits_total ") == 43);
+    ck_assert(metric("evenkeel:prompt_tokens_total ") == 43 + 46);
+    end(EK_OK);
+}
+END_TEST
+
 START_TEST(a_picture_is_looked_at)
 {
     static const char picture[] = /* 2 x 1 pixels */
@@ -216,7 +245,10 @@ START_TEST(a_connection_takes_requests_one_after_another_whole_or_in_chunks)
     fd = dial();
     for (size_t i = 0; i < 2 * EK_ARRAY_LEN(requests); i++) {
         say(fd, requests[i % 2]);
-        hear_until(fd, "\"completion_tokens\":2,\"total_tokens\":3}}\n", answer);
+        hear_until(fd,
+                   "\"completion_tokens\":2,\"total_tokens\":3,\"prompt_tokens_details\":{\"cached_"
+                   "tokens\":0}}}\n",
+                   answer);
         ck_assert_msg(code_of(answer) == 200, "%s", answer);
     }
     close(fd);
@@ -275,6 +307,7 @@ int main(void)
     tcase_add_checked_fixture(tc, open_server, close_server);
     tcase_add_test(tc, clients_at_once_get_the_answers_that_each_gets_alone);
     tcase_add_test(tc, a_stream_is_the_whole_answer_in_pieces);
+    tcase_add_test(tc, a_turn_that_goes_on_is_computed_from_where_the_last_one_ended);
     tcase_add_test(tc, a_picture_is_looked_at);
     tcase_add_test(tc, what_cannot_be_answered_is_refused_and_the_next_is_served);
     tcase_add_test(tc, a_prompt_longer_than_the_context_is_refused_with_both_numbers);
