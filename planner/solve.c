@@ -14,6 +14,10 @@
 #define MAX_CONTEXT ((uint32_t)1 << 24)
 #define MAX_BATCH   ((uint32_t)1 << 16)
 
+#define RACE_COLUMNS ((size_t)1 << 20) /* of all choices: more are not held at once */
+#define RACE_ROUNDS  8
+#define RACE_CLOSE   1.03
+
 const char *const ek_objective_names[EK_N_OBJECTIVES] = {
     "latency", "throughput", "balance", "balance-time", "context", "batch",
 };
@@ -265,7 +269,7 @@ static enum ek_status cannot_win(struct attempt *a, const struct attempt *best, 
 }
 
 /* What is proven of the first objective over all choices: the worst of each one's. */
-static void combine_bounds(struct ek_solution *s, const struct attempt *a)
+static void combine_bounds(struct ek_solution *s, const struct attempt *a, double least)
 {
     enum ek_objective o = a->request.objectives[0];
 
@@ -275,7 +279,8 @@ static void combine_bounds(struct ek_solution *s, const struct attempt *a)
         s->bounds[0] = fmax(s->bounds[0], a->bound);
     else
         s->bounds[0] = fmin(s->bounds[0],
-                            a->unknown ? fmax(a->bound, ek_level_floor(a->problem, o)) : a->bound);
+                            a->unknown ? fmax(fmax(a->bound, least), ek_level_floor(a->problem, o))
+                                       : a->bound);
 }
 
 #define GRACE_NS 1000000000u /* for bounds of the choices that are left when the time is over */
@@ -297,45 +302,128 @@ static bool replaces(const struct attempt *a, const struct attempt *best)
     return better(a, best) || (!better(best, a) && a->turn < best->turn);
 }
 
-struct turn { /* of a choice: what its best recipe is worth, and what none of its plans is under */
-    double recipe, floor;
+struct turn { /* of a choice: none of its plans is under the floor */
+    double floor;
     size_t choice;
+};
+struct race {
+    struct attempt *all; /* of the choices, in their order; without a problem: nothing fits */
+    struct turn *turns;
+    size_t n, columns;
+    size_t leader; /* whose plan is the best so far ... */
+    double value;  /* ... and what it is worth; infinite: there is none */
 };
 
 static int compare_turns(const void *a, const void *b)
 {
     const struct turn *x = a, *y = b;
 
-    if (x->recipe != y->recipe)
-        return x->recipe < y->recipe ? -1 : 1;
     if (x->floor != y->floor)
         return x->floor < y->floor ? -1 : 1;
     return x->choice < y->choice ? -1 : 1;
 }
 
-/* The most promising choice first: what it finds ends the others early. */
-static enum ek_status take_turns(const struct ek_costs *c, const struct ek_request *r,
-                                 const struct ek_solution *s, struct turn *turns)
+/* Floors without solving, and the best recipe of any choice. */
+static enum ek_status race_new(const struct ek_costs *c, const struct ek_request *r,
+                               struct ek_solution *s, struct race *race)
 {
-    for (size_t i = 0; i < s->n_tried; i++) {
-        struct attempt a;
-        enum ek_status st;
-        turns[i] = (struct turn){.choice = i, .recipe = INFINITY};
-        if (s->n_tried == 1 || searched(r->objectives[0]))
-            continue;
-        st = attempt_new(c, r, &s->tried[i], ek_dp_solve, NULL, &a);
+    for (size_t i = 0; i < race->n && race->columns <= RACE_COLUMNS; i++) {
+        struct attempt *a = &race->all[i];
+        enum ek_status st = attempt_new(c, r, &s->tried[i], ek_dp_solve, &s->dp, a);
+        race->turns[i].floor = INFINITY;
         if (st == EK_NO)
             continue;
         EK_TRY(st);
-        turns[i].floor = ek_level_floor(a.problem, r->objectives[0]);
-        st = best_recipe(&a);
-        if (a.feasible)
-            turns[i].recipe = a.values[0];
-        ek_problem_free(a.problem);
-        EK_TRY(st);
+        race->columns += a->problem->n_columns;
+        race->turns[i].floor = ek_level_floor(a->problem, r->objectives[0]);
+        EK_TRY(best_recipe(a));
+        if (!a->feasible || a->values[0] >= race->value)
+            continue;
+        race->value = a->values[0];
+        race->leader = i;
     }
-    qsort(turns, s->n_tried, sizeof(*turns), compare_turns);
     return EK_OK;
+}
+
+/* Is there a plan under the value? Who has one leads; who has none has a higher floor. */
+static enum ek_status race_to(struct race *race, enum ek_objective o, double value, bool *stopped)
+{
+    for (size_t k = 0; k < race->n; k++) {
+        size_t i = (race->leader + k) % race->n;
+        struct ek_found f;
+        struct ek_score sc;
+        if (race->turns[i].floor >= value)
+            continue;
+        EK_TRY(ek_level_below(&race->all[i].state, o, value, &f));
+        *stopped = f.kind == EK_ANSWER_UNKNOWN;
+        if (*stopped)
+            return EK_OK;
+        if (f.kind == EK_ANSWER_INFEASIBLE) {
+            race->turns[i].floor = value * (1 - 1e-6);
+            continue;
+        }
+        sc = ek_score_of(race->all[i].problem, f.answer.columns, f.answer.n);
+        race->value = ek_score_value(o, &sc);
+        race->leader = i;
+        return EK_OK;
+    }
+    return EK_OK;
+}
+
+static enum ek_status race_run(struct race *race, enum ek_objective o)
+{
+    bool stopped = false;
+
+    for (int round = 0; round < RACE_ROUNDS && !stopped && !isinf(race->value); round++) {
+        double least = INFINITY;
+        for (size_t i = 0; i < race->n; i++)
+            least = fmin(least, race->turns[i].floor);
+        if (race->value <= least * RACE_CLOSE)
+            break;
+        EK_TRY(race_to(race, o, least + (race->value - least) / 2, &stopped));
+    }
+    return EK_OK;
+}
+
+/* Choices, the most promising first, so that what it finds ends the others early: all are asked for
+ * plans under a common value, which halves the way to the best. */
+static enum ek_status take_turns(const struct ek_costs *c, const struct ek_request *r,
+                                 struct ek_solution *s, struct turn *turns)
+{
+    struct race race = {.turns = turns, .n = s->n_tried, .value = INFINITY};
+    enum ek_status st;
+
+    for (size_t i = 0; i < race.n; i++)
+        turns[i] = (struct turn){.choice = i};
+    if (race.n == 1 || searched(r->objectives[0]))
+        return EK_OK;
+    race.all = ek_calloc(race.n, sizeof(*race.all));
+    if (race.all == NULL)
+        return EK_ENOMEM;
+    EK_GOTO(race_new(c, r, s, &race), st, end);
+    if (race.columns <= RACE_COLUMNS)
+        EK_GOTO(race_run(&race, r->objectives[0]), st, end);
+    if (!isinf(race.value)) { /* the leader goes first, whatever its floor */
+        struct turn leader = turns[race.leader];
+        memmove(turns + 1, turns, race.leader * sizeof(*turns));
+        turns[0] = leader;
+        qsort(turns + 1, race.n - 1, sizeof(*turns), compare_turns);
+    }
+end:
+    for (size_t i = 0; i < race.n; i++)
+        ek_problem_free(race.all[i].problem);
+    free(race.all);
+    return st;
+}
+
+/* Choices from the i-th on were not tried at all. */
+static void bound_the_rest(struct ek_solution *s, enum ek_objective o, const struct turn *turns,
+                           size_t i)
+{
+    if (searched(o))
+        s->bounds[0] = o == EK_OBJ_CONTEXT ? MAX_CONTEXT : MAX_BATCH;
+    for (; !searched(o) && i < s->n_tried; i++)
+        s->bounds[0] = fmin(s->bounds[0], turns[i].floor);
 }
 
 static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_request *r,
@@ -351,11 +439,11 @@ static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_req
         struct attempt a;
         bool skip = false;
         if (out_of_time(s, &end)) {
-            s->bounds[0] = r->objectives[0] == EK_OBJ_CONTEXT ? MAX_CONTEXT
-                           : r->objectives[0] == EK_OBJ_BATCH ? MAX_BATCH
-                                                              : 0;
+            bound_the_rest(s, r->objectives[0], turns, i);
             break;
         }
+        if (best->feasible && !best->unknown && turns[i].floor > best->values[0] * (1 + 3e-6))
+            continue;
         st = attempt_new(c, r, &s->tried[turns[i].choice], ek_dp_solve, &s->dp, &a);
         a.turn = turns[i].choice;
         if (st == EK_NO) {
@@ -367,7 +455,7 @@ static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_req
         if (st == EK_OK && !skip)
             st = solve_levels(c, &a);
         if (st == EK_OK && !skip)
-            combine_bounds(s, &a);
+            combine_bounds(s, &a, turns[i].floor);
         if (st == EK_OK && !skip && replaces(&a, best)) {
             struct ek_problem *old = best->problem;
             *best = a;
