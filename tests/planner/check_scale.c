@@ -84,44 +84,62 @@ static void close_profile(void)
 }
 
 /* A card that would measure so many times the profile's ceilings. */
-static struct ek_costs *scaled_to(double bandwidth, double peak, const char *act)
+static struct ek_card other_card(double bandwidth, double peak)
 {
-    struct ek_card card = {.name = "other",
-                           .memory = 80 * EK_GIB,
-                           .bandwidth = bandwidth * BANDWIDTH / 0.84,
-                           .peak_f32 = peak * PEAK / 0.8,
-                           .peak_f16 = peak * PEAK / 0.8,
-                           .peak_bf16 = peak * PEAK / 0.8,
-                           .link_beta = 1e11};
-    struct ek_fleet f = {.cards = {&card}, .counts = {2}, .n = 1};
+    return (struct ek_card){.name = "other",
+                            .memory = 80 * EK_GIB,
+                            .bandwidth = bandwidth * BANDWIDTH / 0.84,
+                            .peak_f32 = peak * PEAK / 0.8,
+                            .peak_f16 = peak * PEAK / 0.8,
+                            .peak_bf16 = peak * PEAK / 0.8,
+                            .link_beta = 1e11};
+}
+
+static struct ek_costs *scaled_to_all(const struct ek_fleet *f, const char *act)
+{
     struct ek_profile_choice choice = {0};
     struct ek_costs *c = NULL;
 
-    ck_assert_msg(ek_costs_scale(model, store, &choice, &f, act, NULL, 2, &c) == EK_OK, "%s",
+    ck_assert_msg(ek_costs_scale(model, store, &choice, f, act, NULL, 2, &c) == EK_OK, "%s",
                   ek_last_error());
     ck_assert(c->estimate && c->classes[0].estimate);
     return c;
 }
 
-static const struct ek_cost_times *layer_times(const struct ek_costs *c, uint32_t tp)
+static struct ek_costs *scaled_to(double bandwidth, double peak, const char *act)
+{
+    struct ek_card card = other_card(bandwidth, peak);
+    struct ek_fleet f = {.cards = {&card}, .counts = {2}, .n = 1};
+
+    return scaled_to_all(&f, act);
+}
+
+static const struct ek_cost_times *layer_times_of(const struct ek_costs *c, uint32_t cls,
+                                                  uint32_t tp)
 {
     for (size_t i = 0; i < c->n_modules; i++)
         if (c->modules[i].kind == EK_MODULE_LAYER)
-            return ek_costs_times(c, 0, c->modules[i].sig, tp);
+            return ek_costs_times(c, cls, c->modules[i].sig, tp);
     ck_abort_msg("no layer");
     return NULL;
 }
 
 /* Seconds of a layer: prefill of n tokens, or a decode step of n sequences. */
-static double layer_seconds(const struct ek_costs *c, enum ek_phase phase, uint32_t n, uint32_t tp)
+static double seconds_of(const struct ek_costs *c, uint32_t cls, enum ek_phase phase, uint32_t n,
+                         uint32_t tp)
 {
-    const struct ek_cost_times *t = layer_times(c, tp);
+    const struct ek_cost_times *t = layer_times_of(c, cls, tp);
     const struct ek_cost_curve *k = phase == EK_PHASE_DECODE ? &t->decode : &t->prefill;
     struct ek_point at = {phase, 1, n, 512};
 
     if (phase == EK_PHASE_DECODE)
         at = (struct ek_point){phase, n, 1, 512};
     return ek_interpolate(k->rows, k->n, &at, NULL);
+}
+
+static double layer_seconds(const struct ek_costs *c, enum ek_phase phase, uint32_t n, uint32_t tp)
+{
+    return seconds_of(c, 0, phase, n, tp);
 }
 
 static const struct {
@@ -153,6 +171,34 @@ START_TEST(memory_goes_by_bandwidth_and_arithmetic_by_the_peak)
                                 there * cases[_i].prefill, 1e-3 * there);
     ck_assert_double_ge(layer_seconds(c, EK_PHASE_PREFILL, 512, 1), kept);
     ek_costs_free(here);
+    ek_costs_free(c);
+    close_profile();
+}
+END_TEST
+
+/* The card with the profile's own ceilings, beside one of twice as much. */
+START_TEST(each_card_has_the_measured_times_by_its_own_roofline)
+{
+    struct ek_card same = other_card(1, 1), twice = other_card(2, 2);
+    struct ek_fleet f = {.cards = {&same, &twice}, .counts = {1, 1}, .n = 2};
+    struct ek_card measured = {.bandwidth = BANDWIDTH, .peak_bf16 = PEAK};
+    struct ek_step_shape s = {
+        .tp = 1, .act = EK_BF16, .cache = EK_BF16, .context = 512, .sequences = 8, .tokens = 1};
+    const struct ek_module *layer = NULL;
+    struct ek_costs *c;
+    double floor;
+
+    slack = 1.3;
+    strcpy(twice.name, "twice");
+    open_profile("cuda", "BF16");
+    c = scaled_to_all(&f, "BF16");
+    for (size_t i = 0; i < model->n_modules && layer == NULL; i++)
+        layer = model->modules[i].kind == EK_MODULE_LAYER ? &model->modules[i] : NULL;
+    floor = ek_step_floor(model, layer, &measured, &s);
+    ck_assert_double_eq_tol(seconds_of(c, 0, EK_PHASE_DECODE, 8, 1),
+                            slack * floor + EK_LAUNCH_SECONDS, 1e-6 * floor);
+    ck_assert_double_eq_tol(seconds_of(c, 1, EK_PHASE_DECODE, 8, 1),
+                            slack * floor / 2 + EK_LAUNCH_SECONDS, 1e-6 * floor);
     ek_costs_free(c);
     close_profile();
 }
@@ -313,6 +359,7 @@ int main(void)
 
     tcase_add_loop_test(t, memory_goes_by_bandwidth_and_arithmetic_by_the_peak, 0,
                         EK_ARRAY_LEN(cases));
+    tcase_add_test(t, each_card_has_the_measured_times_by_its_own_roofline);
     tcase_add_test(t, nothing_is_faster_than_the_cards_roofline);
     tcase_add_test(t, degrees_share_the_work_and_pay_for_all_reduces);
     tcase_add_test(t, a_profile_without_ceilings_is_not_scaled);

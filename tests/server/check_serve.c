@@ -283,6 +283,7 @@ END_TEST
 START_TEST(when_a_device_fails_clients_are_told_and_serving_ends)
 {
     static char answer[ANSWER];
+    const char *event;
     int fd;
 
     make_fail(engine, 1, 0, 20);
@@ -291,7 +292,9 @@ START_TEST(when_a_device_fails_clients_are_told_and_serving_ends)
     post(fd, "/v1/completions", "{\"prompt\": [20, 2, 3], \"temperature\": 0, \"stream\": true}");
     hear(fd, answer);
     ck_assert_int_ne(ended_with(), EK_OK);
-    ck_assert_msg(strstr(answer, "\"server_error\"") != NULL, "%s", answer);
+    event = strstr(answer, "data: {\"error\"");
+    ck_assert_msg(event && strstr(event, "\"server_error\""), "%s", answer);
+    ck_assert_ptr_nonnull(strstr(event, "\n\n")); /* else clients would wait for its end */
     ck_assert_ptr_null(strstr(answer, "[DONE]"));
 }
 END_TEST
