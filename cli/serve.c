@@ -63,8 +63,8 @@ static enum ek_status read_options(const struct ek_args *a, struct ek_session_ne
         need->batch = 4;
         EK_TRY(ek_arg_u32(a, "batch", 1, 4096, &need->batch));
         EK_TRY(ek_arg_u32(a, "context", 1, 1u << 22, &need->context));
-    } else if (ek_arg(a, "batch") != NULL) {
-        return ek_error(EK_EUSAGE, "--batch: not with --plan, which says it");
+    } else if (ek_arg(a, "batch") != NULL || ek_arg(a, "context") != NULL) {
+        return ek_error(EK_EUSAGE, "--batch, --context: not with --plan, which says them");
     }
     if (ek_arg(a, "host") != NULL)
         opt->host = ek_arg(a, "host");

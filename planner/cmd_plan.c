@@ -268,6 +268,22 @@ static enum ek_status write_costs(const char *path, const struct ek_costs *c, bo
     return st;
 }
 
+/* Pictures that are asked for are some that the run can be given. */
+static enum ek_status check_pictures(const struct ek_plan_arguments *a, const struct ek_costs *c)
+{
+    bool sees = false;
+
+    for (size_t i = 0; i < c->n_modules; i++)
+        sees = sees || ek_cost_module_sees(&c->modules[i]);
+    if (a->given.images > 0 && !sees)
+        return ek_error(EK_EUSAGE, "plan: --images %u: the model takes no pictures",
+                        a->given.images);
+    if (a->given.images > 0 && c->workload.image_tokens == 0)
+        return ek_error(EK_EUSAGE, "plan: --images %u of how many --image-tokens each?",
+                        a->given.images);
+    return EK_OK;
+}
+
 static enum ek_status make_plan(struct ek_plan_arguments *a, int *code)
 {
     struct ek_costs *c = NULL;
@@ -279,6 +295,7 @@ static enum ek_status make_plan(struct ek_plan_arguments *a, int *code)
     EK_GOTO(get_costs(a, &c), st, end);
     ek_plan_arguments_merge(a, c);
     c->workload = a->request.workload;
+    EK_GOTO(check_pictures(a, c), st, end);
     if (a->write_costs)
         EK_GOTO(write_costs(a->write_costs, c, a->force), st, end);
     if (a->from) {

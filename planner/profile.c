@@ -244,6 +244,20 @@ enum ek_status ek_costs_add_modules(struct ek_costs *c, const struct ek_model *m
 
 /* ---- Types --------------------------------------------------------------------------------------
  */
+/* Some row has the types. */
+static enum ek_status check_types(const struct importer *im, const struct ek_store_time_row *rows,
+                                  size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (of_types(im, rows[i].key.act, rows[i].key.cache))
+            return EK_OK;
+    return ek_error(EK_EENV,
+                    "the profile has no times of %s's layers on %s with --act %s --cache %s, only "
+                    "such as --act %s --cache %s",
+                    im->m->name, im->devices[0].name, ek_dtype_name(im->act),
+                    ek_dtype_name(im->cache), rows[0].key.act, rows[0].key.cache);
+}
+
 /* The types of activations and cache: those asked for, else those of the first rows. */
 static enum ek_status choose_types(struct importer *im)
 {
@@ -265,6 +279,8 @@ static enum ek_status choose_types(struct importer *im)
              !ek_dtype_from_name(im->choice->cache ? im->choice->cache : rows[0].key.cache,
                                  &im->cache))
         st = ek_error(EK_EFORMAT, "the profile has rows of unknown types");
+    else
+        st = check_types(im, rows, n);
     free(rows);
     return st;
 }

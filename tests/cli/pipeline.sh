@@ -33,6 +33,9 @@ expect 0 grep -q '"prefill_tokens_per_s"' "$scratch/bench.json"
 expect 2 evenkeel bench "$model" --plan "$scratch/plan.json" --output "$scratch/bench.json"
 expect 2 evenkeel bench "$model" --load --devices cpu:0 --output "$scratch/load.json"
 
+expect 3 evenkeel plan "$model" --db "$db" --cache fp8
+warns 'only such as --act F32 --cache F32'
+
 # a cache of E4M3: profiled, planned and run as such
 scaled=$scratch/scaled.json
 expect 0 evenkeel profile "$model" --db "$scratch/scaled.db" --devices cpu:0/mem=64MiB --cache fp8 \

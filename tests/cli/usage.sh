@@ -32,6 +32,8 @@ expect 2 evenkeel profile x
 warns -- '--db is needed'
 expect 2 evenkeel check x --json=yes
 warns 'takes no value'
+expect 2 evenkeel serve x --plan y --context 9
+warns 'not with --plan'
 expect 2 evenkeel devices --devices "cpu:0/mem=12XB"
 expect 3 evenkeel model /nonexistent
 one_line

@@ -109,6 +109,8 @@ expect 0 "a tower beside later layers" "$plan" plan "$vl2" --hardware "3x rtx409
     --images 1 --image-tokens 421 # three stages of the chain behind one of the tower
 says "out" "^ *0  cuda:2  vision, projector"
 says "out" "^bottleneck    the work of stage 1$"
+expect 2 "pictures of no tokens" "$plan" plan "$vl2" --hardware "3x rtx4090" --images 1
+says "err" "how many --image-tokens"
 expect 0 "groups of devices" "$plan" plan "$vl2" --hardware "4x rtx4090" --tp 2
 ! grep -q "equal split" "$dir/out" || { echo "FAIL: a recipe of single devices"; failed=1; }
 expect 0 "simulating" "$plan" simulate "$dir/a.json" --rate 1
@@ -131,6 +133,9 @@ for node in '' '{"name": "a", "count": 1, "costs": "/etc/passwd"}' \
 done
 model=${srcdir:-.}/tests/fixtures/configs/smollm2-135m
 qwen=${srcdir:-.}/tests/fixtures/configs/qwen2.5-7b # of 28 heads
+expect 2 "pictures for the blind" "$plan" plan "$qwen" --hardware "8x h100" --images 1 \
+    --image-tokens 9
+says "err" "takes no pictures"
 expect 0 "a degree that divides the heads" "$plan" plan "$qwen" --hardware "8x h100" --tp 4
 expect 1 "a degree that does not" "$plan" plan "$qwen" --hardware "8x h100" --tp 8
 expect 0 "a degree chosen for an engine" "$plan" plan "$qwen" --hardware "8x h100" --for vllm \
