@@ -39,6 +39,11 @@ static void token_bytes(const struct ek_tokenizer *t, int32_t id, bool skip_spec
     }
 }
 
+void ek_tokenizer_bytes(const struct ek_tokenizer *t, int32_t id, const char **bytes, size_t *n)
+{
+    token_bytes(t, id, false, bytes, n);
+}
+
 /* NUL characters become U+FFFD, so that the text is a C string. */
 static enum ek_status without_nul(struct ek_buffer *b)
 {

@@ -41,6 +41,10 @@ enum ek_status ek_tokenizer_encode(const struct ek_tokenizer *t, const char *tex
 enum ek_status ek_tokenizer_decode(const struct ek_tokenizer *t, const int32_t *ids, size_t n,
                                    bool skip_special, char **text);
 
+/* What a token stands for, borrowed, not NUL-terminated: maybe a part of a character only; nothing
+ * for ids that have no token. */
+void ek_tokenizer_bytes(const struct ek_tokenizer *t, int32_t id, const char **bytes, size_t *n);
+
 /* Streaming: bytes of an incomplete UTF-8 character are held back until it is complete. */
 struct ek_decoder;
 struct ek_decoder *ek_decoder_new(const struct ek_tokenizer *t, bool skip_special); /* borrows t */

@@ -384,6 +384,9 @@ struct ek_generate_options {
     /* Called on the calling thread for every new token, in the order they are made; false ends that
      * sequence. May be NULL. */
     bool (*on_token)(void *user, size_t prompt, int32_t id);
+    /* Called before on_token with the logits [vocab] that the token was chosen from, which come to
+     * the host for it. NULL: not asked for. */
+    void (*on_logits)(void *user, size_t prompt, int32_t id, const float *logits);
     void *user;
     const atomic_bool *cancel; /* set by SIGINT: returns EK_EINTR with what there is; may be NULL */
 };

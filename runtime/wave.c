@@ -218,7 +218,7 @@ static enum ek_status wish(struct wave *w, const struct wave_seq *s, uint32_t ro
 {
     uint64_t state = s->random; /* it moves on when the step is submitted */
 
-    step->ids_only &= !needs_logits(w, s);
+    step->ids_only &= !needs_logits(w, s) && s->opt->on_logits == NULL;
     if (w->draws && !greedy(s))
         step->draws = w->drawn;
     return ek_sampling_draw(&s->opt->sampling, &state, &w->drawn[row]);
@@ -244,6 +244,7 @@ static enum ek_status choose(struct wave *w, struct wave_seq *s, const float *lo
                              const int32_t *ids, uint32_t row)
 {
     uint32_t vocab = ek_engine_model(w->e)->config.vocab;
+    const float *of_row = logits ? logits + (size_t)row * vocab : NULL;
     int32_t id = ids[row];
 
     s->ahead--;
@@ -252,8 +253,10 @@ static enum ek_status choose(struct wave *w, struct wave_seq *s, const float *lo
         return EK_OK;
     }
     if (needs_logits(w, s))
-        EK_TRY(ek_sample(&s->opt->sampling, logits + (size_t)row * vocab, vocab, &s->random, &id));
+        EK_TRY(ek_sample(&s->opt->sampling, of_row, vocab, &s->random, &id));
     EK_TRY(ek_drawn_check(id));
+    if (s->opt->on_logits != NULL)
+        s->opt->on_logits(s->opt->user, s->index, id, of_row);
     return accept(w, s, id);
 }
 

@@ -10,7 +10,8 @@
 
 #define TEXT_MAX ((size_t)1 << 28)
 
-enum ek_status answer_open(struct answer *a, const struct request *r, const char *model)
+enum ek_status answer_open(struct answer *a, const struct request *r, const char *model,
+                           const struct ek_tokenizer *t)
 {
     uint64_t random = 0;
 
@@ -18,12 +19,15 @@ enum ek_status answer_open(struct answer *a, const struct request *r, const char
         return ek_error(EK_EENV, "no random numbers for an id");
     *a = (struct answer){.request = r, .model = model, .created = (int64_t)time(NULL)};
     snprintf(a->id, sizeof(a->id), "%s-%016" PRIx64, r->chat ? "chatcmpl" : "cmpl", random);
+    if (r->logprobs)
+        EK_TRY(scores_open(&a->scores, t, r->chat));
     return answer_add(a, "");
 }
 
 void answer_close(struct answer *a)
 {
     free(a->text);
+    scores_close(&a->scores);
     *a = (struct answer){0};
 }
 
@@ -69,6 +73,15 @@ enum ek_status answer_add(struct answer *a, const char *text)
     return EK_OK;
 }
 
+enum ek_status answer_score(struct answer *a, const struct score *of)
+{
+    size_t characters = 0;
+
+    for (size_t i = 0; !a->request->chat && i < a->n; i++)
+        characters += ((unsigned char)a->text[i] & 0xc0) != 0x80;
+    return scores_add(&a->scores, of, characters);
+}
+
 size_t answer_ready(const struct answer *a, bool end)
 {
     size_t longest = longest_stop(a->request), n = a->n;
@@ -107,13 +120,14 @@ static json_t *envelope(const struct answer *a, const char *object, json_t *choi
                      (json_int_t)a->created, "model", a->model, "choices", choices);
 }
 
-char *answer_whole(const struct answer *a, const char *finish)
+char *answer_whole(struct answer *a, const char *finish)
 {
     bool chat = a->request->chat;
-    json_t *choice =
-        chat ? json_pack("{si s{ss ss%} ss}", "index", 0, "message", "role", "assistant", "content",
-                         a->text, a->n, "finish_reason", finish)
-             : json_pack("{si ss% ss}", "index", 0, "text", a->text, a->n, "finish_reason", finish);
+    json_t *choice = chat ? json_pack("{si s{ss ss%} so? ss}", "index", 0, "message", "role",
+                                      "assistant", "content", a->text, a->n, "logprobs",
+                                      scores_take(&a->scores), "finish_reason", finish)
+                          : json_pack("{si ss% so? ss}", "index", 0, "text", a->text, a->n,
+                                      "logprobs", scores_take(&a->scores), "finish_reason", finish);
     json_t *v = envelope(a, chat ? "chat.completion" : "text_completion", json_pack("[o]", choice));
 
     if (v != NULL)
@@ -121,16 +135,17 @@ char *answer_whole(const struct answer *a, const char *finish)
     return dump(v, "", "\n");
 }
 
-char *answer_event(const struct answer *a, size_t ready, bool first, const char *finish)
+char *answer_event(struct answer *a, size_t ready, bool first, const char *finish)
 {
     bool chat = a->request->chat;
     json_t *piece = json_stringn(a->text + a->sent, ready - a->sent), *choice;
 
     if (chat)
-        choice = json_pack("{si s{so} ss?}", "index", 0, "delta", "content", piece, "finish_reason",
-                           finish);
+        choice = json_pack("{si s{so} so? ss?}", "index", 0, "delta", "content", piece, "logprobs",
+                           scores_take(&a->scores), "finish_reason", finish);
     else
-        choice = json_pack("{si so ss?}", "index", 0, "text", piece, "finish_reason", finish);
+        choice = json_pack("{si so so? ss?}", "index", 0, "text", piece, "logprobs",
+                           scores_take(&a->scores), "finish_reason", finish);
     if (chat && first && choice != NULL)
         json_object_set_new(json_object_get(choice, "delta"), "role", json_string("assistant"));
     return dump(envelope(a, chat ? "chat.completion.chunk" : "text_completion",

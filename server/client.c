@@ -169,8 +169,11 @@ static enum ek_status open_job(struct client *c)
 
     if ((c->decoder = ek_decoder_new(s->tokenizer, true)) == NULL)
         return EK_ENOMEM;
-    EK_TRY(answer_open(&c->answer, &c->request, s->opt->model));
+    EK_TRY(answer_open(&c->answer, &c->request, s->opt->model, s->tokenizer));
     c->answer.prompt_tokens = (uint32_t)p->n;
+    c->job.scored = c->request.logprobs;
+    c->job.n_best = c->request.n_best;
+    c->job.vocab = ek_engine_model(s->engine)->config.vocab;
     c->job.generation.prompt = *p;
     c->job.generation.opt =
         (struct ek_generate_options){.sampling = c->request.sampling,
@@ -230,6 +233,24 @@ static enum ek_status put_piece(struct client *c, const char *finish)
     return EK_OK;
 }
 
+/* The token that ends the answer is no part of it. */
+static bool is_stop(const struct client *c, int32_t id)
+{
+    const struct ek_generate_options *o = &c->job.generation.opt;
+
+    for (size_t i = 0; i < o->n_stop; i++)
+        if (o->stop[i] == id)
+            return true;
+    return false;
+}
+
+static enum ek_status take_score(struct client *c)
+{
+    struct score s = queue_score(&c->s->queue, &c->job, c->read);
+
+    return answer_score(&c->answer, &s);
+}
+
 /* Tokens up to n into the answer. */
 static enum ek_status take_tokens(struct client *c, size_t n)
 {
@@ -237,6 +258,8 @@ static enum ek_status take_tokens(struct client *c, size_t n)
 
     for (; c->read < n && !c->answer.stopped; c->read++) {
         int32_t id = queue_token(&c->s->queue, &c->job, c->read);
+        if (c->job.scored && !is_stop(c, id))
+            EK_TRY(take_score(c));
         EK_TRY(ek_decoder_push(c->decoder, id, &text));
         EK_TRY(answer_add(&c->answer, text));
         c->answer.tokens++;

@@ -110,6 +110,23 @@ static enum ek_status next(void *user, bool wait, struct ek_generation **out)
     return EK_OK;
 }
 
+static void on_logits(void *user, size_t prompt, int32_t id, const float *logits)
+{
+    struct job *j = user;
+
+    (void)prompt;
+    score_row(logits, j->vocab, id, j->n_best, &j->last);
+}
+
+/* Room for one more. The lock is held. */
+static enum ek_status grow(struct job *j)
+{
+    if (j->scored)
+        EK_TRY(
+            ek_grow((void **)&j->scores, &j->scores_cap, j->n + 1, sizeof(*j->scores), ANSWER_MAX));
+    return ek_grow((void **)&j->ids, &j->cap, j->n + 1, sizeof(*j->ids), ANSWER_MAX);
+}
+
 static bool on_token(void *user, size_t prompt, int32_t id)
 {
     struct job *j = user;
@@ -120,7 +137,7 @@ static bool on_token(void *user, size_t prompt, int32_t id)
     pthread_mutex_lock(&q->lock);
     on = !j->cancelled && !*q->stop;
     if (on)
-        j->status = ek_grow((void **)&j->ids, &j->cap, j->n + 1, sizeof(*j->ids), ANSWER_MAX);
+        j->status = grow(j);
     on = on && j->status == EK_OK;
     if (on) {
         if (j->n == 0) {
@@ -129,6 +146,8 @@ static bool on_token(void *user, size_t prompt, int32_t id)
             q->numbers.cached_tokens += j->generation.kept;
             q->numbers.first_token_s += (double)(j->first - j->since) * 1e-9;
         }
+        if (j->scored)
+            j->scores[j->n] = j->last;
         j->ids[j->n++] = id;
         q->numbers.tokens++;
         pthread_cond_broadcast(&q->moved);
@@ -196,6 +215,7 @@ void queue_put(struct queue *q, struct job *j)
     j->next = NULL;
     j->since = ek_now_ns();
     j->generation.opt.on_token = on_token;
+    j->generation.opt.on_logits = j->scored ? on_logits : NULL;
     j->generation.opt.user = j;
     pthread_mutex_lock(&q->lock);
     if (q->failed != EK_OK) {
@@ -235,6 +255,16 @@ int32_t queue_token(struct queue *q, const struct job *j, size_t i)
     return id;
 }
 
+struct score queue_score(struct queue *q, const struct job *j, size_t i)
+{
+    struct score s;
+
+    pthread_mutex_lock(&q->lock);
+    s = j->scores[i];
+    pthread_mutex_unlock(&q->lock);
+    return s;
+}
+
 /* The lock is held. */
 static void cancel(struct queue *q, struct job *j)
 {
@@ -262,6 +292,7 @@ void queue_leave(struct queue *q, struct job *j)
     pthread_mutex_unlock(&q->lock);
     free(j->generation.out.ids);
     free(j->ids);
+    free(j->scores);
 }
 
 enum ek_status queue_reason(struct queue *q, const struct job *j)

@@ -7,6 +7,7 @@
 #define EK_SERVER_QUEUE_H
 
 #include "server/request.h"
+#include "server/score.h"
 
 #include <pthread.h>
 
@@ -17,8 +18,13 @@ struct job {
     struct ek_generation generation; /* prompt, sampling, max_tokens and stops are set by it */
     struct queue *queue;
     struct job *next;
-    int32_t *ids; /* tokens that were made; the queue's lock covers what follows */
-    size_t n, cap;
+    bool scored;       /* tokens' log-probabilities are wanted, ... */
+    uint32_t n_best;   /* ... with those of so many others */
+    uint32_t vocab;    /* of the model */
+    struct score last; /* of the next token: the generating thread's */
+    int32_t *ids;      /* tokens that were made; the queue's lock covers what follows */
+    struct score *scores;
+    size_t n, cap, scores_cap;
     bool cancelled, enough, ended; /* unwanted; wanted no further; over */
     enum ek_status status;         /* why it ended: EK_OK with generation.out */
     uint64_t since, first;         /* when it was put, and when its first token was there */
@@ -51,6 +57,7 @@ void queue_put(struct queue *q, struct job *j);
 bool queue_wait(struct queue *q, struct job *j, size_t known, size_t *n);
 /* The token, of those that are there. */
 int32_t queue_token(struct queue *q, const struct job *j, size_t i);
+struct score queue_score(struct queue *q, const struct job *j, size_t i);
 /* No more tokens are wanted, so that it ends soon: what there is answers the client (enough), or it
  * has gone. */
 void queue_cancel(struct queue *q, struct job *j, bool enough);

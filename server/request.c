@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/request.h"
+#include "server/score.h"
 #include "server/text.h"
 
 #include <stdlib.h>
@@ -40,17 +41,9 @@ static bool is_one(const json_t *v)
 
 static enum ek_status refuse_unsupported(const json_t *o)
 {
-    static const char *const names[] = {"tools",
-                                        "functions",
-                                        "logprobs",
-                                        "top_logprobs",
-                                        "logit_bias",
-                                        "presence_penalty",
-                                        "frequency_penalty",
-                                        "echo",
-                                        "suffix",
-                                        "audio",
-                                        "prediction"};
+    static const char *const names[] = {
+        "tools", "functions", "logit_bias", "presence_penalty", "frequency_penalty",
+        "echo",  "suffix",    "audio",      "prediction"};
     static const char *const ones[] = {"n", "best_of"};
     const json_t *format = json_object_get(o, "response_format"), *type;
 
@@ -121,6 +114,26 @@ static enum ek_status read_sampling(const json_t *o, struct ek_sampling *s)
     return ek_sampling_draw(s, &state, &draw); /* once, for its refusals */
 }
 
+/* Of a chat: whether, and how many others; else one number, which says both. */
+static enum ek_status read_logprobs(const json_t *o, struct request *r)
+{
+    const json_t *v = json_object_get(o, "logprobs");
+    uint64_t n = 0;
+
+    if (!r->chat) {
+        r->logprobs = v != NULL && !json_is_null(v) && !json_is_false(v);
+        if (r->logprobs && !json_is_true(v))
+            EK_TRY(ek_json_opt_u64(o, AT, "logprobs", 0, SCORE_MOST, &n));
+    } else {
+        EK_TRY(ek_json_opt_bool(o, AT, "logprobs", &r->logprobs));
+        EK_TRY(ek_json_opt_u64(o, AT, "top_logprobs", 0, SCORE_MOST, &n));
+        if (n > 0 && !r->logprobs)
+            return ek_error(EK_EFORMAT, "request: top_logprobs needs logprobs");
+    }
+    r->n_best = (uint32_t)n;
+    return EK_OK;
+}
+
 static enum ek_status read_settings(const json_t *o, struct request *r)
 {
     const json_t *options = json_object_get(o, "stream_options");
@@ -135,6 +148,7 @@ static enum ek_status read_settings(const json_t *o, struct request *r)
         EK_TRY(ek_json_opt_bool(options, (struct ek_json_at){"request", "stream_options."},
                                 "include_usage", &r->usage));
     EK_TRY(read_stops(o, r));
+    EK_TRY(read_logprobs(o, r));
     return read_sampling(o, &r->sampling);
 }
 

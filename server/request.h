@@ -24,6 +24,8 @@ struct request { /* strings are borrowed from root, where nothing else is said *
     size_t n_ids;
     struct ek_sampling sampling;
     uint32_t max_tokens; /* 0: as many as fit */
+    bool logprobs;       /* of tokens, and ... */
+    uint32_t n_best;     /* ... of so many others at each place */
     bool stream, usage;  /* events as tokens come; a last one with the numbers of tokens */
     const char *stops[REQUEST_STOPS_MAX];
     size_t n_stops;

@@ -23,7 +23,11 @@ static const struct {
     {USER("\"a\"") ", \"stop\": null, \"seed\": null, \"max_tokens\": null}", NULL},
     {USER("\"a\"") ", \"tools\": [{}]}", "tools is not supported"},
     {USER("\"a\"") ", \"n\": 2}", "n other than 1"},
-    {USER("\"a\"") ", \"logprobs\": true}", "logprobs is not supported"},
+    {USER("\"a\"") ", \"logprobs\": true, \"top_logprobs\": 20}", NULL},
+    {USER("\"a\"") ", \"logprobs\": true, \"top_logprobs\": 21}", "top_logprobs must be"},
+    {USER("\"a\"") ", \"top_logprobs\": 2}", "top_logprobs needs logprobs"},
+    {USER("\"a\"") ", \"logprobs\": 2}", "logprobs must be"},
+    {USER("\"a\"") ", \"logit_bias\": {\"1\": 2}}", "logit_bias is not supported"},
     {USER("\"a\"") ", \"response_format\": {\"type\": \"json_object\"}}", "response_format"},
     {USER("\"a\"") ", \"presence_penalty\": 0.5}", "presence_penalty is not supported"},
     {USER("\"a\"") ", \"temperature\": \"hot\"}", "temperature must be a number"},
@@ -171,7 +175,7 @@ START_TEST(an_answer_ends_before_its_stop_and_is_never_taken_back)
         r.stops[r.n_stops] = answers[_i].stops[r.n_stops];
         r.n_stops++;
     }
-    ck_assert_int_eq(answer_open(&a, &r, "m"), EK_OK);
+    ck_assert_int_eq(answer_open(&a, &r, "m", NULL), EK_OK);
     for (int k = 0; k < 4 && answers[_i].pieces[k]; k++) {
         ck_assert_int_eq(answer_add(&a, answers[_i].pieces[k]), EK_OK);
         ck_assert_uint_ge(answer_ready(&a, false), ready);

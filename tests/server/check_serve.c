@@ -5,6 +5,7 @@
  */
 #include "tests/server/live.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -116,6 +117,89 @@ START_TEST(a_turn_that_goes_on_is_computed_from_where_the_last_one_ended)
     }
     ck_assert(metric("evenkeel:prefix_cache_hits_total ") == 43);
     ck_assert(metric("evenkeel:prompt_tokens_total ") == 43 + 46);
+    end(EK_OK);
+}
+END_TEST
+
+/* Of the token that greedy takes behind (20, 2, 3), from the engine's own logits. */
+static double largest_logprob(void)
+{
+    int32_t ids[] = {20, 2, 3};
+    uint32_t vocab = model->config.vocab;
+    float *logits = all_logits(engine, ids, 3), *last = logits + (size_t)2 * vocab;
+    double sum = 0, most = -INFINITY;
+
+    for (uint32_t i = 0; i < vocab; i++) {
+        sum += exp((double)last[i]);
+        most = fmax(most, (double)last[i]);
+    }
+    free(logits);
+    return most - log(sum);
+}
+
+static double number_at(const json_t *list, size_t i)
+{
+    return json_number_value(json_array_get(list, i));
+}
+
+START_TEST(log_probabilities_are_those_of_the_logits)
+{
+    static char answer[ANSWER];
+    json_t *v, *scores, *tokens, *best;
+    double want;
+    char name[64];
+    int fd;
+
+    want = largest_logprob();
+    start();
+    fd = dial();
+    post(fd, "/v1/completions",
+         "{\"prompt\": [20, 2, 3], \"max_tokens\": 4, \"temperature\": 0, \"logprobs\": 3}");
+    v = document_of(hear(fd, answer));
+    scores = json_object_get(json_array_get(json_object_get(v, "choices"), 0), "logprobs");
+    tokens = json_object_get(scores, "tokens");
+    ck_assert_msg(json_array_size(tokens) == 4, "%s", answer);
+    ck_assert_double_eq_tol(number_at(json_object_get(scores, "token_logprobs"), 0), want, 1e-4);
+    best = json_array_get(json_object_get(scores, "top_logprobs"), 0);
+    ck_assert_uint_eq(json_object_size(best), 3);
+    snprintf(name, sizeof(name), "%s", json_string_value(json_array_get(tokens, 0)));
+    ck_assert_double_eq_tol(json_number_value(json_object_get(best, name)), want, 1e-4);
+    json_decref(v);
+    end(EK_OK);
+}
+END_TEST
+
+START_TEST(a_chat_has_its_log_probabilities_token_by_token)
+{
+    static char answer[ANSWER];
+    size_t n = 0;
+    int fd;
+
+    start();
+    fd = dial();
+    post(fd, "/v1/chat/completions",
+         "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"max_tokens\": 5, "
+         "\"temperature\": 0, \"logprobs\": true, \"top_logprobs\": 2, \"stream\": true}");
+    hear(fd, answer);
+    for (const char *p = strstr(answer, "data: {"); p; p = strstr(p + 1, "data: {")) {
+        json_t *v = NULL, *list, *one;
+        size_t i;
+        ck_ok(ek_json_parse(p + 6, strcspn(p + 6, "\n"), "event", &v));
+        list = json_object_get(json_array_get(json_object_get(v, "choices"), 0), "logprobs");
+        json_array_foreach(json_object_get(list, "content"), i, one)
+        {
+            const json_t *top = json_object_get(one, "top_logprobs");
+            ck_assert_uint_eq(json_array_size(top), 2);
+            ck_assert_double_le(json_number_value(json_object_get(one, "logprob")), 0);
+            ck_assert_double_eq(
+                json_number_value(json_object_get(json_array_get(top, 0), "logprob")),
+                json_number_value(json_object_get(one, "logprob"))); /* greedy takes the best */
+            ck_assert(json_is_array(json_object_get(one, "bytes")));
+            n++;
+        }
+        json_decref(v);
+    }
+    ck_assert_msg(n == 5, "%zu\n%s", n, answer);
     end(EK_OK);
 }
 END_TEST
@@ -311,6 +395,8 @@ int main(void)
     tcase_add_test(tc, clients_at_once_get_the_answers_that_each_gets_alone);
     tcase_add_test(tc, a_stream_is_the_whole_answer_in_pieces);
     tcase_add_test(tc, a_turn_that_goes_on_is_computed_from_where_the_last_one_ended);
+    tcase_add_test(tc, log_probabilities_are_those_of_the_logits);
+    tcase_add_test(tc, a_chat_has_its_log_probabilities_token_by_token);
     tcase_add_test(tc, a_picture_is_looked_at);
     tcase_add_test(tc, what_cannot_be_answered_is_refused_and_the_next_is_served);
     tcase_add_test(tc, a_prompt_longer_than_the_context_is_refused_with_both_numbers);
