@@ -39,6 +39,19 @@ static bool is_cpu(const struct ek_plan_file *f, uint32_t d)
     return strcmp(f->devices[d].backend, "cpu") == 0;
 }
 
+__attribute__((format(printf, 2, 3))) static enum ek_status cannot(const char *target,
+                                                                   const char *fmt, ...)
+{
+    char why[512];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(why, sizeof(why), fmt, ap);
+    va_end(ap);
+    return ek_error(EK_NO, "%s cannot express this plan: %s (`plan --for %s` keeps to what it can)",
+                    target, why, target);
+}
+
 /* ---- What pipelines of whole layers can say -----------------------------------------------------
  * Stages that hold layers, in order, one degree of tensor parallelism, the embedding and side
  * modules with the first and the norm and head with the last. */
@@ -55,15 +68,10 @@ static enum ek_status check_ends(const struct ek_plan_file *f, const struct pipe
         const struct ek_file_stage *s = &f->stages[i];
         bool first = s->devices[0] == p->stages[0]->devices[0];
         if ((s->has_embed || s->has_side) && !first)
-            return ek_error(EK_NO,
-                            "%s cannot express this plan: \"%s\" must be with the first "
-                            "layers",
-                            target, s->modules[0]);
+            return cannot(target, "\"%s\" must be with the first layers", s->modules[0]);
         if (s->has_head && s->devices[0] != p->stages[p->n - 1]->devices[0])
-            return ek_error(EK_NO,
-                            "%s cannot express this plan: \"%s\" must be with the last "
-                            "layers",
-                            target, s->modules[s->n_modules - 1]);
+            return cannot(target, "\"%s\" must be with the last layers",
+                          s->modules[s->n_modules - 1]);
     }
     return EK_OK;
 }
@@ -77,23 +85,18 @@ static enum ek_status as_pipeline(const struct ek_plan_file *f, const char *targ
         if (s->n_layers == 0)
             continue;
         if (is_cpu(f, s->devices[0]))
-            return ek_error(EK_NO, "%s cannot express this plan: layer %u is on %s", target,
-                            s->first_layer, f->devices[s->devices[0]].name);
+            return cannot(target, "layer %u is on %s", s->first_layer,
+                          f->devices[s->devices[0]].name);
         for (size_t j = 0; j < p->n; j++)
             if (f->devices[p->stages[j]->devices[0]].index == f->devices[s->devices[0]].index)
-                return ek_error(EK_NO,
-                                "%s cannot express this plan: the GPU of %s is visited twice, at "
-                                "layer %u",
-                                target, f->devices[s->devices[0]].name, s->first_layer);
+                return cannot(target, "the GPU of %s is visited twice, at layer %u",
+                              f->devices[s->devices[0]].name, s->first_layer);
         if (p->n && s->n_devices != p->stages[0]->n_devices)
-            return ek_error(EK_NO,
-                            "%s cannot express this plan: tensor-parallel degree changes at "
-                            "layer %u",
-                            target, s->first_layer);
+            return cannot(target, "tensor-parallel degree changes at layer %u", s->first_layer);
         p->stages[p->n++] = s;
     }
     if (p->n == 0)
-        return ek_error(EK_NO, "%s cannot express this plan: it has no layers", target);
+        return cannot(target, "it has no layers");
     p->tp = p->stages[0]->n_devices;
     return check_ends(f, p, target);
 }
@@ -163,7 +166,7 @@ static enum ek_status to_deepspeed(const struct ek_plan_file *f, struct text *t)
 
     EK_TRY(as_pipeline(f, "deepspeed", &p));
     if (p.tp != 1)
-        return ek_error(EK_NO, "deepspeed cannot express this plan: stage 0 is tensor-parallel");
+        return cannot("deepspeed", "stage 0 is tensor-parallel");
     add(t, "# boundaries for an override of PipelineModule._partition_layers (layers alone; the\n"
            "# embedding goes with the first stage, norm and head with the last)\nparts = [0");
     for (size_t i = 0; i < p.n; i++)
@@ -180,7 +183,7 @@ static enum ek_status to_llama(const struct ek_plan_file *f, struct text *t)
 
     EK_TRY(as_pipeline(f, "llama.cpp", &p));
     if (p.tp != 1)
-        return ek_error(EK_NO, "llama.cpp cannot express this plan: stage 0 is tensor-parallel");
+        return cannot("llama.cpp", "stage 0 is tensor-parallel");
     add(t, "llama-server -m MODEL.gguf -ngl 999 -sm layer -dev ");
     for (size_t i = 0; i < p.n; i++)
         add(t, "%sCUDA%u", i ? "," : "", f->devices[p.stages[i]->devices[0]].index);
@@ -242,17 +245,19 @@ static enum ek_status write_map(const struct ek_plan_file *f, const json_t *map,
 static enum ek_status to_accelerate(const struct ek_plan_file *f, struct text *t)
 {
     const json_t *map = json_object_get(f->root, "device_map");
+    const struct ek_file_stage *last = &f->stages[f->n_stages - 1];
+    uint32_t cpus = 0;
 
     for (size_t i = 0; i < f->n_stages; i++)
         if (f->stages[i].n_devices > 1)
-            return ek_error(EK_NO, "accelerate cannot express this plan: \"%s\" is tensor-parallel",
-                            f->stages[i].modules[0]);
+            return cannot("accelerate", "\"%s\" is tensor-parallel", f->stages[i].modules[0]);
+    for (uint32_t i = 0; i < f->n_devices; i++)
+        cpus += is_cpu(f, i);
+    if (!json_is_object(map) && cpus > 1)
+        return cannot("accelerate", "it has %u CPU devices, a device_map knows one", cpus);
     if (!json_is_object(map))
-        return ek_error(
-            EK_NO,
-            "accelerate cannot express this plan: several CPU devices, or a head "
-            "tied to an embedding on another device (\"%s\")",
-            f->stages[f->n_stages - 1].modules[f->stages[f->n_stages - 1].n_modules - 1]);
+        return cannot("accelerate", "\"%s\" is tied to an embedding on another device",
+                      last->modules[last->n_modules - 1]);
     return write_map(f, map, t);
 }
 
