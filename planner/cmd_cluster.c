@@ -82,8 +82,7 @@ static enum ek_status run(int argc, char **argv, int *code)
             fputs(help, stdout);
             return EK_OK;
         } else {
-            return ek_error(EK_EUSAGE, "cluster: unknown or incomplete option; see `cluster "
-                                       "--help`");
+            return ek_option_error(argv);
         }
     }
     if (optind + 1 != argc)

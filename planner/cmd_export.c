@@ -75,8 +75,7 @@ static enum ek_status read_arguments(int argc, char **argv, const char *help, st
             a->done = true;
             return EK_OK;
         } else {
-            return ek_error(EK_EUSAGE, "%s: unknown or incomplete option; see `%s --help`", argv[0],
-                            argv[0]);
+            return ek_option_error(argv);
         }
     }
     if (optind + 1 != argc)

@@ -38,7 +38,7 @@ struct arguments {
     bool json, done;
 };
 
-static enum ek_status read_option(struct arguments *a, int o)
+static enum ek_status read_option(struct arguments *a, int o, char **argv)
 {
     switch (o) {
     case O_RATE:
@@ -59,7 +59,7 @@ static enum ek_status read_option(struct arguments *a, int o)
         a->done = true;
         return EK_OK;
     default:
-        return ek_error(EK_EUSAGE, "simulate: unknown or incomplete option; see `simulate --help`");
+        return ek_option_error(argv);
     }
 }
 
@@ -146,7 +146,7 @@ static enum ek_status run(int argc, char **argv, int *code)
     optind = 0;
     opterr = 0;
     while (!a.done && (o = getopt_long(argc, argv, "", options, NULL)) != -1)
-        EK_TRY(read_option(&a, o));
+        EK_TRY(read_option(&a, o, argv));
     if (a.done)
         return EK_OK;
     if (optind + 1 != argc)

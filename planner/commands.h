@@ -12,6 +12,10 @@ struct ek_command {
     /* argv[0] is the subcommand's name. *code: the exit code when the status is EK_OK. */
     enum ek_status (*run)(int argc, char **argv, int *code);
 };
+/* What getopt_long, with opterr 0, has just not understood of a command's arguments; argv[0] is the
+ * command's name. */
+enum ek_status ek_option_error(char **argv);
+
 extern const struct ek_command ek_command_plan, ek_command_export, ek_command_report,
     ek_command_hardware, ek_command_simulate, ek_command_cluster;
 

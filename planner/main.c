@@ -7,6 +7,7 @@
 
 #include <config.h>
 
+#include <getopt.h>
 #include <signal.h>
 #include <string.h>
 
@@ -22,6 +23,18 @@ static void on_interrupt(int sig)
 {
     ek_stopped = true;
     signal(sig, SIG_DFL); /* the second one is meant */
+}
+
+enum ek_status ek_option_error(char **argv)
+{
+    const char *given = argv[optind - 1];
+
+    if (optopt && strncmp(given, "--", 2) != 0)
+        return ek_error(EK_EUSAGE, "%s: unknown or incomplete option -%c", argv[0], optopt);
+    if (optopt) /* it is known */
+        return ek_error(EK_EUSAGE, "%s: %s %s value", argv[0], given,
+                        strchr(given, '=') ? "takes no" : "needs a");
+    return ek_error(EK_EUSAGE, "%s: unknown option %s; see `%s --help`", argv[0], given, argv[0]);
 }
 
 static void usage(FILE *out)

@@ -406,7 +406,7 @@ static enum ek_status read_engine(struct ek_plan_arguments *a, const char *text)
                     text);
 }
 
-static enum ek_status file_option(struct ek_plan_arguments *a, int o)
+static enum ek_status file_option(struct ek_plan_arguments *a, int o, char **argv)
 {
     switch (o) {
     case O_DB:
@@ -473,7 +473,7 @@ static enum ek_status file_option(struct ek_plan_arguments *a, int o)
         printf("evenkeel-plan %s\n", PACKAGE_VERSION);
         break;
     default:
-        return ek_error(EK_EUSAGE, "plan: unknown or incomplete option; see `plan --help`");
+        return ek_option_error(argv);
     }
     a->done = true;
     return EK_OK;
@@ -491,7 +491,7 @@ enum ek_status ek_plan_arguments_read(struct ek_plan_arguments *a, int argc, cha
         else if (o >= O_MAX_MEMORY && o <= O_TIME_LIMIT)
             EK_TRY(request_option(a, o, argc, argv));
         else
-            EK_TRY(file_option(a, o));
+            EK_TRY(file_option(a, o, argv));
     }
     if (a->done)
         return EK_OK;

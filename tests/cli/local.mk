@@ -2,7 +2,7 @@
 CLI_TESTS = tests/cli/usage.sh tests/cli/completion.sh tests/cli/streams.sh \
 	tests/cli/interrupt.sh tests/cli/faults.sh \
 	tests/cli/pipeline.sh tests/cli/pictures.sh tests/cli/given.sh tests/cli/report.sh \
-	tests/cli/many-gpus.sh
+	tests/cli/many-gpus.sh tests/cli/guide.sh
 dist_check_SCRIPTS += $(CLI_TESTS)
 TESTS += $(CLI_TESTS)
 EXTRA_DIST += tests/cli/lib.sh

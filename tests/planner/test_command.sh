@@ -33,6 +33,13 @@ expect 0 "plan help" "$plan" plan --help
 expect 2 "no command" "$plan"
 expect 2 "unknown command" "$plan" paln
 expect 2 "unknown option" "$plan" plan --costs "$costs" --fast
+says "err" "plan: unknown option --fast"
+expect 2 "no value" "$plan" plan --costs "$costs" --batch
+says "err" "plan: --batch needs a value"
+expect 2 "a value too many" "$plan" export a.json --json=yes
+says "err" "export: --json=yes takes no value"
+expect 2 "a short one" "$plan" simulate a.json -x
+says "err" "simulate: unknown or incomplete option -x"
 expect 2 "no input" "$plan" plan
 expect 2 "bad size" "$plan" plan --costs "$costs" --max-memory 15XB
 expect 2 "a split with a gap" "$plan" plan --costs "$costs" --from "[3,4,,4,4,4,4,4,3]"
