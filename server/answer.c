@@ -163,14 +163,14 @@ char *answer_usage_event(const struct answer *a)
     return dump(v, "data: ", "\n\n");
 }
 
-char *answer_error(int code, const char *message)
+char *answer_error(int status, const char *code, const char *message)
 {
-    const char *type = code == 401   ? "authentication_error"
-                       : code == 429 ? "rate_limit_error"
-                       : code < 500  ? "invalid_request_error"
-                                     : "server_error";
+    const char *type = status == 401   ? "authentication_error"
+                       : status == 429 ? "rate_limit_error"
+                       : status < 500  ? "invalid_request_error"
+                                       : "server_error";
 
-    return dump(json_pack("{s{ss ss sn si}}", "error", "message", message, "type", type, "param",
+    return dump(json_pack("{s{ss ss sn ss?}}", "error", "message", message, "type", type, "param",
                           "code", code),
                 "", "\n");
 }

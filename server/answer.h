@@ -39,6 +39,7 @@ char *answer_whole(struct answer *a, const char *finish);
  * first. finish: NULL until the last. */
 char *answer_event(struct answer *a, size_t ready, bool first, const char *finish);
 char *answer_usage_event(const struct answer *a);
-char *answer_error(int code, const char *message);
+/* code: a word of the interface's, or NULL. */
+char *answer_error(int status, const char *code, const char *message);
 
 #endif

@@ -24,6 +24,7 @@ struct client {
     struct MHD_Connection *connection;
     struct guest *guest;
     const struct way *way;
+    const char *rest; /* of the path: the connection's */
     struct text body;
     bool too_large; /* the body is: ... */
     bool lacking;   /* there was no memory for it: its rest is passed over */
@@ -76,9 +77,9 @@ static bool reply_json(struct client *c, int code, char *text)
     return reply(c, code, "application/json", text);
 }
 
-static bool reply_error(struct client *c, int code, const char *message)
+static bool reply_error(struct client *c, int status, const char *code, const char *message)
 {
-    return reply_json(c, code, answer_error(code, message));
+    return reply_json(c, status, answer_error(status, code, message));
 }
 
 static int code_of(enum ek_status st)
@@ -97,15 +98,42 @@ static int code_of(enum ek_status st)
     }
 }
 
-static bool reply_models(struct client *c)
+/* What a client may branch on; NULL: there is no word for it. */
+static const char *word_of(enum ek_status st)
 {
-    json_t *v = json_pack("{ss s[{ss ss ss sI}]}", "object", "list", "data", "id", c->s->opt->model,
-                          "object", "model", "owned_by", "evenkeel", "max_model_len",
-                          (json_int_t)ek_engine_max_context(c->s->engine));
+    return st == EK_NO ? "context_length_exceeded" : NULL;
+}
+
+static bool reply_failure(struct client *c, enum ek_status st)
+{
+    return reply_error(c, code_of(st), word_of(st), ek_last_error());
+}
+
+static bool reply_document(struct client *c, json_t *v)
+{
     char *text = v ? json_dumps(v, JSON_COMPACT) : NULL;
 
     json_decref(v);
     return reply_json(c, 200, text);
+}
+
+static json_t *model_document(const struct client *c)
+{
+    return json_pack("{ss ss si ss sI}", "id", c->s->opt->model, "object", "model", "created", 0,
+                     "owned_by", "evenkeel", "max_model_len",
+                     (json_int_t)ek_engine_max_context(c->s->engine));
+}
+
+static bool reply_models(struct client *c)
+{
+    return reply_document(c, json_pack("{ss s[o]}", "object", "list", "data", model_document(c)));
+}
+
+static bool reply_model(struct client *c)
+{
+    if (strcmp(c->rest, c->s->opt->model) != 0)
+        return reply_error(c, 404, "model_not_found", "no model of this name is here");
+    return reply_document(c, model_document(c));
 }
 
 static bool reply_health(struct client *c)
@@ -312,7 +340,7 @@ static enum ek_status follow(struct client *c)
 /* A stream that has begun ends with the error as its last event. */
 static void put_error(struct client *c, enum ek_status st)
 {
-    char *text = answer_error(code_of(st), ek_last_error());
+    char *text = answer_error(code_of(st), word_of(st), ek_last_error());
 
     c->over = true;
     if (text != NULL && text_add(&c->out, "data: ", 6, OUT_MAX) == EK_OK &&
@@ -386,7 +414,7 @@ static bool reply_whole(struct client *c)
     if (st == EK_NO)
         return false;
     if (st != EK_OK)
-        return reply_error(c, code_of(st), ek_last_error());
+        return reply_failure(c, st);
     return reply_json(c, 200, ek_strdup(c->out.data));
 }
 
@@ -395,7 +423,7 @@ static bool generate(struct client *c, bool chat)
     enum ek_status st = open_generation(c, chat);
 
     if (st != EK_OK)
-        return reply_error(c, code_of(st), ek_last_error());
+        return reply_failure(c, st);
     queue_put(&c->s->queue, &c->job);
     c->put = true;
     return c->request.stream ? reply_stream(c) : reply_whole(c);
@@ -417,15 +445,21 @@ static const struct way ways[] = {
     {"/v1/chat/completions", "POST", reply_chat, false},
     {"/v1/completions", "POST", reply_completion, false},
     {"/v1/models", "GET", reply_models, false},
+    {"/v1/models/", "GET", reply_model, false},
     {"/health", "GET", reply_health, true},
     {"/metrics", "GET", reply_metrics, false},
 };
 
-static const struct way *find_way(const char *path)
+/* *rest: what follows a way that ends with a slash. */
+static const struct way *find_way(const char *path, const char **rest)
 {
-    for (size_t i = 0; i < EK_ARRAY_LEN(ways); i++)
-        if (strcmp(path, ways[i].path) == 0)
+    for (size_t i = 0; i < EK_ARRAY_LEN(ways); i++) {
+        size_t n = strlen(ways[i].path);
+        bool open_end = ways[i].path[n - 1] == '/';
+        *rest = path + n;
+        if (strncmp(path, ways[i].path, n) == 0 && (path[n] == '\0') != open_end)
             return &ways[i];
+    }
     return NULL;
 }
 
@@ -496,9 +530,9 @@ struct client *client_new(struct server *s, struct MHD_Connection *connection, c
     c->s = s;
     c->connection = connection;
     c->guest = guests_find(connection);
-    c->way = find_way(path);
+    c->way = find_way(path, &c->rest);
     code = refused_with(c, method);
-    if (code != 0 && !reply_error(c, code, refusal(code))) {
+    if (code != 0 && !reply_error(c, code, code == 401 ? "invalid_api_key" : NULL, refusal(code))) {
         free(c);
         return NULL;
     }
@@ -523,8 +557,8 @@ bool client_answer(struct client *c)
 {
     guests_move(&c->s->guests, c->guest, GUEST_WAITS);
     if (c->too_large)
-        return reply_error(c, 413, refusal(413));
-    return c->lacking ? reply_error(c, 503, "no memory for the body") : c->way->reply(c);
+        return reply_error(c, 413, NULL, refusal(413));
+    return c->lacking ? reply_error(c, 503, NULL, "no memory for the body") : c->way->reply(c);
 }
 
 void client_free(struct client *c)

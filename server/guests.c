@@ -112,7 +112,7 @@ static void tell(const struct guests *g, int fd)
     char message[80], *body, *text = NULL;
 
     snprintf(message, sizeof(message), "the request did not arrive within %u s", g->seconds);
-    body = answer_error(MHD_HTTP_REQUEST_TIMEOUT, message);
+    body = answer_error(MHD_HTTP_REQUEST_TIMEOUT, NULL, message);
     if (body != NULL)
         text = ek_asprintf("HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\n"
                            "Content-Length: %zu\r\nConnection: close\r\n\r\n%s",

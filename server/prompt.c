@@ -52,7 +52,7 @@ static enum ek_status check(const struct ek_engine *e, const struct ek_vl_rules 
     if (p->prompt.n == 0)
         return ek_error(EK_EUSAGE, "request: the prompt is empty");
     if (p->prompt.n > context)
-        return ek_error(EK_EUSAGE, "request: the prompt has %zu tokens, at most %u possible",
+        return ek_error(EK_NO, "request: the prompt has %zu tokens, at most %u possible",
                         p->prompt.n, context);
     for (size_t i = 0; i < p->prompt.n; i++)
         if ((uint32_t)p->prompt.ids[i] >= vocab)

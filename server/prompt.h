@@ -15,7 +15,7 @@ struct server_prompt {
     struct ek_vision_prompt vision;
     struct ek_prompt prompt; /* what is generated from; points into these */
 };
-/* rules: the model's, NULL when it takes no pictures. EK_EUSAGE when the prompt is longer than the
+/* rules: the model's, NULL when it takes no pictures. EK_NO when the prompt is longer than the
  * engine's context. Closed with server_prompt_close, also where it fails. */
 enum ek_status server_prompt_open(struct ek_engine *e, const struct ek_tokenizer *t,
                                   const struct ek_vl_rules *rules, const struct request *r,

@@ -224,6 +224,7 @@ static enum ek_status read_content(const json_t *v, struct ek_json_at at, struct
 static enum ek_status read_message(const json_t *o, size_t i, struct request *r)
 {
     struct ek_message *m = &r->messages[i];
+    const json_t *content;
     char prefix[48];
     struct ek_json_at at = {"request", prefix};
 
@@ -233,7 +234,10 @@ static enum ek_status read_message(const json_t *o, size_t i, struct request *r)
     EK_TRY(ek_json_string(o, at, "role", &m->role));
     if (strcmp(m->role, "developer") == 0)
         m->role = "system";
-    return read_content(json_object_get(o, "content"), at, r, &m->content);
+    content = json_object_get(o, "content");
+    if (strcmp(m->role, "assistant") == 0 && (content == NULL || json_is_null(content)))
+        return (m->content = ek_strdup("")) ? EK_OK : EK_ENOMEM; /* it called a tool, elsewhere */
+    return read_content(content, at, r, &m->content);
 }
 
 /* Pictures that all stand before the first user's text are left unnamed: the model's template knows

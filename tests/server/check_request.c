@@ -20,6 +20,9 @@ static const struct {
 } documents[] = {
     {USER("\"a\"") "}", NULL},
     {USER("\"a\"") ", \"tools\": [], \"n\": 1, \"logprobs\": false, \"later\": {\"x\": 1}}", NULL},
+    {"{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", "
+     "\"content\": null}]}",
+     NULL},
     {USER("\"a\"") ", \"stop\": null, \"seed\": null, \"max_tokens\": null}", NULL},
     {USER("\"a\"") ", \"tools\": [{}]}", "tools is not supported"},
     {USER("\"a\"") ", \"n\": 2}", "n other than 1"},

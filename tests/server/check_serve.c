@@ -245,6 +245,9 @@ static const struct {
     {"GET", "/../etc/passwd", "", 404},
     {"GET", "/health", "", 200},
     {"GET", "/v1/models", "", 200},
+    {"GET", "/v1/models/", "", 404},
+    {"GET", "/v1/models/tiny", "", 200},
+    {"GET", "/v1/models/tinier", "", 404},
     {"GET", "/metrics", "", 200},
 };
 
@@ -283,6 +286,7 @@ START_TEST(a_prompt_longer_than_the_context_is_refused_with_both_numbers)
     hear(fd, answer);
     ck_assert_int_eq(code_of(answer), 400);
     ck_assert_ptr_nonnull(strstr(answer, "129 tokens, at most 128"));
+    ck_assert_ptr_nonnull(strstr(answer, "\"code\":\"context_length_exceeded\""));
     end(EK_OK);
 }
 END_TEST
@@ -309,6 +313,7 @@ START_TEST(a_key_is_asked_for)
         say(fd, text);
         ck_assert_int_eq(code_of(hear(fd, answer)), tries[i].code);
         ck_assert_int_eq(tries[i].code == 401, strstr(answer, "\r\nWWW-Authenticate: ") != NULL);
+        ck_assert_int_eq(tries[i].code == 401, strstr(answer, "\"invalid_api_key\"") != NULL);
         free(text);
     }
     end(EK_OK);
