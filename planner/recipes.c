@@ -96,17 +96,26 @@ static void proportional(const struct ek_problem *p, struct ek_assignment *a)
 
 /* ---- accelerate ---------------------------------------------------------------------------------
  * Bytes of parameters alone, in order, filling one device after the other; on the first device room
- * is kept for the largest layer (for what may be moved in later). What fits nowhere goes to the
- * last device here, where accelerate would go on to the CPU and the disk. */
+ * is kept for the largest module behind (for what may be moved in later). What fits nowhere goes to
+ * the last device here, where accelerate would go on to the CPU and the disk. */
+static uint64_t largest_behind(const struct ek_problem *p, uint32_t module)
+{
+    const struct ek_cost_module *mods = p->costs->modules;
+    uint64_t largest = 0;
+
+    for (uint32_t m = module + 1; m < p->costs->n_modules; m++)
+        if (mods[m].tied_to < 0 && mods[m].weights > largest)
+            largest = mods[m].weights;
+    return largest;
+}
+
 static void accelerate_fill(const struct ek_problem *p, const uint64_t *limits,
                             struct ek_assignment *a)
 {
     const struct ek_cost_module *mods = p->costs->modules;
-    uint64_t largest = 0, used = 0;
+    uint64_t used = 0;
     uint32_t d = 0;
 
-    for (uint32_t m = 0; m < p->costs->n_modules; m++)
-        largest = mods[m].weights > largest ? mods[m].weights : largest;
     for (uint32_t m = 0; m < p->costs->n_modules; m++) {
         int32_t t = mods[m].tied_to;
         if (t >= 0) { /* tied parameters are pulled to where they are already */
@@ -114,7 +123,7 @@ static void accelerate_fill(const struct ek_problem *p, const uint64_t *limits,
             continue;
         }
         while (d + 1 < p->n_devices &&
-               used + mods[m].weights + (d == 0 ? largest : 0) > limits[d]) {
+               used + mods[m].weights + (d == 0 ? largest_behind(p, m) : 0) > limits[d]) {
             d++;
             used = 0;
         }
@@ -132,8 +141,9 @@ static void accelerate_auto(const struct ek_problem *p, struct ek_assignment *a)
     accelerate_fill(p, limits, a);
 }
 
-/* get_balanced_memory: total / devices and a quarter more than the larger of the largest block and
- * the mean leaf; the last device keeps all it has. */
+/* get_balanced_memory: total / devices and a quarter more than the first block (of the class that
+ * must not be split it looks at one; the mean of all leaves is less than that); the last device
+ * keeps all it has. */
 static void accelerate_balanced(const struct ek_problem *p, struct ek_assignment *a)
 {
     uint64_t limits[EK_PLAN_MAX_DEVICES], total = 0, block = 0, each;
@@ -141,7 +151,7 @@ static void accelerate_balanced(const struct ek_problem *p, struct ek_assignment
     for (uint32_t m = 0; m < p->costs->n_modules; m++) {
         const struct ek_cost_module *mod = &p->costs->modules[m];
         total += mod->tied_to >= 0 ? 0 : mod->weights;
-        if (mod->kind == EK_MODULE_LAYER && mod->weights > block)
+        if (mod->kind == EK_MODULE_LAYER && block == 0)
             block = mod->weights;
     }
     each = total / p->n_devices + block + block / 4;

@@ -79,6 +79,88 @@ START_TEST(a_device_that_is_visited_twice_works_on_one_stage_at_a_time)
 }
 END_TEST
 
+/* What accelerate 1.15 made of such modules, blocks not to be split, by infer_auto_device_map with
+ * max_memory as it is and as get_balanced_memory makes it. */
+static const struct {
+    uint64_t memory[3], embed, layers[4], head;
+    bool tied;
+    uint32_t filled[7], balanced[7];
+} accelerates[] = {
+    {{1000, 1000, 2000}, 100, {200, 200, 200, 200}, 100, true, {0}, {0, 0, 1, 1, 2, 2, 0}},
+    {{1000, 1000, 2000},
+     100,
+     {200, 200, 200, 200},
+     100,
+     false,
+     {0, 0, 0, 0, 0, 1, 1},
+     {0, 0, 1, 1, 2, 2, 2}},
+    {{520, 520, 2000},
+     100,
+     {200, 200, 200, 200},
+     100,
+     true,
+     {0, 0, 1, 1, 2, 2, 0},
+     {0, 0, 1, 1, 2, 2, 0}},
+    {{520, 520, 2000},
+     100,
+     {200, 200, 200, 200},
+     100,
+     false,
+     {0, 0, 1, 1, 2, 2, 2},
+     {0, 0, 1, 1, 2, 2, 2}},
+    {{600, 600, 600},
+     100,
+     {200, 200, 200, 200},
+     100,
+     false,
+     {0, 0, 1, 1, 1, 2, 2},
+     {0, 0, 1, 1, 2, 2, 2}},
+    {{700, 700, 2000},
+     20,
+     {100, 240, 240, 240},
+     20,
+     false,
+     {0, 0, 0, 1, 1, 1, 1},
+     {0, 0, 1, 2, 2, 2, 2}},
+    {{700, 700, 2000},
+     20,
+     {100, 240, 240, 240},
+     20,
+     true,
+     {0, 0, 0, 1, 1, 1, 0},
+     {0, 0, 1, 2, 2, 2, 0}},
+    {{600, 600, 600},
+     20,
+     {240, 240, 100, 100},
+     120,
+     false,
+     {0, 0, 1, 1, 1, 1, 1},
+     {0, 0, 1, 1, 1, 1, 1}},
+};
+
+START_TEST(accelerates_maps_are_those_that_it_makes)
+{
+    struct ek_costs *c = small_costs();
+    struct ek_problem *p = problem_of(c, 1);
+    struct ek_assignment a;
+
+    for (uint32_t d = 0; d < 3; d++)
+        p->devices[d].memory = accelerates[_i].memory[d];
+    c->modules[0].weights = accelerates[_i].embed;
+    for (int i = 0; i < 4; i++)
+        c->modules[1 + i].weights = accelerates[_i].layers[i];
+    c->modules[6].weights = accelerates[_i].head;
+    if (!accelerates[_i].tied)
+        c->modules[6].tied_to = -1;
+    ck_assert_int_eq(ek_recipe_named(p, "accelerate auto", &a), EK_OK);
+    ck_assert_mem_eq(a.device, accelerates[_i].filled, sizeof(accelerates[_i].filled));
+    ck_assert_int_eq(ek_recipe_named(p, "accelerate balanced", &a), EK_OK);
+    ck_assert_mem_eq(a.device, accelerates[_i].balanced, sizeof(accelerates[_i].balanced));
+    ek_problem_free(p);
+    ek_costs_free(c);
+}
+END_TEST
+
 START_TEST(a_given_placement_is_a_plan_that_says_so)
 {
     struct ek_costs *c = small_costs();
@@ -274,6 +356,7 @@ int main(void)
     tcase_add_test(t, a_device_that_is_visited_twice_works_on_one_stage_at_a_time);
     tcase_add_test(t, a_given_placement_is_a_plan_that_says_so);
     tcase_add_loop_test(t, splits_and_recipes_are_understood_or_refused, 0, EK_ARRAY_LEN(splits));
+    tcase_add_loop_test(t, accelerates_maps_are_those_that_it_makes, 0, EK_ARRAY_LEN(accelerates));
     tcase_add_test(t, what_one_workload_took_corrects_another);
     tcase_add_test(t, a_calibration_is_the_median_and_not_made_twice);
     suite_add_tcase(s, t);
