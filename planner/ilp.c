@@ -33,9 +33,9 @@ struct builder {
     int *out_row, *in_row;   /* [n_items][n_kinds] rows of the flow through hops, 0: none */
     int *side_out, *side_in; /* [n_kinds] flow from the side modules' stage to the first */
     double scale;            /* of the objective */
-    /* the stages of each kind and those that begin at each item are counted: branching on such a
-     * count halves the problem where branching on one column barely changes it */
-    int *tally;      /* [n_kinds + n_items] rows */
+    /* the stages of each kind are counted: branching on such a count halves the problem where
+     * branching on one column barely changes it */
+    int *tally;      /* [n_kinds] rows */
     int first_count; /* their variables, from here */
     int cutoff;      /* a variable without rows, fixed at 0, or 0: see offer_cutoff */
 };
@@ -144,7 +144,7 @@ static void make_rows(struct builder *b, struct rows *r)
     for (uint32_t i = 0; i < p->n_pools; i++)
         r->pool[i] = add_row(b, GLP_UP, 0, 1);
     r->second = b->l->second.columns ? add_row(b, GLP_UP, 0, 1) : 0;
-    for (uint32_t i = 0; i < p->n_kinds + p->n_items; i++)
+    for (uint32_t i = 0; i < p->n_kinds; i++)
         b->tally[i] = add_row(b, GLP_FX, 0, 0);
 }
 
@@ -207,8 +207,6 @@ static enum ek_status put_column(struct builder *b, struct rows *r, uint32_t i)
     EK_TRY(put_sides(b, r, c, v));
     EK_TRY(put(b, r->group[k->group], v, k->tp));
     EK_TRY(put(b, b->tally[c->kind], v, 1));
-    if (c->first <= c->last)
-        EK_TRY(put(b, b->tally[p->n_kinds + (uint32_t)c->first], v, 1));
     if (r->stages)
         EK_TRY(put(b, r->stages, v, 1));
     if (pool >= 0)
@@ -265,7 +263,7 @@ static enum ek_status put_counts(struct builder *b)
     int v;
 
     b->first_count = glp_get_num_cols(b->lp) + 1;
-    for (uint32_t i = 0; i < p->n_kinds + p->n_items; i++) {
+    for (uint32_t i = 0; i < p->n_kinds; i++) {
         EK_TRY(add_variable(b, 0, false, UINT32_MAX, &v));
         glp_set_col_kind(b->lp, v, GLP_IV);
         EK_TRY(put(b, b->tally[i], v, -1));
@@ -290,7 +288,7 @@ static enum ek_status build(struct builder *b)
     b->in_row = ek_calloc((size_t)p->n_items * p->n_kinds, sizeof(int));
     b->side_out = ek_calloc(p->n_kinds, sizeof(int));
     b->side_in = ek_calloc(p->n_kinds, sizeof(int));
-    b->tally = ek_calloc(p->n_kinds + p->n_items, sizeof(int));
+    b->tally = ek_calloc(p->n_kinds, sizeof(int));
     if (!b->out_row || !b->in_row || !b->side_out || !b->side_in || !b->tally)
         return EK_ENOMEM;
     make_rows(b, &r);
@@ -358,14 +356,12 @@ static int most_fractional(glp_tree *tree, glp_prob *lp, int from, int n)
     return best;
 }
 
-/* Numbers of stages of the kinds first, then where stages begin, then GLPK's own choice. */
+/* Numbers of stages of the kinds first, then GLPK's own choice. */
 static void branch(glp_tree *tree, const struct builder *b)
 {
     glp_prob *lp = glp_ios_get_prob(tree);
     int kinds = (int)b->p->n_kinds, v = most_fractional(tree, lp, b->first_count, kinds);
 
-    if (v == 0)
-        v = most_fractional(tree, lp, b->first_count + kinds, (int)b->p->n_items);
     if (v)
         glp_ios_branch_upon(tree, v, GLP_NO_BRNCH);
 }
