@@ -118,11 +118,17 @@ static enum ek_status open_flow(struct flow *f, const struct ek_traffic_pair *pa
     return EK_OK;
 }
 
-static void close_flow(struct flow *f)
+/* What it sent has arrived. Links end all at once: NCCL takes half a second for one. */
+static void stop_flow(struct flow *f)
 {
     for (int i = 0; i < 2; i++)
         if (f->dev[i] != NULL)
             (void)f->dev[i]->ops->sync(f->dev[i]);
+    ek_link_abandon(f->link);
+}
+
+static void close_flow(struct flow *f)
+{
     ek_link_close(f->link);
     for (int i = 0; i < 2; i++) {
         if (f->buffer[i] != NULL)
@@ -188,6 +194,8 @@ enum ek_status ek_measure_traffic(const struct ek_traffic_pair *pairs, size_t n,
     for (size_t i = 0; i < n; i++)
         fill_row(&t.flows[i], suffix, &out[i]);
 done:
+    for (size_t i = 0; i < n; i++)
+        stop_flow(&t.flows[i]);
     for (size_t i = 0; i < n; i++)
         close_flow(&t.flows[i]);
     free(t.flows);

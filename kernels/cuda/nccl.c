@@ -231,6 +231,8 @@ static enum ek_status try_out(struct ek_device *dev, struct ek_device *to)
     }
     pairs[gpu[0]][gpu[1]].known = true;
 done:
+    if (a != NULL && b != NULL)
+        ek_cuda_channel_abort(a); /* both at once */
     ek_cuda_channel_close(b);
     ek_cuda_channel_close(a);
     return st;
@@ -314,7 +316,7 @@ static void *abort_ends(void *arg)
     return NULL;
 }
 
-/* An abort may wait for a kernel that never ends: not this thread. */
+/* An abort takes half a second, and may wait for a kernel that never ends: not this thread. */
 void ek_cuda_channel_abort(struct ek_channel *c)
 {
     if (!atomic_exchange(&c->aborted, true) && pthread_create(&c->thread, NULL, abort_ends, c) != 0)
