@@ -307,19 +307,25 @@ START_TEST(a_time_limit_gives_the_best_so_far_unproven)
 }
 END_TEST
 
-/* Eight cards, none like another, whose memories are large; shared by four each, or their own. */
-static struct ek_costs *eight_cards(bool shared)
+/* Eight cards, none like another, with memories of their own or in turn on so many shared ones;
+ * the layers are alike in bytes. */
+static struct ek_costs *eight_cards(uint32_t memories, uint64_t bytes)
 {
-    json_t *root = large_instance(20, 8, 8, false, false, 9), *class;
+    static const char *const names[] = {"a", "b", "c", "d"};
+    json_t *root = large_instance(20, 8, 8, false, false, 9), *class, *module;
     struct ek_costs *c = NULL;
     size_t k;
 
     json_array_foreach(json_object_get(root, "classes"), k, class)
     {
-        json_object_set_new(class, "memory", json_integer((json_int_t)1 << 40));
-        if (shared)
-            json_object_set_new(class, "memory_group", json_string(k % 2 ? "odd" : "even"));
+        json_object_set_new(class, "memory", json_integer((json_int_t)bytes));
+        if (memories)
+            json_object_set_new(class, "memory_group", json_string(names[k % memories]));
     }
+    json_array_foreach(json_object_get(root, "modules"), k,
+                       module) if (strcmp(json_string_value(json_object_get(module, "kind")),
+                                          "layer") == 0)
+        json_object_set_new(module, "weights", json_integer((json_int_t)1700 << 20));
     ck_assert_msg(ek_costs_from_json(root, "eight", &c) == EK_OK, "%s", ek_last_error());
     json_decref(root);
     return c;
@@ -338,7 +344,7 @@ static struct ek_request all_eight(const struct ek_costs *c)
 
 START_TEST(a_shared_memory_that_cannot_fill_up_adds_no_states)
 {
-    struct ek_costs *c[] = {eight_cards(false), eight_cards(true)};
+    struct ek_costs *c[] = {eight_cards(0, (uint64_t)1 << 40), eight_cards(2, (uint64_t)1 << 40)};
     struct ek_solution *s[2];
 
     for (int shared = 0; shared < 2; shared++) {
@@ -355,11 +361,33 @@ START_TEST(a_shared_memory_that_cannot_fill_up_adds_no_states)
 }
 END_TEST
 
+/* Little more than weights, cache and what every stage takes: not all devices can be used. */
+static const struct {
+    uint32_t memories, gib; /* of each */
+    bool fits;
+} nearly_full[] = {{1, 43, true}, {2, 22, true}, {2, 21, true}, {2, 20, true}, {2, 19, false}};
+
+START_TEST(shared_memories_that_are_nearly_full_are_proven)
+{
+    struct ek_costs *c = eight_cards(nearly_full[_i].memories, nearly_full[_i].gib * EK_GIB);
+    struct ek_request r = request_for(c);
+    struct ek_solution *s = NULL;
+    enum ek_status st;
+
+    r.workload.batch = 4;
+    st = ek_solve(c, &r, &s);
+    ck_assert_msg(st == (nearly_full[_i].fits ? EK_OK : EK_NO), "%s", ek_last_error());
+    ck_assert(s == NULL || s->proven);
+    ek_solution_free(s);
+    ek_costs_free(c);
+}
+END_TEST
+
 /* Even when it was over before it began. */
 START_TEST(a_stopped_solve_is_never_worse_than_a_recipe)
 {
     static const double limits[] = {1e-9, 0.001, 0.003, 0.01, 0.03};
-    struct ek_costs *c = eight_cards(true);
+    struct ek_costs *c = eight_cards(2, (uint64_t)1 << 40);
     struct ek_request r = all_eight(c);
     struct ek_recipe *recipes = ek_calloc(EK_MAX_RECIPES, sizeof(*recipes));
     struct ek_solution *s = NULL;
@@ -517,6 +545,8 @@ int main(void)
     tcase_add_test(t, a_large_program_is_the_same_with_every_column);
     tcase_add_test(t, a_time_limit_gives_the_best_so_far_unproven);
     tcase_add_test(t, a_shared_memory_that_cannot_fill_up_adds_no_states);
+    tcase_add_loop_test(t, shared_memories_that_are_nearly_full_are_proven, 0,
+                        EK_ARRAY_LEN(nearly_full));
     tcase_add_loop_test(t, a_stopped_solve_is_never_worse_than_a_recipe, 0, 5);
     tcase_add_loop_test(t, a_stopped_solve_bounds_what_it_could_not_settle, 0, 4);
     tcase_add_test(t, an_interrupt_stops_the_solve);
