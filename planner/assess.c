@@ -58,12 +58,11 @@ static void score(const struct ek_problem *p, const struct ek_placement *pl,
     out->score.latency = side_hop(p, pl);
     for (size_t i = 0; i < pl->n_stages; i++) {
         const struct ek_placed_stage *s = &pl->stages[i];
-        double steps = p->workload.generate * s->decode_s, group = s->prefill_s / m,
-               passing = s->passing_s / m;
+        double steps = p->workload.generate * s->times.decode;
         bool hops = s->first <= s->last && i + 1 < pl->n_stages;
-        work[s->devices[0]] += group + steps;
-        prefill[s->devices[0]] += group;
-        out->score.latency += passing / chunks + steps + (hops ? hop_seconds(p, s) : 0);
+        work[s->devices[0]] += s->times.prefill + steps;
+        prefill[s->devices[0]] += s->times.prefill;
+        out->score.latency += s->times.passing / chunks + steps + (hops ? hop_seconds(p, s) : 0);
         link = hops ? fmax(link, ek_problem_hop_work(p, s->last, s->kind, s[1].kind)) : link;
     }
     for (uint32_t d = 0; d < p->n_devices; d++) {

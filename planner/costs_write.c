@@ -26,6 +26,10 @@ static json_t *class_json(const struct ek_cost_class *k)
         json_object_set_new(o, "sustained", json_real(k->sustained));
         json_object_set_new(o, "burst_s", json_real(k->burst_s));
     }
+    if (k->recovery_s > 0) {
+        json_object_set_new(o, "behind", json_real(k->behind));
+        json_object_set_new(o, "recovery_s", json_real(k->recovery_s));
+    }
 
     for (uint32_t i = 0; i < k->count; i++) {
         const struct ek_cost_device *d = &k->devices[i];
@@ -71,9 +75,13 @@ static json_t *curve_json(const struct ek_cost_curve *c)
 
 static json_t *times_json(const struct ek_costs *c, const struct ek_cost_times *t)
 {
-    return json_pack("{s:s s:s s:I s:o s:o}", "class", c->classes[t->cls].name, "signature",
-                     c->signatures[t->sig], "tp", (json_int_t)t->tp, "prefill",
-                     curve_json(&t->prefill), "decode", curve_json(&t->decode));
+    json_t *o = json_pack("{s:s s:s s:I s:o s:o}", "class", c->classes[t->cls].name, "signature",
+                          c->signatures[t->sig], "tp", (json_int_t)t->tp, "prefill",
+                          curve_json(&t->prefill), "decode", curve_json(&t->decode));
+
+    if (t->prefill.context_s > 0)
+        json_object_set_new(o, "context_s", json_real(t->prefill.context_s));
+    return o;
 }
 
 static json_t *memory_json(const struct ek_costs *c, const struct ek_cost_memory *m)

@@ -65,7 +65,26 @@ static void note_modules(const struct ek_problem *p, struct ek_placement *out, s
     for (uint32_t m = 0; m < p->first_item; m++)
         if (out->side_stage[m] == stage)
             add_module(p, m, s);
-    s->pictures_s = fmin(s->pictures_s, fmin(s->prefill_s, s->passing_s));
+    s->pictures_s = fmin(s->pictures_s, fmin(s->prefill_s, s->times.passing * p->micro_batches));
+}
+
+/* Clocks fall with the work of some tens of milliseconds, rests included: a device that waits for
+ * the one with the most to do keeps more of them. (Scores are of devices that do not wait, as the
+ * one that counts does not.) */
+static void share_time(const struct ek_problem *p, struct ek_placement *out)
+{
+    double all[EK_PLAN_MAX_DEVICES] = {0};
+
+    for (size_t i = 0; i < out->n_stages; i++)
+        all[out->stages[i].devices[0]] += out->stages[i].times.prefill;
+    for (size_t i = 0; i < out->n_stages; i++) {
+        struct ek_placed_stage *s = &out->stages[i];
+        const struct ek_stage_times *t = &s->times;
+        double share = t->prefill > 0 ? pow(all[s->devices[0]] / most(all), 2) : 0;
+        s->prefill_s =
+            (t->rested_prefill + share * (t->prefill - t->rested_prefill)) * p->micro_batches;
+        s->decode_s = t->rested_decode + share * (t->decode - t->rested_decode);
+    }
 }
 
 /* The pictures of a prompt follow one another through the stages of the tower, before their prompt;
@@ -79,10 +98,12 @@ static void predict(const struct ek_problem *p, struct ek_placement *out)
     double seeing[EK_PLAN_MAX_DEVICES] = {0}, filling[EK_PLAN_MAX_DEVICES] = {0},
            stepping[EK_PLAN_MAX_DEVICES] = {0};
 
+    share_time(p, out);
     for (size_t i = 0; i < out->n_stages; i++) {
         struct ek_placed_stage *s = &out->stages[i];
+        double pace = s->times.prefill > 0 ? s->times.passing / s->times.prefill : 1;
         note_modules(p, out, i);
-        prefill += (s->passing_s - s->pictures_s) / chunks + (w->prompt ? s->handoff_s : 0);
+        prefill += (pace * s->prefill_s - s->pictures_s) / chunks + (w->prompt ? s->handoff_s : 0);
         if (s->first <= s->last && i + 1 < out->n_stages)
             prefill += ek_problem_picture_hop(p, s->last, s->kind, s[1].kind);
         decode += s->decode_s + s->handoff_s;
@@ -102,21 +123,11 @@ static void predict(const struct ek_problem *p, struct ek_placement *out)
 
 /* ---- From columns -------------------------------------------------------------------------------
  */
-static void take_times(const struct ek_problem *p, const struct ek_stage_times *t,
-                       struct ek_placed_stage *s)
-{
-    s->prefill_s = t->prefill * p->micro_batches;
-    s->passing_s = t->passing * p->micro_batches;
-    s->decode_s = t->decode;
-}
-
 static void stage_times(const struct ek_problem *p, struct ek_placed_stage *s, uint32_t sides)
 {
-    struct ek_stage_times t = {0};
     bool outside = false;
 
-    (void)ek_problem_times(p, s->kind, s->first, s->last, sides, &t, &outside);
-    take_times(p, &t, s);
+    (void)ek_problem_times(p, s->kind, s->first, s->last, sides, &s->times, &outside);
 }
 
 /* Devices of a group are taken in order, columns in the order of the chain. */
@@ -149,7 +160,7 @@ static void place_sides(const struct ek_problem *p, const uint32_t *columns, uin
         s.first = 0;
         s.last = -1;
         stage_times(p, &s, c->sides);
-        s.decode_s = s.handoff_s = 0;
+        s.times.decode = s.times.rested_decode = s.handoff_s = 0;
         note_sides(p, c->sides, out->n_stages, out);
         out->stages[out->n_stages++] = s;
     }
@@ -305,10 +316,10 @@ static bool add_times(struct mapper *m, size_t i)
 {
     const struct ek_problem *p = m->p;
     struct ek_placed_stage *s = &m->out->stages[i];
-    struct ek_stage_times t;
+    struct ek_stage_times *t = &s->times;
     bool outside = false;
 
-    if (!ek_problem_times(p, s->kind, s->first, s->last, 0, &t, &outside))
+    if (!ek_problem_times(p, s->kind, s->first, s->last, 0, t, &outside))
         return false;
     for (uint32_t k = 0; k < p->first_item; k++) {
         const struct ek_modcost *c = ek_modcost_of(p, p->groups[p->kinds[s->kind].group].cls, 1, k);
@@ -316,10 +327,10 @@ static bool add_times(struct mapper *m, size_t i)
             continue;
         if (!c->known)
             return false;
-        t.prefill += c->prefill;
-        t.passing += c->prefill;
+        t->prefill += c->prefill;
+        t->rested_prefill += c->prefill;
+        t->passing += c->prefill;
     }
-    take_times(p, &t, s);
     return add_hop(m, i);
 }
 

@@ -28,7 +28,10 @@
 struct ek_cost_curve { /* times of one phase, interpolated by the store's ek_interpolate */
     struct ek_store_time_row *rows; /* key: phase, batch, tokens, context; time: median_s */
     size_t n;
-    bool constant;    /* one row: the time of the workload whatever its shape */
+    bool constant; /* one row: the time of the workload whatever its shape */
+    /* Of a prefill step of several sequences, a token of their contexts over those of one sequence
+     * that attends to as many. */
+    double context_s;
     double spread;    /* MAD over median, the median over the rows; 0: not measured */
     uint32_t samples; /* least behind a row; 0: not measured */
 };
@@ -79,6 +82,7 @@ struct ek_cost_class { /* identical devices */
     double return_s;       /* between two decode steps: ids to the host, the next step queued */
     double slow_prefill, slow_decode; /* times are so much longer while all others work */
     double sustained, burst_s; /* prefill takes so much longer from so many seconds of it on */
+    double behind, recovery_s; /* decode steps right behind it too; half is gone after recovery_s */
     bool budgeted;             /* memory was declared for this device, not merely found */
     bool estimate;             /* costs from a description, not measured */
     struct ek_calibration calibration; /* that the times have in them */
@@ -243,7 +247,8 @@ struct ek_pdevice {
 struct ek_kind { /* what one stage runs on: tp devices of a group */
     uint32_t group, tp;
     double whole_s,
-        others_s; /* all prompts through the chain: on it, on one of the others (mean) */
+        others_s;   /* all prompts through the chain: on it, on one of the others (mean) */
+    double round_s; /* a decode step of a group through the chain on it */
 };
 struct ek_memory_use {
     uint64_t weights, kv, activations, workspace, comm, overhead, total;
@@ -332,9 +337,10 @@ struct ek_memory_use ek_problem_memory(const struct ek_problem *p, uint32_t kind
                                        int32_t last, uint32_t sides);
 /* Times of a stage; false when the class has none for one of its modules at that degree. */
 struct ek_stage_times {
-    double prefill; /* all prompts of a group */
+    double prefill; /* all prompts of a group, on a device that does not rest meanwhile */
     double passing; /* the same at the pace of the first chunk, which meets fewer neighbours */
     double decode;  /* a step of a group */
+    double rested_prefill, rested_decode; /* had it rested so much that its clocks did not fall */
 };
 bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
                       uint32_t sides, struct ek_stage_times *out, bool *outside);
@@ -446,7 +452,7 @@ struct ek_placed_stage {
         handoff_s;                      /* all prompts of the batch; one step of a group; its hop */
     double prefill_mad_s, decode_mad_s; /* of the samples that they were predicted from */
     uint32_t samples;                   /* least behind any of its modules; 0: an estimate */
-    double passing_s;                   /* prefill_s at the pace of the first chunk */
+    struct ek_stage_times times;        /* of a group: what scores count */
     double pictures_s;                  /* of prefill_s: what works on pictures */
 };
 struct ek_placement { /* execution order: side modules' stages first */

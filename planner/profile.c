@@ -144,26 +144,38 @@ static enum ek_status slow_factor(const struct importer *im, const struct ek_sto
 
 #define MOST_SUSTAINED 1000.0 /* that costs may say */
 
-/* From rows of one signature: the ratio to those with rests, or (a stage's) the burst. */
+/* How many times a row of the same point, measured with rests: 1 where there is none. */
+static double times_rested(const struct importer *im, const struct ek_store_time_row *rows,
+                           size_t n, const struct ek_store_time_row *row)
+{
+    const struct ek_store_key *a = &row->key;
+
+    for (size_t i = 0; i < n; i++) {
+        const struct ek_store_key *b = &rows[i].key;
+        if (strcmp(b->launch, EK_STORE_SUSTAINED) != 0 && b->phase == a->phase &&
+            b->batch == a->batch && b->tokens == a->tokens && b->context == a->context &&
+            of_types(im, b->act, b->cache) && rows[i].time.median_s > 0)
+            return fmin(fmax(row->time.median_s / rows[i].time.median_s, 1), MOST_SUSTAINED);
+    }
+    return 1;
+}
+
+/* From rows of one signature: the ratios to those with rests, or (a stage's) the seconds. */
 static void read_sustained(const struct importer *im, bool stage,
                            const struct ek_store_time_row *rows, size_t n, struct ek_cost_class *k)
 {
     for (size_t i = 0; i < n; i++) {
-        const struct ek_store_key *a = &rows[i].key;
-        if (strcmp(a->launch, EK_STORE_SUSTAINED) != 0 || !of_types(im, a->act, a->cache))
+        bool decode = rows[i].key.phase == EK_PHASE_DECODE;
+        double *seconds = decode ? &k->recovery_s : &k->burst_s;
+        double *ratio = decode ? &k->behind : &k->sustained;
+        if (strcmp(rows[i].key.launch, EK_STORE_SUSTAINED) != 0 ||
+            !of_types(im, rows[i].key.act, rows[i].key.cache))
             continue;
         if (stage)
-            k->burst_s = rows[i].time.median_s;
-        for (size_t j = 0; !stage && j < n; j++) {
-            const struct ek_store_key *b = &rows[j].key;
-            if (strcmp(b->launch, "eager") == 0 && b->phase == a->phase && b->batch == a->batch &&
-                b->tokens == a->tokens && b->context == a->context &&
-                of_types(im, b->act, b->cache) && rows[j].time.median_s > 0)
-                k->sustained = rows[i].time.median_s / rows[j].time.median_s;
-        }
+            *seconds = fmin(rows[i].time.median_s, MOST_SUSTAINED);
+        else
+            *ratio = times_rested(im, rows, n, &rows[i]);
     }
-    k->sustained = fmin(fmax(k->sustained, 1), MOST_SUSTAINED);
-    k->burst_s = fmin(k->burst_s, MOST_SUSTAINED);
 }
 
 static enum ek_status sustained(const struct importer *im, const struct ek_store_device *d,
@@ -172,7 +184,7 @@ static enum ek_status sustained(const struct importer *im, const struct ek_store
     struct ek_store_time_row *rows;
     size_t n;
 
-    k->sustained = 1;
+    k->sustained = k->behind = 1;
     for (uint32_t s = 0; s < im->c->n_signatures; s++) {
         EK_TRY(ek_store_times(im->store, d->id, im->c->signatures[s], &rows, &n));
         read_sustained(im, s == EK_SIG_STAGE, rows, n, k);
@@ -315,6 +327,31 @@ static enum ek_status note_spread(struct ek_cost_curve *c)
     return EK_OK;
 }
 
+/* Is it a row of the curve of a phase? Of prefill those of one sequence. */
+static bool of_curve(const struct importer *im, const struct ek_store_key *k, enum ek_phase phase,
+                     const char *launch)
+{
+    return k->phase == phase && strcmp(k->launch, launch) == 0 && of_types(im, k->act, k->cache) &&
+           (phase == EK_PHASE_DECODE || k->batch == 1);
+}
+
+/* From steps of several sequences beside those of one that attends to as much. */
+static void note_contexts(const struct importer *im, const struct ek_store_time_row *rows, size_t n,
+                          struct ek_cost_curve *c)
+{
+    for (size_t i = 0; i < n; i++) {
+        const struct ek_store_key *k = &rows[i].key;
+        double width = (double)k->batch * k->tokens, context = k->context + (width - k->tokens) / 2;
+        double more = (double)k->batch * k->context - context;
+        struct ek_point one = {EK_PHASE_PREFILL, 1, (uint32_t)width, (uint32_t)lround(context)};
+        if (k->phase != EK_PHASE_PREFILL || k->batch < 2 || more < 1 ||
+            !of_types(im, k->act, k->cache))
+            continue;
+        c->context_s = (rows[i].time.median_s - ek_interpolate(c->rows, c->n, &one, NULL)) / more;
+        c->context_s = fmax(c->context_s, 0);
+    }
+}
+
 /* Rows of one phase; decode as it is run: replayed from a graph where that was measured. */
 static enum ek_status pick(const struct importer *im, const struct ek_store_time_row *rows,
                            size_t n, enum ek_phase phase, struct ek_cost_curve *c)
@@ -322,19 +359,19 @@ static enum ek_status pick(const struct importer *im, const struct ek_store_time
     const char *launch = "eager";
 
     for (size_t i = 0; i < n; i++)
-        if (rows[i].key.phase == phase && strcmp(rows[i].key.launch, "graph") == 0 &&
-            of_types(im, rows[i].key.act, rows[i].key.cache))
+        if (of_curve(im, &rows[i].key, phase, "graph"))
             launch = "graph";
     c->rows = ek_calloc(n ? n : 1, sizeof(*c->rows));
     if (c->rows == NULL)
         return EK_ENOMEM;
     for (size_t i = 0; i < n; i++)
-        if (rows[i].key.phase == phase && strcmp(rows[i].key.launch, launch) == 0 &&
-            of_types(im, rows[i].key.act, rows[i].key.cache))
+        if (of_curve(im, &rows[i].key, phase, launch))
             c->rows[c->n++] = rows[i];
     if (c->n == 0) { /* a phase without rows costs nothing (decode of a vision tower) */
         c->n = 1;
         c->constant = true;
+    } else if (phase == EK_PHASE_PREFILL) {
+        note_contexts(im, rows, n, c);
     }
     return note_spread(c);
 }
@@ -345,6 +382,7 @@ static void level(struct ek_cost_curve *c, enum ek_phase phase)
 
     for (size_t i = 0; !c->constant && i < c->n; i++)
         c->rows[i].time.median_s = s;
+    c->context_s = 0;
 }
 
 static bool has_rows(const struct importer *im, const struct ek_store_time_row *rows, size_t n)

@@ -9,6 +9,7 @@
 
 #define MAX_CHUNKS 256 /* more are sampled */
 #define GOLDEN     0.6180339887498949
+#define LN_2       0.6931471805599453
 
 uint32_t ek_workload_prompt(const struct ek_workload *w)
 {
@@ -36,6 +37,7 @@ uint64_t ek_prefill_chunks(const struct ek_workload *w, uint32_t prompts)
 struct chunk {
     uint32_t tokens;
     double attended; /* cached tokens that they attend to, summed over them */
+    double contexts; /* tokens of their sequences behind the step */
 };
 
 static struct chunk chunk_at(const struct ek_workload *w, uint64_t j)
@@ -48,12 +50,14 @@ static struct chunk chunk_at(const struct ek_workload *w, uint64_t j)
     while (at < end) {
         uint64_t past = at % prompt, n = prompt - past < end - at ? prompt - past : end - at;
         c.attended += (double)n * ((double)past + (double)n / 2);
+        c.contexts += (double)(past + n);
         at += n;
     }
     return c;
 }
 
-/* As one sequence of so many tokens behind a cache that makes it attend to as many. */
+/* As one sequence of so many tokens behind a cache that makes it attend to as many, and what
+ * several contexts take beyond its own. */
 static double chunk_seconds(const struct ek_cost_curve *c, const struct chunk *k, bool *outside)
 {
     double context = k->attended / k->tokens + k->tokens / 2.0;
@@ -62,7 +66,7 @@ static double chunk_seconds(const struct ek_cost_curve *c, const struct chunk *k
     double s = ek_interpolate(c->rows, c->n, &at, &out);
 
     *outside = *outside || out;
-    return s;
+    return s + c->context_s * fmax(k->contexts - context, 0);
 }
 
 /* All prompts. Of very many chunks some are looked at, spread without a period: chunks have one. */
@@ -208,13 +212,16 @@ double ek_stages_passed(uint32_t stages, double jobs)
     return (all - (jobs - 1) * ek_stages_beside(stages, jobs)) / stages;
 }
 
-/* All prompts of a group through the whole chain, were it on devices of a class alone. */
-static double whole_chain(const struct ek_problem *p, uint32_t cls, uint32_t tp)
+/* All prompts of a group, or (decode) a step, through the whole chain, were it on devices of a
+ * class alone. */
+static double whole_chain(const struct ek_problem *p, uint32_t cls, uint32_t tp, bool decode)
 {
     double sum = 0;
 
-    for (uint32_t i = p->n_seeing; i < p->n_items; i++)
-        sum += ek_modcost_of(p, cls, tp, p->first_item + i)->prefill;
+    for (uint32_t i = p->n_seeing; i < p->n_items; i++) {
+        const struct ek_modcost *c = ek_modcost_of(p, cls, tp, p->first_item + i);
+        sum += decode ? c->decode : c->prefill;
+    }
     return sum;
 }
 
@@ -223,12 +230,13 @@ void ek_price_chain(struct ek_problem *p)
     double all = 0, own;
 
     for (uint32_t d = 0; d < p->n_devices; d++)
-        all += whole_chain(p, p->devices[d].cls, 1);
+        all += whole_chain(p, p->devices[d].cls, 1, false);
     for (uint32_t i = 0; i < p->n_kinds; i++) {
         struct ek_kind *k = &p->kinds[i];
         uint32_t cls = p->groups[k->group].cls;
-        k->whole_s = whole_chain(p, cls, k->tp);
-        own = k->tp * whole_chain(p, cls, 1);
+        k->whole_s = whole_chain(p, cls, k->tp, false);
+        k->round_s = whole_chain(p, cls, k->tp, true);
+        own = k->tp * whole_chain(p, cls, 1, false);
         k->others_s = p->n_devices > k->tp ? fmax(all - own, 0) / (p->n_devices - k->tp) : 0;
     }
 }
@@ -264,20 +272,49 @@ static void slow_down(const struct ek_problem *p, uint32_t kind, int32_t first, 
     s->decode *= 1 + (k->slow_decode - 1) * (fmin(stages, p->micro_batches) - 1) / others;
 }
 
-/* Seconds of work that go on lower a GPU's clocks at some point. */
-static double last_longer(const struct ek_cost_class *k, double seconds)
+/* What is left of a device's lower clocks after so many seconds. */
+static double left_after(const struct ek_cost_class *k, double seconds)
 {
-    return seconds + (k->sustained - 1) * fmax(seconds - k->burst_s, 0);
+    return k->recovery_s > 0 ? exp2(-seconds / k->recovery_s) : 0;
 }
 
-static void go_on(const struct ek_problem *p, uint32_t cls, struct sums *s)
+/* The mean of that meanwhile. */
+static double left_during(const struct ek_cost_class *k, double seconds)
 {
+    double half_lives = k->recovery_s > 0 ? seconds / k->recovery_s : INFINITY;
+
+    return half_lives > 0 ? (1 - exp2(-half_lives)) / (half_lives * LN_2) : 1;
+}
+
+/* Seconds of prefill that go on lower a GPU's clocks at some point: sooner where the decode steps
+ * of the batch before were too few for them to come back. They are still low behind it. */
+static void go_on(const struct ek_problem *p, uint32_t kind, struct sums *s)
+{
+    const struct ek_kind *of = &p->kinds[kind];
+    const struct ek_cost_class *k = &p->costs->classes[p->groups[of->group].cls];
     double all = (s->prefill + s->seen) * p->micro_batches;
-    double longer = all > 0 ? last_longer(&p->costs->classes[cls], all) / all : 1;
+    double decoding = p->workload.generate * of->round_s;
+    double burst = k->burst_s * (1 - left_after(k, decoding));
+    double longer = all > 0 ? 1 + (k->sustained - 1) * fmax(1 - burst / all, 0) : 1;
+    double low = all > 0 ? fmin(all / fmax(burst, all), 1) : 0;
 
     s->prefill *= longer;
     s->passing *= longer;
     s->seen *= longer;
+    s->decode *= 1 + (k->behind - 1) * low * left_during(k, decoding);
+}
+
+/* What a stage takes once a step. A final norm and head alone ask for their weights while they wait
+ * for the rows, which hides it. */
+static void begin(const struct ek_problem *p, const struct ek_modcost *own, int32_t first,
+                  int32_t last, struct sums *t)
+{
+    enum ek_module_kind kind = p->costs->modules[p->first_item + (uint32_t)first].kind;
+
+    if (first <= last && (kind == EK_MODULE_NORM || kind == EK_MODULE_HEAD))
+        return;
+    t->prefill = own->prefill;
+    t->decode = first <= last && last >= (int32_t)p->n_seeing ? own->decode : 0;
 }
 
 bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
@@ -289,8 +326,7 @@ bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, 
     const struct ek_modcost *overhead = ek_stage_cost(p, cls, k->tp);
     struct sums t = {0};
 
-    t.prefill = overhead->prefill;
-    t.decode = first <= last && last >= (int32_t)p->n_seeing ? overhead->decode : 0;
+    begin(p, overhead, first, last, &t);
     if (first <= last && p->costs->n_stages)
         stage = measured_stage(p->costs, cls, k->tp, (uint32_t)first, (uint32_t)last);
     if (stage) {
@@ -307,8 +343,12 @@ bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, 
             if (!add_module(p, cls, k->tp, p->sides[s].modules[j], &t))
                 return false;
     slow_down(p, kind, first, last, &t);
-    go_on(p, cls, &t);
-    *out = (struct ek_stage_times){t.prefill + t.seen, t.passing + t.seen, t.decode};
+    out->rested_prefill = t.prefill + t.seen;
+    out->rested_decode = t.decode;
+    go_on(p, kind, &t);
+    out->prefill = t.prefill + t.seen;
+    out->passing = t.passing + t.seen;
+    out->decode = t.decode;
     *outside = *outside || t.outside;
     return true;
 }

@@ -183,22 +183,37 @@ double ek_interpolate(const struct ek_store_time_row *rows, size_t n, const stru
     return fmax(t, 0);
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
+struct sized {
+    double width, seconds;
+};
 
-    return x < y ? -1 : x > y;
+static int by_width(const void *a, const void *b)
+{
+    const struct sized *x = a, *y = b;
+
+    return x->width < y->width ? -1 : x->width > y->width;
+}
+
+static int by_seconds(const void *a, const void *b)
+{
+    const struct sized *x = a, *y = b;
+
+    return x->seconds < y->seconds ? -1 : x->seconds > y->seconds;
 }
 
 double ek_typical(const struct ek_store_time_row *rows, size_t n, enum ek_phase phase)
 {
     enum { MOST = 256 };
-    double v[MOST];
+    struct sized v[MOST];
     size_t k = 0;
 
-    for (size_t i = 0; i < n && k < MOST; i++)
-        if (rows[i].key.phase == phase)
-            v[k++] = rows[i].time.median_s;
-    qsort(v, k, sizeof(*v), by_value);
-    return k ? (v[(k - 1) / 2] + v[k / 2]) / 2 : 0;
+    for (size_t i = 0; i < n && k < MOST; i++) {
+        const struct ek_store_key *key = &rows[i].key;
+        if (key->phase == phase)
+            v[k++] = (struct sized){(double)key->batch * key->tokens, rows[i].time.median_s};
+    }
+    qsort(v, k, sizeof(*v), by_width);
+    k = (k + 1) / 2;
+    qsort(v, k, sizeof(*v), by_seconds);
+    return k ? (v[(k - 1) / 2].seconds + v[k / 2].seconds) / 2 : 0;
 }

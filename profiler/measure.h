@@ -37,9 +37,12 @@ double timing_mad(const double *values, size_t n, double median, double *scratch
 /* Standard error of a median, relative to it. */
 double timing_error(const struct ek_store_time *t);
 
-/* Of at most 512 runs of equal work behind a rest: by how much the last third takes longer than the
- * first (1: no more than clocks tell), and how long they went on before they did. */
-void sustain_read(const double *seconds, size_t n, double *ratio, double *burst_s);
+/* Of at most 512 runs of equal work: how many times as long as a rested one the last third takes
+ * (1: no more than clocks tell), and how long they went on before they did. */
+void sustain_read(const double *seconds, size_t n, double rested, double *ratio, double *burst_s);
+/* Of n runs right behind work that went on, how many times a rested one they take at first, and
+ * after how many seconds half of that is gone. */
+void recover_read(const double *seconds, size_t n, double rested, double *ratio, double *half_s);
 
 /* ---- links.c */
 /* alpha, beta and residual of n messages of so many bytes. */
@@ -135,10 +138,14 @@ enum ek_status rig_trace(struct rig *r, const struct ek_point *at, const struct 
                          struct attribution *out, double *per, double *seconds);
 /* Most tokens that caches of the rig can hold within its memory (without a device: all). */
 uint32_t rig_max_cached(const struct rig_options *opt, const struct rig_group *group);
-/* Runs a point over and over for so long, after a rest: seconds of its runs, of the same work each,
- * at most max. */
-enum ek_status rig_sustain(struct rig *r, const struct ek_point *at, double seconds, double *out,
-                           size_t max, size_t *n);
+/* Makes the rig ready for steps of a point that go on; ... */
+enum ek_status rig_begin(struct rig *r, const struct ek_point *at);
+/* ... lets the device rest until its clocks have come back; ... */
+enum ek_status rig_rest(struct rig *r);
+/* ... and runs them, of so many modules, without a pause for so long: seconds of each, of the same
+ * work, at most max. */
+uint32_t rig_modules(const struct rig *r);
+enum ek_status rig_go_on(struct rig *r, double seconds, double *out, size_t max, size_t *n);
 /* Runs a point over and over until *stop: a neighbour at work. */
 enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, const atomic_bool *stop);
 

@@ -20,7 +20,10 @@ enum {
     TRACED_STEPS = 10,
     HEAVY_TOKENS = 128, /* from so many on a GPU rests between samples, and is woken ... */
     WAKING = 16,        /* ... by so many reads */
-    HEAVY_LEAST = 5,    /* samples of those: they differ by little */
+    AHEAD = 6,          /* reads on a GPU during which the host queues a step */
+    IN_FLIGHT = 2,      /* steps, where they go on */
+    MARKS = 15,
+    HEAVY_LEAST = 5, /* samples of those: they differ by little */
 };
 #define REST_LONG     0.5  /* seconds after which clocks have come back for sure, ... */
 #define REST_BEFORE   0.05 /* before a point, and ... */
@@ -44,7 +47,6 @@ struct rig {
     struct ek_stage *stages[2];  /* of n and of 2 n modules; [1] is NULL for a module alone */
     uint32_t n;
     double room; /* bytes for weights and cache */
-    double model_bytes;
     struct ek_stage_options cap;
     struct rig_batch *batch;
     void *in;         /* hidden states or normalised rows that every run starts from */
@@ -53,11 +55,12 @@ struct rig {
     int32_t *routing; /* of the tokens at a layer of experts, [max_tokens][top_k]; else NULL */
     uint64_t drawn;   /* state of what they are drawn by */
     void *experts;    /* on the device, routing for each layer of a stage */
-    void *flush;      /* read before a run of a module alone, so that its weights are cold */
+    void *flush; /* read before a run, so that weights are cold and a GPU's queue is not empty */
     size_t flush_bytes;
-    struct ek_event *mark[2];
-    uint32_t tokens; /* of the point: a picture's, for visual modules */
-    double rest_s;   /* before the next sample of many tokens */
+    struct ek_event *mark[2 * IN_FLIGHT]; /* before and behind steps ... */
+    double marks_s;                       /* ... and what two take with nothing between */
+    uint32_t tokens;                      /* of the point: a picture's, for visual modules */
+    double rest_s;                        /* before the next sample of many tokens */
     double least[2]; /* seconds of the quickest run of either stage at this point */
 };
 
@@ -129,6 +132,27 @@ static uint64_t bytes_at(const struct rig *r, const struct ek_point *at)
     return r->group.module->weight_bytes + blocks_at(at) * EK_PAGE * kv_bytes(&r->opt, &r->group);
 }
 
+static double model_bytes(const struct ek_model *m)
+{
+    double sum = 0;
+
+    for (size_t i = 0; i < m->n_modules; i++)
+        sum += (double)m->modules[i].weight_bytes;
+    return sum;
+}
+
+/* Of something else to read before a run. A module alone, in a model that no cache holds, would not
+ * find its weights there in a stage. On a GPU the host queues the run meanwhile, as the engine's
+ * does, and launches are not waited for. */
+static uint64_t flush_bytes(const struct rig_options *o, const struct rig_group *g)
+{
+    uint64_t cache = o->dev->info.cache_bytes;
+
+    if (model_bytes(o->m) <= (double)cache || (g->run > 1 && !o->gpu))
+        return 0;
+    return 2 * cache < o->memory / 4 ? 2 * cache : o->memory / 4;
+}
+
 /* What two stages' buffers and the rig's own leave of the memory for weights and cache. */
 static double room_of(const struct rig_options *o, const struct rig_group *g)
 {
@@ -139,7 +163,7 @@ static double room_of(const struct rig_options *o, const struct rig_group *g)
 
     if (ek_stage_memory(o->dev, o->m, &g->first, 1, &s, by_tag) != EK_OK)
         return 0;
-    buffers = 2 * by_tag[EK_TAG_ACTIVATIONS] + in;
+    buffers = 2 * by_tag[EK_TAG_ACTIVATIONS] + in + flush_bytes(o, g);
     return 0.9 * ((double)o->memory - (double)buffers); /* the rest: scratch, allocators' padding */
 }
 
@@ -147,10 +171,9 @@ static double room_of(const struct rig_options *o, const struct rig_group *g)
  * as the model has, for its tables of addresses have caches too. */
 static double working_set(const struct rig *r)
 {
-    const struct ek_device *dev = r->opt.dev;
-    double caches = 2.0 * (double)dev->info.cache_bytes;
+    double caches = 2.0 * (double)r->opt.dev->info.cache_bytes;
 
-    return dev->info.compute_major > 0 ? fmax(caches, fmin(r->model_bytes, GPU_SET)) : caches;
+    return r->opt.gpu ? fmax(caches, fmin(model_bytes(r->opt.m), GPU_SET)) : caches;
 }
 
 /* Modules of the shorter stage; both stages hold 3 n. 0: not even n = 1 fits. */
@@ -278,19 +301,16 @@ static enum ek_status make_buffers(struct rig *r)
     const struct ek_config *c = &r->opt.m->config;
     size_t act = ek_dtype_block_bytes(dev->act);
     size_t in = (size_t)r->cap.max_tokens * c->hidden * act;
-    uint64_t llc = dev->info.cache_bytes;
 
     EK_TRY(dev->ops->alloc(dev, EK_TAG_ACTIVATIONS, in, &r->in));
     EK_TRY(rig_fill_random(dev, r->in, in, dev->act));
     EK_TRY(dev->ops->alloc(dev, EK_TAG_ACTIVATIONS, r->cap.max_logits * sizeof(int32_t), &r->ids));
     EK_TRY(dev->ops->host_alloc(dev, r->cap.max_logits * sizeof(int32_t), &r->best));
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 2 * IN_FLIGHT; i++)
         EK_TRY(dev->ops->event_new(dev, &r->mark[i]));
-    /* a module alone, in a model that no cache holds: a stage would have evicted it */
-    if (!alone(r) || r->model_bytes <= (double)llc || !llc)
-        return EK_OK;
-    r->flush_bytes = (size_t)(2 * llc < r->opt.memory / 4 ? 2 * llc : r->opt.memory / 4);
-    return dev->ops->alloc(dev, EK_TAG_WORKSPACE, r->flush_bytes, &r->flush);
+    r->flush_bytes = (size_t)flush_bytes(&r->opt, &r->group);
+    return r->flush_bytes ? dev->ops->alloc(dev, EK_TAG_WORKSPACE, r->flush_bytes, &r->flush)
+                          : EK_OK;
 }
 
 enum ek_status rig_new(const struct rig_options *opt, const struct rig_group *group,
@@ -307,8 +327,6 @@ enum ek_status rig_new(const struct rig_options *opt, const struct rig_group *gr
     r->ceilings = *opt->ceilings;
     r->drawn = 5;
     r->cap = stage_options(opt, tokens);
-    for (size_t i = 0; i < opt->m->n_modules; i++)
-        r->model_bytes += (double)opt->m->modules[i].weight_bytes;
     r->room = room_of(opt, group);
     EK_GOTO(rig_batch_new(opt->m, tokens, opt->max_batch, opt->max_context, &r->batch), st, fail);
     EK_GOTO(make_routing(r), st, fail);
@@ -326,7 +344,7 @@ void rig_free(struct rig *r)
         return;
     const struct ek_ops *ops = r->opt.dev->ops;
     drop_stages(r);
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 2 * IN_FLIGHT; i++)
         if (r->mark[i])
             ops->event_free(r->mark[i]);
     void *buffers[] = {r->flush, r->ids, r->in, r->experts};
@@ -395,21 +413,56 @@ static enum ek_status step(struct rig *r, struct ek_stage *s, const struct rig_s
                       rig_batch_host(r->batch)->n_logits * sizeof(int32_t));
 }
 
-static enum ek_status timed_step(struct rig *r, struct ek_stage *s, double *seconds)
+static enum ek_status queue_step(struct rig *r, struct ek_stage *s, struct ek_event *const mark[2])
 {
     const struct ek_ops *ops = r->opt.dev->ops;
     struct rig_step in;
 
-    if (r->flush)
-        EK_TRY(ops->read_bytes(r->opt.dev, r->flush, r->flush_bytes));
     EK_TRY(upload(r, s, &in));
-    EK_TRY(ops->event_record(r->opt.dev, r->mark[0]));
+    EK_TRY(ops->event_record(r->opt.dev, mark[0]));
     EK_TRY(step(r, s, &in));
-    EK_TRY(ops->event_record(r->opt.dev, r->mark[1]));
-    EK_TRY(ops->event_sync(r->mark[1]));
-    *seconds = ops->event_seconds(r->mark[0], r->mark[1]);
-    *seconds = fmax(*seconds, 0);
+    return ops->event_record(r->opt.dev, mark[1]);
+}
+
+static enum ek_status wait_step(struct rig *r, struct ek_event *const mark[2], double *seconds)
+{
+    const struct ek_ops *ops = r->opt.dev->ops;
+
+    EK_TRY(ops->event_sync(mark[1]));
+    *seconds = fmax(ops->event_seconds(mark[0], mark[1]) - r->marks_s, 0);
     return EK_OK;
+}
+
+static enum ek_status flush(struct rig *r)
+{
+    int reads = r->opt.gpu ? AHEAD : 1;
+
+    for (int i = 0; r->flush && i < reads; i++)
+        EK_TRY(r->opt.dev->ops->read_bytes(r->opt.dev, r->flush, r->flush_bytes));
+    return EK_OK;
+}
+
+/* The engine notes times without events. */
+static enum ek_status price_marks(struct rig *r)
+{
+    const struct ek_ops *ops = r->opt.dev->ops;
+    double v[MARKS];
+
+    for (int i = 0; i < MARKS; i++) {
+        EK_TRY(flush(r));
+        EK_TRY(ops->event_record(r->opt.dev, r->mark[0]));
+        EK_TRY(ops->event_record(r->opt.dev, r->mark[1]));
+        EK_TRY(wait_step(r, r->mark, &v[i]));
+    }
+    r->marks_s = timing_median(v, MARKS);
+    return EK_OK;
+}
+
+static enum ek_status timed_step(struct rig *r, struct ek_stage *s, double *seconds)
+{
+    EK_TRY(flush(r));
+    EK_TRY(queue_step(r, s, r->mark));
+    return wait_step(r, r->mark, seconds);
 }
 
 /* A GPU lowers its clocks when products have drawn their power for some tens of milliseconds.
@@ -417,7 +470,7 @@ static enum ek_status timed_step(struct rig *r, struct ek_stage *s, double *seco
  * and pictures (behind one another in a loop they are a tenth quicker than in a run). */
 static bool is_heavy(const struct rig *r)
 {
-    return r->opt.dev->info.compute_major > 0 && rig_batch_host(r->batch)->n_tokens >= HEAVY_TOKENS;
+    return r->opt.gpu && rig_batch_host(r->batch)->n_tokens >= HEAVY_TOKENS;
 }
 
 /* The host stays awake, and the GPU is woken by reads: the first launches after an idle moment take
@@ -471,6 +524,8 @@ static enum ek_status warm_up(struct rig *r, struct timing_rule *rule)
     double skip[TIMING_VALUES], seconds = 0;
 
     r->rest_s = 0;
+    if (r->opt.gpu && r->marks_s == 0)
+        EK_TRY(price_marks(r));
     for (int i = 0; i < WARM_UP; i++) {
         uint64_t begin = ek_now_ns();
         EK_TRY(sample(r, skip));
@@ -492,16 +547,12 @@ static enum ek_status warm_up(struct rig *r, struct timing_rule *rule)
     return EK_OK;
 }
 
-/* The intercept is a small difference of large times. What the quickest runs do not show, and what
- * is within twice its own error, is noise: then a stage's own time is not told from none. */
+/* The intercept is a small difference of large times. It is below 0 as often as above where a stage
+ * takes no time of its own, which the median over points shows. */
 static void judge_intercept(const struct rig *r, struct ek_store_time *stage)
 {
-    double quickest = 2 * r->least[0] - r->least[1];
-
-    stage->min_s = fmax(fmin(stage->min_s, quickest), 0);
-    stage->median_s = fmax(fmin(stage->median_s, quickest), 0);
-    if (timing_error(stage) > 0.5)
-        stage->median_s = 0;
+    stage->median_s = fmax(stage->median_s, 0);
+    stage->min_s = fmin(fmax(2 * r->least[0] - r->least[1], 0), stage->median_s);
 }
 
 /* A module alone: what is small beside the stage's own time is not told apart from it well. */
@@ -618,30 +669,52 @@ enum ek_status rig_measure(struct rig *r, const struct ek_point *at, double over
     return st;
 }
 
-enum ek_status rig_sustain(struct rig *r, const struct ek_point *at, double seconds, double *out,
-                           size_t max, size_t *n)
+enum ek_status rig_begin(struct rig *r, const struct ek_point *at)
 {
-    double skip, spent = 0;
+    double skip;
 
     EK_TRY(prepare(r, at));
     EK_TRY(draw_experts(r));
-    EK_TRY(timed_step(r, r->stages[0], &skip));
-    EK_TRY(rest(r, REST_LONG)); /* the first steps are what the others are held against */
-    for (*n = 0; *n < max && spent < seconds; spent += out[(*n)++])
-        EK_TRY(timed_step(r, r->stages[0], &out[*n]));
+    for (int i = 0; i < WARM_UP; i++)
+        EK_TRY(timed_step(r, r->stages[0], &skip));
     return EK_OK;
+}
+
+uint32_t rig_modules(const struct rig *r)
+{
+    return r->n;
+}
+
+enum ek_status rig_rest(struct rig *r)
+{
+    return rest(r, REST_LONG);
+}
+
+/* The i-th of steps that go on: the next ones are queued, for pauses would let clocks come back. */
+static enum ek_status next_step(struct rig *r, size_t i, double *seconds)
+{
+    for (size_t k = i ? i + IN_FLIGHT - 1 : 0; k < i + IN_FLIGHT; k++)
+        EK_TRY(queue_step(r, r->stages[0], &r->mark[2 * (k % IN_FLIGHT)]));
+    return wait_step(r, &r->mark[2 * (i % IN_FLIGHT)], seconds);
+}
+
+enum ek_status rig_go_on(struct rig *r, double seconds, double *out, size_t max, size_t *n)
+{
+    double spent = 0;
+
+    for (*n = 0; *n < max && spent < seconds; spent += out[(*n)++])
+        EK_TRY(next_step(r, *n, &out[*n]));
+    return r->opt.dev->ops->sync(r->opt.dev);
 }
 
 enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, const atomic_bool *stop)
 {
     double skip;
 
-    EK_TRY(prepare(r, at));
-    while (!atomic_load(stop)) {
-        EK_TRY(draw_experts(r));
-        EK_TRY(timed_step(r, r->stages[0], &skip));
-    }
-    return EK_OK;
+    EK_TRY(rig_begin(r, at));
+    for (size_t i = 0; !atomic_load(stop); i++)
+        EK_TRY(next_step(r, i, &skip));
+    return r->opt.dev->ops->sync(r->opt.dev);
 }
 
 /* ---- Under a tracer ---------------------------------------------------------------------------
@@ -655,8 +728,7 @@ static enum ek_status traced_step(struct rig *r, int which, const struct tracer 
     struct rig_step in;
     enum ek_status st;
 
-    if (r->flush)
-        EK_TRY(ops->read_bytes(r->opt.dev, r->flush, r->flush_bytes));
+    EK_TRY(flush(r));
     EK_TRY(ops->sync(r->opt.dev));
     EK_TRY(t->collect(NULL));
     EK_TRY(draw_experts(r));

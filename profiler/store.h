@@ -142,7 +142,8 @@ struct ek_point {
 double ek_interpolate(const struct ek_store_time_row *rows, size_t n, const struct ek_point *at,
                       bool *outside);
 /* What a stage takes by itself, from the rows of EK_STORE_STAGE: each is a small difference of
- * large times, and none depends on the point, so that it is their median. 0 when there are none. */
+ * large times, and none depends on the point, so that it is the median of those with the fewest
+ * tokens, the half of them. 0 when there are none. */
 double ek_typical(const struct ek_store_time_row *rows, size_t n, enum ek_phase phase);
 
 /* Memory of one module alone on a device, bytes by tag, at (batch, tokens, context capacity): most

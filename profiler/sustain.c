@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What a GPU does when products go on: it draws so much power that it lowers its clocks after some
- * tens of milliseconds. Points are measured with rests between samples, as prompts mostly come; how
- * much longer they take without, and from when on, is measured once for the module that a model is
- * made of.
+ * tens of milliseconds, and they come back as slowly. Points are measured with rests between
+ * samples, as prompts mostly come; how much longer prefill takes without, and from when on, and how
+ * much longer decode steps take right behind it, is measured for the module that a model is made
+ * of.
  */
 #include "profiler/profile.h"
 
@@ -11,7 +12,9 @@
 #include <string.h>
 
 enum { MOST = 512 };
-#define LONG_ENOUGH 0.7 /* seconds of work */
+#define LONG_ENOUGH 0.7  /* seconds of work: clocks have fallen and stay, ... */
+#define UNTIL_LOW   0.25 /* ... have fallen, ... */
+#define UNTIL_BACK  0.15 /* ... have come back */
 
 static struct ek_store_key key_of(const struct profile_device *d, const char *signature,
                                   const struct ek_point *at)
@@ -32,41 +35,105 @@ static enum ek_status put(const struct profile_device *d, const char *signature,
     return ek_store_put_time(d->p->store, &k, &t);
 }
 
-static enum ek_status measure(const struct profile_device *d, const struct rig_group *g,
-                              const struct ek_point *at)
+/* What the point takes with rests before it. */
+static enum ek_status rested(const struct profile_device *d, const char *signature,
+                             const struct ek_point *at, double *seconds)
 {
-    const char *signature = g->module->signature;
-    double seconds[MOST], ratio, burst;
     struct ek_store_time_row *rows;
-    struct rig *rig;
-    enum ek_status st;
-    size_t n = 0, all;
+    size_t n;
 
-    EK_TRY(rig_new(&d->rig, g, &rig));
-    st = rig_sustain(rig, at, LONG_ENOUGH, seconds, MOST, &n);
-    rig_free(rig);
-    EK_TRY(st);
-    sustain_read(seconds, n, &ratio, &burst);
-    EK_TRY(profile_rows(d, signature, &rows, &all));
-    ratio *= ek_interpolate(rows, all, at, NULL);
+    EK_TRY(profile_rows(d, signature, &rows, &n));
+    *seconds = strcmp(signature, EK_STORE_STAGE) == 0 ? ek_typical(rows, n, at->phase)
+                                                      : ek_interpolate(rows, n, at, NULL);
     free(rows);
-    EK_TRY(put(d, EK_STORE_STAGE, at, burst, n));
-    return put(d, signature, at, ratio, n);
+    return EK_OK;
+}
+
+/* A ratio to that, and the seconds until it is so, or half gone. */
+static enum ek_status put_both(const struct profile_device *d, const struct ek_point *at,
+                               double ratio, double seconds, size_t n)
+{
+    const char *signature = d->p->groups[0].module->signature;
+    double module;
+
+    EK_TRY(rested(d, signature, at, &module));
+    EK_TRY(put(d, EK_STORE_STAGE, at, seconds, n));
+    return module > 0 ? put(d, signature, at, ratio * module, n) : EK_OK;
+}
+
+static enum ek_status measure_prefill(const struct profile_device *d, struct rig *rig,
+                                      const struct ek_point *at)
+{
+    double seconds[MOST], ratio, burst, module, stage;
+    size_t n;
+
+    EK_TRY(rested(d, d->p->groups[0].module->signature, at, &module));
+    EK_TRY(rested(d, EK_STORE_STAGE, at, &stage));
+    EK_TRY(rig_begin(rig, at));
+    EK_TRY(rig_rest(rig));
+    EK_TRY(rig_go_on(rig, LONG_ENOUGH, seconds, MOST, &n));
+    sustain_read(seconds, n, rig_modules(rig) * module + stage, &ratio, &burst);
+    return put_both(d, at, ratio, burst, n);
+}
+
+/* Decode steps right behind prefill that went on, beside those of a rested device. */
+static enum ek_status measure_behind(const struct profile_device *d, struct rig *prefill,
+                                     struct rig *rig, const struct ek_point *at)
+{
+    double before[MOST], behind[MOST], ratio, half;
+    size_t n, all;
+
+    EK_TRY(rig_begin(rig, at));
+    EK_TRY(rig_rest(rig));
+    EK_TRY(rig_go_on(rig, UNTIL_BACK / 3, before, MOST, &n));
+    EK_TRY(rig_go_on(prefill, UNTIL_LOW, behind, MOST, &all));
+    EK_TRY(rig_go_on(rig, UNTIL_BACK, behind, MOST, &all));
+    recover_read(behind, all, timing_median(before, n), &ratio, &half);
+    return put_both(d, at, ratio, half, all);
+}
+
+/* Points that are measured anyway: the longest prefill step; the decode step with the most
+ * sequences and the most context. */
+static void choose_points(const struct profile_device *d, struct ek_point *prefill,
+                          struct ek_point *decode)
+{
+    const struct rig_group *g = &d->p->groups[0];
+    struct point_space steps = profile_space(&d->rig, g, EK_PHASE_PREFILL, 1),
+                       rounds = profile_space(&d->rig, g, EK_PHASE_DECODE, 1);
+    struct ek_point corners[4];
+    size_t n;
+
+    points_corners(&steps, corners);
+    *prefill = corners[0];
+    n = points_corners(&rounds, corners);
+    *decode = corners[n > 1 && corners[1].batch == corners[0].batch];
+}
+
+/* Whether the rows are there: the last one is put last. */
+static bool measured(const struct profile_device *d, const struct ek_point *last)
+{
+    struct ek_store_key k = key_of(d, d->p->groups[0].module->signature, last);
+
+    return ek_store_has_time(d->p->store, &k);
 }
 
 enum ek_status profile_sustained(const struct profile_device *d)
 {
+    struct rig *prefill = NULL, *decode = NULL;
     const struct rig_group *g = &d->p->groups[0];
-    struct point_space s = profile_space(&d->rig, g, EK_PHASE_PREFILL, 1);
-    struct ek_point corners[4];
-    struct ek_store_key k;
+    struct ek_point step, round;
     enum ek_status st;
 
-    points_corners(&s, corners); /* the first: the longest step */
-    k = key_of(d, g->module->signature, &corners[0]);
-    if (d->rig.dev->info.compute_major == 0 || g->run < 2 || ek_store_has_time(d->p->store, &k))
+    choose_points(d, &step, &round);
+    if (!d->rig.gpu || g->run < 2 || measured(d, &round))
         return EK_OK;
     EK_TRY(devices_stopped(d->p->opt->stop));
-    st = measure(d, g, &corners[0]);
+    EK_GOTO(rig_new(&d->rig, g, &prefill), st, end);
+    EK_GOTO(rig_new(&d->rig, g, &decode), st, end);
+    EK_GOTO(measure_prefill(d, prefill, &step), st, end);
+    st = measure_behind(d, prefill, decode, &round);
+end:
+    rig_free(decode);
+    rig_free(prefill);
     return st == EK_NO ? EK_OK : st;
 }

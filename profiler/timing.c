@@ -150,24 +150,53 @@ enum ek_status timing_run(const struct timing_rule *rule, timing_sample_fn sampl
 enum { MOST_RUNS = 512, FEWEST_RUNS = 6 };
 #define TOLD_APART 1.01
 
-void sustain_read(const double *seconds, size_t n, double *ratio, double *burst_s)
+/* Seconds until two runs in a row are over a limit, or under it. */
+static double runs_until(const double *seconds, size_t n, double limit, bool over)
 {
-    size_t third = n / 3, i = 1;
-    double last[MOST_RUNS], first;
+    double spent = 0;
+
+    for (size_t i = 0; i + 1 < n; spent += seconds[i++])
+        if (over ? fmin(seconds[i], seconds[i + 1]) >= limit
+                 : fmax(seconds[i], seconds[i + 1]) <= limit)
+            break;
+    return spent;
+}
+
+void sustain_read(const double *seconds, size_t n, double rested, double *ratio, double *burst_s)
+{
+    size_t third = n / 3;
+    double last[MOST_RUNS];
 
     *ratio = 1;
     *burst_s = 0;
-    if (n < FEWEST_RUNS || n > MOST_RUNS)
+    if (n < FEWEST_RUNS || n > MOST_RUNS || !(rested > 0))
         return;
     memcpy(last, seconds + n - third, third * sizeof(*last));
-    first = fmin(seconds[0], seconds[1]);
-    *ratio = timing_median(last, third) / first;
+    *ratio = timing_median(last, third) / rested;
     if (!(*ratio > TOLD_APART)) {
         *ratio = 1;
         return;
     }
-    /* until two in a row are half as much longer as they will be */
-    *burst_s = seconds[0];
-    while (i + 1 < n && fmin(seconds[i], seconds[i + 1]) < first * (1 + (*ratio - 1) / 2))
-        *burst_s += seconds[i++];
+    *burst_s = runs_until(seconds, n, rested * (1 + (*ratio - 1) / 2), true);
+}
+
+#define AT_FIRST 0.01 /* seconds */
+
+void recover_read(const double *seconds, size_t n, double rested, double *ratio, double *half_s)
+{
+    double first[MOST_RUNS], spent = 0;
+    size_t k = 0;
+
+    *ratio = 1;
+    *half_s = 0;
+    if (n < FEWEST_RUNS || n > MOST_RUNS || !(rested > 0))
+        return;
+    for (; k < n && spent < AT_FIRST; k++)
+        spent += first[k] = seconds[k];
+    *ratio = timing_median(first, k) / rested;
+    if (!(*ratio > TOLD_APART)) {
+        *ratio = 1;
+        return;
+    }
+    *half_s = runs_until(seconds, n, rested * (1 + (*ratio - 1) / 2), false);
 }

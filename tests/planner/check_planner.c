@@ -592,31 +592,126 @@ START_TEST(prompts_follow_one_another_in_chunks)
 }
 END_TEST
 
+/* The small machine, whose fast cards lower their clocks; one micro-batch. */
+static struct ek_solution *on_falling_clocks(const char *clocks, uint32_t generate,
+                                             struct ek_costs **c)
+{
+    char *more = ek_asprintf("'name':'fast','count':2,'memory':1000,%s", clocks);
+    char *text = with(small, "'name':'fast','count':2,'memory':1000", more);
+    json_t *root = parse(text);
+    struct ek_request r;
+
+    ck_assert_msg(ek_costs_from_json(root, "clocks", c) == EK_OK, "%s", ek_last_error());
+    r = request_for(*c);
+    r.workload.micro_batches = 1;
+    r.workload.generate = generate;
+    json_decref(root);
+    free(text);
+    free(more);
+    return solve(*c, &r);
+}
+
 /* 64 tokens in two chunks of 10 and 12 ms a layer: a stage of four takes 44 ms a prompt. */
 START_TEST(prefill_that_goes_on_takes_longer_than_its_points)
 {
-    char *text = with(small, "'name':'fast','count':2,'memory':1000",
-                      "'name':'fast','count':2,'memory':1000,'sustained':1.1,'burst_s':0.028");
-    json_t *root = parse(text);
-    struct ek_costs *c = NULL;
-    struct ek_solution *s;
-    struct ek_request r;
+    struct ek_costs *c;
+    struct ek_solution *s = on_falling_clocks("'sustained':1.1,'burst_s':0.028", 16, &c);
     struct ek_stage_times t;
     bool outside = false;
 
-    ck_assert_msg(ek_costs_from_json(root, "clocks", &c) == EK_OK, "%s", ek_last_error());
-    r = request_for(c);
-    r.workload.micro_batches = 1;
-    s = solve(c, &r);
     ck_assert_uint_eq(s->problem->kinds[0].tp, 1);
     ck_assert(ek_problem_times(s->problem, 0, 1, 4, 0, &t, &outside));
     ck_assert_double_eq_tol(t.prefill, 2 * 0.088 + 0.1 * (2 * 0.088 - 0.028), 1e-9);
+    ck_assert_double_eq_tol(t.rested_prefill, 2 * 0.088, 1e-9);
     ck_assert(ek_problem_times(s->problem, 0, 0, 0, 0, &t, &outside));
     ck_assert_double_eq_tol(t.prefill, 0.001, 1e-9); /* over before clocks fall */
     ek_solution_free(s);
     ek_costs_free(c);
+}
+END_TEST
+
+/* Half of it is gone after as long as all rounds but the first take: decoding starts with all, ends
+ * with half of it, and prefill of the next batch finds the other half of its burst. */
+START_TEST(decode_steps_behind_prefill_begin_at_its_clocks)
+{
+    struct ek_costs *c;
+    struct ek_solution *s = on_falling_clocks("'sustained':1.1,'burst_s':0.028", 16, &c);
+    double round = s->problem->kinds[0].round_s, half = 16 * round, step;
+    char clocks[160];
+    struct ek_stage_times t;
+    bool outside = false;
+
+    ck_assert(ek_problem_times(s->problem, 0, 1, 4, 0, &t, &outside));
+    step = t.decode;
+    ek_solution_free(s);
+    ek_costs_free(c);
+    snprintf(clocks, sizeof(clocks),
+             "'sustained':1.1,'burst_s':0.028,'behind':1.05,'recovery_s':%.17g", half);
+    s = on_falling_clocks(clocks, 16, &c);
+    ck_assert(ek_problem_times(s->problem, 0, 1, 4, 0, &t, &outside));
+    ck_assert_double_eq_tol(t.prefill, 2 * 0.088 + 0.1 * (2 * 0.088 - 0.014), 1e-9);
+    ck_assert_double_eq_tol(t.decode, step * (1 + 0.05 * 0.5 / log(2)), 1e-9);
+    ck_assert_double_eq_tol(t.rested_decode, step, 1e-12);
+    ek_solution_free(s);
+    ek_costs_free(c);
+}
+END_TEST
+
+/* Of the share of time that a device works, the square counts; scores are of one that does not
+ * rest. */
+START_TEST(a_device_that_waits_keeps_its_clocks)
+{
+    struct ek_costs *c;
+    struct ek_solution *s = on_falling_clocks("'sustained':1.1,'burst_s':0", 16, &c);
+    struct ek_placement pl;
+    double most = 0;
+
+    ek_place(s->problem, s->answer.columns, s->answer.n, &pl);
+    ck_assert_uint_ge(pl.n_stages, 2);
+    for (size_t i = 0; i < pl.n_stages; i++)
+        most = fmax(most, pl.stages[i].times.prefill);
+    for (size_t i = 0; i < pl.n_stages; i++) {
+        const struct ek_placed_stage *p = &pl.stages[i];
+        double share = p->times.prefill / most;
+        ck_assert_double_eq_tol(p->prefill_s / p->times.rested_prefill - 1,
+                                share * share * (p->times.prefill / p->times.rested_prefill - 1),
+                                1e-9);
+    }
+    ek_solution_free(s);
+    ek_costs_free(c);
+}
+END_TEST
+
+/* Chunks of 256, of three prompts of 300: [256], [44 behind 256 + 212], [88 behind 212 + 168], [132
+ * behind 168]. */
+START_TEST(contexts_of_several_sequences_in_a_step_take_time)
+{
+    static const double extra[] = {0, 300 + 212 - (44 * 278.0 + 212 * 106.0) / 256 - 128,
+                                   300 + 168 - (88 * 256.0 + 168 * 84.0) / 256 - 128, 0};
+    char *text = with(small, "'prefill':[[1,1,0.001],[32,32,0.01],[32,64,0.012]]",
+                      "'context_s':0.01,'prefill':[[1,1,1],[512,512,1],[512,1024,1]]");
+    char *room = with(text, "'memory':1000,", "'memory':100000000,");
+    json_t *root = parse(room);
+    struct ek_costs *c = NULL;
+    struct ek_stage_times t;
+    struct ek_solution *s;
+    struct ek_request r;
+    bool outside = false;
+
+    ck_assert_msg(ek_costs_from_json(root, "contexts", &c) == EK_OK, "%s", ek_last_error());
+    r = request_for(c);
+    r.workload.batch = 3;
+    r.workload.prompt = 300;
+    r.workload.prefill_chunk = 256;
+    r.workload.micro_batches = 1;
+    s = solve(c, &r);
+    ck_assert(ek_problem_times(s->problem, 0, 1, 1, 0, &t, &outside));
+    ck_assert_double_eq_tol(t.prefill, 4 + 0.01 * (extra[1] + extra[2]), 1e-6);
+    ek_solution_free(s);
+    ek_costs_free(c);
     json_decref(root);
     free(text);
+    free(room);
 }
 END_TEST
 
@@ -647,7 +742,10 @@ int main(void)
                         EK_ARRAY_LEN(chunks));
     tcase_add_test(t, the_longest_context_is_that_of_the_shortest_chunk);
     tcase_add_loop_test(t, prompts_follow_one_another_in_chunks, 0, EK_ARRAY_LEN(streams));
+    tcase_add_test(t, contexts_of_several_sequences_in_a_step_take_time);
     tcase_add_test(t, prefill_that_goes_on_takes_longer_than_its_points);
+    tcase_add_test(t, decode_steps_behind_prefill_begin_at_its_clocks);
+    tcase_add_test(t, a_device_that_waits_keeps_its_clocks);
     tcase_add_loop_test(t, few_chunks_leave_stages_alone, 0, EK_ARRAY_LEN(besides));
     tcase_add_loop_test(t, hostile_costs_are_refused_by_field, 0, EK_ARRAY_LEN(hostile_costs));
     tcase_add_test(t, the_same_input_gives_the_same_bytes);
