@@ -224,6 +224,8 @@ enum ek_status ek_json_opt_string(const json_t *obj, struct ek_json_at at, const
  * significant digits): the same value gives the same bytes. Freed with free(). */
 char *ek_json_text(const json_t *value);
 enum ek_status ek_json_write(const char *path, const json_t *value, bool force);
+/* To stdout, and drops the reference. EK_ENOMEM for NULL, EK_EENV when stdout fails. */
+enum ek_status ek_json_print(json_t *value);
 
 /* ---- Tables for people ----------------------------------------------------------------------- */
 struct ek_table; /* rows of text cells, printed with aligned columns */

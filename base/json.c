@@ -190,3 +190,12 @@ enum ek_status ek_json_write(const char *path, const json_t *value, bool force)
     free(text);
     return st;
 }
+
+enum ek_status ek_json_print(json_t *value)
+{
+    enum ek_status st =
+        value ? ek_json_write("-", value, true) : ek_error(EK_ENOMEM, "out of host memory");
+
+    json_decref(value);
+    return st;
+}

@@ -435,7 +435,7 @@ static enum ek_status run(const struct ek_args *args)
     EK_GOTO(add_memory(&b), st, done);
     EK_GOTO(store_runs(args, &b), st, done);
     if (ek_arg_flag(args, "json")) {
-        st = ek_print_json(bench_json(&b));
+        st = ek_json_print(bench_json(&b));
     } else {
         print_speeds(&b);
         print_lines(&b);

@@ -158,7 +158,7 @@ static enum ek_status report(const struct ek_args *args, struct ek_session *s, c
             json_object_set_new(json, "judged", json_false());
         if (json != NULL && ek_arg_flag(args, "trace"))
             add_trace(json, &t);
-        st = ek_print_json(json);
+        st = ek_json_print(json);
     } else if (st == EK_OK) {
         print_comparison(args, c, judged == EK_OK);
         if (ek_arg_flag(args, "trace"))

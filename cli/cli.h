@@ -81,7 +81,4 @@ bool ek_distance_small(size_t distance, size_t n);
 extern atomic_bool ek_interrupted;
 void ek_catch_interrupts(void);
 
-/* Prints a JSON document to stdout and drops the reference; EK_EENV when stdout fails. */
-enum ek_status ek_print_json(json_t *v);
-
 #endif

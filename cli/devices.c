@@ -283,7 +283,7 @@ static enum ek_status run(const struct ek_args *args)
     if (st == EK_OK && r.measured && ek_arg(args, "db"))
         st = store(ek_arg(args, "db"), &r);
     if (st == EK_OK && ek_arg_flag(args, "json"))
-        st = ek_print_json(report_json(&r));
+        st = ek_json_print(report_json(&r));
     else if (st == EK_OK)
         print_report(&r);
     for (size_t i = 0; r.entries && i < r.n; i++)

@@ -73,7 +73,7 @@ static enum ek_status print_json(const char *device, const struct ek_load_times 
                               json_pack("{ss sI sf sf sf}", "from", name_of(&times[i]), "bytes",
                                         (json_int_t)times[i].bytes, "load_s", times[i].load_s,
                                         "read_s", times[i].read_s, "send_s", times[i].send_s));
-    return ek_print_json(json_pack("{ss so}", "device", device, "loads", list));
+    return ek_json_print(json_pack("{ss so}", "device", device, "loads", list));
 }
 
 enum ek_status ek_bench_load(const struct ek_args *args)

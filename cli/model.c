@@ -63,7 +63,7 @@ static enum ek_status run(const struct ek_args *args)
                 st, done);
     }
     if (ek_arg_flag(args, "json")) {
-        st = ek_print_json(ek_model_json(m));
+        st = ek_json_print(ek_model_json(m));
     } else {
         print_modules(m, cache);
         print_totals(m, cache);

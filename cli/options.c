@@ -210,14 +210,3 @@ enum ek_status ek_arg_dtype(const struct ek_args *a, const char *name,
                         allowed(EK_F8_E4M3) ? ", BF16 or fp8" : " or BF16");
     return EK_OK;
 }
-
-enum ek_status ek_print_json(json_t *v)
-{
-    char *text = v ? ek_json_text(v) : NULL;
-    enum ek_status st = text ? ek_file_write("-", text, strlen(text), true)
-                             : ek_error(EK_ENOMEM, "out of host memory");
-
-    free(text);
-    json_decref(v);
-    return st;
-}

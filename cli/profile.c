@@ -166,7 +166,7 @@ static enum ek_status summarize(const struct summary *s, const struct ek_profile
             st = ek_kernels_json(s->store, s->model, &s->devices[i], kernels);
     }
     if (st == EK_OK && as_json)
-        st = ek_print_json(json_pack("{ss ss ss ss sO sO}", "db", s->path, "model", s->model->name,
+        st = ek_json_print(json_pack("{ss ss ss ss sO sO}", "db", s->path, "model", s->model->name,
                                      "model_hash", s->model->hash, "identity", s->identity,
                                      "devices", list, "kernels", kernels));
     else if (st == EK_OK)

@@ -359,7 +359,7 @@ static enum ek_status print_result(const struct job *j)
             json_object_set_new(v, "pictures", ek_pictures_json(&j->pictures));
             json_object_set_new(v, "pictures_s", json_real(j->pictures.seconds));
         }
-        return ek_print_json(v);
+        return ek_json_print(v);
     }
     for (size_t i = 0; !j->stream && i < j->n_prompts; i++) {
         const json_t *c = json_array_get(all, i);

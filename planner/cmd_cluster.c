@@ -42,7 +42,6 @@ static void print_people(const struct ek_cluster *c)
 static enum ek_status print_json(const struct ek_cluster *c)
 {
     json_t *nodes = json_array(), *replicas = json_array(), *root;
-    enum ek_status st;
 
     for (size_t i = 0; i < c->n_classes; i++)
         json_array_append_new(nodes, json_pack("{s:s s:I}", "node", c->classes[i].name, "used",
@@ -55,11 +54,7 @@ static enum ek_status print_json(const struct ek_cluster *c)
                                                   "replicas", (json_int_t)c->replicas[i].chosen));
     root = json_pack("{s:f s:f s:b s:o s:o}", "tokens_per_s", c->tokens_per_s, "price", c->price,
                      "proven", c->proven, "nodes", nodes, "replicas", replicas);
-    if (root == NULL)
-        return ek_error(EK_ENOMEM, "out of host memory");
-    st = ek_json_write("-", root, true);
-    json_decref(root);
-    return st;
+    return ek_json_print(root);
 }
 
 static enum ek_status run(int argc, char **argv, int *code)

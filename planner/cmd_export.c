@@ -87,18 +87,13 @@ static enum ek_status read_arguments(int argc, char **argv, const char *help, st
 static enum ek_status write_text(const struct arguments *a, const char *text)
 {
     json_t *o;
-    enum ek_status st;
 
     if (!a->json || a->output)
         EK_TRY(ek_file_write(a->output ? a->output : "-", text, strlen(text), a->force));
     if (!a->json)
         return EK_OK;
     o = json_pack("{s:s s:s}", "target", a->to, "text", text);
-    if (o == NULL)
-        return ek_error(EK_ENOMEM, "out of host memory");
-    st = ek_json_write("-", o, true);
-    json_decref(o);
-    return st;
+    return ek_json_print(o);
 }
 
 static enum ek_status run_export(int argc, char **argv, int *code)

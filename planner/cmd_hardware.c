@@ -32,7 +32,6 @@ static void print_table(const struct ek_card *cards, size_t n)
 static enum ek_status print_json(const struct ek_card *cards, size_t n)
 {
     json_t *list = json_array(), *root;
-    enum ek_status st;
 
     for (size_t i = 0; i < n; i++)
         json_array_append_new(
@@ -46,11 +45,7 @@ static enum ek_status print_json(const struct ek_card *cards, size_t n)
                       "link_alpha_s", cards[i].link_alpha, "link_beta_bytes_s", cards[i].link_beta,
                       "shared_memory", cards[i].shared, "source", cards[i].source));
     root = json_pack("{s:s s:i s:o}", "format", "evenkeel-hardware", "version", 1, "cards", list);
-    if (root == NULL)
-        return ek_error(EK_ENOMEM, "out of host memory");
-    st = ek_json_write("-", root, true);
-    json_decref(root);
-    return st;
+    return ek_json_print(root);
 }
 
 static enum ek_status run(int argc, char **argv, int *code)

@@ -245,8 +245,7 @@ static enum ek_status refuse(const struct ek_plan_arguments *a, const struct ek_
     if (a->json) {
         json_t *o =
             json_pack("{s:b s:s s:O}", "feasible", false, "reason", reason, "advice", advice);
-        enum ek_status st = ek_json_write("-", o, true);
-        json_decref(o);
+        enum ek_status st = ek_json_print(o);
         json_decref(advice);
         EK_TRY(st);
     } else {

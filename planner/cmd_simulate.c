@@ -125,13 +125,8 @@ static enum ek_status print_json(const struct ek_plan_file *f, const struct ek_s
                           "end_to_end_s", spread_json(s->end_to_end), "stage_busy",
                           shares(s->stage_busy, f->n_stages), "link_busy",
                           shares(s->link_busy, f->n_stages ? f->n_stages - 1 : 0));
-    enum ek_status st;
 
-    if (o == NULL)
-        return ek_error(EK_ENOMEM, "out of host memory");
-    st = ek_json_write("-", o, true);
-    json_decref(o);
-    return st;
+    return ek_json_print(o);
 }
 
 static enum ek_status run(int argc, char **argv, int *code)

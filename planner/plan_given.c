@@ -87,13 +87,8 @@ static enum ek_status print_json(const struct given *g)
                           v->score.latency, "balance", v->score.balance, "prefill_s", v->prefill_s,
                           "decode_s", v->decode_s, "stages", (json_int_t)v->stages, "micro_batches",
                           (json_int_t)g->p->micro_batches);
-    enum ek_status st;
 
-    if (o == NULL)
-        return ek_error(EK_ENOMEM, "out of host memory");
-    st = ek_json_write("-", o, true);
-    json_decref(o);
-    return st;
+    return ek_json_print(o);
 }
 
 static enum ek_status write_plan(const struct ek_plan_arguments *a, const struct ek_costs *c,
