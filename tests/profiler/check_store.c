@@ -5,6 +5,7 @@
 #include "tests/profiler/store_support.h"
 
 #include <check.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -157,22 +158,25 @@ START_TEST(impossible_values_are_not_written)
 {
     struct ek_store *s = open_store(EK_STORE_WRITE);
     struct ek_store_key k = key_at(put_device(s, "cpu:0", "1"), EK_PHASE_DECODE, 1, 1, 64);
-    struct ek_store_time t = {.median_s = 0, .n = 1, .stop = "converged"};
+    struct ek_store_time t = {.median_s = 1, .n = 1, .stop = "converged"};
+    static const struct ek_store_time impossible[] = {{.median_s = 0, .n = 1},
+                                                      {.median_s = -1, .n = 1},
+                                                      {.median_s = INFINITY, .n = 1},
+                                                      {.median_s = 1e9, .n = 1},
+                                                      {.median_s = 1, .mad_s = NAN, .n = 1},
+                                                      {.median_s = 1, .min_s = -1, .n = 1},
+                                                      {.median_s = 1, .n = 0}};
     struct ek_store_link l = {"cpu:0", "cpu:0", "memcpy", 1e-6, 0, 0, 1};
     struct ek_store_memory m = {.device = k.device, .signature = "layer", .kv = UINT64_MAX};
 
-    ck_assert_int_eq(ek_store_put_time(s, &k, &t), EK_EUSAGE);
-    t.median_s = -1;
-    ck_assert_int_eq(ek_store_put_time(s, &k, &t), EK_EUSAGE);
-    t.median_s = 1e300 * 1e300;
-    ck_assert_int_eq(ek_store_put_time(s, &k, &t), EK_EUSAGE);
+    for (size_t i = 0; i < EK_ARRAY_LEN(impossible); i++)
+        ck_assert_int_eq(ek_store_put_time(s, &k, &impossible[i]), EK_EUSAGE);
     ck_assert_int_eq(ek_store_put_link(s, &l), EK_EUSAGE);
     l.beta_bytes_s = 1e9;
     strcpy(l.to, "cpu:7");
     ck_assert_int_eq(ek_store_put_link(s, &l), EK_EUSAGE);
     ck_assert_int_eq(ek_store_put_memory(s, &m), EK_EUSAGE);
     k.device = 77; /* no such device */
-    t.median_s = 1;
     ck_assert_int_ne(ek_store_put_time(s, &k, &t), EK_OK);
     ek_store_close(s);
 }
