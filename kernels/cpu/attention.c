@@ -102,7 +102,7 @@ enum ek_status cpu_rope_append(struct ek_device *dev, void *qkv, size_t ld,
     size_t work = (size_t)(heads + 2 * kv->kv_heads) * kv->head_dim + rope->dim * 16;
 
     EK_TRY(ek_args_rope_append(rope, batch, heads, kv, ld));
-    EK_TRY(cpu_scratch(cpu_of(dev), rope->dim * sizeof(float)));
+    EK_TRY(cpu_workspace(cpu_of(dev), rope->dim * sizeof(float), 0, NULL));
     cpu_run_rows(cpu_of(dev), batch->n_tokens, work, rope_item, &a);
     return EK_OK;
 }
@@ -235,8 +235,8 @@ enum ek_status cpu_attention(struct ek_device *dev, const void *q, size_t ldq,
     job.a.group = heads / kv->kv_heads;
     job.a.block = job.a.group < BLOCK_ROWS ? BLOCK_ROWS / job.a.group : 1;
     n = list_items(&job.a, NULL);
-    EK_TRY(cpu_scratch(cpu, cpu_attend_scratch(&job.a)));
-    EK_TRY(cpu_shared(cpu, partials + n * sizeof(struct item) / sizeof(float), &job.partials));
+    EK_TRY(cpu_workspace(cpu, cpu_attend_scratch(&job.a),
+                         partials + n * sizeof(struct item) / sizeof(float), &job.partials));
     job.items = (void *)(job.partials + partials);
     list_items(&job.a, job.items);
     cpu_run(cpu, n, attention_item, &job);

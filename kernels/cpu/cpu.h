@@ -122,12 +122,11 @@ struct cpu_device {
     struct cpu_block *blocks;
     struct ek_usage usage[EK_N_TAGS];
 
-    float *shared; /* workspace of an operation: n_shared floats */
-    size_t n_shared;
-    float *held; /* workspace of an operation made of others, which use shared themselves */
-    size_t n_held;
-    uint8_t *scratch; /* per thread: scratch_bytes each */
-    size_t scratch_bytes;
+    /* Workspace, of one operation after the other, so that a stage takes what its greediest one
+     * does: what an operation made of others holds, a thread's scratch each, what threads share. */
+    uint8_t *space;
+    size_t space_bytes, held_bytes, scratch_bytes;
+    uint8_t *held; /* where that is, when space grew meanwhile; else NULL */
 };
 
 static inline struct cpu_device *cpu_of(struct ek_device *dev)
@@ -144,13 +143,18 @@ void cpu_reset_peaks(struct ek_device *dev);
 uint64_t cpu_memory_free(struct ek_device *dev);
 enum ek_status cpu_host_alloc(struct ek_device *dev, size_t bytes, void **out);
 void cpu_host_free(struct ek_device *dev, void *p);
-/* Workspace of at least n floats, and scratch of at least bytes a thread; both kept and grown. */
-enum ek_status cpu_shared(struct cpu_device *dev, size_t n, float **out);
-enum ek_status cpu_held(struct cpu_device *dev, size_t n, float **out);
-enum ek_status cpu_scratch(struct cpu_device *dev, size_t bytes);
+/* The workspace of an operation, in the place of the one before: scratch of so many bytes for each
+ * thread, and n floats in *shared (NULL: none wanted). */
+enum ek_status cpu_workspace(struct cpu_device *dev, size_t scratch, size_t n, float **shared);
+/* Bytes that it takes: shared of what all threads share. */
+size_t cpu_workspace_bytes(const struct cpu_device *dev, size_t scratch, size_t shared);
+/* Of an operation made of others, whose workspaces (`inner` bytes at most, cpu_linear_space) leave
+ * it alone: n floats until cpu_let_go. Not within another. */
+enum ek_status cpu_hold(struct cpu_device *dev, size_t n, size_t inner, float **out);
+void cpu_let_go(struct cpu_device *dev);
 static inline void *cpu_scratch_of(const struct cpu_device *dev, uint32_t thread)
 {
-    return dev->scratch + thread * dev->scratch_bytes;
+    return dev->space + dev->held_bytes + thread * dev->scratch_bytes;
 }
 
 /* Runs items on the device's pool; the calling thread is bound to the device's first core. */
@@ -189,8 +193,8 @@ enum ek_status cpu_layer_norm(struct ek_device *dev, const void *x, const float 
 enum ek_status cpu_linear(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                           const struct ek_mat *w, const float *bias, void *out, size_t ldo,
                           int flags);
-/* Workspace and scratch that cpu_linear needs for n rows by w, ahead of products of fewer. */
-enum ek_status cpu_linear_reserve(struct ek_device *dev, uint32_t n, const struct ek_mat *w);
+/* Most bytes of workspace that cpu_linear takes for n rows or fewer by w. */
+size_t cpu_linear_space(const struct ek_device *dev, uint32_t n, const struct ek_mat *w);
 enum ek_status cpu_norm_linear(struct ek_device *dev, const void *x, const float *norm_weight,
                                float eps, uint32_t n, const struct ek_mat *mats, size_t n_mats,
                                const float *const *biases, void *out, size_t ldo);

@@ -115,12 +115,16 @@ enum ek_status cpu_route(struct ek_device *dev, const void *x, size_t ldx, uint3
                          const struct ek_router *router, int32_t *ids, float *weights)
 {
     struct route_job a = {.r = router, .bias = bias, .ids = ids, .weights = weights};
+    enum ek_status st;
 
     EK_TRY(ek_args_route(router, gate, n, ldx));
-    EK_TRY(cpu_held(cpu_of(dev), (size_t)n * router->n_experts, &a.scores));
-    EK_TRY(cpu_linear(dev, x, ldx, n, gate, NULL, a.scores, router->n_experts, 0));
-    cpu_run_rows(cpu_of(dev), n, (size_t)router->n_experts * router->top_k, route_item, &a);
-    return EK_OK;
+    EK_TRY(cpu_hold(cpu_of(dev), (size_t)n * router->n_experts, cpu_linear_space(dev, n, gate),
+                    &a.scores));
+    st = cpu_linear(dev, x, ldx, n, gate, NULL, a.scores, router->n_experts, 0);
+    if (st == EK_OK)
+        cpu_run_rows(cpu_of(dev), n, (size_t)router->n_experts * router->top_k, route_item, &a);
+    cpu_let_go(cpu_of(dev));
+    return st;
 }
 
 /* ---- Experts --------------------------------------------------------------------------------- */
@@ -191,16 +195,6 @@ static struct ek_mat down_of(const struct experts_job *a, uint32_t e)
     return rows_of(a->e->down, e * a->hidden, a->hidden);
 }
 
-/* All tokens may go to one expert: what an operation takes follows from shapes alone, so that a
- * profile, whose tokens go where it sends them, has seen the most. */
-static enum ek_status reserve(struct ek_device *dev, const struct experts_job *a)
-{
-    struct ek_mat gate_up = gate_up_of(a, 0), down = down_of(a, 0);
-
-    EK_TRY(cpu_linear_reserve(dev, a->n, &gate_up));
-    return cpu_linear_reserve(dev, a->n, &down);
-}
-
 static enum ek_status run_expert(struct ek_device *dev, const struct experts_job *a, uint32_t e)
 {
     uint32_t inner = a->e->inner, m = pick(a, e);
@@ -226,6 +220,31 @@ static void give_out(void *arg, uint32_t token, uint32_t thread)
         out[i] += sum[i];
 }
 
+/* All tokens may go to one expert: what an operation takes follows from shapes alone, so that a
+ * profile, whose tokens go where it sends them, has seen the most. */
+static size_t space_of_parts(const struct ek_device *dev, const struct experts_job *a)
+{
+    struct ek_mat gate_up = gate_up_of(a, 0), down = down_of(a, 0);
+    size_t up = cpu_linear_space(dev, a->n, &gate_up), back = cpu_linear_space(dev, a->n, &down);
+
+    return up > back ? up : back;
+}
+
+static enum ek_status run_all(struct ek_device *dev, struct experts_job *a)
+{
+    size_t rows = a->n;
+
+    a->both = a->picked + rows * a->hidden;
+    a->inner = a->both + rows * 2 * a->e->inner;
+    a->y = a->inner + rows * a->e->inner;
+    a->sum = a->y + rows * a->hidden;
+    memset(a->sum, 0, rows * a->hidden * sizeof(float));
+    for (uint32_t i = 0; i < a->e->n; i++)
+        EK_TRY(run_expert(dev, a, i));
+    cpu_run_rows(cpu_of(dev), a->n, a->hidden, give_out, a);
+    return EK_OK;
+}
+
 enum ek_status cpu_experts(struct ek_device *dev, const void *x, size_t ldx, uint32_t n,
                            const int32_t *ids, const float *weights, uint32_t top_k,
                            const struct ek_experts *e, void *out, size_t ldo)
@@ -240,18 +259,12 @@ enum ek_status cpu_experts(struct ek_device *dev, const void *x, size_t ldx, uin
                             .weights = weights,
                             .e = e,
                             .out = out};
-    size_t rows = n;
+    enum ek_status st;
 
     EK_TRY(ek_args_experts(e, top_k, n, ldx, ldo));
-    EK_TRY(cpu_held(cpu_of(dev), rows * (3 * (size_t)a.hidden + 3 * (size_t)e->inner), &a.picked));
-    a.both = a.picked + rows * a.hidden;
-    a.inner = a.both + rows * 2 * e->inner;
-    a.y = a.inner + rows * e->inner;
-    a.sum = a.y + rows * a.hidden;
-    memset(a.sum, 0, rows * a.hidden * sizeof(float));
-    EK_TRY(reserve(dev, &a));
-    for (uint32_t i = 0; i < e->n; i++)
-        EK_TRY(run_expert(dev, &a, i));
-    cpu_run_rows(cpu_of(dev), n, a.hidden, give_out, &a);
-    return EK_OK;
+    EK_TRY(cpu_hold(cpu_of(dev), (size_t)n * (3 * (size_t)a.hidden + 3 * (size_t)e->inner),
+                    space_of_parts(dev, &a), &a.picked));
+    st = run_all(dev, &a);
+    cpu_let_go(cpu_of(dev));
+    return st;
 }

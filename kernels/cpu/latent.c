@@ -48,7 +48,7 @@ enum ek_status cpu_latent_append(struct ek_device *dev, const void *ckv, size_t 
                            .kv = kv};
 
     EK_TRY(ek_args_latent_append(rope, batch, kv, ld));
-    EK_TRY(cpu_scratch(cpu_of(dev), ((size_t)kv->head_dim + rope->dim) * sizeof(float)));
+    EK_TRY(cpu_workspace(cpu_of(dev), ((size_t)kv->head_dim + rope->dim) * sizeof(float), 0, NULL));
     cpu_run_rows(cpu_of(dev), batch->n_tokens, (size_t)kv->head_dim * 4, append_item, &a);
     return EK_OK;
 }
@@ -138,7 +138,7 @@ enum ek_status cpu_latent_query(struct ek_device *dev, const void *q, size_t ldq
                            .batch = batch};
 
     EK_TRY(ek_args_latent_query(l, kv_b, rope, batch->n_tokens, ldq, ldo));
-    EK_TRY(cpu_scratch(cpu_of(dev), ((size_t)l->lora + l->rope) * sizeof(float)));
+    EK_TRY(cpu_workspace(cpu_of(dev), ((size_t)l->lora + l->rope) * sizeof(float), 0, NULL));
     cpu_run(cpu_of(dev), l->heads, query_item, &a);
     return EK_OK;
 }
@@ -157,7 +157,7 @@ enum ek_status cpu_latent_value(struct ek_device *dev, const void *x, size_t ldx
                            .kv_b = kv_b};
 
     EK_TRY(ek_args_latent_value(l, kv_b, n, ldx, ldo));
-    EK_TRY(cpu_scratch(cpu_of(dev), (size_t)l->lora * sizeof(float)));
+    EK_TRY(cpu_workspace(cpu_of(dev), (size_t)l->lora * sizeof(float), 0, NULL));
     cpu_run(cpu_of(dev), l->heads, value_item, &a);
     return EK_OK;
 }

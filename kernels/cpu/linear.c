@@ -17,7 +17,7 @@ enum {
 };
 
 struct product {
-    const struct cpu_device *dev;
+    struct cpu_device *dev;
     const float *x; /* [n][ldx], readable up to `cols` */
     size_t ldx;
     uint32_t n, cols; /* cols: rounded up to whole units */
@@ -185,9 +185,10 @@ static uint32_t tokens_of_item(const struct product *p, uint32_t tile)
     return tile * (uint32_t)(fit / tile < 4 ? 4 : fit / tile > 64 ? 64 : fit / tile);
 }
 
-/* Cuts the product into items and reserves scratch for them. */
-static enum ek_status plan_items(struct product *p, struct cpu_device *dev)
+/* Cuts the product into items; the bytes of scratch that they take of each thread. */
+static size_t plan_items(struct product *p)
 {
+    const struct cpu_device *dev = p->dev;
     uint32_t tile = dev->simd->tile, total = 0, blocks, rows, most;
     bool decoded = false;
 
@@ -208,23 +209,17 @@ static enum ek_status plan_items(struct product *p, struct cpu_device *dev)
     for (size_t i = 0; i < p->n_mats; i++)
         p->items += n_panels(p, &p->mats[i]);
     p->items *= blocks;
-    return cpu_scratch(dev,
-                       ((size_t)2 * p->tokens + (decoded ? p->cols : 0)) * p->rows * sizeof(float));
+    return ((size_t)2 * p->tokens + (decoded ? p->cols : 0)) * p->rows * sizeof(float);
 }
 
-static enum ek_status product_run(struct product *p, struct cpu_device *dev)
+static void product_run(struct product *p)
 {
-    if (!p->n)
-        return EK_OK;
-    p->dev = dev;
-    EK_TRY(plan_items(p, dev));
     /* gated: an item takes the same rows of both matrices */
     if (p->gated) {
         p->n_mats = 1;
         p->items /= 2;
     }
-    cpu_run(dev, p->items, product_item, p);
-    return EK_OK;
+    cpu_run(p->dev, p->items, product_item, p);
 }
 
 /* ---- Inputs ---------------------------------------------------------------------------------- */
@@ -251,11 +246,11 @@ static void norm_row(void *arg, uint32_t i, uint32_t thread)
     memset(out + a->dim, 0, (a->cols - a->dim) * sizeof(float));
 }
 
-/* Normed (or copied) inputs, padded to whole units, in the device's workspace. */
-static enum ek_status inputs(struct cpu_device *dev, const float *x, size_t ldx,
-                             const float *weight, float eps, uint32_t dim, struct product *p)
+/* The product of normed (or copied) inputs, padded to whole units, in the device's workspace. */
+static enum ek_status run_on_inputs(const float *x, size_t ldx, const float *weight, float eps,
+                                    uint32_t dim, struct product *p)
 {
-    struct norm_rows a = {.simd = dev->simd,
+    struct norm_rows a = {.simd = p->dev->simd,
                           .x = x,
                           .weight = weight,
                           .ldx = ldx,
@@ -263,10 +258,13 @@ static enum ek_status inputs(struct cpu_device *dev, const float *x, size_t ldx,
                           .cols = p->cols,
                           .eps = eps};
 
-    EK_TRY(cpu_shared(dev, (size_t)p->n * p->cols, &a.out));
-    cpu_run_rows(dev, p->n, dim, norm_row, &a);
+    if (p->n == 0)
+        return EK_OK;
+    EK_TRY(cpu_workspace(p->dev, plan_items(p), (size_t)p->n * p->cols, &a.out));
+    cpu_run_rows(p->dev, p->n, dim, norm_row, &a);
     p->x = a.out;
     p->ldx = p->cols;
+    product_run(p);
     return EK_OK;
 }
 
@@ -282,7 +280,8 @@ enum ek_status cpu_linear(struct ek_device *dev, const void *x, size_t ldx, uint
                           int flags)
 {
     const float *const biases[1] = {bias};
-    struct product p = {.x = x,
+    struct product p = {.dev = cpu_of(dev),
+                        .x = x,
                         .ldx = ldx,
                         .n = n,
                         .cols = whole_units(w->cols),
@@ -295,28 +294,40 @@ enum ek_status cpu_linear(struct ek_device *dev, const void *x, size_t ldx, uint
 
     EK_TRY(ek_args_linear(n, w, ldx, ldo));
     if (p.cols != w->cols)
-        EK_TRY(inputs(cpu_of(dev), x, ldx, NULL, 0.0f, w->cols, &p));
-    return product_run(&p, cpu_of(dev));
-}
-
-enum ek_status cpu_linear_reserve(struct ek_device *dev, uint32_t n, const struct ek_mat *w)
-{
-    struct cpu_device *cpu = cpu_of(dev);
-    struct product p = {.dev = cpu, .n = n, .cols = whole_units(w->cols), .mats = w, .n_mats = 1};
-    float *rows;
-
+        return run_on_inputs(x, ldx, NULL, 0.0f, w->cols, &p);
     if (n == 0)
         return EK_OK;
-    if (p.cols != w->cols)
-        EK_TRY(cpu_shared(cpu, (size_t)n * p.cols, &rows));
-    return plan_items(&p, cpu);
+    EK_TRY(cpu_workspace(p.dev, plan_items(&p), 0, NULL));
+    product_run(&p);
+    return EK_OK;
+}
+
+/* Up to a tile of rows are multiplied as they are, more by decoded weights: either may take more.
+ */
+size_t cpu_linear_space(const struct ek_device *dev, uint32_t n, const struct ek_mat *w)
+{
+    struct cpu_device *cpu = cpu_of((struct ek_device *)dev);
+    size_t most = 0;
+
+    for (int i = 0; i < 2 && n > 0; i++) {
+        struct product p = {.dev = cpu,
+                            .n = i && n > cpu->simd->tile ? cpu->simd->tile : n,
+                            .cols = whole_units(w->cols),
+                            .mats = w,
+                            .n_mats = 1};
+        size_t inputs = p.cols != w->cols ? (size_t)p.n * p.cols * sizeof(float) : 0;
+        size_t bytes = cpu_workspace_bytes(cpu, plan_items(&p), inputs);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
 }
 
 enum ek_status cpu_norm_linear(struct ek_device *dev, const void *x, const float *norm_weight,
                                float eps, uint32_t n, const struct ek_mat *mats, size_t n_mats,
                                const float *const *biases, void *out, size_t ldo)
 {
-    struct product p = {.n = n,
+    struct product p = {.dev = cpu_of(dev),
+                        .n = n,
                         .cols = whole_units(mats[0].cols),
                         .mats = mats,
                         .n_mats = n_mats,
@@ -325,15 +336,15 @@ enum ek_status cpu_norm_linear(struct ek_device *dev, const void *x, const float
                         .ldo = ldo};
 
     EK_TRY(ek_args_norm_linear(n, mats, n_mats, ldo));
-    EK_TRY(inputs(cpu_of(dev), x, mats[0].cols, norm_weight, eps, mats[0].cols, &p));
-    return product_run(&p, cpu_of(dev));
+    return run_on_inputs(x, mats[0].cols, norm_weight, eps, mats[0].cols, &p);
 }
 
 enum ek_status cpu_norm_gate_up(struct ek_device *dev, const void *x, const float *norm_weight,
                                 float eps, uint32_t n, const struct ek_mat mats[2], void *out,
                                 size_t ldo)
 {
-    struct product p = {.n = n,
+    struct product p = {.dev = cpu_of(dev),
+                        .n = n,
                         .cols = whole_units(mats[0].cols),
                         .mats = mats,
                         .n_mats = 2,
@@ -342,6 +353,5 @@ enum ek_status cpu_norm_gate_up(struct ek_device *dev, const void *x, const floa
                         .gated = true};
 
     EK_TRY(ek_args_gate_up(n, mats, ldo));
-    EK_TRY(inputs(cpu_of(dev), x, mats[0].cols, norm_weight, eps, mats[0].cols, &p));
-    return product_run(&p, cpu_of(dev));
+    return run_on_inputs(x, mats[0].cols, norm_weight, eps, mats[0].cols, &p);
 }

@@ -159,51 +159,67 @@ void cpu_host_free(struct ek_device *dev, void *p)
     free(p);
 }
 
-static enum ek_status workspace(struct cpu_device *dev, float **have, size_t *n_have, size_t n)
+static enum ek_status grow(struct cpu_device *dev, size_t bytes)
 {
     void *p;
 
-    if (n <= *n_have)
+    if (bytes <= dev->space_bytes)
         return EK_OK;
-    if (n > SIZE_MAX / sizeof(float))
+    if (dev->held_bytes > 0 && dev->held == NULL)
+        dev->held = dev->space; /* pointers into it are in use */
+    else
+        cpu_release(&dev->base, dev->space);
+    dev->space = NULL;
+    dev->space_bytes = 0;
+    EK_TRY(cpu_alloc(&dev->base, EK_TAG_WORKSPACE, bytes, &p));
+    dev->space = p;
+    dev->space_bytes = bytes;
+    return EK_OK;
+}
+
+/* *sum += n * size, rounded up. */
+static bool add_to(size_t *sum, size_t n, size_t size)
+{
+    size_t bytes;
+
+    return ek_mul_size(n, size, &bytes) && bytes <= SIZE_MAX - ALIGN &&
+           ek_add_size(*sum, ek_round_up(bytes, ALIGN), sum);
+}
+
+enum ek_status cpu_workspace(struct cpu_device *dev, size_t scratch, size_t n, float **shared)
+{
+    size_t each = 0, before = dev->held_bytes, all;
+
+    if (!add_to(&each, scratch, 1) || !add_to(&before, each, dev->cores.n) ||
+        (all = before, !add_to(&all, n, sizeof(float))))
         return ek_error(EK_ENOMEM, "device %s: workspace overflows", dev->base.spec.name);
-    cpu_release(&dev->base, *have);
-    *have = NULL;
-    *n_have = 0;
-    EK_TRY(cpu_alloc(&dev->base, EK_TAG_WORKSPACE, n * sizeof(float), &p));
-    *have = p;
-    *n_have = n;
+    EK_TRY(grow(dev, all));
+    dev->scratch_bytes = each;
+    if (shared != NULL)
+        *shared = (float *)(dev->space + before);
     return EK_OK;
 }
 
-enum ek_status cpu_shared(struct cpu_device *dev, size_t n, float **out)
+size_t cpu_workspace_bytes(const struct cpu_device *dev, size_t scratch, size_t shared)
 {
-    EK_TRY(workspace(dev, &dev->shared, &dev->n_shared, n));
-    *out = dev->shared;
+    return ek_round_up(scratch, ALIGN) * dev->cores.n + ek_round_up(shared, ALIGN);
+}
+
+enum ek_status cpu_hold(struct cpu_device *dev, size_t n, size_t inner, float **out)
+{
+    size_t held = 0, all;
+
+    if (!add_to(&held, n, sizeof(float)) || !ek_add_size(held, inner, &all))
+        return ek_error(EK_ENOMEM, "device %s: workspace overflows", dev->base.spec.name);
+    EK_TRY(grow(dev, all));
+    dev->held_bytes = held;
+    *out = (float *)dev->space;
     return EK_OK;
 }
 
-enum ek_status cpu_held(struct cpu_device *dev, size_t n, float **out)
+void cpu_let_go(struct cpu_device *dev)
 {
-    EK_TRY(workspace(dev, &dev->held, &dev->n_held, n));
-    *out = dev->held;
-    return EK_OK;
-}
-
-enum ek_status cpu_scratch(struct cpu_device *dev, size_t bytes)
-{
-    size_t all;
-    void *p;
-
-    if (bytes <= dev->scratch_bytes)
-        return EK_OK;
-    if (bytes > SIZE_MAX - ALIGN || !ek_mul_size(ek_round_up(bytes, ALIGN), dev->cores.n, &all))
-        return ek_error(EK_ENOMEM, "device %s: scratch overflows", dev->base.spec.name);
-    cpu_release(&dev->base, dev->scratch);
-    dev->scratch = NULL;
-    dev->scratch_bytes = 0;
-    EK_TRY(cpu_alloc(&dev->base, EK_TAG_WORKSPACE, all, &p));
-    dev->scratch = p;
-    dev->scratch_bytes = ek_round_up(bytes, ALIGN);
-    return EK_OK;
+    cpu_release(&dev->base, dev->held);
+    dev->held = NULL;
+    dev->held_bytes = 0;
 }

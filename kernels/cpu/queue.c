@@ -94,7 +94,7 @@ enum ek_status cpu_read_bytes(struct ek_device *dev, const void *p, size_t n)
     struct copy_job job = {.src = p, .n = n, .simd = cpu->simd};
     float *sums;
 
-    EK_TRY(cpu_shared(cpu, (size_t)cpu->cores.n * 16, &sums));
+    EK_TRY(cpu_workspace(cpu, 0, (size_t)cpu->cores.n * 16, &sums));
     memset(sums, 0, (size_t)cpu->cores.n * 64);
     job.sums = (void *)sums;
     cpu_run(cpu, n_chunks(n), read_item, &job);

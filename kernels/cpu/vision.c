@@ -74,7 +74,7 @@ enum ek_status cpu_rope_rows(struct ek_device *dev, void *x, size_t ld, const st
 
     EK_TRY(ek_args_rope("rope_rows", rope, head_dim));
     EK_TRY(ek_args_rows("rope_rows", n, (uint64_t)heads * head_dim, ld));
-    EK_TRY(cpu_scratch(cpu_of(dev), rope->dim * sizeof(float)));
+    EK_TRY(cpu_workspace(cpu_of(dev), rope->dim * sizeof(float), 0, NULL));
     cpu_run_rows(cpu_of(dev), n, (size_t)heads * head_dim + rope->dim * 16, rope_item, &a);
     return EK_OK;
 }
@@ -161,8 +161,8 @@ enum ek_status cpu_attention_dense(struct ek_device *dev, const void *qkv, size_
     EK_TRY(ek_args_attention_dense(n, n_segments, max_segment, heads, head_dim, ld, ldo));
     EK_TRY(check_segments(segments, n_segments, max_segment, n));
     n = list_items(&job.a, NULL);
-    EK_TRY(cpu_scratch(cpu, cpu_attend_scratch(&job.a)));
-    EK_TRY(cpu_shared(cpu, n * sizeof(struct item) / sizeof(float), &shared));
+    EK_TRY(cpu_workspace(cpu, cpu_attend_scratch(&job.a), n * sizeof(struct item) / sizeof(float),
+                         &shared));
     job.items = (void *)shared;
     list_items(&job.a, job.items);
     cpu_run(cpu, n, dense_item, &job);
