@@ -216,8 +216,8 @@ enum way { /* of a product */
            WAY_MANY,
            WAY_ONE,    /* plain weights, one token */
            WAY_HELD,   /* a small matrix behind a norm is there before the token */
-           WAY_STREAM, /* weights of the activations' type stream to the tensor cores */
-           WAY_WIDE,   /* the same, with more tokens */
+           WAY_WIDE,   /* weights of the activations' type stream to Hopper's tensor cores */
+           WAY_STREAM, /* the same to others, for shapes that are not for those */
            WAY_FEW,    /* other types are decoded on their way there, blocks stream as well */
 };
 
@@ -239,10 +239,10 @@ static enum way way_of(const struct ek_cuda *d, enum ek_cu_mode mode, enum ek_dt
         return holds(d, mode, t, p) ? WAY_HELD : WAY_ONE;
     if (d->base.act == EK_F32 || (n > 1 && p->ldx % 8))
         return WAY_MANY;
-    if (t == d->base.act && n <= EK_CU_STREAM_TOKENS && ek_cu_stream_fits(&d->queue))
-        return WAY_STREAM;
     if (t == d->base.act && d->queue.wgmma && n <= EK_CU_WIDE_TOKENS && ek_cu_wide_takes(mode, p))
         return WAY_WIDE;
+    if (t == d->base.act && n <= EK_CU_STREAM_TOKENS && ek_cu_stream_fits(&d->queue))
+        return WAY_STREAM;
     if (p->cols % 32 || n > (blocks ? EK_CU_FEW_BLOCKS : EK_CU_FEW) ||
         (blocks && d->queue.shared < EK_CU_BLOCKS_SHARED))
         return WAY_MANY;
@@ -424,26 +424,6 @@ enum ek_status ek_cuda_norm_gate_up(struct ek_device *dev, const void *x, const 
         "norm_gate_up");
 }
 
-#define CONTEXT_BYTES ((uint64_t)40 << 20) /* that the L2 holds besides the weights under way */
-
-/* Decode's contexts, or what the L2 holds of them, lie there when attention comes. */
-static void ask_for_contexts(const struct ek_batch *b, const struct ek_kv *kv,
-                             struct ek_cu_product *p)
-{
-    uint64_t page = 2 * (uint64_t)kv->page * kv->kv_heads * kv->head_dim * 2;
-    uint64_t pages = ((uint64_t)b->max_kv + kv->page - 1) / kv->page;
-
-    if (b->max_q != 1 || b->n_seqs == 0)
-        return;
-    if (pages > CONTEXT_BYTES / (page * b->n_seqs))
-        pages = CONTEXT_BYTES / (page * b->n_seqs);
-    p->pages = (uint32_t)pages;
-    p->n_seqs = b->n_seqs;
-    p->max_blocks = b->max_blocks;
-    p->kv_len = b->kv_len;
-    p->block_table = b->block_table;
-}
-
 enum ek_status ek_cuda_norm_qkv_rope(struct ek_device *dev, const void *x, const float *norm_weight,
                                      float eps, const struct ek_batch *batch,
                                      const struct ek_mat mats[3], const float *const biases[3],
@@ -463,7 +443,6 @@ enum ek_status ek_cuda_norm_qkv_rope(struct ek_device *dev, const void *x, const
     p.positions = batch->positions;
     p.slots = batch->slots;
     p.position_row = batch->position_row ? batch->position_row : n;
-    ask_for_contexts(batch, kv, &p);
     if (kv->dtype == dev->act && kv->v_dim == kv->head_dim && kv->head_dim % 2 == 0)
         EK_TRY(fused(d, EK_CU_QKV, n, mats, 3, biases, ahead, &p, "norm_qkv_rope", &taken));
     if (taken)
@@ -487,7 +466,9 @@ static enum ek_status tail_buffers(struct ek_cuda *d, uint32_t n, const float *n
     void *op, *squares;
 
     EK_TRY(ek_cuda_scratch(d, EK_CU_OP, act + (size_t)n * t->gate_up.cols * 2, &op));
-    EK_TRY(ek_cuda_scratch(d, EK_CU_SQUARES, EK_CU_SQUARES_OF(t->gate_up.cols), &squares));
+    EK_TRY(ek_cuda_scratch(d, EK_CU_SQUARES,
+                           (size_t)t->gate_up.cols / 16 * EK_CU_WIDE_PITCH(n) * sizeof(float),
+                           &squares));
     t->gate_up.out = op;
     t->down.x = op;
     t->gate_up.x = t->output.next_x = (char *)op + act;
@@ -501,14 +482,14 @@ static enum ek_status tail_buffers(struct ek_cuda *d, uint32_t n, const float *n
     return EK_OK;
 }
 
-/* Where the products' kernel for more tokens than stream takes all three. */
+/* Where wide.h takes all three. */
 static bool tail_takes(const struct ek_cuda *d, uint32_t n, const struct ek_mat *o,
                        const struct ek_mat gate_up[2], const struct ek_mat *down,
                        const struct tail *t)
 {
     enum ek_dtype type = d->base.act;
 
-    return d->queue.wgmma && type == EK_BF16 && n > EK_CU_STREAM_TOKENS && n <= EK_CU_WIDE_TOKENS &&
+    return d->queue.wgmma && type == EK_BF16 && n > 1 && n <= EK_CU_WIDE_TOKENS &&
            o->dtype == type && gate_up[0].dtype == type && gate_up[1].dtype == type &&
            down->dtype == type && o->rows % 16 == 0 && ek_cu_wide_takes(EK_CU_LINEAR, &t->output) &&
            ek_cu_wide_takes(EK_CU_GATE_UP, &t->gate_up) && ek_cu_wide_takes(EK_CU_LINEAR, &t->down);

@@ -36,7 +36,22 @@ __device__ __forceinline__ void barrier_arrive_far(uint32_t far)
     asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(far)
                  : "memory");
 }
+// For what this block's threads and copies did before they arrived ...
 __device__ __forceinline__ void barrier_wait(uint32_t at, uint32_t parity)
+{
+    uint32_t done;
+
+    do {
+        asm volatile("{.reg .pred p;\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, p;}"
+                     : "=r"(done)
+                     : "r"(at), "r"(parity)
+                     : "memory");
+    } while (!done);
+}
+// ... and for what other blocks of the cluster did: that empties the multiprocessor's L1 cache.
+__device__ __forceinline__ void barrier_wait_far(uint32_t at, uint32_t parity)
 {
     uint32_t done;
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with 17 to 32 tokens on Hopper: bound by reading the weights, which stream through
+// Products with 2 to 64 tokens on Hopper: bound by reading the weights, which stream through
 // shared memory to the tensor cores, as much in flight as a multiprocessor has room for. The
-// weights are the tall side of the products: 64 rows of them times 32 tokens. One thread asks for
-// boxes of them, another for the tokens that go with them; one warpgroup multiplies, and one
+// weights are the tall side of the products: 64 rows of them times 8 to 64 tokens. One thread asks
+// for boxes of them, another for the tokens that go with them; one warpgroup multiplies, and one
 // finishes what it summed. Few tiles of rows are shared by the blocks of clusters, a part of the
 // columns each: what a warp sums of 16 rows goes to the block that finishes them, added in the
 // order of the columns.
@@ -14,17 +14,23 @@
 #define WIDE_K       (EK_CHUNK * WIDE_CHUNKS) // columns a step
 #define WIDE_ROWS    64                       // of a tile
 #define WIDE_WBYTES  (WIDE_ROWS * WIDE_K * 2)
-#define NT           (EK_CU_WIDE_TOKENS / 8) // tiles of tokens
-#define WIDE_XBYTES  (EK_CU_WIDE_TOKENS * WIDE_K * 2)
-#define WIDE_PART    (16 * EK_CU_WIDE_TOKENS * 4) // bytes of a warp's sums
-#define WIDE_STAGES  12                           // steps of weights under way, at most,
-#define WIDE_XSTAGES 8                            // and of tokens
+#define WIDE_STAGES  12           // steps of weights under way, at most,
+#define WIDE_XSTAGES 8            // and of tokens
 #define WIDE_SHARED  (225 * 1024) // a multiprocessor's: no block shares one with another
 #define WIDE_WARPS   4            // that multiply, 16 rows each; as many finish what they summed
 #define WIDE_THREADS (2 * 32 * WIDE_WARPS + 64) // and two copy
 #define WIDE_BUFFERS 2                          // of sums
 #define WIDE_LONG    64                         // steps of a long row
 #define WIDE_AHEAD   8                          // loads of squares under way
+
+// Of NT tiles of 8 tokens.
+template <int NT> struct Wide {
+    static const uint32_t tokens = 8 * NT;
+    static const uint32_t xbytes = tokens * WIDE_K * 2; // of a step
+    static const uint32_t xstages = NT > 4 ? WIDE_XSTAGES / 2 : WIDE_XSTAGES;
+    static const uint32_t part = 16 * tokens * 4; // bytes of a warp's sums
+    static const int each = NT > 4 ? NT / 4 : 1;  // tokens that a lane finishes
+};
 
 struct wide_barriers {
     uint64_t w_full[WIDE_STAGES], w_empty[WIDE_STAGES];   // steps of weights
@@ -107,10 +113,11 @@ __device__ __forceinline__ void copy_weights(const wide_maps &maps, const ek_cu_
         pdl_next();
 }
 
+template <int NT>
 __device__ __forceinline__ void copy_tokens(const wide_maps &maps, const wide_plan &s,
-                                            const WideSpan &span, uint32_t base)
+                                            const WideSpan &span, uint32_t base, uint32_t n)
 {
-    WideSlot x = {WIDE_XSTAGES, 0, 1};
+    WideSlot x = {Wide<NT>::xstages, 0, 1};
 
     fetch_map(&maps.x);
     pdl_wait();
@@ -119,33 +126,16 @@ __device__ __forceinline__ void copy_tokens(const wide_maps &maps, const wide_pl
             uint32_t full = AT(x_full) + 8 * x.at;
 
             barrier_wait(AT(x_empty) + 8 * x.at, x.parity);
-            barrier_expect(full, WIDE_XBYTES);
-            copy_box(base + s.tokens + x.at * WIDE_XBYTES, &maps.x, 0, step * WIDE_CHUNKS, full,
-                     false);
+            barrier_expect(full, n * WIDE_K * 2); // and no rows past the end, which take long
+#pragma unroll
+            for (uint32_t i = 0; i < WIDE_CHUNKS; i++)
+                copy_box(base + s.tokens + x.at * Wide<NT>::xbytes + i * NT * 1024, &maps.x, 0,
+                         step * WIDE_CHUNKS + i, full, false);
         }
 }
 
-// The contexts that attention reads next into the L2, a page of keys or values at a time.
-__device__ __forceinline__ void ask_for_contexts(const ek_cu_product &p)
-{
-    uint32_t row = p.kv.kv_heads * p.kv.head_dim * 2, all = gridDim.x * gridDim.y * 32;
-    uint32_t i = (blockIdx.y * gridDim.x + blockIdx.x) * 32 + threadIdx.x % 32;
-
-    for (; i < 2 * p.n_seqs * p.pages; i += all) {
-        uint32_t seq = i / 2 / p.pages, page = i / 2 % p.pages;
-        int32_t len = p.kv_len[seq] - (int32_t)(page * p.kv.page);
-
-        if (len <= 0 || page >= p.max_blocks)
-            continue;
-        size_t at = (size_t)p.block_table[(size_t)seq * p.max_blocks + page] * p.kv.page;
-
-        fetch_rows((const char *)(i % 2 ? p.kv.v : p.kv.k) + at * row,
-                   min((uint32_t)len, p.kv.page) * row);
-    }
-}
-
 // ---- one step
-template <typename T>
+template <typename T, int NT>
 __device__ __forceinline__ void multiply(float (&c)[NT][4], uint32_t w, uint32_t x, bool add)
 {
     wgmma_begin();
@@ -157,7 +147,7 @@ __device__ __forceinline__ void multiply(float (&c)[NT][4], uint32_t w, uint32_t
 }
 
 // ---- sums of the 16 rows of a warp, on their way to the block that finishes them
-struct WideSums {
+template <int NT> struct WideSums {
     const wide_plan &s;
     uint32_t base, rank, warp, round;
 
@@ -176,7 +166,7 @@ struct WideSums {
     __device__ __forceinline__ uint32_t slot(uint32_t from) const
     {
         return base + s.sums + round % s.buffers * s.sums_step +
-               (place() * s.blocks + from) * WIDE_PART;
+               (place() * s.blocks + from) * Wide<NT>::part;
     }
     __device__ __forceinline__ uint32_t come() const
     {
@@ -191,7 +181,7 @@ struct WideSums {
         uint32_t lane = threadIdx.x % 32;
 
         if (round >= s.buffers)
-            barrier_wait(room(), (round / s.buffers - 1) % 2);
+            barrier_wait_far(room(), (round / s.buffers - 1) % 2);
         bool far = s.blocks > 1;
         uint32_t to = far ? at_block(slot(rank), owner()) : slot(0);
         uint32_t arrived = far ? at_block(come(), owner()) : 0;
@@ -209,20 +199,22 @@ struct WideSums {
         if (!far && lane == 0)
             barrier_arrive(come());
     }
-    // The sums of all blocks, in their order: the 16 rows of the token that a lane has. last: no
-    // more will be given after the buffers at hand.
-    __device__ __forceinline__ void take(float (&v)[16], bool last) const
+    __device__ __forceinline__ void await() const
     {
-        uint32_t lane = threadIdx.x % 32, odd = lane / 8 % 2 * 64;
+        if (s.blocks > 1 && threadIdx.x % 32 == 0)
+            barrier_expect(come(), s.blocks * Wide<NT>::part);
+        barrier_wait_far(come(), round / s.buffers % 2);
+    }
+    // The sums of all blocks, in their order: 16 rows of a token.
+    __device__ __forceinline__ void take(float (&v)[16], uint32_t token) const
+    {
+        uint32_t odd = token / 8 % 2 * 64;
 
-        if (s.blocks > 1 && lane == 0)
-            barrier_expect(come(), s.blocks * WIDE_PART);
-        barrier_wait(come(), round / s.buffers % 2);
 #pragma unroll
         for (int r = 0; r < 16; r++)
             v[r] = 0;
         for (uint32_t from = 0; from < s.blocks; from++) {
-            uint32_t at = slot(from) + lane / 8 * 512 + lane % 8 * 8;
+            uint32_t at = slot(from) + token / 8 * 512 + token % 8 * 8;
 #pragma unroll
             for (int g = 0; g < 8; g++) {
                 float2 w = load_shared2(at + (g % 2 ? g * 64 - odd : g * 64 + odd));
@@ -230,9 +222,13 @@ struct WideSums {
                 v[g] += w.x, v[g + 8] += w.y;
             }
         }
+    }
+    // More may be given in their place.
+    __device__ __forceinline__ void leave() const
+    {
+        uint32_t lane = threadIdx.x % 32;
+
         __syncwarp();
-        if (last)
-            return;
         if (s.blocks > 1 && lane < s.blocks)
             barrier_arrive_far(at_block(room(), lane));
         if (s.blocks == 1 && lane == 0)
@@ -240,9 +236,9 @@ struct WideSums {
     }
 };
 
-// ---- what a lane makes of its sums: of the token of its number, 16 rows, which are as many units,
-// or 8 of two rows each. begin() reads what was loaded with the model, read() what kernels wrote.
-// Eight elements, the first n of them where there are fewer.
+// ---- what a lane makes of its sums: of the token of its number, and of 64 tokens of another, 16
+// rows, which are as many units, or 8 of two rows each. begin() reads what was loaded with the
+// model, read() what kernels wrote. Eight elements, the first n of them where there are fewer.
 template <typename E>
 __device__ __forceinline__ void load_some(const E *from, uint32_t n, float v[8])
 {
@@ -263,8 +259,8 @@ __device__ __forceinline__ void store_some(E *to, uint32_t n, const float v[8])
             to[i] = from_f<E>(v[i]);
 }
 
-template <typename T, int MODE> struct WideFinish;
-template <typename T> struct WideFinish<T, EK_CU_LINEAR> {
+template <typename T, int MODE, int NT> struct WideFinish;
+template <typename T, int NT> struct WideFinish<T, EK_CU_LINEAR, NT> {
     float add[16], norm[16]; // norm: weights of the one that follows
     uint32_t first, rows;
 
@@ -349,14 +345,15 @@ template <typename T> struct WideFinish<T, EK_CU_LINEAR> {
             scaled[r] = x * norm[r];
             sum += x * x;
         }
-        p.next_squares[first / 16 * EK_CU_WIDE_TOKENS + token] = token < n ? sum : 0.0f;
+        if (token < Wide<NT>::tokens)
+            p.next_squares[first / 16 * Wide<NT>::tokens + token] = token < n ? sum : 0.0f;
         if (token >= n)
             return;
         store_some(to, 8, scaled);
         store_some(to + 8, 8, scaled + 8);
     }
 };
-template <typename T> struct WideFinish<T, EK_CU_GATE_UP> {
+template <typename T, int NT> struct WideFinish<T, EK_CU_GATE_UP, NT> {
     uint32_t first, units;
 
     __device__ __forceinline__ void begin(const ek_cu_product &, uint32_t row, uint32_t all)
@@ -379,7 +376,7 @@ template <typename T> struct WideFinish<T, EK_CU_GATE_UP> {
             store_some((T *)p.out + token * p.ldo + first, units, inner);
     }
 };
-template <typename T> struct WideFinish<T, EK_CU_QKV> {
+template <typename T, int NT> struct WideFinish<T, EK_CU_QKV, NT> {
     Finish<T, EK_CU_QKV> f[8];
     uint32_t m, row[2];
 
@@ -413,12 +410,12 @@ template <typename T> struct WideFinish<T, EK_CU_QKV> {
 };
 
 // ---- the warps that multiply
-template <typename T>
+template <typename T, int NT>
 __device__ __forceinline__ void wide_multiply(const wide_plan &s, const WideSpan &span,
                                               uint32_t base)
 {
-    WideSums sums = {s, base, span.rank, threadIdx.x / 32, 0};
-    WideSlot w = {s.stages, 0, 0}, x = {WIDE_XSTAGES, 0, 0};
+    WideSums<NT> sums = {s, base, span.rank, threadIdx.x / 32, 0};
+    WideSlot w = {s.stages, 0, 0}, x = {Wide<NT>::xstages, 0, 0};
     bool leader = threadIdx.x % 32 == 0;
 
     for (uint32_t tile = blockIdx.y; tile < s.tiles; tile += gridDim.y, sums.round++) {
@@ -428,8 +425,8 @@ __device__ __forceinline__ void wide_multiply(const wide_plan &s, const WideSpan
         for (uint32_t step = span.first; step < span.end; step++, w.next(), x.next()) {
             barrier_wait(AT(w_full) + 8 * w.at, w.parity);
             barrier_wait(AT(x_full) + 8 * x.at, x.parity);
-            multiply<T>(c, base + w.at * WIDE_WBYTES, base + s.tokens + x.at * WIDE_XBYTES,
-                        step > span.first);
+            multiply<T, NT>(c, base + w.at * WIDE_WBYTES, base + s.tokens + x.at * Wide<NT>::xbytes,
+                            step > span.first);
             wgmma_wait_but<1>(c);
             if (step > span.first && leader) {
                 barrier_arrive(AT(w_empty) + 8 * w_before);
@@ -447,82 +444,103 @@ __device__ __forceinline__ void wide_multiply(const wide_plan &s, const WideSpan
 }
 
 // ---- the warps that finish what the others summed
-// The factor of this lane's token, of a norm that was begun ahead: each warp sums some of its
-// squares, a lane those of 4 tokens.
-__device__ __forceinline__ float find_factor(const ek_cu_product &p, wide_barriers *own)
+// The factors of all tokens, of a norm that was begun ahead: each warp sums some of their squares,
+// a lane those of 4 tokens.
+template <int NT>
+__device__ __forceinline__ void find_factors(const ek_cu_product &p, wide_barriers *own)
 {
+    const uint32_t each = 2 * NT, many = 32 / each; // lanes of 16 columns; columns of a warp
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 - WIDE_WARPS, n = p.cols / 16;
     float4 all = make_float4(0, 0, 0, 0);
-    float sum = 0;
 
-    for (uint32_t i = 4 * warp + lane / 8; i < n; i += 4 * WIDE_WARPS * WIDE_AHEAD) {
+    for (uint32_t i = many * warp + lane / each; i < n; i += many * WIDE_WARPS * WIDE_AHEAD) {
         float4 v[WIDE_AHEAD];
 
 #pragma unroll
         for (uint32_t k = 0; k < WIDE_AHEAD; k++) {
-            uint32_t at = i + 4 * WIDE_WARPS * k;
+            uint32_t at = i + many * WIDE_WARPS * k;
 
             v[k] = make_float4(0, 0, 0, 0);
             if (at < n)
-                v[k] = ((const float4 *)p.squares)[at * (EK_CU_WIDE_TOKENS / 4) + lane % 8];
+                v[k] = ((const float4 *)p.squares)[at * each + lane % each];
         }
 #pragma unroll
         for (uint32_t k = 0; k < WIDE_AHEAD; k++)
             all.x += v[k].x, all.y += v[k].y, all.z += v[k].z, all.w += v[k].w;
     }
 #pragma unroll
-    for (int d = 8; d < 32; d *= 2) {
+    for (uint32_t d = each; d < 32; d *= 2) {
         all.x += __shfl_xor_sync(0xffffffffu, all.x, d);
         all.y += __shfl_xor_sync(0xffffffffu, all.y, d);
         all.z += __shfl_xor_sync(0xffffffffu, all.z, d);
         all.w += __shfl_xor_sync(0xffffffffu, all.w, d);
     }
-    if (lane < 8)
+    if (lane < each)
         *reinterpret_cast<float4 *>(&own->squares[warp][4 * lane]) = all;
     asm volatile("bar.sync 1, %0;" ::"n"(32 * WIDE_WARPS) : "memory");
+}
+__device__ __forceinline__ float factor_of(const ek_cu_product &p, const wide_barriers *own,
+                                           uint32_t token)
+{
+    float sum = 0;
+
 #pragma unroll
     for (int i = 0; i < WIDE_WARPS; i++)
-        sum += own->squares[i][lane];
+        sum += own->squares[i][token];
     return rsqrtf(sum / (float)p.cols + p.eps);
 }
 
-template <typename T, int MODE>
+template <typename T, int MODE, int NT>
 __device__ __forceinline__ void wide_finish(const ek_cu_product &p, const wide_plan &s,
                                             const WideSpan &span, uint32_t base, uint32_t n,
                                             wide_barriers *own)
 {
-    WideSums sums = {s, base, span.rank, threadIdx.x / 32 - WIDE_WARPS, 0};
-    uint32_t token = threadIdx.x % 32, row = blockIdx.y * WIDE_ROWS + 16 * sums.warp;
+    WideSums<NT> sums = {s, base, span.rank, threadIdx.x / 32 - WIDE_WARPS, 0};
+    uint32_t lane = threadIdx.x % 32, row = blockIdx.y * WIDE_ROWS + 16 * sums.warp;
     bool mine = sums.owner() == span.rank;
-    float factor = 1;
-    WideFinish<T, MODE> f;
+    float factor[Wide<NT>::each];
+    WideFinish<T, MODE, NT> f[Wide<NT>::each];
 
-    if (mine)
-        f.begin(p, row, s.units);
+#pragma unroll
+    for (int i = 0; i < Wide<NT>::each && mine; i++)
+        f[i].begin(p, row, s.units);
     pdl_wait();
-    if (mine)
-        f.read(p, token, n);
+#pragma unroll
+    for (int i = 0; i < Wide<NT>::each && mine; i++)
+        f[i].read(p, lane + 32 * i, n);
     if (p.squares)
-        factor = find_factor(p, own);
+        find_factors<NT>(p, own);
     if (!mine)
         return;
-    for (uint32_t tile = blockIdx.y;; sums.round++) {
-        float v[16];
-
-        sums.take(v, tile + s.buffers * gridDim.y >= s.tiles);
 #pragma unroll
-        for (int r = 0; r < 16; r++)
-            v[r] *= factor;
-        f.run(p, v, token, n);
+    for (int i = 0; i < Wide<NT>::each; i++)
+        factor[i] = p.squares ? factor_of(p, own, lane % Wide<NT>::tokens + 32 * i) : 1.0f;
+    for (uint32_t tile = blockIdx.y;; sums.round++) {
+        sums.await();
+#pragma unroll
+        for (int i = 0; i < Wide<NT>::each; i++) {
+            float v[16];
+
+            sums.take(v, lane % Wide<NT>::tokens + 32 * i);
+#pragma unroll
+            for (int r = 0; r < 16; r++)
+                v[r] *= factor[i];
+            f[i].run(p, v, lane + 32 * i, n);
+        }
+        if (tile + s.buffers * gridDim.y < s.tiles)
+            sums.leave();
         tile += gridDim.y;
         if (tile >= s.tiles)
             return;
-        f.begin(p, tile * WIDE_ROWS + 16 * sums.warp, s.units);
-        f.read(p, token, n);
+#pragma unroll
+        for (int i = 0; i < Wide<NT>::each; i++) {
+            f[i].begin(p, tile * WIDE_ROWS + 16 * sums.warp, s.units);
+            f[i].read(p, lane + 32 * i, n);
+        }
     }
 }
 
-template <typename T, int MODE>
+template <typename T, int MODE, int NT>
 __device__ __forceinline__ void wide_consume(const ek_cu_product &p, const wide_plan &s,
                                              const WideSpan &span, uint32_t base, uint32_t n,
                                              wide_barriers *own)
@@ -530,9 +548,9 @@ __device__ __forceinline__ void wide_consume(const ek_cu_product &p, const wide_
     if (s.blocks > 1)
         cluster_wait(); // the others' barriers are there
     if (threadIdx.x < 32 * WIDE_WARPS)
-        wide_multiply<T>(s, span, base);
+        wide_multiply<T, NT>(s, span, base);
     else
-        wide_finish<T, MODE>(p, s, span, base, n, own);
+        wide_finish<T, MODE, NT>(p, s, span, base, n, own);
 }
 
 __device__ __forceinline__ void init_barriers(uint32_t base, const wide_plan &s)
@@ -554,7 +572,7 @@ __device__ __forceinline__ void init_barriers(uint32_t base, const wide_plan &s)
 #endif
 
 // Blocks along x: the parts of a tile's columns, a cluster; along y: clusters.
-template <typename T, int MODE>
+template <typename T, int MODE, int NT>
 __global__ void __launch_bounds__(WIDE_THREADS, 1)
     wide_k(const __grid_constant__ wide_maps maps, const __grid_constant__ ek_cu_product p,
            const __grid_constant__ wide_plan s, uint32_t n)
@@ -570,15 +588,13 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
     if (s.blocks > 1)
         cluster_arrive();
     if (threadIdx.x < 64 * WIDE_WARPS) {
-        wide_consume<T, MODE>(p, s, span, base, n, (wide_barriers *)(raw + s.barriers));
+        wide_consume<T, MODE, NT>(p, s, span, base, n, (wide_barriers *)(raw + s.barriers));
     } else {
         if (threadIdx.x == 64 * WIDE_WARPS)
             copy_weights<MODE>(maps, p, s, span, base);
         else if (threadIdx.x == 64 * WIDE_WARPS + 32)
-            copy_tokens(maps, s, span, base);
+            copy_tokens<NT>(maps, s, span, base, n);
         __syncwarp();
-        if (MODE == EK_CU_QKV && threadIdx.x >= 64 * WIDE_WARPS + 32)
-            ask_for_contexts(p);
         if (s.blocks > 1)
             cluster_wait();
     }
@@ -587,19 +603,19 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
 
 // ---- launch
 // Where things lie; as many steps of weights as there is room for.
-static void lay_out(struct wide_plan *s)
+template <int NT> static void lay_out(struct wide_plan *s)
 {
     uint32_t taken;
 
-    s->sums_step = div_up(WIDE_WARPS, s->blocks) * s->blocks * WIDE_PART;
+    s->sums_step = div_up(WIDE_WARPS, s->blocks) * s->blocks * Wide<NT>::part;
     s->buffers = s->tiles > s->clusters ? WIDE_BUFFERS : 1;
     taken = s->buffers * s->sums_step + (uint32_t)sizeof(struct wide_barriers) +
-            WIDE_XSTAGES * WIDE_XBYTES;
+            Wide<NT>::xstages * Wide<NT>::xbytes;
     s->stages = (WIDE_SHARED - taken) / WIDE_WBYTES;
     if (s->stages > WIDE_STAGES)
         s->stages = WIDE_STAGES;
     s->tokens = s->stages * WIDE_WBYTES;
-    s->sums = s->tokens + WIDE_XSTAGES * WIDE_XBYTES;
+    s->sums = s->tokens + Wide<NT>::xstages * Wide<NT>::xbytes;
     s->barriers = s->sums + s->buffers * s->sums_step;
     s->shared = s->barriers + (uint32_t)sizeof(struct wide_barriers);
 }
@@ -627,6 +643,7 @@ static uint32_t blocks_of(const struct ek_cu_queue *q, uint32_t tiles, uint32_t 
     return 16 * busiest(q, tiles, steps, 2) <= 15 * busiest(q, tiles, steps, 1) ? 2 : 1;
 }
 
+template <int NT>
 static void cut(const struct ek_cu_queue *q, const struct ek_cu_product *p, struct wide_plan *s)
 {
     uint32_t rows = 0, most;
@@ -637,7 +654,7 @@ static void cut(const struct ek_cu_queue *q, const struct ek_cu_product *p, stru
     s->blocks = blocks_of(q, s->tiles, div_up(p->cols, WIDE_K));
     most = clusters_of(q, s->blocks);
     s->clusters = s->tiles < most ? s->tiles : most;
-    lay_out(s);
+    lay_out<NT>(s);
 }
 
 // Rows that belong together, 8 and 8 in turn: the second lie `apart` bytes behind the first.
@@ -662,14 +679,13 @@ static cudaError_t weights_map(CUtensorMap *map, const struct ek_cu_product *p, 
                       WIDE_CHUNKS);
 }
 
-template <typename T, int MODE>
+template <typename T, int MODE, int NT>
 static cudaError_t wide_launch(const struct ek_cu_queue *q, uint32_t n,
                                const struct ek_cu_product *p)
 {
     struct wide_plan s = {};
     struct wide_maps maps;
-    cudaError_t e =
-        matrix_map(&maps.x, p->x, n, p->cols, p->ldx * sizeof(T), EK_CU_WIDE_TOKENS, WIDE_CHUNKS);
+    cudaError_t e = matrix_map(&maps.x, p->x, n, p->cols, p->ldx * sizeof(T), n, 1);
 
     for (uint32_t i = 0; i < p->n_mats && e == cudaSuccess; i++) {
         s.units += p->mat[i].rows / Unit<MODE>::rows;
@@ -677,9 +693,19 @@ static cudaError_t wide_launch(const struct ek_cu_queue *q, uint32_t n,
     }
     if (e != cudaSuccess)
         return e;
-    cut(q, p, &s);
-    return launch_cluster(q, wide_k<T, MODE>, dim3(s.blocks, s.clusters), WIDE_THREADS, s.shared,
-                          s.blocks, maps, *p, s, n);
+    cut<NT>(q, p, &s);
+    return launch_cluster(q, wide_k<T, MODE, NT>, dim3(s.blocks, s.clusters), WIDE_THREADS,
+                          s.shared, s.blocks, maps, *p, s, n);
+}
+
+template <typename T, int MODE>
+static cudaError_t wide_tokens(const struct ek_cu_queue *q, uint32_t n,
+                               const struct ek_cu_product *p)
+{
+    return n <= 8    ? wide_launch<T, MODE, 1>(q, n, p)
+           : n <= 16 ? wide_launch<T, MODE, 2>(q, n, p)
+           : n <= 32 ? wide_launch<T, MODE, 4>(q, n, p)
+                     : wide_launch<T, MODE, 8>(q, n, p);
 }
 
 template <typename T>
@@ -688,11 +714,11 @@ static cudaError_t wide_mode(const struct ek_cu_queue *q, enum ek_cu_mode mode, 
 {
     switch (mode) {
     case EK_CU_LINEAR:
-        return wide_launch<T, EK_CU_LINEAR>(q, n, p);
+        return wide_tokens<T, EK_CU_LINEAR>(q, n, p);
     case EK_CU_GATE_UP:
-        return wide_launch<T, EK_CU_GATE_UP>(q, n, p);
+        return wide_tokens<T, EK_CU_GATE_UP>(q, n, p);
     case EK_CU_QKV:
-        return wide_launch<T, EK_CU_QKV>(q, n, p);
+        return wide_tokens<T, EK_CU_QKV>(q, n, p);
     }
     return cudaErrorNotSupported;
 }

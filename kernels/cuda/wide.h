@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Products with up to 32 tokens of BF16 or F16 and weights of the same type on Hopper's
+ * Products with 2 to 64 tokens of BF16 or F16 and weights of the same type on Hopper's
  * asynchronous tensor cores (wide.cu), as launch.h describes those of fewer tokens.
  */
 #ifndef EK_CUDA_WIDE_H
@@ -12,7 +12,9 @@
 extern "C" {
 #endif
 
-#define EK_CU_WIDE_TOKENS 32
+#define EK_CU_WIDE_TOKENS 64
+/* Tokens that they sum for where there are n: the pitch of a norm's squares. */
+#define EK_CU_WIDE_PITCH(n) ((n) <= 8 ? 8u : (n) <= 16 ? 16u : (n) <= 32 ? 32u : 64u)
 
 /* The current GPU and this build are of that kind, and the shapes fit: rows of whole chunks of 64
  * columns, matrices side by side and heads of whole tiles, gate before up. Rows of x are 16-byte

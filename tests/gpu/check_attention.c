@@ -202,7 +202,8 @@ END_TEST
 static struct ek_norm_ahead norm_ahead(const struct both *x, const struct both *norm, uint32_t n,
                                        uint32_t cols)
 {
-    size_t bytes = (size_t)n * cols * element(pr.act), sums = (size_t)cols / 16 * 32 * 4;
+    uint32_t pitch = n <= 8 ? 8 : n <= 16 ? 16 : n <= 32 ? 32 : 64;
+    size_t bytes = (size_t)n * cols * element(pr.act), sums = (size_t)cols / 16 * pitch * 4;
     float *v = malloc((size_t)n * cols * sizeof(float)), *squares = calloc(1, sums);
     const float *weight = norm->cpu;
     void *raw = malloc(bytes), *rows, *to;
@@ -210,7 +211,7 @@ static struct ek_norm_ahead norm_ahead(const struct both *x, const struct both *
     need(pr.gpu->ops->download(pr.gpu, raw, x->gpu, bytes));
     widen(raw, pr.act, v, (size_t)n * cols);
     for (size_t i = 0; i < (size_t)n * cols; i++) {
-        squares[i % cols / 16 * 32 + i / cols] += v[i] * v[i];
+        squares[i % cols / 16 * pitch + i / cols] += v[i] * v[i];
         v[i] *= weight[i % cols];
     }
     narrow(v, pr.act, raw, (size_t)n * cols);
@@ -231,7 +232,7 @@ START_TEST(fused_qkv_rotates_and_appends)
     const struct shape *s =
         &shapes[2 + (size_t)_i / 3 % 2 * 7]; /* M-RoPE; interleaved and partial */
     struct shape one = *s;
-    static const uint32_t tokens[] = {1, 5, 13, 29};
+    static const uint32_t tokens[] = {1, 5, 13, 53};
     static const enum ek_dtype types[] = {EK_F32 /* the activations' */, EK_Q4_0, EK_G4_64,
                                           EK_Q5_K};
     uint32_t n = tokens[_i / 6 % 4], cols = 512;
