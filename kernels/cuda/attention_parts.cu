@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decode attention of few or short contexts: one new token a sequence. A block takes one part of a
-// sequence's context for all heads that share a cached head (padded to the 16 rows of a tensor-core
-// tile), so the cache is read once, straight to the operands' registers: the order of a head's
-// dimensions is free, and lanes read 16 bytes of it. Blocks want little shared memory, so that they
-// start beside those of the kernel ahead, with the same split of a multiprocessor's memory. Up to
-// 8 parts are a cluster, whose blocks join them through each other's shared memory; of more, the
-// last block to arrive joins them, always in their order, so that sums do not depend on which it
-// is. Lengths come from device memory: a captured graph serves growing contexts up to the grid's.
+// sequence's context for the heads that share a cached head (8 of them, the columns of a
+// tensor-core tile), so the cache is read once, straight to the operands' registers: the order of a
+// head's dimensions is free, and lanes read 16 bytes of it. Two steps are under way before the
+// kernel ahead has ended. Blocks want little shared memory, so that they start beside those of the
+// kernel ahead, with the same split of a multiprocessor's memory. Where two or up to 8 parts
+// are a cluster, its blocks join them through each other's shared memory; else the last block to
+// arrive joins them, always in their order, so that sums do not depend on which it is. Lengths come
+// from device memory: a captured graph serves growing contexts up to the grid's.
 #include <cooperative_groups.h>
 
 #include "kernels/cuda/attention.cuh"
@@ -15,20 +16,24 @@
 
 #define PART_STEP 16 // tokens of a warp at a time
 
-// Parts that are joined through memory, and clusters of few warps or many. Few fit beside blocks of
-// the kernel ahead and start early, where a step each is all of the context; many have more loads
-// in flight.
-enum { APART, FEW_WARPS, MANY_WARPS };
+// Parts that are joined through memory; clusters of up to 8 with few warps or many, and of two. Few
+// fit beside blocks of the kernel ahead and start early, where a step each is all of the context;
+// many have more loads in flight.
+enum { APART, FEW_WARPS, MANY_WARPS, PAIR };
 template <int FORM> constexpr int WARPS = FORM == FEW_WARPS ? 4 : 8;
+template <int FORM> constexpr int MOST = FORM == PAIR ? 2 : EK_CU_CLUSTER; // parts of a cluster
 
 template <int D> struct PartLoads { // K and V of 16 tokens
     uint4 k[2][D / 32], v[4][D / 64];
 
-    // row: where token lane % 16 of them is.
+    // Tokens first .. first + 15; past the end, the first again. place: of token lane % 16.
     template <typename T>
-    __device__ __forceinline__ void load(const ek_cu_attention &a, uint32_t row, uint32_t lane)
+    __device__ __forceinline__ void load(const ek_cu_attention &a, uint32_t kv_head, uint32_t first,
+                                         uint32_t end, uint32_t place, uint32_t lane)
     {
-        uint32_t g = lane / 4, t = lane % 4;
+        uint32_t g = lane / 4, t = lane % 4, begin = __shfl_sync(0xffffffffu, place, 0);
+        uint32_t row = (first + lane % 16 < end ? place : begin) * a.kv.kv_heads + kv_head;
+
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             const T *at =
@@ -49,138 +54,133 @@ template <int D> struct PartLoads { // K and V of 16 tokens
     }
 };
 
-template <typename T, int D> struct PartWarp { // one warp's running state
-    uint32_t q[D / 32][2][4];                  // [segment][product][operand a]
-    float o[D / 8][4];                         // tile 8h+j, column c: dimension 64h + 8c + j
-    float peak[2], weight[2];                  // rows g, g + 8
+// The transpose of an 8 x 8 tile whose rows lanes hold as mma() has them.
+__device__ __forceinline__ uint32_t turn_tile(uint32_t v)
+{
+    uint32_t turned;
+
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(v));
+    return turned;
+}
+
+// One warp's running state: scores are [token][head], sums [dimension][head].
+template <typename T, int D> struct PartWarp {
+    uint4 q[D / 32];          // of head g: elements 32 i + 8 t ...
+    float o[D / 16][4];       // tile 4 h + j, row g + 8 c: dimension 64 h + 8 g + 2 j + c
+    float peak[2], weight[2]; // heads 2t, 2t + 1; weights of this lane's tokens
 
     __device__ __forceinline__ void load_q(const ek_cu_attention &a, uint32_t token,
-                                           uint32_t first_head, uint32_t heads, uint32_t g,
-                                           uint32_t t)
+                                           uint32_t first_head, uint32_t heads, uint32_t lane)
     {
-        const T *base = (const T *)a.q + token * a.ldq + first_head * D;
+        uint32_t g = lane / 4, t = lane % 4;
+        const T *base = (const T *)a.q + token * a.ldq + (first_head + g) * D + 8 * t;
+
 #pragma unroll
-        for (int s = 0; s < D / 32; s++) {
-            uint4 v[2];
+        for (int i = 0; i < D / 32; i++)
+            q[i] = g < heads ? *reinterpret_cast<const uint4 *>(base + 32 * i)
+                             : make_uint4(0, 0, 0, 0);
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
-                uint32_t head = g + 8 * r;
-                v[r] = head < heads
-                           ? *reinterpret_cast<const uint4 *>(base + head * D + 32 * s + 8 * t)
-                           : make_uint4(0, 0, 0, 0);
-            }
-            q[s][0][0] = v[0].x, q[s][0][1] = v[1].x, q[s][0][2] = v[0].y, q[s][0][3] = v[1].y;
-            q[s][1][0] = v[0].z, q[s][1][1] = v[1].z, q[s][1][2] = v[0].w, q[s][1][3] = v[1].w;
-        }
-#pragma unroll
-        for (int i = 0; i < D / 8; i++)
+        for (int i = 0; i < D / 16; i++)
             o[i][0] = o[i][1] = o[i][2] = o[i][3] = 0;
         peak[0] = peak[1] = -INFINITY;
         weight[0] = weight[1] = 0;
     }
 
     // Scores of 16 tokens, in units of log2, to probabilities; rescales what was summed before.
-    __device__ __forceinline__ void softmax(float s[2][4])
+    __device__ __forceinline__ void softmax(float s[4])
     {
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            float m =
-                fmaxf(fmaxf(s[0][2 * r], s[0][2 * r + 1]), fmaxf(s[1][2 * r], s[1][2 * r + 1]));
-            m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
-            m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
-            m = fmaxf(m, peak[r]);
-            float shrink = power2(peak[r] - m), sum = 0;
+        for (int h = 0; h < 2; h++) {
+            float m = fmaxf(s[h], s[2 + h]);
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float *v = &s[i / 2][2 * r + i % 2];
-                *v = power2(*v - m);
-                sum += *v;
-            }
-            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-            weight[r] = weight[r] * shrink + sum;
-            peak[r] = m;
+            for (int d = 4; d < 32; d *= 2)
+                m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, d));
+            m = fmaxf(m, peak[h]);
+            float shrink = power2(peak[h] - m);
+            s[h] = power2(s[h] - m);
+            s[2 + h] = power2(s[2 + h] - m);
+            weight[h] = weight[h] * shrink + s[h] + s[2 + h];
+            peak[h] = m;
 #pragma unroll
-            for (int i = 0; i < D / 8; i++)
-                o[i][2 * r] *= shrink, o[i][2 * r + 1] *= shrink;
+            for (int i = 0; i < D / 16; i++)
+                o[i][h] *= shrink, o[i][2 + h] *= shrink;
         }
     }
 
     // Tokens first .. first + 15, those from end on masked.
     __device__ __forceinline__ void step(const ek_cu_attention &a, const PartLoads<D> &now,
-                                         uint32_t first, uint32_t end, uint32_t t)
+                                         uint32_t first, uint32_t end, uint32_t lane)
     {
-        float s[2][4] = {};
+        float s[4] = {};
 
 #pragma unroll
-        for (int j = 0; j < 2; j++)
+        for (int i = 0; i < D / 32; i++) {
+            const uint32_t low[4] = {now.k[0][i].x, now.k[1][i].x, now.k[0][i].y, now.k[1][i].y};
+            const uint32_t high[4] = {now.k[0][i].z, now.k[1][i].z, now.k[0][i].w, now.k[1][i].w};
+
+            mma<T>(s, low, q[i].x, q[i].y);
+            mma<T>(s, high, q[i].z, q[i].w);
+        }
 #pragma unroll
-            for (int i = 0; i < D / 32; i++) {
-                mma<T>(s[j], q[i][0], now.k[j][i].x, now.k[j][i].y);
-                mma<T>(s[j], q[i][1], now.k[j][i].z, now.k[j][i].w);
-            }
-#pragma unroll
-        for (int j = 0; j < 2; j++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                s[j][i] =
-                    first + 8 * j + 2 * t + i % 2 < end ? s[j][i] * (a.scale * LOG2E) : -INFINITY;
+        for (int i = 0; i < 4; i++)
+            s[i] = first + lane / 4 + i / 2 * 8 < end ? s[i] * (a.scale * LOG2E) : -INFINITY;
         softmax(s);
-        uint32_t p[4] = {pack2<T>(s[0][0], s[0][1]), pack2<T>(s[0][2], s[0][3]),
-                         pack2<T>(s[1][0], s[1][1]), pack2<T>(s[1][2], s[1][3])};
-        accumulate(p, now.v);
+        accumulate(turn_tile(pack2<T>(s[0], s[1])), turn_tile(pack2<T>(s[2], s[3])), now.v);
     }
 
-    __device__ __forceinline__ void accumulate(const uint32_t p[4], const uint4 (&vv)[4][D / 64])
+    __device__ __forceinline__ void accumulate(uint32_t p0, uint32_t p1,
+                                               const uint4 (&vv)[4][D / 64])
     {
 #pragma unroll
         for (int h = 0; h < D / 64; h++)
 #pragma unroll
-            for (int j = 0; j < 8; j++) {
-                const uint32_t pick = j % 2 ? 0x7632 : 0x5410;
+            for (int j = 0; j < 4; j++) {
                 uint32_t w[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++)
-                    w[i] = j / 2 == 0   ? vv[i][h].x
-                           : j / 2 == 1 ? vv[i][h].y
-                           : j / 2 == 2 ? vv[i][h].z
-                                        : vv[i][h].w;
-                mma<T>(o[8 * h + j], p, __byte_perm(w[0], w[1], pick),
-                       __byte_perm(w[2], w[3], pick));
+                    w[i] = j == 0   ? vv[i][h].x
+                           : j == 1 ? vv[i][h].y
+                           : j == 2 ? vv[i][h].z
+                                    : vv[i][h].w;
+                const uint32_t v[4] = {__byte_perm(w[0], w[1], 0x5410),
+                                       __byte_perm(w[0], w[1], 0x7632),
+                                       __byte_perm(w[2], w[3], 0x5410),
+                                       __byte_perm(w[2], w[3], 0x7632)};
+                mma<T>(o[4 * h + j], v, p0, p1);
             }
     }
 };
 
 template <int D, int FORM> struct PartShared {
-    float o[WARPS<FORM>][16][D + 8];
-    float peak[16][WARPS<FORM>], weight[16][WARPS<FORM>];
-    float part_factor[16][EK_CU_MAX_PARTS];
-    float2 total[16]; // of a row: maximum and weight
+    float o[WARPS<FORM>][EK_CU_PART_HEADS][D + 8];
+    float peak[EK_CU_PART_HEADS][WARPS<FORM>], weight[EK_CU_PART_HEADS][WARPS<FORM>];
+    float part_factor[EK_CU_PART_HEADS][EK_CU_MAX_PARTS];
+    float2 total[EK_CU_PART_HEADS]; // of a head: maximum and weight
     bool last;
 };
 
-// The rows that heads use, from registers to shared memory.
+// From registers to shared memory.
 template <typename T, int D, int FORM>
 __device__ __forceinline__ void publish(PartShared<D, FORM> &s, const PartWarp<T, D> &state,
-                                        uint32_t heads, uint32_t warp, uint32_t lane)
+                                        uint32_t warp, uint32_t lane)
 {
-    uint32_t t = lane % 4;
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        uint32_t row = lane / 4 + 8 * r;
-        if (row >= heads)
-            continue;
+    for (int i = 0; i < 2; i++) {
+        uint32_t head = 2 * (lane % 4) + i;
+        float l = state.weight[i];
+
 #pragma unroll
-        for (int i = 0; i < D / 8; i += 4)
-#pragma unroll
-            for (int c = 0; c < 2; c++)
-                *reinterpret_cast<float4 *>(&s.o[warp][row][i / 8 * 64 + 8 * (2 * t + c) + i % 8]) =
-                    make_float4(state.o[i][2 * r + c], state.o[i + 1][2 * r + c],
-                                state.o[i + 2][2 * r + c], state.o[i + 3][2 * r + c]);
-        if (t == 0) {
-            s.peak[row][warp] = state.peak[r];
-            s.weight[row][warp] = state.weight[r];
+        for (int d = 4; d < 32; d *= 2)
+            l += __shfl_xor_sync(0xffffffffu, l, d);
+        if (lane < 4) {
+            s.peak[head][warp] = state.peak[i];
+            s.weight[head][warp] = l;
         }
+#pragma unroll
+        for (int j = 0; j < D / 16; j += 2)
+            *reinterpret_cast<float4 *>(&s.o[warp][head][j / 4 * 64 + lane / 4 * 8 + j % 4 * 2]) =
+                make_float4(state.o[j][i], state.o[j][2 + i], state.o[j + 1][i],
+                            state.o[j + 1][2 + i]);
     }
 }
 
@@ -192,7 +192,7 @@ __device__ __forceinline__ void weigh_warps(PartShared<D, FORM> &s, uint32_t hea
     bool mine = row < heads;
     float peak = mine ? s.peak[row][w] : -INFINITY, m = peak;
 
-    if (threadIdx.x >= 16 * WARPS<FORM>)
+    if (threadIdx.x >= EK_CU_PART_HEADS * WARPS<FORM>)
         return;
 #pragma unroll
     for (int d = WARPS<FORM> / 2; d; d /= 2)
@@ -324,12 +324,12 @@ __device__ __forceinline__ void join_cluster(PartShared<D, FORM> &s, uint32_t he
     for (uint32_t i = threadIdx.x * gridDim.x + blockIdx.x; i < heads * (D / 4);
          i += (32 * WARPS<FORM>)*gridDim.x) {
         uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
-        float4 sum = make_float4(0, 0, 0, 0), o[EK_CU_CLUSTER];
-        float2 total[EK_CU_CLUSTER];
+        float4 sum = make_float4(0, 0, 0, 0), o[MOST<FORM>];
+        float2 total[MOST<FORM>];
         float m = -INFINITY, l = 0;
 
 #pragma unroll
-        for (int p = 0; p < EK_CU_CLUSTER; p++) {
+        for (int p = 0; p < MOST<FORM>; p++) {
             const PartShared<D, FORM> *other = cluster.map_shared_rank(&s, p < parts ? p : 0);
 
             total[p] = other->total[row];
@@ -340,7 +340,7 @@ __device__ __forceinline__ void join_cluster(PartShared<D, FORM> &s, uint32_t he
         }
         m = m == -INFINITY ? 0.0f : m;
 #pragma unroll
-        for (int p = 0; p < EK_CU_CLUSTER; p++) {
+        for (int p = 0; p < MOST<FORM>; p++) {
             float f = power2(total[p].x - m);
 
             l += f * total[p].y;
@@ -352,10 +352,14 @@ __device__ __forceinline__ void join_cluster(PartShared<D, FORM> &s, uint32_t he
 #endif
 }
 
-__device__ __forceinline__ uint32_t row_of(const ek_cu_attention &a, uint32_t seq, uint32_t kv_head,
-                                           uint32_t token)
+// Where a token is in the cache, whatever the length of the context: nowhere behind it.
+__device__ __forceinline__ uint32_t place_of(const ek_cu_attention &a, uint32_t seq, uint32_t token)
 {
-    return (uint32_t)slot_of(a, seq, token) * a.kv.kv_heads + kv_head;
+    return (uint32_t)slot_of(a, seq, min(token, a.batch.max_blocks * a.kv.page - 1));
+}
+__host__ __device__ __forceinline__ uint32_t part_tiles(uint32_t group)
+{
+    return (group + EK_CU_PART_HEADS - 1) / EK_CU_PART_HEADS;
 }
 
 // The batch's description was uploaded, and the cache of earlier tokens written, before the kernels
@@ -366,41 +370,51 @@ __global__ void __launch_bounds__((32 * WARPS<FORM>)) parts_k(const ek_cu_attent
 {
     extern __shared__ uint4 raw[];
     PartShared<D, FORM> &shared = *reinterpret_cast<PartShared<D, FORM> *>(raw);
-    uint32_t group = a.heads / a.kv.kv_heads, tiles = (group + 15) / 16, seq = blockIdx.z;
+    const uint32_t stride = PART_STEP * WARPS<FORM>;
+    uint32_t group = a.heads / a.kv.kv_heads, tiles = part_tiles(group), seq = blockIdx.z;
     uint32_t kv_head = blockIdx.y / tiles, tile = blockIdx.y % tiles, lane = threadIdx.x % 32;
-    uint32_t warp = threadIdx.x / 32, head = kv_head * group + 16 * tile, row = 0;
+    uint32_t warp = threadIdx.x / 32, head = kv_head * group + EK_CU_PART_HEADS * tile;
+    uint32_t first = blockIdx.x * a.part + PART_STEP * warp;
+    uint32_t places[2] = {place_of(a, seq, first + lane % 16),
+                          place_of(a, seq, first + stride + lane % 16)};
 
     pdl_next();
-    uint32_t heads = min(group - 16 * tile, 16u), token = (uint32_t)a.batch.seq_start[seq];
+    uint32_t heads = min(group - EK_CU_PART_HEADS * tile, (uint32_t)EK_CU_PART_HEADS);
+    uint32_t token = (uint32_t)a.batch.seq_start[seq];
     uint32_t len = (uint32_t)max(a.batch.kv_len[seq], 0), parts = (len + a.part - 1) / a.part;
-    uint32_t first = blockIdx.x * a.part + PART_STEP * warp;
     uint32_t end = min((blockIdx.x + 1) * a.part, len);
     bool none = (int32_t)token == a.batch.seq_start[seq + 1];
     T *out = (T *)a.out + token * a.ldo + head * D;
     PartWarp<T, D> state;
-    PartLoads<D> now;
+    PartLoads<D> loads[2];
 
-    if (first < end) {
-        row = row_of(a, seq, kv_head, min(first + lane % 16, end - 1));
-        now.template load<T>(a, row, lane);
-    }
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        if (first + i * stride < end)
+            loads[i].template load<T>(a, kv_head, first + i * stride, end, places[i], lane);
     pdl_wait();
     if (none)
         return; // a sequence without a new token
     if (FORM == APART && blockIdx.x >= max(parts, 1u))
         return;
-    if (first < end && first + PART_STEP >= len)
-        now.template load<T>(a, row, lane);
-    state.load_q(a, token, head, heads, lane / 4, lane % 4);
-    for (uint32_t at = first; at < end;) {
-        state.step(a, now, at, end, lane % 4);
-        at += PART_STEP * WARPS<FORM>;
-        if (at < end) {
-            row = row_of(a, seq, kv_head, min(at + lane % 16, end - 1));
-            now.template load<T>(a, row, lane);
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        if (first + i * stride < end && first + i * stride + PART_STEP >= len)
+            loads[i].template load<T>(a, kv_head, first + i * stride, end, places[i], lane);
+    state.load_q(a, token, head, heads, lane);
+    for (uint32_t at = first; at < end; at += 2 * stride)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            uint32_t now = at + i * stride, next = now + 2 * stride;
+
+            if (now >= end)
+                break;
+            state.step(a, loads[i], now, end, lane);
+            if (next < end)
+                loads[i].template load<T>(a, kv_head, next, end, place_of(a, seq, next + lane % 16),
+                                          lane);
         }
-    }
-    publish(shared, state, heads, warp, lane);
+    publish(shared, state, warp, lane);
     __syncthreads();
     weigh_warps(shared, heads);
     __syncthreads();
@@ -417,7 +431,7 @@ __global__ void __launch_bounds__((32 * WARPS<FORM>)) parts_k(const ek_cu_attent
 template <typename T, int D, int FORM>
 static cudaError_t form_launch(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
 {
-    uint32_t tiles = div_up(a->heads / a->kv.kv_heads, 16);
+    uint32_t tiles = part_tiles(a->heads / a->kv.kv_heads);
     dim3 grid(a->n_parts, a->kv.kv_heads * tiles, a->batch.n_seqs);
     cudaError_t r = split_memory(parts_k<T, D, FORM>, SPLIT_LOADS);
 
@@ -430,10 +444,12 @@ static cudaError_t form_launch(const struct ek_cu_queue *q, const struct ek_cu_a
 template <typename T, int D>
 static cudaError_t parts_launch(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
 {
-    uint32_t blocks = a->batch.n_seqs * a->kv.kv_heads * div_up(a->heads / a->kv.kv_heads, 16);
+    uint32_t blocks = a->batch.n_seqs * a->kv.kv_heads * part_tiles(a->heads / a->kv.kv_heads);
 
     if (a->team <= 1 || a->n_parts <= 1)
         return form_launch<T, D, APART>(q, a);
+    if (a->team == 2)
+        return form_launch<T, D, PAIR>(q, a);
     if (a->part <= PART_STEP * WARPS<FEW_WARPS> || 2 * blocks * a->n_parts > q->n_sm)
         return form_launch<T, D, FEW_WARPS>(q, a);
     return form_launch<T, D, MANY_WARPS>(q, a);

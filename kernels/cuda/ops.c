@@ -226,11 +226,14 @@ static enum ek_status plan_teams(struct ek_cuda *d, struct ek_cu_attention *a)
     return EK_OK;
 }
 
+#define PAIRED 512 /* tokens of a context that two parts are enough for */
+
 /* Parts of the context, as many as have a multiprocessor each, and their memory. Few and short ones
  * make clusters. It depends on shapes alone, too. */
 static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
 {
-    uint32_t group = a->heads / a->kv.kv_heads, tiles = (group + EK_CU_TILE - 1) / EK_CU_TILE;
+    uint32_t group = a->heads / a->kv.kv_heads;
+    uint32_t tiles = (group + EK_CU_PART_HEADS - 1) / EK_CU_PART_HEADS;
     uint32_t blocks = a->batch.n_seqs * a->kv.kv_heads * tiles;
     uint32_t wanted = blocks < d->queue.n_sm ? d->queue.n_sm / blocks : 1, unit = 2 * EK_CU_PART;
     uint32_t longest = a->batch.max_kv ? a->batch.max_kv : 1;
@@ -241,7 +244,8 @@ static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
     if (d->queue.pdl && longest <= 2 * EK_CU_CLUSTER * EK_CU_PART && wanted >= EK_CU_CLUSTER) {
         a->team = wanted = EK_CU_CLUSTER;
         unit = EK_CU_PART;
-    }
+    } else if (d->queue.pdl && (wanted == 2 || (wanted > 2 && longest <= PAIRED)))
+        a->team = wanted = 2;
     wanted = wanted > EK_CU_MAX_PARTS ? EK_CU_MAX_PARTS : wanted;
     a->part = (longest + wanted - 1) / wanted;
     a->part = (a->part + unit - 1) / unit * unit;
@@ -262,7 +266,7 @@ static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
 static bool by_teams(const struct ek_cuda *d, const struct ek_cu_attention *a)
 {
     uint64_t heads = (uint64_t)a->batch.n_seqs * a->kv.kv_heads, work = heads * a->batch.max_kv;
-    uint32_t tiles = (a->heads / a->kv.kv_heads + EK_CU_TILE - 1) / EK_CU_TILE;
+    uint32_t tiles = (a->heads / a->kv.kv_heads + EK_CU_PART_HEADS - 1) / EK_CU_PART_HEADS;
 
     return a->kv.dtype == EK_F8_E4M3 || heads * tiles > d->queue.n_sm || work > MUCH_CONTEXT ||
            (heads >= MANY_HEADS && work >= MUCH_CONTEXT / 2 && a->batch.max_kv > LONG_CONTEXT);
