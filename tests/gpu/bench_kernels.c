@@ -5,6 +5,7 @@
  * rotate past twice the L2; medians of several runs. Also whole decode steps and prefills of the
  * shapes of published models, composed from the operations and replayed as a graph.
  * Usage: bench_kernels [all|ceilings|products|formats [MODEL]|attention|steps|block-steps|one]
+ *        bench_kernels batches MODEL N...    decode steps of N sequences; of the 67B 8 layers
  *        bench_kernels largest [LAYERS]      DeepSeek LLM 67B at batch 1, or its first layers alone
  * one: one token alone
  */
@@ -429,6 +430,25 @@ static void largest_step(uint32_t most)
     free_model(&m);
 }
 
+/* Steps of argv[3], ... sequences of the models whose names contain argv[2]. */
+static void batches(int argc, char **argv)
+{
+    struct shape s = largest;
+    const struct shape *shapes[] = {&models[0], &models[1], &s};
+
+    s.layers = 8;
+    for (size_t i = 0; i < EK_ARRAY_LEN(shapes); i++) {
+        struct model m;
+
+        if (argc < 4 || !strstr(shapes[i]->name, argv[2]))
+            continue;
+        make_model(&m, shapes[i], EK_BF16);
+        for (int k = 3; k < argc; k++)
+            decode_step(&m, (uint32_t)strtoul(argv[k], NULL, 10), 512, false);
+        free_model(&m);
+    }
+}
+
 /* All matrices in blocks, the head too. */
 static void block_steps(void)
 {
@@ -566,6 +586,8 @@ int main(int argc, char **argv)
         steps(one);
     if (strcmp(what, "all") == 0 || strcmp(what, "block-steps") == 0)
         block_steps();
+    if (strcmp(what, "batches") == 0)
+        batches(argc, argv);
     if (strcmp(what, "largest") == 0)
         largest_step(argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 0);
     ek_device_close(dev);
