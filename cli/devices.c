@@ -199,10 +199,23 @@ static enum ek_status store(const char *path, const struct report *r)
     return st;
 }
 
+static bool state_of(const struct ek_device *d, struct ek_device_state *s)
+{
+    return d->ops->state && d->ops->state((struct ek_device *)d, s);
+}
+
+/* What lies between two devices of a backend that knows; NULL where none does. */
+static const char *joined(const struct ek_device *d, const struct ek_device *to)
+{
+    return d->ops == to->ops && d->ops->joined ? d->ops->joined(d, to) : NULL;
+}
+
 static json_t *device_json(const struct entry *e, bool measured)
 {
     const struct ek_device *d = e->dev;
     const struct ek_device_info *i = &d->info;
+    struct ek_device_state s;
+    char reasons[64];
     json_t *v =
         json_pack("{ss ss ss ss ss ss sI sI si si si sI ss}", "name", d->spec.name, "backend",
                   d->spec.backend, "model", i->model, "uuid", i->uuid, "pci", i->pci, "driver",
@@ -211,6 +224,10 @@ static json_t *device_json(const struct entry *e, bool measured)
                   "compute_minor", (int)i->compute_minor, "units", (int)i->n_units, "cache_bytes",
                   (json_int_t)i->cache_bytes, "simd", i->simd);
 
+    if (v && state_of(d, &s))
+        json_object_update_new(v, json_pack("{si si ss}", "clock_mhz", (int)s.clock_mhz,
+                                            "memory_mhz", (int)s.memory_mhz, "slowed_by",
+                                            ek_throttle_text(s.throttle, reasons)));
     if (v && measured)
         json_object_set_new(v, "measured",
                             json_pack("{sf sf sf sf sf sI}", "read_bytes_per_s",
@@ -220,6 +237,21 @@ static json_t *device_json(const struct entry *e, bool measured)
                                       e->ceilings.peak_bf16, "f16_flop_per_s", e->ceilings.peak_f16,
                                       "overhead_bytes", (json_int_t)e->ceilings.overhead));
     return v;
+}
+
+static json_t *pairs_json(const struct report *r)
+{
+    json_t *pairs = json_array();
+
+    for (size_t i = 0; i < r->n * r->n; i++) {
+        const struct ek_device *from = r->entries[i / r->n].dev, *to = r->entries[i % r->n].dev;
+        const char *path = from != to ? joined(from, to) : NULL;
+        if (path)
+            json_array_append_new(pairs, json_pack("{ss ss sb ss}", "from", from->spec.name, "to",
+                                                   to->spec.name, "peer_access",
+                                                   from->ops->reaches(from, to), "path", path));
+    }
+    return pairs;
 }
 
 static json_t *report_json(const struct report *r)
@@ -235,7 +267,55 @@ static json_t *report_json(const struct report *r)
                                                "beta_bytes_per_s", l->beta_bytes_s, "residual",
                                                l->residual));
     }
-    return json_pack("{so so}", "devices", devices, "links", links);
+    return json_pack("{so so so}", "devices", devices, "pairs", pairs_json(r), "links", links);
+}
+
+/* GPUs: which each is, and how it runs at the moment. */
+static void print_gpus(const struct report *r)
+{
+    struct ek_table *t = ek_table_new("device|UUID|PCI|capability|>clock|>of memory|slowed by");
+    char reasons[64];
+    bool any = false;
+
+    for (size_t i = 0; i < r->n; i++) {
+        const struct ek_device *d = r->entries[i].dev;
+        struct ek_device_state s = {0};
+        if (d->info.compute_major == 0)
+            continue;
+        state_of(d, &s);
+        ek_table_row(t, "%s|%s|%s|%u.%u|%u MHz|%u MHz|%s", d->spec.name, d->info.uuid, d->info.pci,
+                     d->info.compute_major, d->info.compute_minor, s.clock_mhz, s.memory_mhz,
+                     ek_throttle_text(s.throttle, reasons));
+        any = true;
+    }
+    if (any) {
+        puts("");
+        ek_table_print(t, stdout);
+    }
+    ek_table_free(t);
+}
+
+/* Either direction of a pair is joined alike. */
+static void print_pairs(const struct report *r)
+{
+    struct ek_table *t = ek_table_new("pair|between them|peer access");
+    bool any = false;
+
+    for (size_t i = 0; i < r->n; i++)
+        for (size_t j = i + 1; j < r->n; j++) {
+            const struct ek_device *from = r->entries[i].dev, *to = r->entries[j].dev;
+            const char *path = joined(from, to);
+            if (path == NULL)
+                continue;
+            ek_table_row(t, "%s, %s|%s|%s", from->spec.name, to->spec.name, path[0] ? path : "?",
+                         from->ops->reaches(from, to) ? "yes" : "no");
+            any = true;
+        }
+    if (any) {
+        puts("");
+        ek_table_print(t, stdout);
+    }
+    ek_table_free(t);
 }
 
 static void print_report(const struct report *r)
@@ -261,6 +341,8 @@ static void print_report(const struct report *r)
     }
     ek_table_print(t, stdout);
     ek_table_free(t);
+    print_gpus(r);
+    print_pairs(r);
     if (r->n_links == 0)
         return;
     puts("");

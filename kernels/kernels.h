@@ -245,6 +245,9 @@ struct ek_ops {
     uint64_t (*memory_free)(struct ek_device *dev); /* what could be allocated now */
     /* false: not known. NULL: never */
     bool (*state)(struct ek_device *dev, struct ek_device_state *out);
+    /* what lies between two devices of this backend: "NVLink", "PCIe switch", ...; "" where that is
+     * not known. NULL: never */
+    const char *(*joined)(const struct ek_device *dev, const struct ek_device *to);
     /* host memory that copies at full speed (pinned for a GPU) */
     enum ek_status (*host_alloc)(struct ek_device *dev, size_t bytes, void **out);
     void (*host_free)(struct ek_device *dev, void *p);

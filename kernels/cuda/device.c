@@ -303,6 +303,14 @@ static bool device_state(struct ek_device *dev, struct ek_device_state *out)
     return ek_nvml_state(dev->info.uuid + strlen("GPU-"), dev->info.pci, out);
 }
 
+static const char *joined(const struct ek_device *dev, const struct ek_device *to)
+{
+    const char *uuid[2] = {dev->info.uuid + strlen("GPU-"), to->info.uuid + strlen("GPU-")};
+    const char *pci[2] = {dev->info.pci, to->info.pci};
+
+    return dev->ops == to->ops ? ek_nvml_joined(uuid, pci) : "";
+}
+
 static enum ek_status read_bytes(struct ek_device *dev, const void *p, size_t n)
 {
     struct ek_cuda *d = ek_cuda(dev);
@@ -324,6 +332,7 @@ const struct ek_ops ek_ops_cuda = {
     .reset_peaks = ek_cuda_reset_peaks,
     .memory_free = ek_cuda_memory_free,
     .state = device_state,
+    .joined = joined,
     .host_alloc = ek_cuda_host_alloc,
     .host_free = ek_cuda_host_free,
     .upload = ek_cuda_upload,

@@ -11,6 +11,7 @@
 #include <string.h>
 
 enum { CLOCK_SM = 1, CLOCK_MEMORY = 2, SENSOR_GPU = 0 };
+enum { P2P_NVLINK = 2, P2P_OK = 0 };
 #define REASON_IDLE 1ull /* no lower clock under load */
 
 static struct ek_nvml_api nvml;
@@ -41,6 +42,8 @@ static void load(void)
     *(void **)&nvml.reasons = symbol(lib, "nvmlDeviceGetCurrentClocksEventReasons",
                                      "nvmlDeviceGetCurrentClocksThrottleReasons");
     *(void **)&nvml.temperature = dlsym(lib, "nvmlDeviceGetTemperature");
+    *(void **)&nvml.p2p = dlsym(lib, "nvmlDeviceGetP2PStatus");
+    *(void **)&nvml.ancestor = dlsym(lib, "nvmlDeviceGetTopologyCommonAncestor");
     loaded =
         init && nvml.driver_version && nvml.by_uuid && nvml.by_pci && nvml.memory && init() == 0;
 }
@@ -90,6 +93,40 @@ bool ek_nvml_facts(const char *uuid, const char *pci, struct ek_nvml_facts *out)
     return true;
 }
 
+static ek_nvml_device whole_of(ek_nvml_device d, bool mig)
+{
+    ek_nvml_device whole;
+
+    return mig && nvml.parent && nvml.parent(d, &whole) == 0 ? whole : d;
+}
+
+const char *ek_nvml_joined(const char *uuid[2], const char *pci[2])
+{
+    static const struct {
+        int level;
+        const char *name;
+    } levels[] = {{0, "same board"},   {10, "PCIe switch"}, {20, "PCIe switches"},
+                  {30, "host bridge"}, {40, "NUMA node"},   {50, "between sockets"}};
+    ek_nvml_device d[2];
+    int status, level;
+    bool mig;
+
+    for (int i = 0; i < 2; i++) {
+        if (!find(uuid[i], pci[i], &d[i], &mig))
+            return "";
+        d[i] = whole_of(d[i], mig);
+    }
+    if (d[0] == d[1])
+        return "same GPU";
+    if (nvml.p2p && nvml.p2p(d[0], d[1], P2P_NVLINK, &status) == 0 && status == P2P_OK)
+        return "NVLink";
+    if (nvml.ancestor && nvml.ancestor(d[0], d[1], &level) == 0)
+        for (size_t i = 0; i < EK_ARRAY_LEN(levels); i++)
+            if (levels[i].level == level)
+                return levels[i].name;
+    return "";
+}
+
 static uint32_t clock_of(ek_nvml_device d, int which)
 {
     unsigned mhz = 0;
@@ -109,8 +146,7 @@ bool ek_nvml_state(const char *uuid, const char *pci, struct ek_device_state *ou
         return false;
     if (nvml.memory(d, &m) == 0)
         s.memory_used = m.total - m.free;
-    if (!mig || !nvml.parent || nvml.parent(d, &whole) != 0)
-        whole = d;
+    whole = whole_of(d, mig);
     s.clock_mhz = clock_of(whole, CLOCK_SM);
     s.memory_mhz = clock_of(whole, CLOCK_MEMORY);
     if (nvml.reasons && nvml.reasons(whole, &reasons) == 0)

@@ -15,6 +15,7 @@ static const struct recorded { /* what a machine answered */
 } machine[] = {
     {"GPU-6091723c-1489-8531-612c-d2c983e2ea71", false, 150754820096, 150109880320, 0x4},
     {"MIG-41ec2a46-4aa3-5a4e-9f3b-6b1e8b8bf3a0", true, 18790481920, 18778947584, 0},
+    {"GPU-00000000-1489-8531-612c-d2c983e2ea71", false, 150754820096, 150109880320, 0},
 };
 static bool mute; /* no driver, no answers but handles */
 
@@ -73,6 +74,23 @@ static int reasons(ek_nvml_device d, unsigned long long *mask)
     return mute;
 }
 
+static int nvlinks, level; /* P2P's status over NVLink, the common ancestor */
+
+static int p2p(ek_nvml_device a, ek_nvml_device b, int what, int *status)
+{
+    ck_assert_ptr_ne(a, b);
+    ck_assert_int_eq(what, 2);
+    *status = nvlinks;
+    return mute;
+}
+
+static int ancestor(ek_nvml_device a, ek_nvml_device b, int *out)
+{
+    ck_assert_ptr_ne(a, b);
+    *out = level;
+    return mute;
+}
+
 static void answer(void)
 {
     struct ek_nvml_api api = {.driver_version = driver_version,
@@ -81,7 +99,9 @@ static void answer(void)
                               .memory = memory,
                               .parent = parent,
                               .clock = clock_info,
-                              .reasons = reasons};
+                              .reasons = reasons,
+                              .p2p = p2p,
+                              .ancestor = ancestor};
 
     mute = false;
     ek_nvml_use(&api);
@@ -152,6 +172,26 @@ START_TEST(what_is_not_answered_is_not_known)
 }
 END_TEST
 
+START_TEST(what_lies_between_two_gpus_is_named)
+{
+    const char *apart[2] = {machine[0].uuid + 4, machine[2].uuid + 4}, *pci[2] = {"?", "?"};
+    const char *instance[2] = {machine[0].uuid + 4, machine[1].uuid + 4};
+    const char *unknown[2] = {machine[0].uuid + 4, "other"};
+
+    nvlinks = 0;
+    ck_assert_str_eq(ek_nvml_joined(apart, pci), "NVLink");
+    nvlinks = 5; /* not supported */
+    level = 30;
+    ck_assert_str_eq(ek_nvml_joined(apart, pci), "host bridge");
+    level = 35;
+    ck_assert_str_eq(ek_nvml_joined(apart, pci), "");
+    ck_assert_str_eq(ek_nvml_joined(instance, pci), "same GPU");
+    ck_assert_str_eq(ek_nvml_joined(unknown, pci), "");
+    mute = true;
+    ck_assert_str_eq(ek_nvml_joined(apart, pci), "");
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("nvml");
@@ -165,6 +205,7 @@ int main(void)
     tcase_add_test(tc, an_unknown_uuid_is_looked_for_by_its_place);
     tcase_add_test(tc, clocks_are_those_of_the_whole_gpu);
     tcase_add_test(tc, what_is_not_answered_is_not_known);
+    tcase_add_test(tc, what_lies_between_two_gpus_is_named);
     suite_add_tcase(suite, tc);
     runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
