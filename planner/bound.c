@@ -17,18 +17,37 @@ static bool within(const struct ek_limits *l, const struct ek_column *c)
     return c->work <= l->work && c->prefill <= l->prefill && c->ratio <= l->ratio;
 }
 
-static double column_cost(const struct ek_problem *p, const struct ek_column *c)
+static double column_cost(const struct ek_bound *b, const struct ek_column *c)
 {
+    const struct ek_problem *p = b->p;
     bool sends = p->uniform && p->n_sides && (c->sides >> p->exit_side & 1) && c->first > 0;
-
+    if (b->any)
+        return 0;
     return c->sum + (sends ? ek_problem_side_hop(p, c->kind, c->kind) : 0);
 }
 
 double ek_bound_hop(const struct ek_bound *b, int32_t i, uint32_t from, uint32_t to)
 {
+    double hop;
+
+    if (b->linked)
+        return 0;
     if (ek_problem_hop_work(b->p, i, from, to) > b->limits->hop)
         return INFINITY;
-    return ek_problem_hop(b->p, i, from, to);
+    hop = ek_problem_hop(b->p, i, from, to);
+    return b->any && !isinf(hop) ? 0 : hop;
+}
+
+/* There are links between all kinds that can be used together. */
+static bool all_linked(const struct ek_problem *p, const struct ek_limits *l)
+{
+    for (size_t i = 0; i < (size_t)p->n_kinds * p->n_kinds; i++) {
+        const struct ek_kind *a = &p->kinds[i / p->n_kinds], *b = &p->kinds[i % p->n_kinds];
+        bool apart = a->group == b->group && a->tp + b->tp > p->groups[a->group].count;
+        if (isinf(p->hop_alpha[i]) && !apart)
+            return false;
+    }
+    return !p->fixed_order && isinf(l->hop);
 }
 
 static void set_kind_prices(struct ek_bound *b)
@@ -63,11 +82,12 @@ static double share_of(const struct ek_problem *p, const struct ek_column *c)
     return pool < 0 ? 0 : (double)c->total * k->tp / fmax(1, (double)p->pools[pool]);
 }
 
-static struct ek_open opened(const struct ek_problem *p, uint32_t column)
+static struct ek_open opened(const struct ek_bound *b, uint32_t column)
 {
+    const struct ek_problem *p = b->p;
     const struct ek_column *c = &p->columns[column];
 
-    return (struct ek_open){.cost = column_cost(p, c),
+    return (struct ek_open){.cost = column_cost(b, c),
                             .share = share_of(p, c),
                             .column = column,
                             .sides = c->sides,
@@ -81,6 +101,8 @@ enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *
     size_t n = 0, states;
 
     *b = (struct ek_bound){.p = p, .limits = l, .masks = 1u << p->n_sides};
+    b->any = isinf(l->sum) && isinf(l->enough) && l->enough > 0;
+    b->linked = b->any && all_linked(p, l);
     b->width = p->uniform ? 1 : p->n_kinds;
     states = (size_t)(p->n_items + 1) * b->masks * b->width;
     b->open = ek_calloc(p->n_columns, sizeof(*b->open));
@@ -100,7 +122,7 @@ enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *
         b->start[i] = n;
         for (size_t c = p->start[i]; c < p->start[i + 1]; c++)
             if (within(l, &p->columns[c]) && !(deny && deny[c]))
-                b->open[n++] = opened(p, (uint32_t)c);
+                b->open[n++] = opened(b, (uint32_t)c);
     }
     b->start[p->n_items + 1] = n;
     set_supplies(b);

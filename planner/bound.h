@@ -34,6 +34,8 @@ struct ek_bound {
     double *best_begin;  /* [n_items][masks][n_kinds] cheapest from a position with a kind */
     uint32_t *begin_by;  /* [n_items][masks][n_kinds] its column */
     double bound;        /* proven: no plan within the limits is cheaper; infinite: there is none */
+    bool any;            /* whether there is a plan at all is asked: nothing costs anything ... */
+    bool linked;         /* ... and whatever follows whatever can be reached */
 };
 enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *l,
                             const uint8_t *deny, struct ek_bound *b);

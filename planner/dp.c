@@ -11,12 +11,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_LABELS   ((size_t)12 << 20)
-#define NO_LABEL     UINT32_MAX
-#define BOUND_ROUNDS 60
-#define FEW_ROUNDS   12
-#define BEAM         48
-#define MANY_LABELS  10000 /* from there on it pays to look at what shared memories can hold */
+#define MAX_LABELS    ((size_t)12 << 20)
+#define NO_LABEL      UINT32_MAX
+#define BOUND_ROUNDS  60
+#define FEW_ROUNDS    12
+#define BEAM          48
+#define ABOVE_NOTHING 1e-6  /* by more than rounding, at prices about 1 */
+#define MANY_LABELS   10000 /* from there on it pays to look at what shared memories can hold */
 
 struct label {
     double cost, paid; /* of the columns and hops; prices of the devices used */
@@ -284,7 +285,7 @@ static double hops_into(const struct search *s, const struct label *from, const 
         hop = ek_bound_hop(s->b, c->first - 1, from->last, c->kind);
     if (exits && c->first > 0 && s->track_first)
         hop += ek_problem_side_hop(s->p, c->kind, from->first);
-    return hop;
+    return s->b->any && !isinf(hop) ? 0 : hop;
 }
 
 static enum ek_status extend(struct search *s, uint32_t from, const struct ek_open *o)
@@ -303,7 +304,7 @@ static enum ek_status extend(struct search *s, uint32_t from, const struct ek_op
     l.cost = f.cost + hop + o->cost;
     l.paid = f.paid + ek_bound_paid(s->b, o);
     l.mask = (uint16_t)(f.mask | c->sides);
-    l.last = s->p->uniform ? 0 : (uint16_t)c->kind;
+    l.last = s->p->uniform || s->b->linked ? 0 : (uint16_t)c->kind;
     if (s->track_first && !(l.mask >> s->p->exit_side & 1))
         l.first = c->first == 0 ? (uint16_t)c->kind : f.first;
     left = s->b->to_go[ek_bound_at(s->b, pos, l.mask, c->kind)] - (s->all_prices - l.paid);
@@ -410,7 +411,7 @@ static enum ek_status search(struct ek_bound *b, double upper, bool narrow, stru
     enum ek_status st;
 
     *found = *whole = false;
-    s.track_first = !p->uniform && p->n_sides && p->workload.images > 0;
+    s.track_first = !p->uniform && !b->linked && p->n_sides && p->workload.images > 0;
     if (!make_radix(&s))
         return EK_OK;
     for (uint32_t r = 0; r < b->n_resources; r++)
@@ -477,6 +478,31 @@ static void tighten(struct ek_bound *b, const struct ek_limits *l, double upper,
         ek_bound_improve(b, upper, BOUND_ROUNDS, e);
 }
 
+/* Is there any plan? Where nothing costs anything, a bound above nothing says no; and of what leads
+ * to one state one is as good as another. */
+static enum ek_status find_any(struct ek_bound *b, const struct ek_limits *l, struct ek_effort *e,
+                               struct ek_answer *out)
+{
+    bool found, whole = false;
+
+    ek_bound_improve(b, 1, BOUND_ROUNDS, e);
+    if (b->bound > ABOVE_NOTHING) {
+        out->kind = EK_ANSWER_INFEASIBLE;
+        return EK_OK;
+    }
+    EK_TRY(search(b, ABOVE_NOTHING, true, e, out, &found, &whole));
+    if (!found)
+        EK_TRY(search(b, ABOVE_NOTHING, false, e, out, &found, &whole));
+    if (found) {
+        out->kind = EK_ANSWER_OPTIMAL;
+        out->sum = 0;
+        out->sum = ek_score_of(b->p, out->columns, out->n).latency - with_fill(b->p, l, out);
+    } else if (whole) {
+        out->kind = EK_ANSWER_INFEASIBLE;
+    }
+    return EK_OK;
+}
+
 static enum ek_status solve(struct ek_bound *b, const struct ek_limits *l, struct ek_effort *e,
                             struct ek_answer *out)
 {
@@ -535,7 +561,7 @@ enum ek_status ek_dp_solve(const struct ek_problem *p, const struct ek_limits *l
 
     *out = (struct ek_answer){.kind = EK_ANSWER_UNKNOWN, .sum = INFINITY, .bound = 0};
     EK_TRY(ek_bound_new(p, l, deny, &b));
-    st = solve(&b, l, e, out);
+    st = b.any ? find_any(&b, l, e, out) : solve(&b, l, e, out);
     ek_bound_free(&b);
     e->solves++;
     e->seconds += (double)(ek_now_ns() - t0) * 1e-9;

@@ -58,6 +58,7 @@ struct attempt { /* one choice */
     struct ek_search_state before[EK_N_OBJECTIVES]; /* limits before each objective was settled */
     struct ek_found found;
     double values[EK_N_OBJECTIVES], bound; /* of the first objective */
+    uint32_t least; /* smaller sizes are of no interest: another choice has a plan of this one */
     bool feasible, unknown;
 };
 
@@ -69,6 +70,21 @@ static void set_size(struct ek_request *r, enum ek_objective o, uint32_t v)
         r->workload.batch = v;
 }
 
+/* A recipe that is a plan spares the search for one. */
+static enum ek_status any_recipe(const struct ek_problem *p, struct ek_found *f)
+{
+    struct ek_recipe *recipes = ek_calloc(EK_MAX_RECIPES, sizeof(*recipes));
+    size_t n = recipes ? ek_recipes(p, recipes) : 0;
+
+    for (size_t i = 0; i < n && f->answer.n == 0; i++)
+        if (ek_plan_of(p, &recipes[i].assignment, &f->answer))
+            f->kind = f->answer.kind = EK_ANSWER_OPTIMAL; /* any will do */
+        else
+            f->answer.n = 0;
+    free(recipes);
+    return recipes ? EK_OK : EK_ENOMEM;
+}
+
 /* Is there a plan at size v within the limits? *made: its problem, or NULL. */
 static enum ek_status try_size(const struct ek_costs *c, const struct attempt *a,
                                enum ek_objective o, uint32_t v, ek_oracle_fn oracle,
@@ -77,9 +93,8 @@ static enum ek_status try_size(const struct ek_costs *c, const struct attempt *a
     struct ek_search_state s = a->state;
     struct ek_request r = a->request;
     enum ek_status st;
-
     *made = NULL;
-    f->kind = EK_ANSWER_INFEASIBLE;
+    *f = (struct ek_found){.kind = EK_ANSWER_INFEASIBLE};
     set_size(&r, o, v);
     st = ek_problem_new(c, &r, a->problem ? a->problem->micro_batches : 1, made);
     if (st == EK_NO)
@@ -87,7 +102,10 @@ static enum ek_status try_size(const struct ek_costs *c, const struct attempt *a
     EK_TRY(st);
     s.p = *made;
     s.oracle = oracle;
-    st = ek_least_latency(&s, s.latency, INFINITY, f);
+    if (oracle != ek_ilp_solve && o == r.objectives[0])
+        st = any_recipe(*made, f);
+    if (st == EK_OK && f->answer.n == 0)
+        st = ek_least_latency(&s, s.latency, INFINITY, f);
     if (st != EK_OK || f->answer.n == 0) {
         ek_problem_free(*made);
         *made = NULL;
@@ -101,18 +119,24 @@ static enum ek_status grow_size(const struct ek_costs *c, struct attempt *a, enu
     const struct ek_workload *w = &a->problem->workload;
     uint32_t low = o == EK_OBJ_CONTEXT ? ek_workload_prompt(w) + w->generate : 1;
     uint32_t high = o == EK_OBJ_CONTEXT ? MAX_CONTEXT : MAX_BATCH;
+    uint32_t most = high, step = low;
     struct ek_problem *best = NULL, *p;
     struct ek_found f;
 
+    if (a->least > low) { /* little more is likely */
+        low = a->least;
+        step = 1;
+    }
     EK_TRY(try_size(c, a, o, low, a->state.oracle, &best, out));
     out->value = low;
     if (best == NULL)
         return EK_OK;
     while (low < high) { /* low fits, high + 1 does not */
         uint32_t mid = high - (high - low) / 2;
-        if (out->value == low && high == (o == EK_OBJ_CONTEXT ? MAX_CONTEXT : MAX_BATCH) &&
-            low < high / 2)
-            mid = low * 2 < high ? low * 2 : high;
+        if (high == most && step < (high - low) / 2) {
+            mid = low + step;
+            step *= 2;
+        }
         EK_TRY(try_size(c, a, o, mid, a->state.oracle, &p, &f));
         if (p == NULL && f.kind == EK_ANSWER_UNKNOWN) {
             out->kind = EK_ANSWER_UNKNOWN;
@@ -258,10 +282,13 @@ static enum ek_status cannot_win(struct attempt *a, const struct attempt *best, 
 {
     enum ek_objective o = a->request.objectives[0];
     struct ek_found f;
-
     *sure = false;
-    if (!best->feasible || best->unknown || searched(o) || best->values[0] <= 0)
+    if (!best->feasible || best->unknown || best->values[0] <= 0)
         return EK_OK;
+    if (searched(o)) {
+        a->least = (uint32_t)best->values[0];
+        return EK_OK;
+    }
     EK_TRY(ek_level_below(&a->state, o, best->values[0] * (1 + 3e-6), &f));
     *sure = f.kind == EK_ANSWER_INFEASIBLE;
     ek_level_settle(&a->state, o, best->values[0] * (1 + 3e-6));
