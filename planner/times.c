@@ -304,14 +304,23 @@ static void go_on(const struct ek_problem *p, uint32_t kind, struct sums *s)
     s->decode *= 1 + (k->behind - 1) * low * left_during(k, decoding);
 }
 
-/* What a stage takes once a step. A final norm and head alone ask for their weights while they wait
- * for the rows, which hides it. */
+/* The chain's items are a final norm, a head or both. */
+static bool only_ends(const struct ek_problem *p, int32_t first, int32_t last)
+{
+    enum ek_module_kind kind;
+
+    if (first > last)
+        return false;
+    kind = p->costs->modules[p->first_item + (uint32_t)first].kind;
+    return kind == EK_MODULE_NORM || kind == EK_MODULE_HEAD;
+}
+
+/* What a stage takes once a step. A head asks for its weights while it waits for the rows, which
+ * hides it. */
 static void begin(const struct ek_problem *p, const struct ek_modcost *own, int32_t first,
                   int32_t last, struct sums *t)
 {
-    enum ek_module_kind kind = p->costs->modules[p->first_item + (uint32_t)first].kind;
-
-    if (first <= last && (kind == EK_MODULE_NORM || kind == EK_MODULE_HEAD))
+    if (only_ends(p, first, last))
         return;
     t->prefill = own->prefill;
     t->decode = first <= last && last >= (int32_t)p->n_seeing ? own->decode : 0;

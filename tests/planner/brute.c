@@ -209,9 +209,12 @@ static double accompanied(const struct brute *b, const struct stage *s, double s
  */
 static bool only_ends(const struct brute *b, const struct stage *s)
 {
-    enum ek_module_kind kind = b->c->modules[b->c->n_sides + (uint32_t)s->first].kind;
+    enum ek_module_kind kind;
 
-    return s->first <= s->last && (kind == EK_MODULE_NORM || kind == EK_MODULE_HEAD);
+    if (s->first > s->last)
+        return false;
+    kind = b->c->modules[b->c->n_sides + (uint32_t)s->first].kind;
+    return kind == EK_MODULE_NORM || kind == EK_MODULE_HEAD;
 }
 
 /* Memory, prefill of a group and decode step of one stage; false where it cannot be. */
