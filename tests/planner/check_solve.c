@@ -240,22 +240,49 @@ static const char *const machines[] = {
     "2x-cpu-smollm2-measured",     "2x-h200-qwen2.5-3b-measured", "4x-h200-qwen2.5-3b-measured",
 };
 
-START_TEST(recorded_machines_are_planned_and_proven)
+static struct ek_costs *recorded(const char *machine)
 {
     const char *dir = getenv("srcdir");
-    char *path = ek_asprintf("%s/tests/planner/machines/%s.json", dir ? dir : ".", machines[_i]);
+    char *path = ek_asprintf("%s/tests/planner/machines/%s.json", dir ? dir : ".", machine);
     struct ek_costs *c = NULL;
-    struct ek_request r;
-    struct ek_solution *s;
 
     ck_assert_msg(ek_costs_read(path, &c) == EK_OK, "%s", ek_last_error());
-    r = request_for(c);
+    free(path);
+    return c;
+}
+
+START_TEST(recorded_machines_are_planned_and_proven)
+{
+    struct ek_costs *c = recorded(machines[_i]);
+    struct ek_request r = request_for(c);
+    struct ek_solution *s;
+
     r.workload.micro_batches = r.workload.batch > 4 ? 4 : 0;
     s = solve(c, &r);
     ck_assert_str_eq(s->cross_check, "equal");
     ek_solution_free(s);
     ek_costs_free(c);
-    free(path);
+}
+END_TEST
+
+/* Groups in flight are chosen whatever comes behind throughput. */
+START_TEST(throughput_alone_is_as_good_as_with_others_behind)
+{
+    struct ek_costs *c = recorded("8x-rtx4090-vl2-base");
+    struct ek_request r = request_for(c);
+    struct ek_solution *both, *alone;
+
+    r.objectives[0] = EK_OBJ_THROUGHPUT;
+    r.objectives[1] = EK_OBJ_BALANCE;
+    r.n_objectives = 2;
+    both = solve(c, &r);
+    r.n_objectives = 1;
+    alone = solve(c, &r);
+    ck_assert_double_eq_tol(alone->values[0], both->values[0], 1e-9 * both->values[0]);
+    ck_assert_uint_gt(alone->problem->micro_batches, 1);
+    ek_solution_free(both);
+    ek_solution_free(alone);
+    ek_costs_free(c);
 }
 END_TEST
 
@@ -547,6 +574,7 @@ int main(void)
     tcase_add_test(t, a_shared_memory_that_cannot_fill_up_adds_no_states);
     tcase_add_loop_test(t, shared_memories_that_are_nearly_full_are_proven, 0,
                         EK_ARRAY_LEN(nearly_full));
+    tcase_add_test(t, throughput_alone_is_as_good_as_with_others_behind);
     tcase_add_loop_test(t, a_stopped_solve_is_never_worse_than_a_recipe, 0, 5);
     tcase_add_loop_test(t, a_stopped_solve_bounds_what_it_could_not_settle, 0, 4);
     tcase_add_test(t, an_interrupt_stops_the_solve);
