@@ -54,29 +54,23 @@ struct ek_cu_product {
     struct ek_kv kv;
     const int32_t *positions, *slots;
     uint32_t position_row; /* elements from one row of positions to the next */
-    /* contexts that may be asked for into the L2, as attention reads them next: pages of each of
-     * n_seqs sequences at most; 0: none */
-    uint32_t pages, n_seqs, max_blocks;
-    const int32_t *kv_len, *block_table;
     /* A norm between two products, or NULL: of the second x are rows times the norm's weights, and
      * squares tell their factors; the first leaves both besides its sums, rows of ldo elements. */
-    const float *squares; /* [cols / 16][32 tokens]: sums of 16 columns' squares */
+    const float *squares; /* [cols / 16][EK_CU_WIDE_PITCH]: sums of 16 columns' squares */
     const float *next_norm;
     void *next_x;
-    float *next_squares; /* [rows / 16][32] */
+    float *next_squares; /* the same of rows */
 };
 /* One token, plain weights. cols is a multiple of 8, rows 16-byte aligned. */
 cudaError_t ek_cu_product_one(const struct ek_cu_queue *q, enum ek_dtype w, enum ek_dtype act,
                               enum ek_cu_mode mode, const struct ek_cu_product *p);
 /* 2 to 16 tokens of BF16 or F16 with weights of the same type, on tensor cores, any mode, where it
- * fits: Hopper's shared memory and clusters. cols is a multiple of 8, rows of weights and of x
- * 16-byte aligned. */
+ * fits: Hopper's shared memory and clusters. For shapes and GPUs that are not for wide.h. cols is a
+ * multiple of 8, rows of weights and of x 16-byte aligned. */
 #define EK_CU_STREAM_TOKENS 16
 bool ek_cu_stream_fits(const struct ek_cu_queue *q);
 cudaError_t ek_cu_product_stream(const struct ek_cu_queue *q, enum ek_dtype act,
                                  enum ek_cu_mode mode, uint32_t n, const struct ek_cu_product *p);
-/* bytes of squares, of rows of `dim` elements */
-#define EK_CU_SQUARES_OF(dim) ((size_t)(dim) / 16 * 32 * sizeof(float))
 /* 1 to 16 tokens of BF16 or F16 on tensor cores (plain weights: up to 8), any type of weights. cols
  * is a multiple of 32, rows of x are 16-byte aligned. Blocks (as ek_cu_arrange leaves them):
  * EK_CU_QKV takes heads of 32 elements or a multiple, rotated whole or interleaved, and

@@ -159,11 +159,6 @@ __device__ __forceinline__ void copy_box4(uint32_t to, const CUtensorMap *map, u
                  "l"(map), "r"(0), "r"(row), "r"(chunk), "r"(head), "r"(barrier)
                  : "memory");
 }
-// n bytes, a multiple of 16, into the L2.
-__device__ __forceinline__ void fetch_rows(const void *from, uint32_t n)
-{
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(n) : "memory");
-}
 // n bytes, a multiple of 16, back to memory; committed, and waited for until they have left shared
 // memory, by each thread for its own.
 __device__ __forceinline__ void copy_out(void *to, uint32_t from, uint32_t n)

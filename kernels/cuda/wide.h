@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Products with 2 to 64 tokens of BF16 or F16 and weights of the same type on Hopper's
- * asynchronous tensor cores (wide.cu), as launch.h describes those of fewer tokens.
+ * asynchronous tensor cores (wide.cu), as launch.h describes others.
  */
 #ifndef EK_CUDA_WIDE_H
 #define EK_CUDA_WIDE_H
