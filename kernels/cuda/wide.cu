@@ -135,14 +135,23 @@ __device__ __forceinline__ void copy_tokens(const wide_maps &maps, const wide_pl
 }
 
 // ---- one step
+// The same `bytes` further on, by one addition: between such small products that is what takes
+// long.
+__device__ __forceinline__ uint64_t operand_on(uint64_t operand, uint32_t bytes)
+{
+    return (operand & ~(uint64_t)0xffffffffu) | ((uint32_t)operand + (bytes >> 4));
+}
+
 template <typename T, int NT>
 __device__ __forceinline__ void multiply(float (&c)[NT][4], uint32_t w, uint32_t x, bool add)
 {
+    uint64_t a = operand_at(w, 0), b = operand_at(x, 0);
+
     wgmma_begin();
 #pragma unroll
     for (int k = 0; k < WIDE_K / 16; k++)
-        wgmma_shared(c, operand_at(w + k / 4 * (WIDE_ROWS * 128) + k % 4 * 32, 0),
-                     operand_at(x + k / 4 * (NT * 1024) + k % 4 * 32, 0), add || k > 0, T());
+        wgmma_shared(c, operand_on(a, k / 4 * (WIDE_ROWS * 128) + k % 4 * 32),
+                     operand_on(b, k / 4 * (NT * 1024) + k % 4 * 32), add || k > 0, T());
     wgmma_commit();
 }
 
@@ -237,8 +246,9 @@ template <int NT> struct WideSums {
 };
 
 // ---- what a lane makes of its sums: of the token of its number, and of 64 tokens of another, 16
-// rows, which are as many units, or 8 of two rows each. begin() reads what was loaded with the
-// model, read() what kernels wrote. Eight elements, the first n of them where there are fewer.
+// rows, which are as many units, or 8 of two rows each. begin() reads what was there before the
+// kernels of this step, the model and the batch, read() what they wrote. Eight elements, the first
+// n of them where there are fewer.
 template <typename E>
 __device__ __forceinline__ void load_some(const E *from, uint32_t n, float v[8])
 {
@@ -264,7 +274,8 @@ template <typename T, int NT> struct WideFinish<T, EK_CU_LINEAR, NT> {
     float add[16], norm[16]; // norm: weights of the one that follows
     uint32_t first, rows;
 
-    __device__ __forceinline__ void begin(const ek_cu_product &p, uint32_t row, uint32_t all)
+    __device__ __forceinline__ void begin(const ek_cu_product &p, uint32_t row, uint32_t all,
+                                          uint32_t, uint32_t)
     {
         uint32_t m, at[1];
 
@@ -356,7 +367,8 @@ template <typename T, int NT> struct WideFinish<T, EK_CU_LINEAR, NT> {
 template <typename T, int NT> struct WideFinish<T, EK_CU_GATE_UP, NT> {
     uint32_t first, units;
 
-    __device__ __forceinline__ void begin(const ek_cu_product &, uint32_t row, uint32_t all)
+    __device__ __forceinline__ void begin(const ek_cu_product &, uint32_t row, uint32_t all,
+                                          uint32_t, uint32_t)
     {
         first = row / 2;
         units = first < all ? 8 : 0;
@@ -380,18 +392,19 @@ template <typename T, int NT> struct WideFinish<T, EK_CU_QKV, NT> {
     Finish<T, EK_CU_QKV> f[8];
     uint32_t m, row[2];
 
-    __device__ __forceinline__ void begin(const ek_cu_product &p, uint32_t at, uint32_t)
+    __device__ __forceinline__ void begin(const ek_cu_product &p, uint32_t at, uint32_t,
+                                          uint32_t token, uint32_t n)
     {
         Unit<EK_CU_QKV>::find(p, at / 2, &m, row);
-    }
-    __device__ __forceinline__ void read(const ek_cu_product &p, uint32_t token, uint32_t n)
-    {
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++) {
             uint32_t pair[2] = {row[0] + i, row[1] + i};
 
             f[i].prepare(p, min(token, n - 1), 0, m, pair);
         }
+    }
+    __device__ __forceinline__ void read(const ek_cu_product &, uint32_t, uint32_t)
+    {
     }
     __device__ __forceinline__ void run(const ek_cu_product &p, const float (&v)[16],
                                         uint32_t token, uint32_t n) const
@@ -503,7 +516,7 @@ __device__ __forceinline__ void wide_finish(const ek_cu_product &p, const wide_p
 
 #pragma unroll
     for (int i = 0; i < Wide<NT>::each && mine; i++)
-        f[i].begin(p, row, s.units);
+        f[i].begin(p, row, s.units, lane + 32 * i, n);
     pdl_wait();
 #pragma unroll
     for (int i = 0; i < Wide<NT>::each && mine; i++)
@@ -534,7 +547,7 @@ __device__ __forceinline__ void wide_finish(const ek_cu_product &p, const wide_p
             return;
 #pragma unroll
         for (int i = 0; i < Wide<NT>::each; i++) {
-            f[i].begin(p, tile * WIDE_ROWS + 16 * sums.warp, s.units);
+            f[i].begin(p, tile * WIDE_ROWS + 16 * sums.warp, s.units, lane + 32 * i, n);
             f[i].read(p, lane + 32 * i, n);
         }
     }
