@@ -5,6 +5,7 @@
  */
 #include "planner/planner.h"
 #include "planner/levels.h"
+#include "planner/problem.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -313,6 +314,43 @@ enum ek_status ek_sensitivity(const struct ek_costs *c, const struct ek_request 
 
 /* ---- When nothing fits --------------------------------------------------------------------------
  */
+static uint64_t all_budgets(const struct ek_problem *p)
+{
+    uint64_t sum = 0;
+
+    for (uint32_t g = 0; g < p->n_groups; g++)
+        sum += p->groups[g].pool < 0 ? p->groups[g].cap * p->groups[g].count : 0;
+    for (uint32_t i = 0; i < p->n_pools; i++)
+        sum += p->pools[i];
+    return sum;
+}
+
+bool ek_shortfall(const struct ek_costs *c, const struct ek_request *r, char *out, size_t cap)
+{
+    struct ek_choice choices[EK_MAX_CHOICES];
+    struct ek_request q;
+    struct ek_memory_use u;
+    struct ek_problem *p;
+    char weights[EK_UNIT_LEN], cache[EK_UNIT_LEN], each[EK_UNIT_LEN], have[EK_UNIT_LEN];
+
+    ek_choices(c, r, choices);
+    q = ek_request_with(r, &choices[0]);
+    if (ek_problem_new(c, &q, choices[0].micro_batches, &p) != EK_OK)
+        return false;
+    ek_use_begin(p, 0, &u);
+    for (uint32_t m = 0; m < c->n_modules; m++)
+        ek_use_add(p, 0, m, m >= p->first_item && ek_tied_within(p, m, 0, (int32_t)p->n_items), &u);
+    ek_use_end(p, 0, &u);
+    snprintf(out, cap,
+             "all of it takes %s of weights and %s of cache (%u x %u tokens), and each device in "
+             "use up to %s of buffers and overhead; the budgets less margins add up to %s",
+             ek_format_bytes(weights, u.weights), ek_format_bytes(cache, u.kv), p->workload.batch,
+             p->workload.context, ek_format_bytes(each, u.total - u.weights - u.kv),
+             ek_format_bytes(have, all_budgets(p)));
+    ek_problem_free(p);
+    return true;
+}
+
 static enum ek_status advise_size(const struct ek_costs *c, const struct ek_request *r,
                                   enum ek_objective o, json_t *list)
 {

@@ -7,6 +7,7 @@
 #include "planner/hardware.h"
 #include "planner/plan_arguments.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -231,15 +232,42 @@ static enum ek_status show(const struct ek_plan_arguments *a, const struct ek_co
     return st;
 }
 
+/* Whether smaller weights fit, where there are costs of them. */
+static void advise_weights(const struct ek_plan_arguments *a, json_t *advice)
+{
+    static const char *const types[] = {"int8", "int4"};
+    size_t n = json_array_size(advice);
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(types) && a->model && !a->quantize; i++) {
+        struct ek_plan_arguments q = *a;
+        struct ek_costs *c = NULL;
+        struct ek_solution *s = NULL;
+        q.request.no_certificate = true;
+        q.request.objectives[0] = EK_OBJ_LATENCY;
+        q.request.n_objectives = 1;
+        q.request.time_limit = fmin(a->request.time_limit, 5);
+        if (ek_quantize_parse(types[i], &q.quantize) == EK_OK && get_costs(&q, &c) == EK_OK &&
+            ek_solve(c, &q.request, &s) == EK_OK)
+            json_array_append_new(advice, json_sprintf("with --quantize %s it fits", types[i]));
+        ek_solution_free(s);
+        ek_costs_free(c);
+        if (json_array_size(advice) > n)
+            return;
+    }
+}
+
 /* Nothing fits: the reason on one line, then what would help. */
 static enum ek_status refuse(const struct ek_plan_arguments *a, const struct ek_costs *c, int *code)
 {
-    char reason[1024];
+    char reason[1024], takes[512];
     json_t *advice, *line;
     size_t i;
 
     snprintf(reason, sizeof(reason), "%s", ek_last_error());
+    if (ek_shortfall(c, &a->request, takes, sizeof(takes)))
+        snprintf(reason + strlen(reason), sizeof(reason) - strlen(reason), "; %s", takes);
     EK_TRY(ek_advice(c, &a->request, &advice));
+    advise_weights(a, advice);
     fprintf(stderr, "evenkeel: %s\n", reason);
     json_array_foreach(advice, i, line) fprintf(stderr, "evenkeel: %s\n", json_string_value(line));
     if (a->json) {

@@ -518,6 +518,8 @@ enum ek_status ek_pareto(const struct ek_solution *s, const struct ek_request *r
  * tensor-parallel. */
 enum ek_status ek_stay_near(const struct ek_costs *c, const struct ek_request *r, const char *path,
                             double within, struct ek_solution *s);
+/* What the model takes and what there is, in one sentence; false where that is not known. */
+bool ek_shortfall(const struct ek_costs *c, const struct ek_request *r, char *out, size_t cap);
 /* Why nothing fits: what to relax, by how much, one sentence an entry. */
 enum ek_status ek_advice(const struct ek_costs *c, const struct ek_request *r, json_t **out);
 
