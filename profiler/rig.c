@@ -424,12 +424,18 @@ static enum ek_status queue_step(struct rig *r, struct ek_stage *s, struct ek_ev
     return ops->event_record(r->opt.dev, mark[1]);
 }
 
+/* What is small beside something that it was measured with is not told apart from it well. */
+static double less_overhead(double seconds, double overhead_s)
+{
+    return fmax(seconds - overhead_s, seconds / 8);
+}
+
 static enum ek_status wait_step(struct rig *r, struct ek_event *const mark[2], double *seconds)
 {
     const struct ek_ops *ops = r->opt.dev->ops;
 
     EK_TRY(ops->event_sync(mark[1]));
-    *seconds = fmax(ops->event_seconds(mark[0], mark[1]) - r->marks_s, 0);
+    *seconds = less_overhead(fmax(ops->event_seconds(mark[0], mark[1]), 0), r->marks_s);
     return EK_OK;
 }
 
@@ -553,12 +559,6 @@ static void judge_intercept(const struct rig *r, struct ek_store_time *stage)
 {
     stage->median_s = fmax(stage->median_s, 0);
     stage->min_s = fmin(fmax(2 * r->least[0] - r->least[1], 0), stage->median_s);
-}
-
-/* A module alone: what is small beside the stage's own time is not told apart from it well. */
-static double less_overhead(double seconds, double overhead_s)
-{
-    return fmax(seconds - overhead_s, seconds / 8);
 }
 
 /* *whole: the time that the gate judges. */
