@@ -141,7 +141,9 @@ enum ek_status ek_cuda_small_scratch(struct ek_cuda *d);
 /* Begins to make what is kept, in another thread: loading need not wait the 3 ms that it takes. */
 void ek_cuda_kept_begin(struct ek_cuda *d);
 void ek_cuda_kept_end(struct ek_cuda *d);
-/* Takes what is kept where that fits. */
+/* Pinned memory; host_alloc takes what is kept where that fits, so this is for what stays as long
+ * as the device. Both are freed with host_free. */
+enum ek_status ek_cuda_pages_new(struct ek_cuda *d, size_t bytes, void **out);
 enum ek_status ek_cuda_host_alloc(struct ek_device *dev, size_t bytes, void **out);
 void ek_cuda_host_free(struct ek_device *dev, void *p);
 

@@ -308,7 +308,7 @@ static void touch_all(char *p, size_t bytes)
             pthread_join(spans[i].thread, NULL);
 }
 
-static enum ek_status pages_new(struct ek_cuda *d, size_t bytes, void **out)
+enum ek_status ek_cuda_pages_new(struct ek_cuda *d, size_t bytes, void **out)
 {
     size_t align = bytes < HUGE / 2 ? PAGE : HUGE, size = ek_round_up(bytes ? bytes : 1, align);
     size_t map_bytes = size + align + PAGE;
@@ -353,7 +353,7 @@ static void *make_kept(void *arg)
     struct ek_cuda *d = arg;
     void *p;
 
-    if (pages_new(d, EK_CU_KEPT, &p) == EK_OK)
+    if (ek_cuda_pages_new(d, EK_CU_KEPT, &p) == EK_OK)
         d->kept.p = p;
     return NULL;
 }
@@ -398,7 +398,7 @@ enum ek_status ek_cuda_host_alloc(struct ek_device *dev, size_t bytes, void **ou
     void *kept = take_kept(ek_cuda(dev), bytes);
 
     if (kept == NULL)
-        return pages_new(ek_cuda(dev), bytes, out);
+        return ek_cuda_pages_new(ek_cuda(dev), bytes, out);
     *out = kept;
     return EK_OK;
 }
@@ -408,7 +408,7 @@ void ek_cuda_host_free(struct ek_device *dev, void *p)
     struct ek_cuda *d = ek_cuda(dev);
 
     pthread_mutex_lock(&d->kept.lock);
-    if (p != NULL && p == d->kept.p) {
+    if (p != NULL && !d->kept.making && p == d->kept.p) { /* while it is made nobody has it */
         d->kept.taken = false;
         p = NULL;
     }

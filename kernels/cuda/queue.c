@@ -96,8 +96,7 @@ static enum ek_status open_carried(struct ek_cuda *d)
         if (!d->carried.passed[i / 2][i % 2])
             EK_CU_TRY(d, cudaEventCreateWithFlags(&d->carried.passed[i / 2][i % 2],
                                                   cudaEventDisableTiming));
-    return ek_cuda_host_alloc(&d->base, (size_t)2 * EK_CU_CARRIERS * EK_CU_CARRIED,
-                              &d->carried.host);
+    return ek_cuda_pages_new(d, (size_t)2 * EK_CU_CARRIERS * EK_CU_CARRIED, &d->carried.host);
 }
 
 static enum ek_status upload_carried(struct ek_cuda *d, char *dst, const char *src, size_t n)

@@ -84,6 +84,28 @@ START_TEST(a_gpu_is_used_as_one_of_another_kind)
 }
 END_TEST
 
+/* What loading takes is there for the next loading, also behind an upload by several threads: in
+ * the process's first device of a GPU, so this is the first test. */
+START_TEST(pinned_memory_that_is_kept_is_not_taken_for_good)
+{
+    const size_t bytes = 32 * EK_MIB;
+    struct ek_device *d;
+    void *first, *second, *to, *from = calloc(1, bytes);
+
+    open_all("cuda:0", &d);
+    need(d->ops->host_alloc(d, bytes, &first));
+    d->ops->host_free(d, first);
+    need(d->ops->alloc(d, EK_TAG_WEIGHTS, bytes, &to));
+    need(d->ops->upload(d, to, from, bytes));
+    need(d->ops->host_alloc(d, bytes, &second));
+    ck_assert_ptr_eq(first, second);
+    d->ops->host_free(d, second);
+    d->ops->release(d, to);
+    ek_device_close(d);
+    free(from);
+}
+END_TEST
+
 START_TEST(memory_is_counted_by_tag_and_kept_within_the_budget)
 {
     struct ek_usage by_tag[EK_N_TAGS];
@@ -245,6 +267,7 @@ int main(void)
     sr = srunner_create(s);
     suite_add_tcase(s, tc);
     tcase_set_timeout(tc, 0);
+    tcase_add_test(tc, pinned_memory_that_is_kept_is_not_taken_for_good);
     tcase_add_test(tc, a_gpu_says_what_it_is);
     tcase_add_test(tc, devices_that_are_not_there_are_refused);
     tcase_add_test(tc, a_gpu_is_used_as_one_of_another_kind);
