@@ -65,7 +65,7 @@ static void set_supplies(struct ek_bound *b)
 {
     b->n_resources = b->p->n_groups;
     for (uint32_t g = 0; g < b->p->n_groups; g++)
-        b->supply[g] = b->p->groups[g].count;
+        b->supply[b->like[g]] += b->p->groups[g].count;
     if (b->p->max_stages)
         b->supply[b->n_resources++] = b->p->max_stages;
     b->n_counted = b->n_resources;
@@ -95,6 +95,79 @@ static struct ek_open opened(const struct ek_bound *b, uint32_t column)
                             .end = (uint16_t)(c->last + 1)};
 }
 
+/* ---- Groups that are alike but for their times --------------------------------------------------
+ */
+static uint32_t group_of(const struct ek_problem *p, size_t column)
+{
+    return p->kinds[p->columns[column].kind].group;
+}
+
+/* The next column of a group within the limits, or n_columns. */
+static size_t next_of(const struct ek_bound *b, const uint8_t *deny, uint32_t group, size_t from)
+{
+    const struct ek_problem *p = b->p;
+
+    while (from < p->n_columns && (group_of(p, from) != group || (deny && deny[from]) ||
+                                   !within(b->limits, &p->columns[from])))
+        from++;
+    return from;
+}
+
+static bool same_stage(const struct ek_column *a, const struct ek_column *b)
+{
+    return a->first == b->first && a->last == b->last && a->sides == b->sides;
+}
+
+/* Devices of theirs hold the same stages in the same bytes, each on its own. */
+static bool hold_the_same(const struct ek_bound *b, const uint8_t *deny, uint32_t g, uint32_t h)
+{
+    const struct ek_problem *p = b->p;
+    size_t i = next_of(b, deny, g, 0), j = next_of(b, deny, h, 0);
+
+    if (p->groups[g].pool != p->groups[h].pool)
+        return false;
+    while (i < p->n_columns && j < p->n_columns) {
+        const struct ek_column *x = &p->columns[i], *y = &p->columns[j];
+        if (!same_stage(x, y) || x->total != y->total || p->kinds[x->kind].tp != 1 ||
+            p->kinds[y->kind].tp != 1)
+            return false;
+        i = next_of(b, deny, g, i + 1);
+        j = next_of(b, deny, h, j + 1);
+    }
+    return i == p->n_columns && j == p->n_columns;
+}
+
+static void find_like(struct ek_bound *b, const uint8_t *deny)
+{
+    for (uint32_t g = 0; g < b->p->n_groups; g++) {
+        uint32_t h = 0;
+        while (h < g && !(b->linked && b->like[h] == h && hold_the_same(b, deny, h, g)))
+            h++;
+        b->like[g] = h;
+    }
+}
+
+void ek_bound_spread(const struct ek_bound *b, struct ek_answer *a)
+{
+    const struct ek_problem *p = b->p;
+    uint32_t left[EK_PLAN_MAX_DEVICES];
+
+    for (uint32_t g = 0; g < p->n_groups; g++)
+        left[g] = p->groups[g].count;
+    for (uint32_t i = 0; i < a->n; i++) {
+        uint32_t like = group_of(p, a->columns[i]), g = like;
+        uint32_t tp = p->kinds[p->columns[a->columns[i]].kind].tp;
+        size_t c = p->start[p->columns[a->columns[i]].first];
+        while (b->like[g] != like || left[g] < tp)
+            g++;
+        while (group_of(p, c) != g || p->kinds[p->columns[c].kind].tp != tp ||
+               !same_stage(&p->columns[c], &p->columns[a->columns[i]]))
+            c++;
+        left[g] -= tp;
+        a->columns[i] = (uint32_t)c;
+    }
+}
+
 enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *l,
                             const uint8_t *deny, struct ek_bound *b)
 {
@@ -118,10 +191,12 @@ enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *
         ek_bound_free(b);
         return EK_ENOMEM;
     }
+    find_like(b, deny);
     for (uint32_t i = 0; i <= p->n_items; i++) {
         b->start[i] = n;
         for (size_t c = p->start[i]; c < p->start[i + 1]; c++)
-            if (within(l, &p->columns[c]) && !(deny && deny[c]))
+            if (b->like[group_of(p, c)] == group_of(p, c) && within(l, &p->columns[c]) &&
+                !(deny && deny[c]))
                 b->open[n++] = opened(b, (uint32_t)c);
     }
     b->start[p->n_items + 1] = n;

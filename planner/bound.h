@@ -35,7 +35,9 @@ struct ek_bound {
     uint32_t *begin_by;  /* [n_items][masks][n_kinds] its column */
     double bound;        /* proven: no plan within the limits is cheaper; infinite: there is none */
     bool any;            /* whether there is a plan at all is asked: nothing costs anything ... */
-    bool linked;         /* ... and whatever follows whatever can be reached */
+    bool linked; /* ... and whatever follows whatever can be reached: then groups that can hold the
+same stages count as one */
+    uint32_t like[EK_PLAN_MAX_DEVICES]; /* the group that a group counts with */
 };
 enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *l,
                             const uint8_t *deny, struct ek_bound *b);
@@ -46,6 +48,8 @@ void ek_bound_improve(struct ek_bound *b, double upper, uint32_t rounds, struct 
 enum ek_status ek_bound_longest(const struct ek_bound *b, double *least);
 /* Leaves out the columns whose prefill is longer. */
 void ek_bound_tighten(struct ek_bound *b, double prefill);
+/* Columns of groups that count as one, spread over those groups. */
+void ek_bound_spread(const struct ek_bound *b, struct ek_answer *a);
 void ek_bound_free(struct ek_bound *b);
 
 /* Hop over boundary i within the limits, or infinity. */

@@ -494,6 +494,7 @@ static enum ek_status find_any(struct ek_bound *b, const struct ek_limits *l, st
     if (!found)
         EK_TRY(search(b, ABOVE_NOTHING, false, e, out, &found, &whole));
     if (found) {
+        ek_bound_spread(b, out);
         out->kind = EK_ANSWER_OPTIMAL;
         out->sum = 0;
         out->sum = ek_score_of(b->p, out->columns, out->n).latency - with_fill(b->p, l, out);
