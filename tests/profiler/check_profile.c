@@ -16,7 +16,7 @@
 
 /* Sanitizers slow a large product more than a small one, so that the gate rightly leaves out some
  * rows: then there need not be all of them. */
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANITIZED 1
 #elif defined(__has_feature)
 #define SANITIZED __has_feature(address_sanitizer)
