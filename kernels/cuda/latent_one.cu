@@ -389,13 +389,13 @@ __global__ void __launch_bounds__(LO_THREADS, 2) latent_one_k(const ek_cu_latent
     copy_weights(a.l, r, sh);
     token.prepare(a.l, r);
     size_t place = place_of(a.attention, r, r.begin);
-    pdl_next();
     pdl_wait();
     token.load(a.l, r);
     copy_step(a.attention, r, r.begin, place, sh);
     token.publish(a.l, r, sh);
     copy_wait<1>(); // the weights
     __syncthreads();
+    pdl_next(); // not before: this block's token would wait behind the next kernel's weights
     token.normalise(a.l, sh);
     sum_query(a.l, sh);
     __syncthreads();
