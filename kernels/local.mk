@@ -43,6 +43,7 @@ CUDA_KERNEL_SOURCES = kernels/cuda/cuda.h kernels/cuda/launch.h kernels/cuda/dev
 	kernels/cuda/chunks.cuh kernels/cuda/few.cuh kernels/cuda/few_groups.cu kernels/cuda/few_plain.cu \
 	kernels/cuda/few_q32.cu kernels/cuda/few_qk.cu kernels/cuda/integers.cuh \
 	kernels/cuda/one.cu kernels/cuda/held.cu kernels/cuda/held.h kernels/cuda/split.cuh \
+	kernels/cuda/batch.cuh \
 	kernels/cuda/staged.cuh kernels/cuda/stream.cu kernels/cuda/units.cuh kernels/cuda/deepseek.c \
 	kernels/cuda/deepseek.h \
 	kernels/cuda/experts_few.cu kernels/cuda/experts_many.cu kernels/cuda/experts_one.cu \

@@ -6,6 +6,48 @@
 
 #include "kernels/cuda/common.cuh"
 
+// What one thread of a block tells the others, once. It lies in shared memory.
+struct Signal {
+    uint64_t barrier;
+
+    __device__ __forceinline__ void open() // one thread, before a barrier of the block
+    {
+#if __CUDA_ARCH__ >= 900
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_at(&barrier))
+                     : "memory");
+#endif
+    }
+    __device__ __forceinline__ void give()
+    {
+#if __CUDA_ARCH__ >= 900
+        asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_at(&barrier))
+                     : "memory");
+#endif
+    }
+    // Whether it was given; a thread that has nothing else to do waits a while.
+    __device__ __forceinline__ bool given(bool idle) const
+    {
+        uint32_t yes = 1;
+#if __CUDA_ARCH__ >= 900
+        if (idle)
+            asm volatile("{.reg .pred p;\n"
+                         "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0;\n"
+                         "selp.u32 %0, 1, 0, p;}"
+                         : "=r"(yes)
+                         : "r"(shared_at(&barrier))
+                         : "memory");
+        else
+            asm volatile("{.reg .pred p;\n"
+                         "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], 0;\n"
+                         "selp.u32 %0, 1, 0, p;}"
+                         : "=r"(yes)
+                         : "r"(shared_at(&barrier))
+                         : "memory");
+#endif
+        return __all_sync(0xffffffffu, yes);
+    }
+};
+
 // Slots of shared memory that one warp fills by bulk copies and empties in the same order. All
 // lanes call everything.
 template <int SLOTS_MOST> struct BulkRing {
@@ -20,6 +62,7 @@ template <int SLOTS_MOST> struct BulkRing {
         ask_slot = take_slot = phase = pending = 0;
 #if __CUDA_ARCH__ >= 900
         if (threadIdx.x % 32 == 0) {
+#pragma unroll 1
             for (uint32_t i = 0; i < n; i++)
                 asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(full + 8 * i)
                              : "memory");

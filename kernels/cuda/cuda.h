@@ -49,7 +49,7 @@ enum ek_cu_scratch {
     EK_CU_ARRIVED, /* counters of decode attention's parts, zero between operations */
     EK_CU_COUNTED, /* the same of argmax */
     EK_CU_STORED,  /* blocks of a store that have arrived, zero between stores */
-    EK_CU_ROUTED,  /* a token's logits, and units that were drawn, zero between operations */
+    EK_CU_ROUTED,  /* a token's logits, zero between operations */
     EK_CU_SINK,
     EK_CU_UNPACKED, /* a batch's contexts out of a cache of E4M3 */
     EK_CU_N_SCRATCH

@@ -482,10 +482,9 @@ static enum ek_status run_token(struct ek_cuda *d, struct ek_cu_mixture *a)
     void *p, *routed;
 
     EK_TRY(ek_cuda_scratch(d, EK_CU_OP, inner, &p));
-    EK_TRY(ek_cuda_scratch(d, EK_CU_ROUTED, (1 + (size_t)a->e.n_experts) * 4, &routed));
+    EK_TRY(ek_cuda_scratch(d, EK_CU_ROUTED, (size_t)a->e.n_experts * 4, &routed));
     a->e.inner_x = p;
-    a->drawn = routed;
-    a->logits = (float *)routed + 1;
+    a->logits = routed;
     return ek_cuda_issued(d, ek_cu_token(&d->queue, d->base.act, a), "mixture");
 }
 

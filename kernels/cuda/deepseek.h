@@ -137,8 +137,7 @@ struct ek_cu_mixture {
     void *normed;          /* [n][e.ldx]; unless it is one token */
     int32_t *ids;          /* [n][top_k] of the router (one token: those that were taken) ... */
     float *weights;        /* ... and their weights, the router's in any case */
-    uint32_t *drawn;       /* one token: a counter, zero before and after ... */
-    float *logits;         /* ... and so are these [n_experts] behind it */
+    float *logits;         /* one token: [n_experts], zero before and after */
     uint32_t slots, rows;  /* the launcher's own */
 };
 /* Norm and router of a few tokens of BF16 or F16, in clusters. */

@@ -5,6 +5,7 @@
 // flight while the ones before are multiplied; the next unit's loads start before this unit's sum
 // is reduced, and the first ones before the kernel ahead has finished. The token (normalised here
 // when asked) is in shared memory.
+#include "kernels/cuda/batch.cuh"
 #include "kernels/cuda/split.cuh"
 #include "kernels/cuda/staged.cuh"
 #include "kernels/cuda/units.cuh"
@@ -12,47 +13,12 @@
 #define ONE_THREADS 256
 #define ONE_WARPS   (ONE_THREADS / 32)
 
-// Loads in flight a row and lane.
-template <int W, int R> constexpr int UNROLL = (W == EK_F32 ? 4 : 8) / R;
 // Blocks that a multiprocessor has registers for.
 #define ONE_RESIDENT 2
 // Of a block, so that the usual split has room for them.
 #define ONE_SHARED (48 * 1024)
 
 // ---- the kernel
-template <int W, int R> struct Batch { // loads in flight
-    typename Weight<W>::Raw raw[R][UNROLL<W, R>];
-
-    __device__ __forceinline__ void load(const uint8_t *const row[R], uint32_t c, uint32_t chunks)
-    {
-#pragma unroll
-        for (int i = 0; i < UNROLL<W, R>; i++)
-#pragma unroll
-            for (int r = 0; r < R; r++)
-                raw[r][i] = c + 32 * i < chunks ? Weight<W>::load(row[r], c + 32 * i)
-                                                : typename Weight<W>::Raw{};
-    }
-    template <typename T>
-    __device__ __forceinline__ void multiply(const T *x, uint32_t c, uint32_t chunks,
-                                             float sum[R]) const
-    {
-#pragma unroll
-        for (int i = 0; i < UNROLL<W, R>; i++) {
-            uint32_t at = c + 32 * i < chunks ? c + 32 * i : 0; // zeros times what is there
-            float xv[8], wv[8];
-
-            load8(x + 8 * at, xv);
-#pragma unroll
-            for (int r = 0; r < R; r++) {
-                Weight<W>::decode(raw[r][i], at, wv);
-#pragma unroll
-                for (int j = 0; j < 8; j++)
-                    sum[r] = fmaf(xv[j], wv[j], sum[r]);
-            }
-        }
-    }
-};
-
 // STAGED: the token goes through shared memory, where it is normalised; else every warp reads it
 // from L1, so that blocks need not wait for their warps.
 template <int W, typename T, int MODE, bool STAGED>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by the kernels that route: a warp chooses a token's experts from its logits.
+// Shared by the kernels that route: a warp chooses a token's experts from its logits, once a
+// launch. Instructions come from memory then, so that loops are kept short rather than unrolled.
 #ifndef EK_CUDA_ROUTE_CUH
 #define EK_CUDA_ROUTE_CUH
 
@@ -15,6 +16,7 @@ __device__ __forceinline__ uint32_t largest(const float *v, uint32_t n, uint32_t
     float best = -INFINITY;
     uint32_t at = 0xffffffffu;
 
+#pragma unroll 1
     for (uint32_t i = lane; i < n; i += 32)
         if (v[i] > best)
             best = v[i], at = i;
@@ -34,16 +36,20 @@ __device__ __forceinline__ void to_scores(const ek_router &r, float *score, uint
     float most = -INFINITY, sum = 0;
 
     if (r.sigmoid) {
+#pragma unroll 1
         for (uint32_t i = lane; i < r.n_experts; i += 32)
             score[i] = 1.0f / (1.0f + expf(-score[i]));
         return;
     }
+#pragma unroll 1
     for (uint32_t i = lane; i < r.n_experts; i += 32)
         most = fmaxf(most, score[i]);
     most = warp_max(most);
+#pragma unroll 1
     for (uint32_t i = lane; i < r.n_experts; i += 32)
         sum += score[i] = expf(score[i] - most);
     sum = warp_sum(sum);
+#pragma unroll 1
     for (uint32_t i = lane; i < r.n_experts; i += 32)
         score[i] /= sum;
 }
@@ -55,9 +61,11 @@ __device__ __forceinline__ void limit_groups(const ek_router &r, Choice<MOST> &c
 {
     uint32_t size = r.n_experts / r.n_group;
 
+#pragma unroll 1
     for (uint32_t g = lane; g < r.n_group; g += 32) {
         float best = -INFINITY, second = -INFINITY;
 
+#pragma unroll 1
         for (uint32_t i = g * size; i < (g + 1) * size; i++) {
             float v = c.bid[i];
             second = v > best ? best : fmaxf(second, v);
@@ -66,6 +74,7 @@ __device__ __forceinline__ void limit_groups(const ek_router &r, Choice<MOST> &c
         c.worth[g] = r.kind == EK_ROUTE_NOAUX_TC && size > 1 ? best + second : best;
     }
     __syncwarp();
+#pragma unroll 1
     for (uint32_t k = 0; k < r.topk_group; k++) {
         uint32_t g = largest(c.worth, r.n_group, lane);
 
@@ -74,6 +83,7 @@ __device__ __forceinline__ void limit_groups(const ek_router &r, Choice<MOST> &c
             c.worth[g] = NAN; // kept, and out of the next choice
         __syncwarp();
     }
+#pragma unroll 1
     for (uint32_t i = lane; i < r.n_experts; i += 32)
         if (!isnan(c.worth[i / size]))
             c.bid[i] = -INFINITY;
@@ -101,6 +111,7 @@ __device__ __forceinline__ void take_best(const ek_router &r, const Choice<MOST>
     for (uint32_t k = 0; k < r.top_k; k++) {
         uint32_t best = 0, at = none;
 
+#pragma unroll 1
         for (uint32_t i = lane, j = 0; i < r.n_experts; i += 32, j++) {
             uint32_t v = ordered(c.bid[i]);
 
@@ -126,6 +137,7 @@ __device__ __forceinline__ void choose(const ek_router &r, const float *bias, Ch
     float sum = 0;
 
     to_scores(r, c.score, lane);
+#pragma unroll 1
     for (uint32_t i = lane; i < r.n_experts; i += 32)
         c.bid[i] = fmaxf(c.score[i] + (bias ? bias[i] : 0.0f), -INFINITY); // which is no NaN
     __syncwarp();
@@ -134,9 +146,11 @@ __device__ __forceinline__ void choose(const ek_router &r, const float *bias, Ch
     take_best(r, c, lane, ids);
     bool normalise = r.normalise && r.top_k > 1;
 
+#pragma unroll 1
     for (uint32_t k = 0; normalise && k < r.top_k; k++)
         sum += c.score[ids[k]]; // without the bias
     float factor = r.scale / (normalise ? sum + 1e-20f : 1.0f);
+#pragma unroll 1
     for (uint32_t k = lane; k < r.top_k; k += 32)
         weights[k] = c.score[ids[k]] * factor;
     __syncwarp();

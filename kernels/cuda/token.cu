@@ -2,26 +2,26 @@
 // A mixture of experts for one token, from the norm before it to the residual behind it, in two
 // launches. In the first, blocks that have done their row of the router go on with the layers that
 // every token goes to, while one more warp of each waits for all logits and chooses the experts for
-// its block. Each warp streams its rows through slots of shared memory by bulk copies, so that
-// memory has as much to do as a multiprocessor has room for, from before the kernel ahead has
+// its block; weights come straight to registers. In the second, each warp streams its rows through
+// slots of shared memory by bulk copies. Both ask for weights from before the kernel ahead has
 // finished. Sums are in a fixed order, whoever makes them.
+#include <type_traits>
+
+#include "kernels/cuda/batch.cuh"
 #include "kernels/cuda/bulk.cuh"
 #include "kernels/cuda/deepseek.h"
 #include "kernels/cuda/route.cuh"
-#include "kernels/cuda/weights.cuh"
+#include "kernels/cuda/split.cuh"
 
-#define TOK_WARPS    8  // that multiply in the first launch ...
+#define TOK_WARPS    16 // that multiply in the first launch ...
 #define TOK_DOWNS    16 // ... and in the second
-#define TOK_SLOTS    8  // of a warp, at most
+#define TOK_SLOTS    8  // of a warp of the second, at most
 #define TOK_SHARED   (212 * 1024)
 #define TOK_OWN      (5 * 1024) // what the kernels have besides, at most
-#define TOK_CHUNKS   3          // of the token a thread, at most
+#define TOK_CHUNKS   2          // of the token a thread, at most
 #define TOK_PATIENCE 4096       // looks for the logits before a block makes them for itself
 #define TOK_UP       (32 * (TOK_WARPS + 1))
 #define TOK_DOWN     (32 * TOK_DOWNS)
-// Bytes that a multiprocessor has under way until the experts are chosen: more would keep memory no
-// busier, and the token, the logits and the choice would wait behind them.
-#define TOK_EARLY (64 * 1024)
 
 // The token's layers by number: the shared ones, which weigh 1, then its experts.
 struct TokenLayers {
@@ -115,6 +115,7 @@ template <typename T, int G> struct Router {
     // The block's rows.
     __device__ __forceinline__ void logits(const ek_cu_mixture &a, float *tmp)
     {
+#pragma unroll 1
         for (uint32_t row = blockIdx.x; row < a.router.n_experts; row += gridDim.x) {
             float sum = 0, w[8];
 
@@ -142,9 +143,11 @@ __device__ __forceinline__ float logit_alone(const ek_cu_mixture &a, const T *x,
     uint32_t lane = threadIdx.x % 32;
     float mine = 0;
 
+#pragma unroll 1
     for (uint32_t warp = 0; warp < TOK_UP / 32; warp++) {
         float sum = 0, v[8], w[8];
 
+#pragma unroll 1
         for (uint32_t c = 32 * warp + lane; c < a.e.hidden / 8; c += TOK_UP) {
             load8(x + 8 * c, v);
             Weight<G>::decode(Weight<G>::load(a.gate + row * a.gate_row, c), c, w);
@@ -181,6 +184,7 @@ __device__ __forceinline__ bool await_logits(const ek_cu_mixture &a, float *scor
     for (uint32_t i = 0; i < TOK_PATIENCE; i++) {
         bool all = true;
 
+#pragma unroll 1
         for (uint32_t e = threadIdx.x % 32; e < a.router.n_experts; e += 32) {
             score[e] = load_relaxed(a.logits + e);
             all &= __float_as_uint(score[e]) != 0;
@@ -202,86 +206,84 @@ __device__ __forceinline__ void choose_experts(const ek_cu_mixture &a, const T *
     uint32_t k = threadIdx.x % 32, lane = k;
 
     if (!await_logits(a, c.score))
+#pragma unroll 1
         for (uint32_t i = 0; i < a.router.n_experts; i++) {
             float v = logit_alone<T, G>(a, x, i);
             if (i % 32 == lane)
                 c.score[i] = v;
         }
     choose(a.router, a.bias, c, lane, layers.ids, layers.weights);
-    if (k >= a.router.top_k)
-        return;
-    if (forced >= 0)
-        layers.ids[k] = forced;
-    if (blockIdx.x == 0) {
-        a.ids[k] = layers.ids[k];
-        a.weights[k] = layers.weights[k];
+    if (k < a.router.top_k) {
+        if (forced >= 0)
+            layers.ids[k] = forced;
+        if (blockIdx.x == 0) {
+            a.ids[k] = layers.ids[k];
+            a.weights[k] = layers.weights[k];
+        }
     }
+    __syncwarp();
 }
 
-// ---- gate and up: a warp takes one element of an inner layer at a time. Most go by turns, the
-// last ones to who is first: some multiprocessors are nearer to memory than others.
+// ---- gate and up: a warp takes one element of an inner layer at a time; the next one's weights
+// are on their way before its sums are reduced
 template <typename T> struct UpStream {
-    BulkRing<TOK_SLOTS> ring;
-    const T *x;
-    const uint8_t *slots;
-    uint32_t *units;                       // of the slots
-    uint32_t next, step, turns, end, most; // most slots are under way
-    uint32_t *drawn, ticket;               // lane 0: drawn ahead, as that takes its time
+    static const int W = std::is_same<T, bf16>::value ? EK_BF16 : EK_F16;
+    Batch<W, 2> next;
+    const uint8_t *at[2];
+    uint32_t unit, step, lane, chunks;
+    bool known; // the experts are
 
-    __device__ __forceinline__ void draw()
+    __device__ __forceinline__ void open(const ek_cu_experts &e, const TokenLayers &layers)
     {
-        if (threadIdx.x % 32 == 0)
-            ticket = atomicAdd(drawn, 1u);
-    }
-    // Units up to t go by turns, those up to n by tickets.
-    __device__ __forceinline__ void open(uint32_t t, uint32_t n)
-    {
-        turns = t, end = n;
-        if (turns < end && next >= turns)
-            draw();
-    }
-    __device__ __forceinline__ void ask(const ek_cu_experts &e, const TokenLayers &layers)
-    {
-        while (ring.room() && ring.pending < most) {
-            uint32_t unit = next;
+        const T *up, *gate = layers.gate(e, unit, &up);
 
-            if (unit < turns) {
-                next += step;
-            } else {
-                unit = turns < end ? turns + __shfl_sync(0xffffffffu, ticket, 0) : end;
-                if (unit >= end)
+        at[0] = (const uint8_t *)gate, at[1] = (const uint8_t *)up;
+        next.load(at, lane, chunks);
+    }
+    // Whether the layers of the unit are there to read.
+    __device__ __forceinline__ bool ready(const ek_cu_experts &e, const Signal &chosen, bool idle)
+    {
+        if (unit >= e.n_shared * e.inner && !known)
+            known = chosen.given(idle);
+        return known || unit < e.n_shared * e.inner;
+    }
+    // opened: the first unit is. Units up to end.
+    __device__ __forceinline__ void run(const ek_cu_experts &e, const TokenLayers &layers,
+                                        const Signal &chosen, const T *x, bool opened, uint32_t end)
+    {
+        const uint32_t step_chunks = 32 * UNROLL<W, 2>;
+
+#pragma unroll 1
+        while (unit < end) {
+            uint32_t mine = unit;
+            float sum[2] = {};
+
+            if (!opened) {
+                while (!ready(e, chosen, true))
+                    continue;
+                open(e, layers);
+            }
+#pragma unroll 1
+            for (uint32_t c = lane;; c += step_chunks) {
+                Batch<W, 2> now = next;
+                bool last = c - lane + step_chunks >= chunks;
+
+                if (!last) {
+                    next.load(at, c + step_chunks, chunks);
+                } else {
+                    unit += step;
+                    opened = unit < end && ready(e, chosen, false);
+                    if (opened)
+                        open(e, layers);
+                }
+                now.multiply(x, c, chunks, sum);
+                if (last)
                     break;
             }
-            if (next >= turns && turns < end)
-                draw();
-            const T *up, *gate = layers.gate(e, unit, &up);
-            if (threadIdx.x % 32 == 0)
-                units[ring.ask_slot] = unit;
-            ring.ask(gate, e.hidden * sizeof(T), up, e.hidden * sizeof(T));
-            __syncwarp();
+            float g = warp_sum(sum[0]), v = warp_sum(sum[1]);
+            if (lane == 0)
+                ((T *)e.inner_x)[mine] = from_f<T>(silu(round_to<T>(g)) * round_to<T>(v));
         }
-    }
-    __device__ __forceinline__ void take(const ek_cu_experts &e)
-    {
-        uint32_t slot = ring.wait(), unit = units[slot], lane = threadIdx.x % 32;
-        const T *gate = (const T *)(slots + slot * ring.bytes), *up = gate + e.hidden;
-        float g = 0, v = 0;
-
-#pragma unroll 4
-        for (uint32_t c = 8 * lane; c < e.hidden; c += 256) {
-            g = dot8(x + c, gate + c, g);
-            v = dot8(x + c, up + c, v);
-        }
-        ring.give_back();
-        g = warp_sum(g);
-        v = warp_sum(v);
-        if (lane == 0)
-            ((T *)e.inner_x)[unit] = from_f<T>(silu(round_to<T>(g)) * round_to<T>(v));
-    }
-    __device__ __forceinline__ void run(const ek_cu_experts &e, const TokenLayers &layers)
-    {
-        for (ask(e, layers); ring.pending; ask(e, layers))
-            take(e);
     }
 };
 
@@ -290,46 +292,40 @@ __global__ void __launch_bounds__(TOK_UP, 1) token_up_k(const ek_cu_mixture a)
 {
 #if __CUDA_ARCH__ >= 900
     extern __shared__ __align__(128) uint8_t raw[];
-    __shared__ uint64_t barriers[TOK_WARPS][TOK_SLOTS];
-    __shared__ uint32_t units[TOK_WARPS][TOK_SLOTS];
     __shared__ Choice<EK_CU_TOKEN_EXPERTS> choice;
     __shared__ TokenLayers layers;
+    __shared__ Signal chosen;
     __shared__ float tmp[32];
     const ek_cu_experts &e = a.e;
-    uint32_t warp = threadIdx.x / 32, bytes = 2 * e.hidden * sizeof(T);
-    uint32_t shared = e.n_shared * e.inner, routed = a.router.top_k * e.inner;
-    uint8_t *slots = raw + e.hidden * sizeof(T) + (size_t)warp * a.slots * bytes;
-    UpStream<T> s = {.x = (const T *)raw, .slots = slots, .units = units[warp % TOK_WARPS]};
+    uint32_t warp = threadIdx.x / 32, shared = e.n_shared * e.inner;
+    const T *x = (const T *)raw;
+    UpStream<T> s;
     Router<T, G> router;
 
-    s.next = blockIdx.x + gridDim.x * warp;
-    s.step = gridDim.x * TOK_WARPS;
-    s.drawn = a.drawn;
-    s.most = 1 + (TOK_EARLY - 1) / (TOK_WARPS * bytes);
+    if (threadIdx.x == 0)
+        chosen.open();
     router.load_norm(a); // before what is long
     if (blockIdx.x < a.router.n_experts)
         router.load(a, blockIdx.x);
     int32_t forced = warp == TOK_WARPS ? forced_expert(a) : 0;
-    if (warp < TOK_WARPS) {
-        s.ring.open(barriers[warp], slots, a.slots, bytes);
-        s.open(shared, shared);
-        s.ask(e, layers);
-    }
+    s.unit = blockIdx.x + gridDim.x * warp, s.step = gridDim.x * TOK_WARPS;
+    s.lane = threadIdx.x % 32, s.chunks = e.hidden / 8;
+    s.known = false;
+    bool early = warp < TOK_WARPS && s.unit < shared;
+    if (early)
+        s.open(e, layers);
     pdl_next();
     pdl_wait();
     router.normalise(a, (T *)raw, tmp);
     router.logits(a, tmp);
     __syncthreads();
-    if (warp == TOK_WARPS)
-        choose_experts<T, G>(a, s.x, choice, layers, forced);
-    else
-        s.run(e, layers);
-    __syncthreads();
-    if (warp == TOK_WARPS)
+    if (warp < TOK_WARPS) {
+        s.run(e, layers, chosen, x, early, shared + a.router.top_k * e.inner);
         return;
-    s.most = TOK_SLOTS;
-    s.open(shared + routed / s.step * 3 / 4 * s.step, shared + routed);
-    s.run(e, layers);
+    }
+    choose_experts<T, G>(a, x, choice, layers, forced);
+    if (threadIdx.x % 32 == 0)
+        chosen.give();
 #endif
 }
 
@@ -424,8 +420,8 @@ __global__ void __launch_bounds__(TOK_DOWN, 1) token_down_k(const ek_cu_mixture 
     pdl_next();
     pdl_wait();
     if (blockIdx.x == 0)
-        for (uint32_t i = threadIdx.x; i <= e.n_experts; i += TOK_DOWN)
-            a.drawn[i] = 0; // and the logits, which lie behind it
+        for (uint32_t i = threadIdx.x; i < e.n_experts; i += TOK_DOWN)
+            a.logits[i] = 0;
     if (threadIdx.x < e.top_k) {
         layers.ids[threadIdx.x] = a.ids[threadIdx.x];
         layers.weights[threadIdx.x] = a.weights[threadIdx.x];
@@ -470,12 +466,11 @@ static cudaError_t token_launch(const struct ek_cu_queue *q, struct ek_cu_mixtur
     uint32_t up = e->hidden * sizeof(T), down = e->inner * sizeof(T);
     uint32_t all = e->n_shared + e->top_k, pairs = (all + 1) / 2;
     uint32_t blocks = div_up(all * e->inner, TOK_WARPS), kept;
-    cudaError_t r;
+    cudaError_t r = split_memory(token_up_k<T, G>, SPLIT_LOADS);
 
     blocks = blocks < q->n_sm ? blocks : q->n_sm;
-    a.slots = (TOK_SHARED - up) / (TOK_WARPS * 2 * up);
-    a.slots = a.slots < TOK_SLOTS ? a.slots : TOK_SLOTS;
-    r = launch(q, token_up_k<T, G>, blocks, TOK_UP, up + TOK_WARPS * a.slots * 2 * up, a);
+    if (r == cudaSuccess)
+        r = launch(q, token_up_k<T, G>, blocks, TOK_UP, up, a);
     if (r != cudaSuccess)
         return r;
     blocks = div_up(e->hidden, TOK_DOWNS);
@@ -511,7 +506,7 @@ extern "C" bool ek_cu_token_fits(const struct ek_cu_queue *q, const struct ek_cu
 
     return q->pdl && TOK_SHARED + TOK_OWN <= q->shared && e->hidden <= TOK_CHUNKS * TOK_UP * 8 &&
            e->n_experts <= EK_CU_TOKEN_EXPERTS && e->top_k <= EK_CU_TOKEN_CHOSEN &&
-           up + 2 * TOK_WARPS * 2 * up <= TOK_SHARED &&
+           up <= TOK_SHARED &&
            2 * pairs * down + TOK_DOWNS * rows * 128 + 2 * TOK_DOWNS * 2 * down <= TOK_SHARED;
 }
 
