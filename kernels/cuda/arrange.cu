@@ -82,7 +82,7 @@ template <int W> __device__ void arrange_head(const uint8_t *b, uint8_t *heads, 
     }
 }
 
-// Chunk t of sub-block j of the block at b: columns 2 i at bits 4 i, columns 2 i + 1 16 bits above.
+// Chunk t of sub-block j of the block at b: columns 2 i + 1 are 16 bits above columns 2 i.
 template <int W>
 __device__ void arrange_chunk(const uint8_t *b, uint32_t j, uint32_t t, uint8_t *sub,
                               uint32_t place)
@@ -97,7 +97,7 @@ __device__ void arrange_chunk(const uint8_t *b, uint32_t j, uint32_t t, uint8_t 
         if (B::low == 8)
             q[e / 4] |= u << (8 * (i % 2) + 16 * odd);
         else
-            q[0] |= (u & 15) << (4 * i + 16 * odd);
+            q[0] |= (u & 15) << (4 * pair_place(i) + 16 * odd);
         if (B::high == 1)
             h |= u >> 4 << (i + 4 * odd);
         if (B::high == 2)

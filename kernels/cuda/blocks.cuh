@@ -8,7 +8,8 @@
 //
 // Chunks lie as tensor cores take them: lane 4 g + t of a warp needs chunk t of rows g and g + 8,
 // which are neighbours; heads of rows g and g + 8 are neighbours too. In a chunk the columns 2 i
-// and 2 i + 1 are bits 4 i and 4 i + 16 of a word, so that a mask makes pairs of 16-bit numbers.
+// and 2 i + 1 are 16 bits apart in a word, so that a mask makes pairs of 16-bit numbers, and those
+// of 0, 2, 1, 3 and of 4, 6, 5, 7 four bytes.
 #ifndef EK_CUDA_BLOCKS_CUH
 #define EK_CUDA_BLOCKS_CUH
 
@@ -327,6 +328,11 @@ __device__ __forceinline__ void chunks_at(P sub, uint32_t lane, Chunk c[2])
         c[0].h = h & 0xffff, c[1].h = h >> 16;
     }
 }
+// Which of a word's nibbles column 2 i is.
+__host__ __device__ __forceinline__ constexpr int pair_place(int i)
+{
+    return i % 2 * 2 + i / 2;
+}
 // Integers of columns 2 i (low half) and 2 i + 1 (high half).
 template <int W> __device__ __forceinline__ uint32_t pair_bits(const Chunk &c, int i)
 {
@@ -335,7 +341,7 @@ template <int W> __device__ __forceinline__ uint32_t pair_bits(const Chunk &c, i
 
     if (B::low == 8)
         return (i < 2 ? c.q : c.b) >> 8 * (i % 2) & 0x00ff00ffu;
-    v = c.q >> 4 * i & 0x000f000fu;
+    v = c.q >> 4 * pair_place(i) & 0x000f000fu;
     if (B::high == 1) {
         uint32_t h = (c.h | c.h << 12) & 0x000f000fu;
         v |= h << 4 >> i & 0x00100010u;

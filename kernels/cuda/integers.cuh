@@ -40,7 +40,7 @@ template <int W, typename T> struct Integers {
             return mask_or<0x000f000fu>((i < 2 ? c.q : c.b) >> (8 * (i % 2) + 4 * part), magic);
         if (B::low == 8)
             return mask_or<0x00ff00ffu>((i < 2 ? c.q : c.b) >> 8 * (i % 2), magic);
-        return high_bits(c, i, mask_or<0x000f000fu>(c.q >> 4 * i, magic));
+        return high_bits(c, i, mask_or<0x000f000fu>(c.q >> 4 * pair_place(i), magic));
     }
 
   private:

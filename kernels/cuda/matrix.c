@@ -8,6 +8,7 @@
  */
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/held.h"
+#include "kernels/cuda/one_blocks.h"
 #include "kernels/cuda/wide.h"
 
 #include <string.h>
@@ -214,11 +215,12 @@ static enum ek_status many(struct ek_cuda *d, const void *x, size_t ldx, uint32_
  */
 enum way { /* of a product */
            WAY_MANY,
-           WAY_ONE,    /* plain weights, one token */
-           WAY_HELD,   /* a small matrix behind a norm is there before the token */
-           WAY_WIDE,   /* weights of the activations' type stream to Hopper's tensor cores */
-           WAY_STREAM, /* the same to others, for shapes that are not for those */
-           WAY_FEW,    /* other types are decoded on their way there, blocks stream as well */
+           WAY_ONE,        /* plain weights, one token */
+           WAY_HELD,       /* a small matrix behind a norm is there before the token */
+           WAY_WIDE,       /* weights of the activations' type stream to Hopper's tensor cores */
+           WAY_STREAM,     /* the same to others, for shapes that are not for those */
+           WAY_ONE_BLOCKS, /* blocks, one token */
+           WAY_FEW,        /* other types are decoded on their way there, blocks stream as well */
 };
 
 static bool holds(const struct ek_cuda *d, enum ek_cu_mode mode, enum ek_dtype t,
@@ -243,6 +245,8 @@ static enum way way_of(const struct ek_cuda *d, enum ek_cu_mode mode, enum ek_dt
         return WAY_WIDE;
     if (t == d->base.act && n <= EK_CU_STREAM_TOKENS && ek_cu_stream_fits(&d->queue))
         return WAY_STREAM;
+    if (n == 1 && ek_cu_one_blocks_fits(&d->queue, t, p))
+        return WAY_ONE_BLOCKS;
     if (p->cols % 32 || n > (blocks ? EK_CU_FEW_BLOCKS : EK_CU_FEW) ||
         (blocks && d->queue.shared < EK_CU_BLOCKS_SHARED))
         return WAY_MANY;
@@ -256,11 +260,12 @@ static enum ek_status issue(struct ek_cuda *d, enum way way, enum ek_dtype t, en
     enum ek_dtype act = d->base.act;
 
     return ek_cuda_issued(d,
-                          way == WAY_HELD     ? ek_cu_product_held(q, act, p)
-                          : way == WAY_ONE    ? ek_cu_product_one(q, t, act, mode, p)
-                          : way == WAY_STREAM ? ek_cu_product_stream(q, act, mode, n, p)
-                          : way == WAY_WIDE   ? ek_cu_product_wide(q, act, mode, n, p)
-                                              : ek_cu_product_few(q, t, act, mode, n, p),
+                          way == WAY_HELD         ? ek_cu_product_held(q, act, p)
+                          : way == WAY_ONE        ? ek_cu_product_one(q, t, act, mode, p)
+                          : way == WAY_ONE_BLOCKS ? ek_cu_product_one_blocks(q, t, act, mode, p)
+                          : way == WAY_STREAM     ? ek_cu_product_stream(q, act, mode, n, p)
+                          : way == WAY_WIDE       ? ek_cu_product_wide(q, act, mode, n, p)
+                                                  : ek_cu_product_few(q, t, act, mode, n, p),
                           op);
 }
 
@@ -371,7 +376,7 @@ static enum ek_status fused(struct ek_cuda *d, enum ek_cu_mode mode, uint32_t n,
     if (way == WAY_WIDE && ahead != NULL) {
         p->x = ahead->rows;
         p->squares = ahead->squares;
-    } else if (way != WAY_ONE && way != WAY_HELD) {
+    } else if (way != WAY_ONE && way != WAY_HELD && way != WAY_ONE_BLOCKS) {
         EK_TRY(normed(d, p->x, p->norm, p->eps, n, p->cols, 0, &xn));
         p->x = xn;
     }

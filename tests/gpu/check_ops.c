@@ -340,6 +340,10 @@ START_TEST(products_agree_for_every_weight_type_and_number_of_tokens)
         check_linear(t, 77, cols, tokens[i], EK_LINEAR_GELU, true);
         check_linear(t, 33, cols, tokens[i], EK_LINEAR_GELU_TANH, false);
     }
+    if (t >= EK_Q4_0 && pr.act != EK_F32) { /* bands that warps and multiprocessors share */
+        check_linear(t, 4400, 256, 1, EK_LINEAR_ADD, true);
+        check_linear(t, 40, 22016, 1, 0, true);
+    }
     if (t < EK_Q4_0)
         for (uint32_t n = 1; n < 20; n += 9) { /* rows that no wide load can read */
             check_linear(t, 24, 100, n, 0, true);
