@@ -325,6 +325,58 @@ START_TEST(a_module_without_times_of_a_phase_costs_not_nothing)
 }
 END_TEST
 
+static void put_row(const char *signature, const char *launch, enum ek_phase phase, uint32_t batch,
+                    uint32_t tokens, uint32_t context, double seconds)
+{
+    struct ek_store_key k = {.device = 1, .phase = phase, .batch = batch, .tokens = tokens};
+    struct ek_store_time t = {.median_s = seconds, .min_s = seconds, .n = 9, .stop = "converged"};
+
+    k.context = context;
+    strcpy(k.signature, signature);
+    strcpy(k.launch, launch);
+    strcpy(k.act, "BF16");
+    strcpy(k.cache, "BF16");
+    ck_assert_msg(ek_store_put_time(store, &k, &t) == EK_OK, "%s", ek_last_error());
+}
+
+/* Two sequences of 256 behind 256 attend to what 512 behind 128 do, and have 384 tokens of context
+ * more. */
+START_TEST(rows_of_work_that_goes_on_and_of_two_sequences_are_read)
+{
+    const char *layer;
+    const struct ek_cost_class *k;
+    const struct ek_cost_times *t;
+    struct ek_costs *c;
+
+    slack = 1;
+    open_profile("cuda", "BF16");
+    layer = model->modules[1].signature;
+    c = costs_of(NULL);
+    t = ek_costs_times(c, 0, c->modules[1].sig, 1);
+    double prefill = t->prefill.rows[t->prefill.n - 1].time.median_s;
+    double decode = t->decode.rows[0].time.median_s;
+    ck_assert_double_eq(c->classes[0].sustained, 1);
+    ck_assert_double_eq(c->classes[0].behind, 1);
+    ek_costs_free(c);
+    put_row(layer, EK_STORE_SUSTAINED, EK_PHASE_PREFILL, 1, 512, 512, 1.25 * prefill);
+    put_row(layer, EK_STORE_SUSTAINED, EK_PHASE_DECODE, 1, 1, 512, 1.5 * decode);
+    put_row(EK_STORE_STAGE, EK_STORE_SUSTAINED, EK_PHASE_PREFILL, 1, 512, 512, 0.05);
+    put_row(EK_STORE_STAGE, EK_STORE_SUSTAINED, EK_PHASE_DECODE, 1, 1, 512, 0.03);
+    put_row(layer, "eager", EK_PHASE_PREFILL, 2, 256, 512, 2 * prefill);
+    c = costs_of(NULL);
+    k = &c->classes[0];
+    ck_assert_double_eq_tol(k->sustained, 1.25, 1e-9);
+    ck_assert_double_eq_tol(k->behind, 1.5, 1e-9);
+    ck_assert_double_eq(k->burst_s, 0.05);
+    ck_assert_double_eq(k->recovery_s, 0.03);
+    t = ek_costs_times(c, 0, c->modules[1].sig, 1);
+    ck_assert_double_eq_tol(t->prefill.context_s, prefill / 384, 1e-9 * prefill);
+    ck_assert_uint_eq(t->prefill.rows[t->prefill.n - 1].key.batch, 1);
+    ek_costs_free(c);
+    close_profile();
+}
+END_TEST
+
 /* Measured with three others at work, of which one is on the same GPU; the database has one more.
  */
 START_TEST(devices_that_share_a_memory_slow_each_other_and_no_others)
@@ -365,6 +417,7 @@ int main(void)
     tcase_add_test(t, a_profile_without_ceilings_is_not_scaled);
     tcase_add_test(t, a_module_without_times_of_a_phase_costs_not_nothing);
     tcase_add_test(t, devices_that_share_a_memory_slow_each_other_and_no_others);
+    tcase_add_test(t, rows_of_work_that_goes_on_and_of_two_sequences_are_read);
     suite_add_tcase(s, t);
     sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);
