@@ -147,8 +147,6 @@ static bool fast_shape(const struct ek_cuda *d, const struct ek_cu_attention *a)
     return d->base.act != EK_F32 && a->kv.v && dims && aligned;
 }
 
-#define MANY_HEADS   16                    /* cached, of all sequences */
-#define LONG_CONTEXT 1024                  /* tokens of a sequence */
 #define MUCH_CONTEXT ((uint64_t)128 << 10) /* tokens of all sequences' cached heads */
 
 /* Blocks of decode attention that run at once: two a multiprocessor, but for corners that clusters
@@ -259,17 +257,19 @@ static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
     return EK_OK;
 }
 
-/* Teams read E4M3, and more bytes a second of much context or of more than a block a
- * multiprocessor. Of less they are no faster, and between products they cost 2 to 9 us a layer:
- * their blocks want another split of a multiprocessor's memory than those of one token have, and
- * wait until it is empty, and they begin and end later. */
+/* Teams read E4M3, more blocks than there are multiprocessors, and much context where parts would
+ * leave a quarter of those idle. Between products they cost 2 to 14 us a layer: their blocks want
+ * another split of a multiprocessor's memory than those of the products have, and wait until it is
+ * empty, and they begin and end later. */
 static bool by_teams(const struct ek_cuda *d, const struct ek_cu_attention *a)
 {
-    uint64_t heads = (uint64_t)a->batch.n_seqs * a->kv.kv_heads, work = heads * a->batch.max_kv;
-    uint32_t tiles = (a->heads / a->kv.kv_heads + EK_CU_PART_HEADS - 1) / EK_CU_PART_HEADS;
+    uint64_t heads = (uint64_t)a->batch.n_seqs * a->kv.kv_heads, n_sm = d->queue.n_sm;
+    uint64_t tiles = (a->heads / a->kv.kv_heads + EK_CU_PART_HEADS - 1) / EK_CU_PART_HEADS;
+    uint64_t blocks = heads * tiles;
 
-    return a->kv.dtype == EK_F8_E4M3 || heads * tiles > d->queue.n_sm || work > MUCH_CONTEXT ||
-           (heads >= MANY_HEADS && work >= MUCH_CONTEXT / 2 && a->batch.max_kv > LONG_CONTEXT);
+    if (a->kv.dtype == EK_F8_E4M3 || blocks > n_sm)
+        return true;
+    return n_sm / blocks * blocks < n_sm * 3 / 4 && heads * a->batch.max_kv > MUCH_CONTEXT;
 }
 
 static enum ek_status attention_decode(struct ek_cuda *d, struct ek_cu_attention *a)
