@@ -143,8 +143,8 @@ enum ek_status ek_file_end(struct ek_new_file *f, enum ek_status st)
 {
     int fd = fileno(f->stream);
 
-    if (st == EK_OK && (fflush(f->stream) != 0 || fchmod(fd, 0644) != 0 || fsync(fd) != 0 ||
-                        rename(f->temp, f->path) != 0))
+    if (st == EK_OK && (ferror(f->stream) || fflush(f->stream) != 0 || fchmod(fd, 0644) != 0 ||
+                        fsync(fd) != 0 || rename(f->temp, f->path) != 0))
         st = ek_error(EK_EENV, "%s: %s", f->path, strerror(errno));
     if (st != EK_OK)
         unlink(f->temp);

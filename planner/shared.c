@@ -7,9 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_NEEDS                                                                                  \
-    24 /* of one state, over all memories but one: more are joined, which asks for less */
-#define MAX_LEFT 4096
+/* Of one state, over all memories but one: more are joined, which asks for less. */
+#define MAX_NEEDS 24
+#define MAX_LEFT  4096
 
 static uint32_t pool_of(const struct ek_shared *s, const struct ek_open *o)
 {

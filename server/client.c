@@ -456,9 +456,10 @@ static const struct way *find_way(const char *path, const char **rest)
     for (size_t i = 0; i < EK_ARRAY_LEN(ways); i++) {
         size_t n = strlen(ways[i].path);
         bool open_end = ways[i].path[n - 1] == '/';
-        *rest = path + n;
-        if (strncmp(path, ways[i].path, n) == 0 && (path[n] == '\0') != open_end)
+        if (strncmp(path, ways[i].path, n) == 0 && (path[n] == '\0') != open_end) {
+            *rest = path + n;
             return &ways[i];
+        }
     }
     return NULL;
 }

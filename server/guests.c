@@ -107,11 +107,11 @@ void guests_move(struct guests *g, struct guest *guest, enum guest_state to)
  */
 /* libmicrohttpd waits for the rest of the request: nothing else is being sent. Who does not take
  * this is not waited for. */
-static void tell(const struct guests *g, int fd)
+static void tell(int fd, uint32_t seconds)
 {
     char message[80], *body, *text = NULL;
 
-    snprintf(message, sizeof(message), "the request did not arrive within %u s", g->seconds);
+    snprintf(message, sizeof(message), "the request did not arrive within %u s", seconds);
     body = answer_error(MHD_HTTP_REQUEST_TIMEOUT, NULL, message);
     if (body != NULL)
         text = ek_asprintf("HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\n"
@@ -134,7 +134,7 @@ static void close_late(struct guests *g)
             now - o->since < (uint64_t)seconds * 1000000000)
             continue;
         if (o->state == GUEST_SENDS)
-            tell(g, o->fd);
+            tell(o->fd, seconds);
         shutdown(o->fd, SHUT_RDWR);
         o->state = GUEST_LATE;
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decode attention of few or short contexts: one new token a sequence. A block takes one part of a
+// Decode attention by parts of contexts: one new token a sequence. A block takes one part of a
 // sequence's context for the heads that share a cached head (8 of them, the columns of a
 // tensor-core tile), so the cache is read once, straight to the operands' registers: the order of a
 // head's dimensions is free, and lanes read 16 bytes of it. Two steps are under way before the
