@@ -8,6 +8,7 @@ static const struct ek_option options[] = {
     {"plan", "FILE", "run under this plan (default: everything on one device)"},
     {"devices", "DEVICE", "the device when there is no plan"},
     {"cache", "TYPE", "type of the cache when there is no plan (default: of activations; fp8)"},
+    {"prefill-chunk", "N", "tokens of a step when there is no plan (1: as answers are made)"},
     {"quantize", "TYPE",
      "int8 or int4: linear layers of the language model in groups; +ends: embedding, head too"},
     {"reference", "FILE", "reference.safetensors: ids in, logits out"},
@@ -199,7 +200,9 @@ static enum ek_status run(const struct ek_args *args)
     EK_TRY(ek_arg_required(args, "reference", &path));
     EK_TRY(ek_reference_read(path, &r));
     struct ek_session_need need = {.context = (uint32_t)r->n_ids};
-    st = ek_session_open(args, args->operands[0], &need, &s);
+    st = ek_arg_u32(args, "prefill-chunk", 1, 1u << 22, &need.chunk);
+    if (st == EK_OK)
+        st = ek_session_open(args, args->operands[0], &need, &s);
     if (st == EK_OK)
         st = compare(args, &s, path, r);
     ek_session_close(&s);

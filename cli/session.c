@@ -20,7 +20,10 @@ static enum ek_status single_plan(const struct ek_args *args, const struct ek_mo
     EK_TRY(ek_device_specs_parse(ek_arg(args, "devices"), &devices, &n));
     st = ek_plan_single(m, &devices[0], need->batch ? need->batch : 1, context, out);
     free(devices);
-    return st == EK_OK ? ek_arg_dtype(args, "cache", ek_dtype_is_cache, &(*out)->cache) : st;
+    EK_TRY(st);
+    if (need->chunk > 0 && need->chunk < (*out)->prefill_chunk)
+        (*out)->prefill_chunk = need->chunk;
+    return ek_arg_dtype(args, "cache", ek_dtype_is_cache, &(*out)->cache);
 }
 
 enum ek_status ek_session_open_model(const struct ek_args *args, const char *model_path,
@@ -35,7 +38,7 @@ enum ek_status ek_session_open_model(const struct ek_args *args, const char *mod
 /* Options that a plan answers. */
 static void note_overruled(const struct ek_args *args, const char *plan)
 {
-    static const char *const names[] = {"devices", "cache", "context"};
+    static const char *const names[] = {"devices", "cache", "context", "prefill-chunk"};
 
     for (size_t i = 0; i < EK_ARRAY_LEN(names); i++)
         if (ek_arg(args, names[i]) != NULL)

@@ -16,6 +16,7 @@ struct ek_session {
 struct ek_session_need {
     uint32_t batch;                       /* 0: the plan's, or 1 */
     uint32_t context;                     /* tokens of a sequence; 0: the plan's */
+    uint32_t chunk;                       /* most tokens of a step without a plan; 0: as it comes */
     const struct ek_tokenizer *tokenizer; /* that must fit the model's embedding, or NULL */
 };
 

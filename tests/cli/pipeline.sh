@@ -12,8 +12,10 @@ says 'model.layers.0'
 expect 0 evenkeel model "$model" --json
 expect 0 evenkeel devices --devices "$devices"
 says 'cpu:1'
-expect 0 evenkeel check "$model" --reference "$reference"
-says 'equal'
+for chunk in 1 7 4096; do
+    expect 0 evenkeel check "$model" --reference "$reference" --prefill-chunk $chunk
+    says 'equal'
+done
 
 expect 0 evenkeel profile "$model" --db "$db" --devices "$devices" --max-batch 2 --max-prompt 32 \
     --max-context 128 --target-error 0.5

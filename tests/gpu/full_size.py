@@ -6,7 +6,8 @@ usage: full_size.py EVENKEEL [--folder /tmp] [--device cuda:0] [--small] [NAME[:
 
 Random weights of a real configuration (tests/fixtures/configs) are written as a checkpoint. The
 official class reads it and computes logits in fp32, and in bf16 what that alone costs; `evenkeel
-check` runs the same files with F32 and with BF16 activations. DeepSeek-VL2 is not in transformers:
+check` runs the same files with F32 and with BF16 activations, the whole prompt in one step and by
+few tokens a step, with the kernels that decode. DeepSeek-VL2 is not in transformers:
 its language models run as DeepseekV2ForCausalLM (small) and DeepseekV3ForCausalLM (base), from the
 same tensors without their prefix. In a mixture of experts a router's near tie falls either way and
 moves everything behind it, so there layers are also taken alone, each as a model of one layer whose
@@ -22,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import product
 
 import torch
 import transformers
@@ -32,7 +34,9 @@ from common import Weights, picture, qwen_text, qwen_vision, tool, write_checkpo
 from make_deepseek import decoder  # noqa: E402
 
 CONFIGS = HERE.parent / "fixtures" / "configs"
-TOKENS = 96
+TOKENS, WHOLE = 96, 4096
+# activations, and most tokens of a step: all of the prompt, one as in decoding, few as in a batch
+WAYS = list(product(("float32", "bfloat16"), (WHOLE, 24, 1)))
 # defaults of DeepseekV2Config that the published VL2 files rely on
 VL2_LANGUAGE = {
     "aux_loss_alpha": 0.001,
@@ -116,8 +120,13 @@ class Run:
     def note(self, what):
         print(f"{self.name}: {what}", flush=True)
 
-    def check(self, folder, what, act, *more):
-        """evenkeel check with these activations, which follow the configuration's dtype."""
+    def check(self, folder, what):
+        """Whether every way through the model agrees with the folder's reference."""
+        return [self.check_steps(folder, what, act, chunk) for act, chunk in WAYS]
+
+    def check_steps(self, folder, what, act, chunk):
+        """evenkeel check with activations of the configuration's dtype, set to act, and at most
+        chunk tokens a step."""
         config = json.loads((folder / "config.json").read_text())
         (config.get("language_config") or config)["torch_dtype"] = act
         config["torch_dtype"] = act
@@ -131,10 +140,12 @@ class Run:
             self.args.device if "cuda" in self.args.device else "cpu:0",
             "--reference",
             str(folder / "reference.safetensors"),
-            *more,
+            "--prefill-chunk",
+            str(chunk),
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-        print(f"-- {self.name}, {what}, activations {act}: exit {done.returncode}")
+        steps = f"{chunk} a step" if chunk < WHOLE else "in one step"
+        print(f"-- {self.name}, {what}, {act}, {steps}: exit {done.returncode}")
         print(done.stdout + done.stderr, end="", flush=True)
         return done.returncode == 0
 
@@ -219,7 +230,7 @@ def qwen(run):
     ids, inputs, extra = tool.image_inputs(run.exact, run.folder, ids, images)
     logits, _, note = run.logits(run.folder, ids, inputs)
     run.write_reference(run.folder, ids, logits, note, **extra)
-    return [run.check(run.folder, "whole, with a picture", act) for act in ("float32", "bfloat16")]
+    return run.check(run.folder, "whole, with a picture")
 
 
 def source_of(run, text, tensors):
@@ -310,7 +321,7 @@ def check_deepseek(run, what, text, tensors, ids):
     write_deepseek(run, run.folder, text, tensors)
     logits, _, note = run.logits(source_of(run, text, tensors), ids, {})
     run.write_reference(run.folder, ids, logits, note)
-    return [run.check(run.folder, what, act) for act in ("float32", "bfloat16")]
+    return run.check(run.folder, what)
 
 
 def deepseek(run):
