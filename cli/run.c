@@ -413,6 +413,18 @@ static enum ek_status record(const struct job *j)
     return st;
 }
 
+/* What would change nothing is refused. */
+static enum ek_status check_options(const struct ek_args *a)
+{
+    if (ek_arg(a, "ids") && (ek_arg(a, "system") || ek_arg_flag(a, "raw")))
+        return ek_error(EK_EUSAGE, "--ids: token ids go in as they are, without --system or --raw");
+    if (ek_arg(a, "fps") && !ek_arg(a, "frame"))
+        return ek_error(EK_EUSAGE, "--fps: is of a video, which --frame gives");
+    if (ek_arg(a, "image-as") && !ek_pictures_given(a))
+        return ek_error(EK_EUSAGE, "--image-as: is of pictures, which --image or --frame give");
+    return EK_OK;
+}
+
 static bool needs_tokenizer(const struct ek_args *a)
 {
     return ek_arg(a, "prompt") || ek_arg(a, "prompt-file") || ek_arg(a, "messages");
@@ -434,6 +446,7 @@ static enum ek_status run(const struct ek_args *args)
     struct job j = {.args = args};
     enum ek_status st = EK_OK;
 
+    EK_TRY(check_options(args));
     if (ek_arg(args, "record"))
         EK_TRY(ek_file_may_write(ek_arg(args, "record"), ek_arg_flag(args, "force")));
     if (needs_tokenizer(args))

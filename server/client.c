@@ -568,7 +568,7 @@ void client_free(struct client *c)
         return;
     if (c->put)
         queue_leave(&c->s->queue, &c->job);
-    guests_move(&c->s->guests, c->guest, GUEST_SENDS); /* its next request */
+    guests_move(&c->s->guests, c->guest, GUEST_RESTS);
     answer_close(&c->answer);
     ek_decoder_free(c->decoder);
     server_prompt_close(&c->prompt);

@@ -92,6 +92,13 @@ struct guest *guests_find(struct MHD_Connection *connection)
     return i ? i->socket_context : NULL;
 }
 
+void *guests_begin(void *user, const char *uri, struct MHD_Connection *connection)
+{
+    (void)uri;
+    guests_move(user, guests_find(connection), GUEST_SENDS);
+    return NULL;
+}
+
 void guests_move(struct guests *g, struct guest *guest, enum guest_state to)
 {
     if (guest == NULL)
@@ -123,15 +130,24 @@ static void tell(int fd, uint32_t seconds)
     free(body);
 }
 
+/* Of its state; UINT32_MAX: without a limit. */
+static uint32_t seconds_of(const struct guests *g, const struct guest *o)
+{
+    uint32_t most = o->state == GUEST_RESTS ? g->rest_s : g->seconds;
+
+    if (o->state == GUEST_WAITS || o->state == GUEST_LATE)
+        return UINT32_MAX;
+    return o->refused != 0 && most > REFUSED_S ? REFUSED_S : most;
+}
+
 /* The lock is held: the socket is open until the guest has left. */
 static void close_late(struct guests *g)
 {
     uint64_t now = ek_now_ns();
 
     for (struct guest *o = g->first; o != NULL; o = o->next) {
-        uint32_t seconds = o->refused != 0 && g->seconds > REFUSED_S ? REFUSED_S : g->seconds;
-        if ((o->state != GUEST_SENDS && o->state != GUEST_TAKES) ||
-            now - o->since < (uint64_t)seconds * 1000000000)
+        uint32_t seconds = seconds_of(g, o);
+        if (seconds == UINT32_MAX || now - o->since < (uint64_t)seconds * 1000000000)
             continue;
         if (o->state == GUEST_SENDS)
             tell(o->fd, seconds);
@@ -156,9 +172,11 @@ static void *look(void *arg)
     return NULL;
 }
 
-enum ek_status guests_open(struct guests *g, uint32_t most, uint32_t most_of_one, uint32_t seconds)
+enum ek_status guests_open(struct guests *g, uint32_t most, uint32_t most_of_one, uint32_t seconds,
+                           uint32_t rest_s)
 {
-    *g = (struct guests){.most = most, .most_of_one = most_of_one, .seconds = seconds};
+    *g = (struct guests){
+        .most = most, .most_of_one = most_of_one, .seconds = seconds, .rest_s = rest_s};
     pthread_mutex_init(&g->lock, NULL);
     g->running = pthread_create(&g->thread, NULL, look, g) == 0;
     return g->running ? EK_OK : ek_error(EK_EENV, "no thread can be started");

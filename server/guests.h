@@ -17,8 +17,8 @@
         */
 
 enum guest_state {
-    GUEST_SENDS, /* its request: has limited time from the connection's beginning, or from the end
-                  * of its last answer */
+    GUEST_RESTS, /* between requests, or before the first: may be silent as long as any */
+    GUEST_SENDS, /* its request: has limited time from its first line on */
     GUEST_WAITS, /* for tokens: as long as it takes */
     GUEST_TAKES, /* all of its answer is made: has limited time */
     GUEST_LATE   /* it was closed */
@@ -40,13 +40,17 @@ struct guests {
     struct guest *first;
     uint32_t most, most_of_one; /* at once; from one address (of IPv6: its first 64 bits) */
     uint32_t seconds;           /* for a request, and for taking an answer */
+    uint32_t rest_s;            /* between them */
 };
 
-enum ek_status guests_open(struct guests *g, uint32_t most, uint32_t most_of_one, uint32_t seconds);
+enum ek_status guests_open(struct guests *g, uint32_t most, uint32_t most_of_one, uint32_t seconds,
+                           uint32_t rest_s);
 void guests_close(struct guests *g); /* nobody is connected */
 /* MHD_NotifyConnectionCallback; user: the guests. */
 void guests_notify(void *user, struct MHD_Connection *connection, void **context,
                    enum MHD_ConnectionNotificationCode what);
+/* MHD_OPTION_URI_LOG_CALLBACK, user: the guests. A request's first line is there. */
+void *guests_begin(void *user, const char *uri, struct MHD_Connection *connection);
 /* The connection's; NULL: there was no memory for it. */
 struct guest *guests_find(struct MHD_Connection *connection);
 /* NULL is fine. */

@@ -44,16 +44,33 @@ static enum ek_status encode(const struct ek_tokenizer *t, const struct ek_vl_ru
     return EK_OK;
 }
 
+/* With the pictures, each of which has one place among the ids. */
+static enum ek_status check_length(const struct ek_engine *e, const struct ek_vl_rules *rules,
+                                   const struct server_prompt *p)
+{
+    uint32_t context = ek_engine_max_context(e);
+    uint64_t n = p->n_ids;
+
+    if (n == 0)
+        return ek_error(EK_EUSAGE, "request: the prompt is empty");
+    for (size_t i = 0; i < p->n_images; i++) {
+        struct ek_visual v;
+        EK_TRY(ek_vl_measure(rules, p->images[i].width, p->images[i].height, 1, false, p->n_images,
+                             &v));
+        n += v.n_tokens - 1;
+    }
+    return n <= context
+               ? EK_OK
+               : ek_error(EK_NO, "request: the prompt has %llu tokens, at most %u possible",
+                          (unsigned long long)n, context);
+}
+
 static enum ek_status check(const struct ek_engine *e, const struct ek_vl_rules *rules,
                             const struct server_prompt *p)
 {
-    uint32_t vocab = ek_engine_model(e)->config.vocab, context = ek_engine_max_context(e);
+    uint32_t vocab = ek_engine_model(e)->config.vocab;
 
-    if (p->prompt.n == 0)
-        return ek_error(EK_EUSAGE, "request: the prompt is empty");
-    if (p->prompt.n > context)
-        return ek_error(EK_NO, "request: the prompt has %zu tokens, at most %u possible",
-                        p->prompt.n, context);
+    EK_TRY(check_length(e, rules, p));
     for (size_t i = 0; i < p->prompt.n; i++)
         if ((uint32_t)p->prompt.ids[i] >= vocab)
             return ek_error(EK_EUSAGE, "request: token id %d, the vocabulary ends at %u",

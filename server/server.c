@@ -132,7 +132,8 @@ static struct MHD_Daemon *start(struct server *s, int fd)
                                 MHD_USE_POLL | MHD_USE_ITC,
                             0, NULL, NULL, on_request, s, MHD_OPTION_LISTEN_SOCKET, fd,
                             MHD_OPTION_NOTIFY_COMPLETED, on_end, s, MHD_OPTION_NOTIFY_CONNECTION,
-                            guests_notify, &s->guests, MHD_OPTION_CONNECTION_LIMIT,
+                            guests_notify, &s->guests, MHD_OPTION_URI_LOG_CALLBACK, guests_begin,
+                            &s->guests, MHD_OPTION_CONNECTION_LIMIT,
                             (unsigned)s->opt->connections + GUESTS_SPARE,
                             MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)SILENT_S,
                             MHD_OPTION_CONNECTION_MEMORY_LIMIT, HEAD_MAX,
@@ -168,7 +169,7 @@ enum ek_status ek_serve(struct ek_engine *e, const struct ek_tokenizer *t,
     queue_open(&s.queue, opt->stop);
     pthread_mutex_init(&s.lock, NULL);
     pthread_cond_init(&s.left, NULL);
-    st = guests_open(&s.guests, opt->connections, opt->per_address, opt->request_s);
+    st = guests_open(&s.guests, opt->connections, opt->per_address, opt->request_s, SILENT_S);
     if (st == EK_OK)
         st = serve(&s, fd);
     guests_close(&s.guests);

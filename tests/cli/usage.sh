@@ -34,6 +34,11 @@ expect 2 evenkeel check x --json=yes
 warns 'takes no value'
 expect 2 evenkeel serve x --plan y --context 9
 warns 'not with --plan'
+for wrong in "--ids 1,2 --system x" "--ids 1,2 --raw" "--ids 1,2 --prompt x --raw" "--ids 1 --fps 3" \
+    "--prompt x --fps 3" "--prompt x --image x --fps 3" "--prompt x --image-as white"; do
+    expect 2 evenkeel run x $wrong
+    one_line
+done
 expect 2 evenkeel devices --devices "cpu:0/mem=12XB"
 expect 3 evenkeel model /nonexistent
 one_line

@@ -204,17 +204,29 @@ START_TEST(a_chat_has_its_log_probabilities_token_by_token)
 }
 END_TEST
 
+/* A user's turn of n pictures of 2 x 1 pixels and a word. */
+static char *pictures_body(int n)
+{
+    static const char part[] =
+        "{\"type\": \"image_url\", \"image_url\": {\"url\": \"data:image/png;base64,"
+        "iVBORw0KGgoAAAANSUhEUgAAAAIAAAABCAIAAAB7QOjdAAAADUlEQVR4nGP4zwAE/wEHAAH/"
+        "4iOeWQAAAABJRU5ErkJg"
+        "gg==\"}},";
+    char *parts = ek_calloc((size_t)n + 1, sizeof(part)), *body;
+
+    for (int i = 0; i < n; i++)
+        strcat(parts, part);
+    body = ek_asprintf("{\"messages\": [{\"role\": \"user\", \"content\": [%s{\"type\": \"text\", "
+                       "\"text\": \"a\"}]}], \"max_tokens\": 3, \"temperature\": 0}",
+                       parts);
+    free(parts);
+    return body;
+}
+
 START_TEST(a_picture_is_looked_at)
 {
-    static const char picture[] = /* 2 x 1 pixels */
-        "iVBORw0KGgoAAAANSUhEUgAAAAIAAAABCAIAAAB7QOjdAAAADUlEQVR4nGP4"
-        "zwAE/wEHAAH/4iOeWQAAAABJRU5ErkJggg==";
     static char answer[ANSWER];
-    char *body = ek_asprintf(
-        "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image_url\", "
-        "\"image_url\": {\"url\": \"data:image/png;base64,%s\"}}, {\"type\": \"text\", \"text\": "
-        "\"a\"}]}], \"max_tokens\": 3, \"temperature\": 0}",
-        picture);
+    char *body = pictures_body(1);
     int fd;
 
     start();
@@ -224,6 +236,24 @@ START_TEST(a_picture_is_looked_at)
     end(EK_OK);
     ck_assert_msg(code_of(answer) == 200, "%s", answer);
     ck_assert_ptr_nonnull(strstr(answer, "\"completion_tokens\":3"));
+    free(body);
+}
+END_TEST
+
+START_TEST(pictures_beyond_the_context_are_refused_as_a_long_prompt_is)
+{
+    static char answer[ANSWER];
+    char *body = pictures_body(16);
+    int fd;
+
+    start();
+    fd = dial();
+    post(fd, "/v1/chat/completions", body);
+    hear(fd, answer);
+    end(EK_OK);
+    ck_assert_msg(code_of(answer) == 400, "%s", answer);
+    ck_assert_ptr_nonnull(strstr(answer, " tokens, at most 128"));
+    ck_assert_ptr_nonnull(strstr(answer, "\"code\":\"context_length_exceeded\""));
     free(body);
 }
 END_TEST
@@ -369,6 +399,31 @@ START_TEST(a_body_that_is_too_large_is_refused_before_it_comes_or_when_it_has)
 }
 END_TEST
 
+/* What it has so far is not passed off as the answer. */
+START_TEST(who_is_being_answered_when_it_stops_is_told_so)
+{
+    static char answer[2][ANSWER];
+    int whole, stream;
+
+    make_slow();
+    start();
+    whole = dial();
+    stream = dial();
+    post(whole, "/v1/completions", "{\"prompt\": [20, 2, 3], \"temperature\": 0}");
+    post(stream, "/v1/completions", "{\"prompt\": [20, 2], \"temperature\": 0, \"stream\": true}");
+    hear_until(stream, "data: {", answer[1]);
+    while (metric("evenkeel:num_requests_running ") < 2)
+        usleep(10000);
+    end(EK_OK);
+    ck_assert_int_eq(code_of(hear(whole, answer[0])), 503);
+    ck_assert_ptr_nonnull(strstr(answer[0], "the server is stopping"));
+    hear(stream, answer[1]);
+    ck_assert_ptr_nonnull(
+        strstr(answer[1], "data: {\"error\":{\"message\":\"the server is stopping"));
+    ck_assert_ptr_null(strstr(answer[1], "[DONE]"));
+}
+END_TEST
+
 START_TEST(when_a_device_fails_clients_are_told_and_serving_ends)
 {
     static char answer[ANSWER];
@@ -403,11 +458,13 @@ int main(void)
     tcase_add_test(tc, log_probabilities_are_those_of_the_logits);
     tcase_add_test(tc, a_chat_has_its_log_probabilities_token_by_token);
     tcase_add_test(tc, a_picture_is_looked_at);
+    tcase_add_test(tc, pictures_beyond_the_context_are_refused_as_a_long_prompt_is);
     tcase_add_test(tc, what_cannot_be_answered_is_refused_and_the_next_is_served);
     tcase_add_test(tc, a_prompt_longer_than_the_context_is_refused_with_both_numbers);
     tcase_add_test(tc, a_key_is_asked_for);
     tcase_add_test(tc, a_connection_takes_requests_one_after_another_whole_or_in_chunks);
     tcase_add_test(tc, a_body_that_is_too_large_is_refused_before_it_comes_or_when_it_has);
+    tcase_add_test(tc, who_is_being_answered_when_it_stops_is_told_so);
     tcase_add_test(tc, when_a_device_fails_clients_are_told_and_serving_ends);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_ENV);

@@ -86,6 +86,25 @@ void close_server(void)
     ek_model_close(model);
 }
 
+static struct ek_ops whole, slowed;
+
+static enum ek_status slow_attention(struct ek_device *dev, const void *q, size_t ldq,
+                                     const struct ek_batch *batch, const struct ek_kv *kv,
+                                     uint32_t heads, float scale, void *out, size_t ldo)
+{
+    usleep(20000);
+    return whole.attention(dev, q, ldq, batch, kv, heads, scale, out, ldo);
+}
+
+void make_slow(void)
+{
+    struct ek_device *dev = ek_engine_device(engine, 0);
+
+    whole = slowed = *dev->ops;
+    slowed.attention = slow_attention;
+    dev->ops = &slowed;
+}
+
 /* ---- A client of HTTP/1.0: answers end with the connection -------------------------------- */
 int dial_from(const char *address)
 {

@@ -18,6 +18,8 @@ extern struct ek_server_options options; /* of the server: may be changed before
 /* A checked fixture: the engine, not served yet. */
 void open_server(void);
 void close_server(void);
+/* Steps take so long that no answer ends by itself while a test looks. */
+void make_slow(void);
 void start(void);
 /* Asks it to stop, and holds its status against what is wanted. */
 void end(enum ek_status want);
