@@ -17,7 +17,8 @@ enum ek_status cache_open(struct cache *c, uint32_t n_blocks, uint32_t page, uin
                         .max_context = max_context,
                         .max_blocks = (max_context - 1) / page + 1};
     if ((c->seqs = ek_calloc(max_seqs, sizeof(*c->seqs))) == NULL ||
-        (c->free_blocks = ek_calloc(n_blocks, sizeof(*c->free_blocks))) == NULL)
+        (c->free_blocks = ek_calloc(n_blocks, sizeof(*c->free_blocks))) == NULL ||
+        (c->users = ek_calloc(n_blocks, sizeof(*c->users))) == NULL)
         return EK_ENOMEM;
     for (uint32_t i = 0; i < n_blocks; i++) /* the lowest number comes first */
         c->free_blocks[i] = (int32_t)(n_blocks - 1 - i);
@@ -33,6 +34,7 @@ void cache_close(struct cache *c)
         free(c->seqs[i].blocks);
     free(c->seqs);
     free(c->free_blocks);
+    free(c->users);
     *c = (struct cache){0};
 }
 
@@ -47,15 +49,45 @@ enum ek_status cache_seq_open(struct cache *c, uint32_t *seq)
     return ek_error(EK_ENOMEM, "all %u sequence slots are in use", c->n_seqs);
 }
 
-void cache_trim(struct cache *c, uint32_t seq, uint32_t length)
+static struct cache_seq *find_open(const struct cache *c, uint32_t seq)
 {
-    struct cache_seq *s = seq < c->n_seqs ? &c->seqs[seq] : NULL;
+    return seq < c->n_seqs && c->seqs[seq].open ? &c->seqs[seq] : NULL;
+}
 
-    if (s == NULL || !s->open || length > s->length)
-        return;
+static void give_block(struct cache *c, int32_t block)
+{
+    if (--c->users[block] == 0)
+        c->free_blocks[c->n_free++] = block;
+}
+
+uint32_t cache_trim(struct cache *c, uint32_t seq, uint32_t length)
+{
+    struct cache_seq *s = find_open(c, seq);
+    uint32_t whole = length / c->page;
+
+    if (s == NULL || length > s->length)
+        return s ? s->length : 0;
+    if (length % c->page != 0 && c->users[s->blocks[whole]] > 1)
+        length = whole * c->page;
     s->length = length;
     while (s->n_blocks > (length + c->page - 1) / c->page)
-        c->free_blocks[c->n_free++] = s->blocks[--s->n_blocks];
+        give_block(c, s->blocks[--s->n_blocks]);
+    return length;
+}
+
+uint32_t cache_share(struct cache *c, uint32_t seq, uint32_t from, uint32_t length)
+{
+    struct cache_seq *s = find_open(c, seq), *f = find_open(c, from);
+
+    if (s == NULL || f == NULL || s == f || length > f->length)
+        return s ? s->length : 0;
+    cache_trim(c, seq, 0);
+    for (uint32_t n = length / c->page; s->n_blocks < n; s->n_blocks++) {
+        s->blocks[s->n_blocks] = f->blocks[s->n_blocks];
+        c->users[s->blocks[s->n_blocks]]++;
+    }
+    s->length = s->n_blocks * c->page;
+    return s->length;
 }
 
 void cache_seq_close(struct cache *c, uint32_t seq)
@@ -105,8 +137,11 @@ enum ek_status cache_reserve(struct cache *c, const uint32_t *seqs, const uint32
                         (unsigned long long)blocks, c->page, c->n_free, c->n_blocks);
     for (uint32_t i = 0; i < n; i++) {
         struct cache_seq *s = &c->seqs[seqs[i]];
-        for (uint32_t k = more_blocks(c, s, n_new[i]); k > 0; k--)
-            s->blocks[s->n_blocks++] = c->free_blocks[--c->n_free];
+        for (uint32_t k = more_blocks(c, s, n_new[i]); k > 0; k--) {
+            int32_t block = c->free_blocks[--c->n_free];
+            c->users[block] = 1;
+            s->blocks[s->n_blocks++] = block;
+        }
     }
     return EK_OK;
 }

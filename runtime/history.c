@@ -25,13 +25,23 @@ enum ek_status history_keep(struct history *h, const struct ek_prompt *p,
     return EK_OK;
 }
 
-size_t history_common(const struct history *h, const struct ek_prompt *p)
+static size_t common(const int32_t *ids, size_t n, const struct ek_prompt *p)
 {
-    size_t most = plain(p), n = 0;
+    size_t most = plain(p), i = 0;
 
     most = most < p->n ? most : p->n - 1;
-    most = h->open && h->n < most ? h->n : most;
-    while (h->open && n < most && h->ids[n] == p->ids[n])
-        n++;
-    return n;
+    most = n < most ? n : most;
+    while (i < most && ids[i] == p->ids[i])
+        i++;
+    return i;
+}
+
+size_t history_common(const struct history *h, const struct ek_prompt *p)
+{
+    return h->open ? common(h->ids, h->n, p) : 0;
+}
+
+size_t prompt_common(const struct ek_prompt *other, size_t held, const struct ek_prompt *p)
+{
+    return common(other->ids, held < plain(other) ? held : plain(other), p);
 }

@@ -23,5 +23,7 @@ enum ek_status history_keep(struct history *h, const struct ek_prompt *p,
 /* How many of the prompt's tokens the cache holds, its last one never: something must be computed
  * to go on from. */
 size_t history_common(const struct history *h, const struct ek_prompt *p);
+/* How many tokens the prompt has in common with the first `held` of another, which does not end. */
+size_t prompt_common(const struct ek_prompt *other, size_t held, const struct ek_prompt *p);
 
 #endif

@@ -248,8 +248,13 @@ enum ek_status ek_engine_seq_open(struct ek_engine *e, uint32_t *seq);
 void ek_engine_seq_close(struct ek_engine *e, uint32_t seq); /* its blocks are free again */
 uint32_t ek_engine_seq_length(const struct ek_engine *e, uint32_t seq);
 /* Forgets the tokens from `length` on, those of steps under way too: what a step computed ahead of
- * an end that nobody knew of. */
-void ek_engine_seq_trim(struct ek_engine *e, uint32_t seq, uint32_t length);
+ * an end that nobody knew of. Returns how many are left: fewer where the last block of the cache is
+ * another sequence's too. */
+uint32_t ek_engine_seq_trim(struct ek_engine *e, uint32_t seq, uint32_t length);
+/* The sequence forgets what it has and begins as another does: it holds that one's first `length`
+ * tokens, as far as they fill blocks of the cache, and both have these; they must be in steps that
+ * were submitted. Returns how many tokens it holds. */
+uint32_t ek_engine_seq_share(struct ek_engine *e, uint32_t seq, uint32_t from, uint32_t length);
 
 /* ---- pictures: rows that take the place of embeddings in a prompt */
 struct ek_embeds {
@@ -415,7 +420,7 @@ struct ek_generation {              /* the caller's, who keeps it where it is un
     struct ek_prompt prompt;        /* from 1 to the engine's max_context tokens */
     struct ek_generate_options opt; /* its own; cancel is not looked at */
     struct ek_completion out;       /* so far; ids are freed by the caller, with free() */
-    size_t kept; /* tokens of the prompt that were in the cache, from one that began alike */
+    size_t kept; /* tokens of the prompt that were in the cache, from one that begins alike */
 };
 struct ek_generations {
     /* The next one. *out NULL: there is none now; with wait (nothing runs) it is called to wait for
@@ -425,10 +430,10 @@ struct ek_generations {
     void *user;
 };
 /* Runs them as they come: each joins those that run as soon as a sequence of the engine is free,
- * its prompt in chunks between their steps; of a prompt that begins as one did that has ended, or
- * as that with its answer, only what differs is computed, where the engine has room
- * (ek_engine_has_room). Everything is called on the calling thread. When it
- * fails, those that did not end are the caller's again. */
+ * its prompt in chunks between their steps. Of a prompt that begins as another's that runs, or as
+ * one that has ended with its answer, only what differs is computed, up to a block of the cache;
+ * what has ended is remembered where the engine has room (ek_engine_has_room). Everything is called
+ * on the calling thread. When it fails, those that did not end are the caller's again. */
 enum ek_status ek_generate_stream(struct ek_engine *e, const struct ek_generations *from);
 
 /* ---- Benchmark: a workload of synthetic token ids, timed ------------------------------------- */

@@ -118,11 +118,24 @@ void ek_engine_seq_close(struct ek_engine *e, uint32_t seq)
     pthread_mutex_unlock(&e->lock);
 }
 
-void ek_engine_seq_trim(struct ek_engine *e, uint32_t seq, uint32_t length)
+uint32_t ek_engine_seq_trim(struct ek_engine *e, uint32_t seq, uint32_t length)
 {
+    uint32_t left;
+
     pthread_mutex_lock(&e->lock);
-    cache_trim(&e->cache, seq, length);
+    left = cache_trim(&e->cache, seq, length);
     pthread_mutex_unlock(&e->lock);
+    return left;
+}
+
+uint32_t ek_engine_seq_share(struct ek_engine *e, uint32_t seq, uint32_t from, uint32_t length)
+{
+    uint32_t has;
+
+    pthread_mutex_lock(&e->lock);
+    has = cache_share(&e->cache, seq, from, length);
+    pthread_mutex_unlock(&e->lock);
+    return has;
 }
 
 uint32_t ek_engine_seq_length(const struct ek_engine *e, uint32_t seq)

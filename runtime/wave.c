@@ -52,7 +52,8 @@ static enum ek_status take_slot(struct wave *w, uint32_t i)
         return ek_engine_seq_open(w->e, &s->slot);
     w->past[i].open = false;
     s->slot = w->past[i].slot;
-    ek_engine_seq_trim(w->e, s->slot, (uint32_t)s->filled);
+    s->filled = s->held = ek_engine_seq_trim(w->e, s->slot, (uint32_t)s->filled);
+    s->generation->kept = s->filled;
     return EK_OK;
 }
 
@@ -292,6 +293,27 @@ static enum ek_status take_chunk(struct wave *w, struct prefill *p)
     return st;
 }
 
+/* Where another place holds more of the prompt's beginning than the sequence, whole blocks of that
+ * are taken over instead of computed: sequences that begin alike share them. */
+static void share(struct wave *w, struct wave_seq *s)
+{
+    size_t most = s->filled;
+    uint32_t from = 0;
+
+    for (uint32_t i = 0; w->past && i < w->n; i++) {
+        const struct wave_seq *o = &w->seqs[i];
+        size_t n = o == s    ? 0
+                   : o->open ? prompt_common(o->prompt, o->held, s->prompt)
+                             : history_common(&w->past[i], s->prompt);
+        if (n / EK_PAGE * EK_PAGE > most) {
+            most = n / EK_PAGE * EK_PAGE;
+            from = o->open ? o->slot : w->past[i].slot;
+        }
+    }
+    if (most > s->filled)
+        s->filled = s->generation->kept = ek_engine_seq_share(w->e, s->slot, from, (uint32_t)most);
+}
+
 /* Fills and submits the next chunk. */
 static enum ek_status put_chunk(struct wave *w, struct prefill *p)
 {
@@ -302,7 +324,10 @@ static enum ek_status put_chunk(struct wave *w, struct prefill *p)
     p->ring[i].first = p->seq;
     while (n < room && p->seq < w->n_queued) {
         struct wave_seq *s = in_order(w, p->seq);
-        size_t left = s->prompt->n - s->filled, k = left < room - n ? left : room - n;
+        size_t left, k;
+        share(w, s);
+        left = s->prompt->n - s->filled;
+        k = left < room - n ? left : room - n;
         memcpy(w->tokens + n, s->prompt->ids + s->filled, k * sizeof(*w->tokens));
         put_extras(w, s->prompt, s->filled, (uint32_t)k, n, &step);
         EK_TRY(wish(w, s, step.n_seqs, &step));
@@ -319,6 +344,8 @@ static enum ek_status put_chunk(struct wave *w, struct prefill *p)
     EK_TRY(ek_engine_submit(w->e, &step, &p->ring[i].ticket));
     for (uint32_t k = 0; k < p->ring[i].ends; k++)
         wished(w, in_order(w, p->ring[i].first + k));
+    for (uint32_t k = 0; k < w->n; k++)
+        w->seqs[k].held = w->seqs[k].filled;
     p->put++;
     return EK_OK;
 }
@@ -516,33 +543,50 @@ static uint32_t count_open(const struct wave *w, const struct wave_group *g)
     return n;
 }
 
-/* A place, and what speaks for it. */
+/* A free place, and what speaks for it. */
 struct choice {
     uint32_t place;
-    size_t kept;     /* tokens of the prompt that its cache holds; fewer than a page do not count */
-    uint32_t others; /* open sequences of its group */
+    size_t kept;        /* tokens of the prompt that its cache holds, and ... */
+    size_t lost;        /* ... those behind them, which it would forget */
+    uint32_t others;    /* open sequences of its group */
     uint64_t forgotten; /* when what its cache holds was used last */
 };
 
-static bool better(const struct choice *a, const struct choice *b)
+/* What taking it saves, and nothing is lost: the prompt goes on from all that it holds, but for
+ * less than a block of the cache. */
+static size_t saved(const struct choice *c)
 {
-    size_t x = a->kept < EK_PAGE ? 0 : a->kept, y = b->kept < EK_PAGE ? 0 : b->kept;
-
-    if (x != y)
-        return x > y;
-    return a->others != b->others ? a->others < b->others : a->forgotten < b->forgotten;
+    return c->kept >= EK_PAGE && c->lost < EK_PAGE ? c->kept : 0;
 }
 
-/* The free place whose cache holds most of the prompt, or else of the group that has the fewest
- * sequences. There is one. */
+/* What is forgotten there: nothing; the end of what the prompt begins like, as where an answer is
+ * asked for anew; or another conversation, whose head may be had without taking its place. */
+static int price(const struct choice *c)
+{
+    return c->kept + c->lost == 0 ? 0 : c->kept >= c->lost ? 1 : 2;
+}
+
+static bool better(const struct choice *a, const struct choice *b)
+{
+    if (saved(a) != saved(b))
+        return saved(a) > saved(b);
+    if (a->others != b->others)
+        return a->others < b->others;
+    return price(a) != price(b) ? price(a) < price(b) : a->forgotten < b->forgotten;
+}
+
+/* The place of the conversation that the prompt goes on from; or else, in the group that has the
+ * fewest sequences, the one that holds least of worth. There is one that is free. */
 static struct choice choose_place(const struct wave *w, const struct ek_prompt *p)
 {
     struct choice best = {.others = UINT32_MAX};
 
     for (uint32_t g = 0; g < w->n_groups; g++)
         for (uint32_t i = w->groups[g].first; i < w->groups[g].end; i++) {
-            struct choice one = {i, history_common(&w->past[i], p), count_open(w, &w->groups[g]),
-                                 w->past[i].ended};
+            const struct history *past = &w->past[i];
+            size_t kept = history_common(past, p);
+            struct choice one = {i, kept, past->open ? past->n - kept : 0,
+                                 count_open(w, &w->groups[g]), past->ended};
             if (!w->seqs[i].open && better(&one, &best))
                 best = one;
         }
@@ -575,7 +619,7 @@ static enum ek_status admit(struct wave *w, const struct ek_generations *from, b
                             g->prompt.n, ek_engine_max_context(w->e));
         g->out = (struct ek_completion){0};
         at = choose_place(w, &g->prompt);
-        g->kept = at.kept;
+        g->kept = 0;
         w->seqs[at.place] = (struct wave_seq){.prompt = &g->prompt,
                                               .opt = &g->opt,
                                               .out = &g->out,

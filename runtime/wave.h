@@ -15,8 +15,9 @@ struct wave_seq {
     uint32_t slot;                         /* of the engine */
     uint64_t random;                       /* the stream of draws */
     size_t filled;                         /* tokens of the prompt in the cache, or on their way */
-    int32_t last;                          /* newest token */
-    uint32_t ahead;                        /* steps under way whose token of it is not known */
+    size_t held;    /* of them in steps that are submitted, so that others may share them */
+    int32_t last;   /* newest token */
+    uint32_t ahead; /* steps under way whose token of it is not known */
     bool open, running;
     struct ek_completion *out;
     struct ek_generation *generation; /* whose it is, in wave_stream */

@@ -353,7 +353,8 @@ static enum ek_status next_turn(void *user, bool wait, struct ek_generation **ou
 
 /* The second prompt is the first with its answer and more, as in a conversation; another is of
  * nothing that was there; others part from what was within an answer, within a prompt, at the last
- * token. */
+ * token. Of the two places the third takes the empty one, the fourth what begins as it does for the
+ * most part; the fifth, which would cost that more than it saves, shares a block of it. */
 static void turn_ended(void *user, struct ek_generation *g)
 {
     struct talk *t = user;
@@ -371,7 +372,7 @@ static void turn_ended(void *user, struct ek_generation *g)
 
 static const struct {
     size_t n, kept;
-} turns[TURNS] = {{FIRST, 0}, {70, FIRST + ANSWERED - 1}, {33, 0}, {70, 50}, {70, 35}, {36, 35}};
+} turns[TURNS] = {{FIRST, 0}, {70, FIRST + ANSWERED - 1}, {33, 0}, {70, 50}, {70, 32}, {36, 35}};
 
 static void make_turns(struct talk *t, const struct ek_model *m)
 {
@@ -404,6 +405,97 @@ START_TEST(a_prompt_that_begins_as_another_did_is_computed_from_where_they_part)
         struct ek_completion *want = NULL, *got = &t.turns[i].out;
         ck_assert_msg(t.turns[i].kept == turns[i].kept, "turn %d: %zu kept", i, t.turns[i].kept);
         ck_ok(ek_generate(e, &t.turns[i].prompt, 1, &t.turns[i].opt, &want, NULL));
+        ck_assert_uint_eq(got->n, want->n);
+        ck_assert_mem_eq(got->ids, want->ids, got->n * sizeof(*got->ids));
+        ek_completions_free(want, 1);
+        free(got->ids);
+    }
+    ek_engine_close(e);
+    ek_plan_free(p);
+    ek_model_close(m);
+}
+END_TEST
+
+/* ---- prompts that begin alike, at once and in turns */
+enum { CHATS = 8, HEAD = 70 };
+
+struct chats {
+    struct ek_generation all[CHATS];
+    int32_t ids[CHATS][128];
+    size_t next, at_once;
+};
+
+/* So many at once, then one after another. */
+static enum ek_status next_chat(void *user, bool wait, struct ek_generation **out)
+{
+    struct chats *c = user;
+
+    *out = c->next < CHATS && (wait || c->next < c->at_once) ? &c->all[c->next++] : NULL;
+    return EK_OK;
+}
+
+static void chat_ended(void *user, struct ek_generation *g)
+{
+    (void)user;
+    (void)g;
+}
+
+/* The first three are one prompt, drawn three times. The fourth has the head alone in common with
+ * them and a place of its own; the fifth and the sixth go on from the first and from the fourth,
+ * which are still there; the seventh takes the second's place, and parts from it within a block
+ * that others have too; the last goes on from the fifth. */
+static const struct {
+    size_t n, parts, kept;
+    uint64_t own; /* seed of what stands behind the part that all have */
+} chats[CHATS] = {{100, 100, 0, 60},  {100, 100, 96, 61},  {100, 100, 96, 62},
+                  {90, HEAD, 64, 63}, {110, 100, 100, 64}, {112, HEAD, 90, 63},
+                  {100, 40, 32, 66},  {116, 100, 110, 64}};
+
+static void make_chats(struct chats *c, const struct ek_model *m)
+{
+    int32_t *base = random_ids(m, 128, 5);
+
+    for (uint64_t i = 0; i < CHATS; i++) {
+        int32_t *own = random_ids(m, 128, chats[i].own);
+        memcpy(c->ids[i], own, sizeof(c->ids[i]));
+        memcpy(c->ids[i], base, chats[i].parts * sizeof(*base));
+        c->all[i] = (struct ek_generation){.prompt = {.ids = c->ids[i], .n = chats[i].n},
+                                           .opt = {.sampling = {i < 3 ? 0.8 : 0, 40, 1, 0, 70 + i},
+                                                   .max_tokens = 8}};
+        free(own);
+    }
+    free(base);
+}
+
+/* On one device, or two that work on chunks behind one another. */
+static struct ek_plan *plan_of_chats(const struct ek_model *m, bool two)
+{
+    const uint32_t cuts[] = {3, (uint32_t)m->n_modules};
+    const struct plan_shape shape = {.n_devices = two ? 2 : 1,
+                                     .n_stages = two ? 2 : 1,
+                                     .cuts = two ? cuts : cuts + 1,
+                                     .batch = 4,
+                                     .chunk = 16,
+                                     .micro_batches = two ? 2 : 1};
+
+    return make_plan(m, &shape);
+}
+
+START_TEST(prompts_that_begin_alike_share_what_is_computed_once)
+{
+    static const char *const names[] = {"llama-gqa-tied", "deepseek-v2-lite", "qwen2.5-vl"};
+    struct ek_model *m = fixture_model(names[_i / 2]);
+    struct ek_plan *p = plan_of_chats(m, _i % 2);
+    struct ek_engine *e = open_engine(m, p);
+    struct chats c = {.at_once = 3};
+    struct ek_generations from = {.next = next_chat, .ended = chat_ended, .user = &c};
+
+    make_chats(&c, m);
+    ck_ok(ek_generate_stream(e, &from));
+    for (int i = 0; i < CHATS; i++) {
+        struct ek_completion *want = NULL, *got = &c.all[i].out;
+        ck_assert_msg(c.all[i].kept == chats[i].kept, "chat %d: %zu kept", i, c.all[i].kept);
+        ck_ok(ek_generate(e, &c.all[i].prompt, 1, &c.all[i].opt, &want, NULL));
         ck_assert_uint_eq(got->n, want->n);
         ck_assert_mem_eq(got->ids, want->ids, got->n * sizeof(*got->ids));
         ek_completions_free(want, 1);
@@ -471,6 +563,7 @@ int main(void)
     tcase_add_loop_test(tc, prompts_that_join_others_get_the_answer_that_they_get_alone, 0, 3);
     tcase_add_loop_test(tc, a_prompt_that_begins_as_another_did_is_computed_from_where_they_part, 0,
                         4);
+    tcase_add_loop_test(tc, prompts_that_begin_alike_share_what_is_computed_once, 0, 6);
     tcase_add_test(tc, the_benchmark_times_every_part);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_ENV);
