@@ -17,6 +17,14 @@ cat >"$scratch/played/evenkeel" <<'EOF'
 #!/bin/sh
 echo "$*" >>"$OUT/calls"
 case $1 in
+devices)
+    for a in $3; do
+        for b in $3; do
+            [ "$a" = "$b" ] || [ "$a" = "${PLAYED_LOST:-}" ] || echo "$a -> $b  copy all  20 us"
+            [ "$a" = "$b" ] || echo "$a -> $b  copy  20 us"
+        done
+    done
+    ;;
 bench)
     [ "${PLAYED_BENCH:-0}" -eq 0 ] || exit "$PLAYED_BENCH"
     case $* in *more.json*) exit 3 ;; esac
@@ -81,4 +89,7 @@ unset PLAYED_BENCH
 export PLAYED_TOKEN=7
 expect 1 many 4 tokens
 says 'FAILED: other tokens'
+export PLAYED_LOST=cuda:2
+expect 1 many 4 links
+says 'FAILED: 9 of 12 pairs by copy all'
 finish

@@ -8,7 +8,8 @@
 #   vl2 tokens qwen   the known cases of vision-language models (vl-cases.sh)
 #   larger  a larger model, on one and on all GPUs
 #   beside  transformers with the models above, accelerate's balanced map over the same GPUs
-# Then a table of it all. Exit code 0: order, memory and tokens are as they should be.
+# Then a table of it all (summary.py). Exit code 0: nothing failed, tokens are those of one GPU, and
+# order, memory, times and gains meet their bars.
 # Usage: many-gpus.sh CONFIGS [PART...]     CONFIGS: the folder with the models' folders
 # Environment: that of common.sh; WITHIN (570 seconds); MODEL (qwen2.5-3b), LARGER (qwen2.5-7b), VL2
 # (deepseek-vl2), QWEN (qwen2.5-vl-3b): names of folders; what cases.sh and vl-cases.sh take.
@@ -33,7 +34,18 @@ beside() {
     limited python3 "$here/balanced_transformers.py" "$OUT/transformers.json" $models
 }
 links() {
-    say 0 devices --devices "$(devices "${DEVICES:-$gpus}")" --measure
+    n=${DEVICES:-$gpus}
+    say 0 devices --devices "$(devices "$n")" --measure >"$OUT/devices.txt"
+    cat "$OUT/devices.txt"
+    # by every mechanism alone, both ways and all at once: as many rows as there are ordered pairs
+    awk -v pairs=$((n * (n - 1))) '
+        $2 == "->" { rows[$4 ($5 ~ /^[a-z]/ ? " " $5 : "")]++; any = 1 }
+        END {
+            for (r in rows)
+                if (rows[r] != pairs && ++bad)
+                    printf "FAILED: %d of %d pairs by %s\n", rows[r], pairs, r
+            exit bad || (pairs && !any)
+        }' "$OUT/devices.txt" || failed=1
     [ ! -x "$here/bin/bench_handoff" ] || limited "$here/bin/bench_handoff" 4096 28672
 }
 
