@@ -350,6 +350,11 @@ struct ek_sampling {
 enum ek_status ek_sampling_draw(const struct ek_sampling *s, uint64_t *state, struct ek_draw *out);
 /* EK_EDEVICE when a drawn id says that the logits were not finite. */
 enum ek_status ek_drawn_check(int32_t id);
+struct ek_penalties;
+/* seen: [vocab] twice the times that the answer has a token, and one where the prompt has it.
+ * EK_EUSAGE when a setting or an id is out of its bounds. */
+enum ek_status ek_penalize(const struct ek_penalties *p, const uint32_t *seen, uint32_t vocab,
+                           float *logits);
 /* Draws one id from logits, here; state is the stream of random numbers (start it with the seed).
  * Order as Hugging Face: temperature, top-k, top-p, min-p. */
 enum ek_status ek_sample(const struct ek_sampling *s, const float *logits, uint32_t vocab,
@@ -381,10 +386,29 @@ enum ek_status ek_vision_prompt_open(struct ek_engine *e, const struct ek_vl_rul
                                      struct ek_vision_prompt *out);
 void ek_vision_prompt_close(struct ek_vision_prompt *v); /* zeroes it; a zeroed one is fine */
 
+/* What is done to logits before a token is chosen from them, in this order: what is added to some;
+ * those above 0 divided, others multiplied, of tokens that the prompt or the answer has; what is
+ * taken off for each time that the answer has a token, and once where it does. */
+struct ek_bias {
+    int32_t id;
+    float add;
+};
+struct ek_penalties {
+    const struct ek_bias *biases; /* borrowed */
+    size_t n_biases;
+    float repetition;          /* above 0; 1: nothing */
+    float frequency, presence; /* 0: nothing */
+};
+#define EK_PENALTIES_NONE                                                                          \
+    {                                                                                              \
+        .repetition = 1                                                                            \
+    }
 struct ek_generate_options {
     struct ek_sampling sampling; /* prompt i draws from the stream of seed + i */
-    uint32_t max_tokens;         /* new tokens of each prompt */
-    const int32_t *stop;         /* ids that end a sequence: usually the model's eos */
+    /* NULL: none. Else logits come to the host, where tokens are chosen, a step after the other. */
+    const struct ek_penalties *penalties;
+    uint32_t max_tokens; /* new tokens of each prompt */
+    const int32_t *stop; /* ids that end a sequence: usually the model's eos */
     size_t n_stop;
     /* Called on the calling thread for every new token, in the order they are made; false ends that
      * sequence. May be NULL. */

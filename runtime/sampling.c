@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Drawing a token: temperature, top-k, top-p, min-p, in the order and with the meaning of Hugging
- * Face's generate; then one draw from what is left, on the device that has the logits or here.
+ * Penalties, in vLLM's order. Drawing a token: temperature, top-k, top-p, min-p, in the order and
+ * with the meaning of Hugging Face's generate; then one draw from what is left, on the device that
+ * has the logits or here.
  */
 #include "runtime/runtime.h"
 
@@ -50,4 +51,36 @@ enum ek_status ek_sample(const struct ek_sampling *s, const float *logits, uint3
 enum ek_status ek_drawn_check(int32_t id)
 {
     return id >= 0 ? EK_OK : ek_error(EK_EDEVICE, "sampling: the logits are not finite");
+}
+
+/* ---- Penalties */
+static enum ek_status check_penalties(const struct ek_penalties *p, uint32_t vocab)
+{
+    if (!isfinite(p->frequency) || !isfinite(p->presence))
+        return ek_error(EK_EUSAGE, "sampling: penalties of %g and %g, must be finite",
+                        (double)p->frequency, (double)p->presence);
+    if (!isfinite(p->repetition) || p->repetition <= 0)
+        return ek_error(EK_EUSAGE, "sampling: a penalty of repetition of %g, must be above 0",
+                        (double)p->repetition);
+    for (size_t i = 0; i < p->n_biases; i++)
+        if (p->biases[i].id < 0 || (uint32_t)p->biases[i].id >= vocab)
+            return ek_error(EK_EUSAGE, "sampling: a bias for token %d, the vocabulary ends at %u",
+                            p->biases[i].id, vocab);
+    return EK_OK;
+}
+
+enum ek_status ek_penalize(const struct ek_penalties *p, const uint32_t *seen, uint32_t vocab,
+                           float *logits)
+{
+    EK_TRY(check_penalties(p, vocab));
+    for (size_t i = 0; i < p->n_biases; i++)
+        logits[p->biases[i].id] += p->biases[i].add;
+    for (uint32_t i = 0; i < vocab; i++) {
+        uint32_t times = seen[i] / 2;
+        if (seen[i] > 0)
+            logits[i] = logits[i] > 0 ? logits[i] / p->repetition : logits[i] * p->repetition;
+        if (times > 0)
+            logits[i] -= (float)times * p->frequency + p->presence;
+    }
+    return EK_OK;
 }

@@ -151,6 +151,8 @@ void wave_close(struct wave *w)
         if (w->seqs[i].open) {
             ek_engine_seq_close(w->e, w->seqs[i].slot);
             w->seqs[i].open = false;
+            free(w->seqs[i].seen);
+            w->seqs[i].seen = NULL;
         }
     for (uint32_t i = 0; w->past && i < w->n; i++) {
         if (w->past[i].open)
@@ -166,6 +168,7 @@ void wave_close(struct wave *w)
     free(w->slots);
     free(w->counts);
     free(w->drawn);
+    free(w->row);
     free(w->order);
     free(w->tokens);
     free(w->positions);
@@ -174,6 +177,7 @@ void wave_close(struct wave *w)
     w->n_groups = 0;
     w->slots = w->counts = w->order = NULL;
     w->drawn = NULL;
+    w->row = NULL;
     w->tokens = NULL;
     w->positions = NULL;
     w->rows = NULL;
@@ -193,6 +197,8 @@ static enum ek_status accept(struct wave *w, struct wave_seq *s, int32_t id)
     EK_TRY(ek_grow((void **)&s->out->ids, &s->cap, s->out->n + 1, sizeof(*s->out->ids), MAX_NEW));
     s->out->ids[s->out->n++] = id;
     s->last = id;
+    if (s->seen != NULL)
+        s->seen[id] += 2;
     if (is_stop(s->opt, id)) {
         s->running = false;
         s->out->finish = EK_FINISH_STOP;
@@ -207,10 +213,16 @@ static enum ek_status accept(struct wave *w, struct wave_seq *s, int32_t id)
     return EK_OK;
 }
 
-/* ---- how tokens are chosen: on the device of the head; or, where that cannot draw, here */
+/* ---- how tokens are chosen: on the device of the head; or here, with penalties and where that
+ * cannot draw */
 static bool needs_logits(const struct wave *w, const struct wave_seq *s)
 {
-    return !greedy(s) && !w->draws;
+    return s->opt->penalties != NULL || (!greedy(s) && !w->draws);
+}
+
+static bool drawn_there(const struct wave *w, const struct wave_seq *s)
+{
+    return !greedy(s) && !needs_logits(w, s);
 }
 
 /* The step's wishes for row `row`, which belongs to a sequence. */
@@ -220,7 +232,7 @@ static enum ek_status wish(struct wave *w, const struct wave_seq *s, uint32_t ro
     uint64_t state = s->random; /* it moves on when the step is submitted */
 
     step->ids_only &= !needs_logits(w, s) && s->opt->on_logits == NULL;
-    if (w->draws && !greedy(s))
+    if (drawn_there(w, s))
         step->draws = w->drawn;
     return ek_sampling_draw(&s->opt->sampling, &state, &w->drawn[row]);
 }
@@ -228,7 +240,7 @@ static enum ek_status wish(struct wave *w, const struct wave_seq *s, uint32_t ro
 /* The step that draws the sequence's next token is submitted. */
 static void wished(const struct wave *w, struct wave_seq *s)
 {
-    if (w->draws && !greedy(s))
+    if (drawn_there(w, s))
         (void)ek_random_u64(&s->random);
     s->ahead++;
 }
@@ -237,6 +249,34 @@ static enum ek_status wait_for(const struct wave *w, uint64_t ticket, bool ids_o
                                const float **logits, const int32_t **ids)
 {
     return ek_engine_wait(w->e, ticket, ids_only ? NULL : logits, ids, NULL);
+}
+
+/* Logits with the sequence's penalties. */
+static enum ek_status penalize(struct wave *w, struct wave_seq *s, const float *logits,
+                               uint32_t vocab)
+{
+    if (w->row == NULL && (w->row = ek_calloc(vocab, sizeof(*w->row))) == NULL)
+        return EK_ENOMEM;
+    if (s->seen == NULL) { /* this is its first token */
+        if ((s->seen = ek_calloc(vocab, sizeof(*s->seen))) == NULL)
+            return EK_ENOMEM;
+        for (size_t i = 0; i < s->prompt->n; i++)
+            s->seen[s->prompt->ids[i]] = 1;
+    }
+    memcpy(w->row, logits, vocab * sizeof(*logits));
+    return ek_penalize(s->opt->penalties, s->seen, vocab, w->row);
+}
+
+static enum ek_status choose_here(struct wave *w, struct wave_seq *s, const float *logits,
+                                  int32_t *id)
+{
+    uint32_t vocab = ek_engine_model(w->e)->config.vocab;
+
+    if (s->opt->penalties != NULL) {
+        EK_TRY(penalize(w, s, logits, vocab));
+        logits = w->row;
+    }
+    return ek_sample(&s->opt->sampling, logits, vocab, &s->random, id);
 }
 
 /* Token of a row of a step's results. What was computed for a sequence that has ended meanwhile is
@@ -254,7 +294,7 @@ static enum ek_status choose(struct wave *w, struct wave_seq *s, const float *lo
         return EK_OK;
     }
     if (needs_logits(w, s))
-        EK_TRY(ek_sample(&s->opt->sampling, of_row, vocab, &s->random, &id));
+        EK_TRY(choose_here(w, s, of_row, &id));
     EK_TRY(ek_drawn_check(id));
     if (s->opt->on_logits != NULL)
         s->opt->on_logits(s->opt->user, s->index, id, of_row);
@@ -654,6 +694,8 @@ static void retire(struct wave *w, const struct ek_generations *to)
             continue;
         keep(w, i);
         s->open = false;
+        free(s->seen);
+        s->seen = NULL;
         to->ended(to->user, s->generation);
     }
 }

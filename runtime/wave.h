@@ -14,6 +14,7 @@ struct wave_seq {
     size_t index;                          /* of the prompt, for the callback */
     uint32_t slot;                         /* of the engine */
     uint64_t random;                       /* the stream of draws */
+    uint32_t *seen;                        /* as of ek_penalize; NULL: not asked for, yet */
     size_t filled;                         /* tokens of the prompt in the cache, or on their way */
     size_t held;    /* of them in steps that are submitted, so that others may share them */
     int32_t last;   /* newest token */
@@ -50,6 +51,7 @@ struct wave {
     uint32_t *order;          /* [n] ring: sequences whose prompts wait, in the order they came */
     uint64_t n_queued;        /* put into it */
     bool draws;               /* on the device of the head; else (not greedy) from logits, here */
+    float *row;               /* [vocab] logits with penalties; NULL: not asked for, yet */
     struct ek_draw *drawn;    /* [n] of a step */
     size_t most;
     int32_t *positions;        /* [3][most]; NULL: no prompt says any */

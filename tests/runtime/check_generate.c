@@ -333,6 +333,87 @@ START_TEST(prompts_that_join_others_get_the_answer_that_they_get_alone)
 }
 END_TEST
 
+/* ---- penalties */
+START_TEST(penalties_that_take_nothing_change_nothing)
+{
+    static const struct ek_penalties none = EK_PENALTIES_NONE;
+
+    for (int k = 0; k < 2; k++) {
+        struct ek_generate_options opt = {.sampling = {k * 0.8, 40, 0.95, 0.01, 77},
+                                          .max_tokens = 20};
+        struct ek_completion *want = generate(plan_of(2, 3, 2, 16), &opt, NULL), *got;
+        opt.penalties = &none;
+        got = generate(plan_of(2, 3, 2, 16), &opt, NULL);
+        must_be_equal(got, want);
+        ek_completions_free(got, PROMPTS);
+        ek_completions_free(want, PROMPTS);
+    }
+}
+END_TEST
+
+static const struct {
+    struct ek_penalties p;
+    bool with_prompt; /* no token of the prompt is said either */
+} penalties[] = {{{.repetition = 1, .presence = 1000}, false},
+                 {{.repetition = 1, .frequency = 1000}, false},
+                 {{.repetition = 1e6f, .presence = 1000}, true}};
+
+/* One that the others do not have: no token is said twice by it, what they say stays. */
+START_TEST(a_penalty_keeps_its_sequence_from_saying_a_token_again)
+{
+    struct ek_plan *p = plan_of(2, 3, 2, 16);
+    struct ek_engine *e = open_engine(model, p);
+    struct arrivals a = {.next = 0};
+    struct ek_generations from = {.next = arrive, .ended = leave, .user = &a};
+    const struct ek_completion *one = &a.all[2].out;
+    const struct ek_prompt *said = &prompts[2];
+
+    for (int i = 0; i < PROMPTS; i++)
+        a.all[i] = (struct ek_generation){.prompt = prompts[i],
+                                          .opt = {.sampling = {0.8 * (i % 2), 0, 1, 0, 7},
+                                                  .max_tokens = 40}};
+    a.all[2].opt.penalties = &penalties[_i].p;
+    ck_ok(ek_generate_stream(e, &from));
+    ck_assert_uint_eq(one->n, 40);
+    for (size_t i = 0; i < one->n; i++) {
+        for (size_t k = 0; k < i; k++)
+            ck_assert_int_ne(one->ids[i], one->ids[k]);
+        for (size_t k = 0; penalties[_i].with_prompt && k < said->n; k++)
+            ck_assert_int_ne(one->ids[i], said->ids[k]);
+    }
+    for (int i = 0; i < PROMPTS; i++) {
+        struct ek_completion *want = NULL;
+        ck_ok(ek_generate(e, &prompts[i], 1, &a.all[i].opt, &want, NULL));
+        ck_assert_mem_eq(a.all[i].out.ids, want->ids, want->n * sizeof(*want->ids));
+        ek_completions_free(want, 1);
+        free(a.all[i].out.ids);
+    }
+    ek_engine_close(e);
+    ek_plan_free(p);
+}
+END_TEST
+
+START_TEST(a_bias_makes_a_token_win_and_one_beyond_the_vocabulary_is_refused)
+{
+    struct ek_bias bias = {.id = 123, .add = 1000};
+    const struct ek_penalties p = {.biases = &bias, .n_biases = 1, .repetition = 1};
+    struct ek_generate_options opt = {
+        .sampling = EK_SAMPLING_GREEDY, .max_tokens = 5, .penalties = &p};
+    struct ek_plan *plan = plan_of(1, 2, 1, 16);
+    struct ek_engine *e = open_engine(model, plan);
+    struct ek_completion *c = NULL;
+
+    ck_ok(ek_generate(e, prompts, 2, &opt, &c, NULL));
+    for (size_t i = 0; i < 5; i++)
+        ck_assert(c[0].ids[i] == 123 && c[1].ids[i] == 123);
+    ek_completions_free(c, 2);
+    bias.id = (int32_t)model->config.vocab;
+    ck_assert_int_eq(ek_generate(e, prompts, 2, &opt, &c, NULL), EK_EUSAGE);
+    ek_engine_close(e);
+    ek_plan_free(plan);
+}
+END_TEST
+
 /* ---- prompts that go on from others */
 enum { TURNS = 6, FIRST = 40, ANSWERED = 20 };
 
@@ -561,6 +642,10 @@ int main(void)
     tcase_add_test(tc, an_interrupt_gives_what_there_is_and_frees_the_engine);
     tcase_add_test(tc, impossible_requests_are_refused);
     tcase_add_loop_test(tc, prompts_that_join_others_get_the_answer_that_they_get_alone, 0, 3);
+    tcase_add_test(tc, penalties_that_take_nothing_change_nothing);
+    tcase_add_loop_test(tc, a_penalty_keeps_its_sequence_from_saying_a_token_again, 0,
+                        EK_ARRAY_LEN(penalties));
+    tcase_add_test(tc, a_bias_makes_a_token_win_and_one_beyond_the_vocabulary_is_refused);
     tcase_add_loop_test(tc, a_prompt_that_begins_as_another_did_is_computed_from_where_they_part, 0,
                         4);
     tcase_add_loop_test(tc, prompts_that_begin_alike_share_what_is_computed_once, 0, 6);

@@ -207,6 +207,39 @@ START_TEST(the_ends_of_the_random_numbers_are_the_ends_of_what_is_left)
 }
 END_TEST
 
+START_TEST(penalties_are_of_what_the_prompt_and_the_answer_have)
+{
+    static const struct ek_bias biases[] = {{0, 3}, {3, -1.5f}};
+    static const uint32_t seen[] = {0, 1, 2, 7, 0}; /* prompt; once; prompt and three times */
+    static const struct {
+        struct ek_penalties p;
+        float want[5];
+    } ways[] = {
+        {EK_PENALTIES_NONE, {1, 2, -2, 4, 0}},
+        {{.repetition = 1, .presence = 0.5f}, {1, 2, -2.5f, 3.5f, 0}},
+        {{.repetition = 1, .frequency = 0.25f}, {1, 2, -2.25f, 3.25f, 0}},
+        {{.repetition = 2}, {1, 1, -4, 2, 0}},
+        {{.repetition = 1, .biases = biases, .n_biases = 2}, {4, 2, -2, 2.5f, 0}},
+        {{.repetition = 2, .biases = biases, .n_biases = 2, .frequency = 1, .presence = -1},
+         {4, 1, -4, 1.25f - 2, 0}},
+    };
+    static const struct ek_penalties bad[] = {{.repetition = 0},
+                                              {.repetition = NAN},
+                                              {.repetition = 1, .presence = INFINITY},
+                                              {.repetition = 1, .biases = biases, .n_biases = 2}};
+    float logits[5];
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(ways); i++) {
+        memcpy(logits, ways[0].want, sizeof(logits));
+        ck_ok(ek_penalize(&ways[i].p, seen, 5, logits));
+        for (int k = 0; k < 5; k++)
+            ck_assert_msg(logits[k] == ways[i].want[k], "%zu, %d: %g", i, k, (double)logits[k]);
+    }
+    for (size_t i = 0; i < EK_ARRAY_LEN(bad); i++)
+        ck_assert_int_eq(ek_penalize(&bad[i], seen, 3, logits), EK_EUSAGE);
+}
+END_TEST
+
 START_TEST(bad_settings_and_logits_are_refused)
 {
     static const struct ek_sampling bad[] = {{-1, 0, 1, 0, 0},  {NAN, 0, 1, 0, 0},
@@ -241,6 +274,7 @@ int main(void)
     tcase_add_test(tc, equals_of_the_kth_stay);
     tcase_add_test(tc, what_is_left_is_what_a_sort_leaves);
     tcase_add_test(tc, the_ends_of_the_random_numbers_are_the_ends_of_what_is_left);
+    tcase_add_test(tc, penalties_are_of_what_the_prompt_and_the_answer_have);
     tcase_add_test(tc, bad_settings_and_logits_are_refused);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_ENV);
