@@ -31,13 +31,13 @@ struct ek_progress *ek_progress_new(const char *what, uint64_t total)
 /* Time left by proportion; "" until a twentieth is done. */
 static void time_left(const struct ek_progress *p, uint64_t done, uint64_t now, char *buf, size_t n)
 {
-    char unit[EK_UNIT_LEN];
     double elapsed = (double)(now - p->start_ns) * 1e-9;
+    double left = done > 0 ? elapsed * (double)(p->total - done) / (double)done : 0;
 
     buf[0] = '\0';
     if (done > 0 && done * 20 >= p->total && done < p->total)
-        snprintf(buf, n, ", %s left",
-                 ek_format_seconds(unit, elapsed * (double)(p->total - done) / (double)done));
+        snprintf(buf, n, left < 120 ? ", %.0f s left" : ", %.0f min left",
+                 left < 120 ? left : left / 60);
 }
 
 void ek_progress_set(struct ek_progress *p, uint64_t done, const char *detail)
@@ -52,12 +52,13 @@ void ek_progress_set(struct ek_progress *p, uint64_t done, const char *detail)
     time_left(p, done, now, left, sizeof(left));
     if (p->tty) {
         int full = p->total ? (int)(BAR_WIDTH * done / p->total) : 0;
-        fprintf(stderr, "\r\033[K%s [%.*s%*s] %llu/%llu%s %s", p->what ? p->what : "", full,
+        fprintf(stderr, "\r\033[K%s [%.*s%*s] %llu/%llu%s%s%s", p->what ? p->what : "", full,
                 "########################", BAR_WIDTH - full, "", (unsigned long long)done,
-                (unsigned long long)p->total, left, detail ? detail : "");
+                (unsigned long long)p->total, left, detail ? ": " : "", detail ? detail : "");
     } else {
-        fprintf(stderr, "evenkeel: %s %llu/%llu%s %s\n", p->what ? p->what : "",
-                (unsigned long long)done, (unsigned long long)p->total, left, detail ? detail : "");
+        fprintf(stderr, "evenkeel: %s %llu/%llu%s%s%s\n", p->what ? p->what : "",
+                (unsigned long long)done, (unsigned long long)p->total, left, detail ? ": " : "",
+                detail ? detail : "");
     }
     fflush(stderr);
 }

@@ -318,22 +318,31 @@ static void print_pairs(const struct report *r)
     ek_table_free(t);
 }
 
+static const char *format_peak(char buf[EK_UNIT_LEN], double flops)
+{
+    bool tera = flops >= 1e12;
+
+    snprintf(buf, EK_UNIT_LEN, "%.1f %s", flops / (tera ? 1e12 : 1e9),
+             tera ? "TFLOP/s" : "GFLOP/s");
+    return buf;
+}
+
 static void print_report(const struct report *r)
 {
     struct ek_table *t =
         ek_table_new(r->measured ? "device|model|units|>memory|>free|>read|>copy|>F32|>BF16"
                                  : "device|model|units|>memory|>free");
-    char b[5][EK_UNIT_LEN];
+    char b[6][EK_UNIT_LEN];
 
     for (size_t i = 0; i < r->n; i++) {
         const struct ek_device *d = r->entries[i].dev;
         const struct ek_ceilings *c = &r->entries[i].ceilings;
         char measured[160] = "";
         if (r->measured)
-            snprintf(measured, sizeof(measured), "|%s|%s|%.1f GFLOP/s|%.1f GFLOP/s",
+            snprintf(measured, sizeof(measured), "|%s|%s|%s|%s",
                      ek_format_rate(b[2], c->read_bandwidth),
-                     ek_format_rate(b[3], c->copy_bandwidth), c->peak_f32 * 1e-9,
-                     c->peak_bf16 * 1e-9);
+                     ek_format_rate(b[3], c->copy_bandwidth), format_peak(b[4], c->peak_f32),
+                     format_peak(b[5], c->peak_bf16));
         ek_table_row(t, "%s|%s|%u %s|%s|%s%s", d->spec.name, d->info.model, d->info.n_units,
                      d->info.simd[0] ? d->info.simd : "SMs",
                      ek_format_bytes(b[0], d->info.memory_total),
@@ -349,7 +358,8 @@ static void print_report(const struct report *r)
     t = ek_table_new("link|mechanism|>latency|>bandwidth|>residual");
     for (size_t i = 0; i < r->n_links; i++)
         ek_table_row(t, "%s -> %s|%s|%s|%s|%.1f %%", r->links[i].from, r->links[i].to,
-                     r->links[i].mechanism, ek_format_seconds(b[0], r->links[i].alpha_s),
+                     r->links[i].mechanism,
+                     r->links[i].alpha_s > 0 ? ek_format_seconds(b[0], r->links[i].alpha_s) : "-",
                      ek_format_rate(b[1], r->links[i].beta_bytes_s), 100 * r->links[i].residual);
     ek_table_print(t, stdout);
     ek_table_free(t);
