@@ -41,6 +41,9 @@ struct ek_command {
     bool passthrough; /* arguments go unchanged to evenkeel-plan */
 };
 
+#define EK_WHAT_IT_DOES                                                                            \
+    "decides which device holds which layer of a model, runs it that way, checks it"
+
 extern const struct ek_command ek_cmd_devices, ek_cmd_model, ek_cmd_profile, ek_cmd_plan,
     ek_cmd_run, ek_cmd_serve, ek_cmd_check, ek_cmd_bench, ek_cmd_export, ek_cmd_report,
     ek_cmd_simulate, ek_cmd_cluster, ek_cmd_hardware;
@@ -69,7 +72,9 @@ enum ek_status ek_arg_dtype(const struct ek_args *a, const char *name,
 enum ek_status ek_arg_required(const struct ek_args *a, const char *name, const char **out);
 
 void ek_help_print(const struct ek_command *c, FILE *out);
-void ek_help_man(const struct ek_command *c, FILE *out); /* roff source of evenkeel-NAME(1) */
+/* Roff source of evenkeel-NAME(1), and of evenkeel(1). */
+void ek_help_man(const struct ek_command *c, FILE *out);
+void ek_help_man_all(const struct ek_command *const *commands, size_t n, FILE *out);
 /* A bash script that completes subcommands, options and file names. */
 void ek_help_completion(const struct ek_command *const *commands, size_t n, FILE *out);
 /* Edit distance, for "did you mean"; whether a word so far from the n letters typed is worth

@@ -3,7 +3,31 @@
  * --help and man pages, both from the tables of the subcommands. */
 #include "cli/cli.h"
 
+#include <ctype.h>
 #include <string.h>
+
+enum { LEFT = 29, WIDTH = 80 }; /* columns before an option's text, and of a line */
+
+/* Words of a paragraph from column `left` on, where the first of them goes. */
+static void print_wrapped(const char *text, size_t left, FILE *out)
+{
+    size_t column = left;
+
+    while (*text) {
+        size_t n = strcspn(text, " \n");
+        if (column > left && column + 1 + n > WIDTH) {
+            fprintf(out, "\n%*s", (int)left, "");
+            column = left;
+        } else if (column > left) {
+            fputc(' ', out);
+            column++;
+        }
+        fwrite(text, 1, n, out);
+        column += n;
+        text += n + (text[n] != '\0');
+    }
+    fputc('\n', out);
+}
 
 static void print_options(const struct ek_option *table, FILE *out)
 {
@@ -12,7 +36,8 @@ static void print_options(const struct ek_option *table, FILE *out)
     for (const struct ek_option *o = table; o && o->name; o++) {
         snprintf(left, sizeof(left), "--%s%s%s", o->name, o->argument ? " " : "",
                  o->argument ? o->argument : "");
-        fprintf(out, "  %-26s %s\n", left, o->help);
+        fprintf(out, "  %-*s ", LEFT - 3, left);
+        print_wrapped(o->help, LEFT, out);
     }
 }
 
@@ -20,14 +45,15 @@ void ek_help_print(const struct ek_command *c, FILE *out)
 {
     fprintf(out, "usage: evenkeel %s %s%s[options]\n\n%s.\n", c->name, c->operands,
             c->operands[0] ? " " : "", c->summary);
-    if (c->description)
-        fprintf(out, "\n%s\n", c->description);
+    if (c->description) {
+        fputc('\n', out);
+        print_wrapped(c->description, 0, out);
+    }
     fputs("\noptions:\n", out);
     print_options(c->options, out);
     print_options(ek_common_options, out);
-    fputs("\nexit codes: 0 yes, 1 no, 2 usage, 3 environment, 4 bad file, 5 unproven, 6 device "
-          "failed, "
-          "130 interrupted\n",
+    fputs("\nexit codes: 0 yes, 1 no, 2 usage, 3 environment, 4 bad file, 5 unproven,\n"
+          "            6 device failed, 130 interrupted\n",
           out);
 }
 
@@ -102,13 +128,30 @@ void ek_help_completion(const struct ek_command *const *commands, size_t n, FILE
           out);
 }
 
+/* .TH and the name; the title in capitals, as manuals have it. */
+static void man_begin(const char *name, const char *summary, FILE *out)
+{
+    fputs(".TH EVENKEEL", out);
+    for (const char *c = name; *c; c++)
+        fputc(toupper((unsigned char)*c), out);
+    fprintf(out, " 1 \"\" \"evenkeel\" \"User Commands\"\n.SH NAME\nevenkeel%s \\- ", name);
+    roff(summary, out);
+}
+
+static void man_end(FILE *out)
+{
+    fputs(".SH EXIT STATUS\n0 yes; 1 no (infeasible, logits differ); 2 usage; 3 the environment; "
+          "4 a malformed or unsupported file; 5 stopped before the proof; 6 a device failed; "
+          "130 interrupted.\n",
+          out);
+}
+
 void ek_help_man(const struct ek_command *c, FILE *out)
 {
-    fprintf(out,
-            ".TH EVENKEEL\\-%s 1 \"\" \"evenkeel\" \"User Commands\"\n.SH NAME\n"
-            "evenkeel\\-%s \\- ",
-            c->name, c->name);
-    roff(c->summary, out);
+    char name[64];
+
+    snprintf(name, sizeof(name), "-%s", c->name);
+    man_begin(name, c->summary, out);
     fprintf(out, "\n.SH SYNOPSIS\n.B evenkeel %s\n", c->name);
     if (c->operands[0])
         fprintf(out, ".I %s\n", c->operands);
@@ -121,8 +164,17 @@ void ek_help_man(const struct ek_command *c, FILE *out)
     } else {
         fputc('\n', out);
     }
-    fputs(".SH EXIT STATUS\n0 yes; 1 no (infeasible, logits differ); 2 usage; 3 the environment; "
-          "4 a malformed or unsupported file; 5 stopped before the proof; 6 a device failed; "
-          "130 interrupted.\n",
-          out);
+    man_end(out);
+}
+
+void ek_help_man_all(const struct ek_command *const *commands, size_t n, FILE *out)
+{
+    man_begin("", EK_WHAT_IT_DOES, out);
+    fputs("\n.SH SYNOPSIS\n.B evenkeel\n.I COMMAND\n[options]\n.SH COMMANDS\n", out);
+    for (size_t i = 0; i < n; i++) {
+        fprintf(out, ".TP\n.BR evenkeel\\-%s (1)\n", commands[i]->name);
+        roff(commands[i]->summary, out);
+        fputc('\n', out);
+    }
+    man_end(out);
 }

@@ -38,9 +38,7 @@ void ek_catch_interrupts(void)
 
 static void print_overview(FILE *out)
 {
-    fputs("usage: evenkeel COMMAND ...\n\n"
-          "Decides which device holds which layer of a model, runs it that way, checks it.\n\n",
-          out);
+    fputs("usage: evenkeel COMMAND ...\n\n" EK_WHAT_IT_DOES ".\n\n", out);
     for (size_t i = 0; i < EK_ARRAY_LEN(commands); i++)
         fprintf(out, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
     fputs("\n  help COMMAND, --help, --version\n", out);
@@ -82,10 +80,12 @@ static enum ek_status help(int argc, char **argv)
         ek_help_completion(commands, EK_ARRAY_LEN(commands), stdout);
         return EK_OK;
     }
-    if (name == NULL) {
+    if (name == NULL && man)
+        ek_help_man_all(commands, EK_ARRAY_LEN(commands), stdout);
+    else if (name == NULL)
         print_overview(stdout);
+    if (name == NULL)
         return EK_OK;
-    }
     if (c == NULL)
         return unknown_command(name);
     if (c->passthrough && !man) {

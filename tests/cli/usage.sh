@@ -16,8 +16,14 @@ for command in devices model profile run serve check bench; do
     says '--json'
     expect 0 evenkeel help $command
     expect 0 evenkeel help --man $command
-    says "^.TH EVENKEEL"
+    says "^.TH EVENKEEL-"
 done
+expect 0 evenkeel help --man
+says "^.TH EVENKEEL 1"
+says 'evenkeel.-serve (1)'
+expect 0 evenkeel help serve
+[ -z "$(awk 'length > 80' "$scratch/out")" ] ||
+    { echo "FAILED: help is wider than 80 columns"; failures=$((failures + 1)); }
 expect 2 evenkeel
 expect 2 evenkeel modle
 warns 'could be: model'
@@ -34,8 +40,8 @@ expect 2 evenkeel check x --json=yes
 warns 'takes no value'
 expect 2 evenkeel serve x --plan y --context 9
 warns 'not with --plan'
-for wrong in "--ids 1,2 --system x" "--ids 1,2 --raw" "--ids 1,2 --prompt x --raw" "--ids 1 --fps 3" \
-    "--prompt x --fps 3" "--prompt x --image x --fps 3" "--prompt x --image-as white"; do
+for wrong in "--ids 1,2 --system x" "--ids 1,2 --raw" "--ids 1,2 --prompt x --raw" \
+    "--ids 1 --fps 3" "--prompt x --fps 3" "--prompt x --image x --fps 3" "--prompt x --image-as white"; do
     expect 2 evenkeel run x $wrong
     one_line
 done
