@@ -5,7 +5,8 @@ dnl before it, which GPUs that are none of them compile for themselves.
 dnl Says yes only after nvcc has compiled a kernel and the libraries are there; an explicit
 dnl --with-cuda that cannot be met is an error. Sets NVCC, NVCC_GENCODE, CUDA_CPPFLAGS, CUDA_LIBS.
 AC_DEFUN([EK_CUDA], [
-AC_ARG_WITH([cuda], [AS_HELP_STRING([--with-cuda@<:@=DIR@:>@], [CUDA toolkit (default: found by itself)])],
+AC_ARG_WITH([cuda], [AS_HELP_STRING([--with-cuda@<:@=DIR@:>@],
+    [CUDA toolkit (default: found by itself)])],
     [], [with_cuda=check])
 AC_ARG_WITH([cuda-arch], [AS_HELP_STRING([--with-cuda-arch="80 86 89 90 PTX"],
     [compute capabilities; PTX: of the one before, for later GPUs])],
@@ -21,7 +22,7 @@ AS_IF([test "x$with_cuda" != xno], [
             [ek_cuda_home=`dirname "\`readlink -f "$ek_nvcc_path"\`"`/..])])
     AS_IF([test -n "$ek_cuda_home"], [EK_CUDA_TRY])
     AS_IF([test "x$ek_cuda" = xno && test "x$with_cuda" != xcheck],
-        [AC_MSG_ERROR([--with-cuda: no working CUDA toolkit with cuBLAS, CUPTI and NCCL was found])])
+        [AC_MSG_ERROR([--with-cuda: no CUDA toolkit that works, with cuBLAS, CUPTI and NCCL])])
 ])
 AM_CONDITIONAL([HAVE_CUDA], [test "x$ek_cuda" != xno])
 AC_SUBST([NVCC])
@@ -45,7 +46,8 @@ done
 CUDA_LIBDIR=$ek_cuda_home/lib64
 AS_IF([test ! -d "$CUDA_LIBDIR"], [CUDA_LIBDIR=$ek_cuda_home/lib])
 CUDA_CPPFLAGS="-isystem $ek_cuda_home/include"
-ek_cuda_libs="-L$CUDA_LIBDIR -L$ek_cuda_home/extras/CUPTI/lib64 -L$CUDA_LIBDIR/stubs -lcublasLt -lcublas -lcupti -lnccl -lcudart -lstdc++"
+ek_cuda_libs="-L$CUDA_LIBDIR -L$ek_cuda_home/extras/CUPTI/lib64 -L$CUDA_LIBDIR/stubs"
+ek_cuda_libs="$ek_cuda_libs -lcublasLt -lcublas -lcupti -lnccl -lcudart -lstdc++"
 CUDA_LIBS="-Wl,--as-needed $ek_cuda_libs -Wl,-rpath,$CUDA_LIBDIR"
 AC_MSG_CHECKING([for a working CUDA toolkit in $ek_cuda_home])
 mkdir -p conftest.cuda
@@ -55,9 +57,21 @@ cat > conftest.cuda/t.cu <<'_EOF'
 #include <cupti.h>
 #include <nccl.h>
 __global__ void k(float *x) { x[[0]] = 1; }
-int main() { k<<<1,1>>>(0); cublasLtHandle_t h; cublasLtCreate(&h); int v; ncclGetVersion(&v); uint32_t c; cuptiGetVersion(&c); return 0; }
+int main()
+{
+    cublasLtHandle_t h;
+    uint32_t c;
+    int v;
+
+    k<<<1, 1>>>(0);
+    cublasLtCreate(&h);
+    ncclGetVersion(&v);
+    cuptiGetVersion(&c);
+    return 0;
+}
 _EOF
-AS_IF([$NVCC $NVCC_GENCODE $CUDA_CPPFLAGS -o conftest.cuda/t conftest.cuda/t.cu $ek_cuda_libs >conftest.cuda/log 2>&1],
+AS_IF([$NVCC $NVCC_GENCODE $CUDA_CPPFLAGS -o conftest.cuda/t conftest.cuda/t.cu $ek_cuda_libs \
+        >conftest.cuda/log 2>&1],
     [ek_cuda="$ek_cuda_home (sm $ek_cuda_arch)"; AC_MSG_RESULT([yes])
      AC_DEFINE([HAVE_CUDA], [1], [CUDA, cuBLAS, CUPTI and NCCL])],
     [AC_MSG_RESULT([no]); cat conftest.cuda/log >&AS_MESSAGE_LOG_FD])

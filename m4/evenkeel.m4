@@ -19,11 +19,13 @@ AC_DEFUN([EK_ENABLE_FUZZING], [
 AC_ARG_ENABLE([fuzzing], [AS_HELP_STRING([--enable-fuzzing], [build libFuzzer targets (CC=clang)])])
 AM_CONDITIONAL([FUZZING], [test "x$enable_fuzzing" = xyes])
 AS_IF([test "x$enable_fuzzing" = xyes], [
-    EK_SAN="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"])
+    EK_SAN="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined"
+    EK_SAN="$EK_SAN -fno-omit-frame-pointer"])
 ])
 
 AC_DEFUN([EK_WARNINGS], [
-EK_WARN="-Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes -Wwrite-strings -Wvla -Wformat=2"
+EK_WARN="-Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes"
+EK_WARN="$EK_WARN -Wwrite-strings -Wvla -Wformat=2"
 AC_ARG_ENABLE([werror], [AS_HELP_STRING([--enable-werror], [warnings are errors])])
 AS_IF([test "x$enable_werror" = xyes], [EK_WARN="$EK_WARN -Werror"])
 AC_SUBST([EK_WARN])

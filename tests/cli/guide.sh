@@ -9,7 +9,12 @@ ln -s "$top/tests" tests
 small=tests/fixtures/reference/deepseek-vl2-tiny
 
 # Where the guide has its real model, a small one with its own reference and number of layers.
-awk '/^ +/ { sub(/^ +/, ""); if (sub(/\\$/, "")) { kept = kept $0; next } print kept $0; kept = "" }' \
+awk '/^ +/ {
+    sub(/^ +/, "")
+    if (sub(/\\$/, "")) { kept = kept $0; next }
+    print kept $0
+    kept = ""
+}' \
     "$top/docs/guide.md" | grep -E '^(evenkeel|echo|MODEL=|PICTURES=|DEVICES=)' |
     sed -e "s,^MODEL=models/.*,MODEL=$small," -e 's/\[12,18\]/[1,1]/' \
         -e 's,--reference tests/[^ ]*/chat\.,--reference $MODEL/reference.,' \

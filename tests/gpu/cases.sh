@@ -49,8 +49,8 @@ against() { # LABEL plan-options...
     try "$name-load" "$label" "$model" "$db" $load --devices "$names" "$@"
 }
 
-say 0 profile "$model" --db "$db" --devices "$(devices "$most")" --max-batch "$batch" --max-prompt "$prompt" \
-    --max-context "$context" --quiet || exit 1
+say 0 profile "$model" --db "$db" --devices "$(devices "$most")" --max-batch "$batch" \
+    --max-prompt "$prompt" --max-context "$context" --quiet || exit 1
 for what in ${WHAT:-load decode}; do
     case $what in
     load | few)

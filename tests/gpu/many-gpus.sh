@@ -3,8 +3,8 @@
 # What several GPUs are asked for, all in one call of under ten minutes, on however many there are:
 #   links   the device report: every ordered pair by every mechanism, alone and all at once; what a
 #           hand-over costs a decode step
-#   cases   one model over one and all GPUs and under worse plans, few and many sequences; over 4 and
-#           8 devices, declared on the GPUs where there are fewer (cases.sh)
+#   cases   one model over one and all GPUs and under worse plans, few and many sequences; over 4
+#           and 8 devices, declared on the GPUs where there are fewer (cases.sh)
 #   vl2 tokens qwen   the known cases of vision-language models (vl-cases.sh)
 #   larger  a larger model, on one and on all GPUs
 #   beside  transformers with the models above, accelerate's balanced map over the same GPUs

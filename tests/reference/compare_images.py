@@ -4,8 +4,8 @@
 
     compare_images.py --pixels build/tests/model/pixels [PICTURE...]
 
-Makes pictures (smooth, noisy, drawn, photograph-like; every mode that PNG and JPEG store; sizes from
-1 to 3000, extreme ratios) and decodes each as stored, on white and upright; then Qwen2.5-VL's
+Makes pictures (smooth, noisy, drawn, photograph-like; every mode that PNG and JPEG store; sizes
+from 1 to 3000, extreme ratios) and decodes each as stored, on white and upright; then Qwen2.5-VL's
 resizing and DeepSeek-VL2's global and local view. More pictures may be given. Prints a Markdown
 report; exits 1 on a difference that the bars do not allow. Needs Pillow 12.0 and numpy."""
 
@@ -27,7 +27,8 @@ CANDIDATES = [(384 * w, 384 * h) for w, h in
                (1, 6), (6, 1), (2, 3), (3, 2), (1, 7), (7, 1), (1, 8), (8, 1), (2, 4), (4, 2),
                (1, 9), (9, 1), (3, 3)]]  # fmt: skip
 SIZES = [(1, 1), (1, 90), (90, 1), (2, 3), (16, 16), (17, 33), (640, 480), (333, 500), (1000, 40),
-         (41, 900), (1600, 1200), (768, 767), (384, 384), (97, 101), (3000, 16), (224, 224)]  # fmt: skip
+         (41, 900), (1600, 1200), (768, 767), (384, 384), (97, 101), (3000, 16),
+         (224, 224)]  # fmt: skip
 
 
 def photograph(rng, w, h):

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Quantised checkpoints of a trained model, made by the libraries' own code, and `evenkeel check` on them.
+"""Quantised checkpoints of a trained model, made by the libraries' own code, and `evenkeel check`
+on them.
 
 usage: make_quantised.py FILE.gguf LIBRARIES EVENKEEL [FOLDER [VARIANT ...]]
 
 FILE.gguf: SmolLM2-135M-Instruct, whose dequantised weights are the trained model. LIBRARIES: a
 folder with auto_gptq (0.7.1) and awq (autoawq 0.2.7), as `pip install --no-deps --target` leaves
 them. GPTQ's weights are found by auto_gptq's GPTQ on the activations of a text and packed by its
-QuantLinear; AWQ's are rounded to their groups' range and packed by awq's WQLinear_GEMM; FP8 is made by
-transformers' Fp8Quantize. The reference's weights are what the same libraries decode, its logits
+QuantLinear; AWQ's are rounded to their groups' range and packed by awq's WQLinear_GEMM; FP8 is made
+by transformers' Fp8Quantize. The reference's weights are what the same libraries decode, its logits
 LlamaForCausalLM's in fp32. FOLDER keeps the checkpoints.
 """
 
@@ -197,10 +198,12 @@ def main(path, folder, evenkeel, keep=None, *wanted):
             tool.write(
                 at / "reference.safetensors", tool.tensors_of(ids, logits), name, "float32", 0
             )
-            print(f"{name}: {sum(f.stat().st_size for f in at.iterdir()) / 1e6:.0f} MB, loss "
-                  f"{loss_of(logits, ids):.3f}, before quantising {loss_of(plain, ids):.3f}")  # fmt: skip
+            size = sum(f.stat().st_size for f in at.iterdir()) / 1e6
+            print(f"{name}: {size:.0f} MB, loss {loss_of(logits, ids):.3f}, before quantising "
+                  f"{loss_of(plain, ids):.3f}")  # fmt: skip
+            check = [evenkeel, "check", str(at), "--quiet"]
             done = subprocess.run(
-                [evenkeel, "check", str(at), "--reference", str(at / "reference.safetensors"), "--quiet"],
+                [*check, "--reference", str(at / "reference.safetensors")],
                 capture_output=True, text=True)  # fmt: skip
             print(f"  {done.stdout}{done.stderr}".rstrip(), flush=True)
             bad += done.returncode != 0

@@ -126,9 +126,9 @@ FPS = 0.7  # 2 / 0.7 seconds a grid: truncated only after the multiplication, 5 
 
 
 def video_positions(ids, video_id, grid, per_second, seconds_per_grid):
-    """[3, T] for text with one video: a grid's t is p + trunc(i * seconds * per_second), and the text
-    goes on after the greatest position of all rows, as in the releases (4.49 to 4.57) with which
-    these models came. transformers 5 goes on after the longer side of a frame."""
+    """[3, T] for text with one video: a grid's t is p + trunc(i * seconds * per_second), and the
+    text goes on after the greatest position of all rows, as in the releases (4.49 to 4.57) with
+    which these models came. transformers 5 goes on after the longer side of a frame."""
     t, h, w = (int(n) for n in grid)
     out, p, at = [], 0, 0
     while at < len(ids):

@@ -4,8 +4,8 @@
     python make_smollm2.py SmolLM2-135M-Instruct.Q4_1.gguf
 
 The GGUF's own dequantised weights are what both sides compute with, so quantisation is no part of
-the difference. The q and k rows, which the GGUF stores in the order of interleaved rotary pairs, are
-put back into the half-split order of Hugging Face first."""
+the difference. The q and k rows, which the GGUF stores in the order of interleaved rotary pairs,
+are put back into the half-split order of Hugging Face first."""
 
 import sys
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own reading of Pillow's 8-bit bicubic resizing, in integers as a C program would do it, and of
-both families' sizes; run as a script it holds the committed vectors against it."""
+"""Our own reading of Pillow's 8-bit bicubic resizing, in integers as a C program would do it, and
+of both families' sizes; run as a script it holds the committed vectors against it."""
 
 import json
 import math

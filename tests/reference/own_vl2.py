@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own reading of DeepSeek-VL2: tiling, tower, projector and layout of the image tokens, fp64."""
+"""Our own reading of DeepSeek-VL2: tiling, tower, projector, layout of image tokens, in fp64."""
 
 import json
 import math

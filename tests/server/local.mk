@@ -9,8 +9,8 @@ tests_server_check_request_LDADD = $(SERVER_TEST_LIBS)
 
 check_PROGRAMS += tests/server/check_serve
 TESTS += tests/server/check_serve
-tests_server_check_serve_SOURCES = tests/server/check_serve.c tests/server/live.c tests/server/live.h \
-	tests/runtime/support.c
+tests_server_check_serve_SOURCES = tests/server/check_serve.c tests/server/live.c \
+	tests/server/live.h tests/runtime/support.c
 tests_server_check_serve_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_server_check_serve_LDADD = $(SERVER_TEST_LIBS)
 
