@@ -27,7 +27,8 @@ static enum ek_status check(const struct ek_engine *e, const struct ek_prompt *p
             return ek_error(EK_EUSAGE,
                             "generate: prompt %zu has %zu tokens; the context holds 1 to %u", i,
                             prompts[i].n, context);
-    return EK_OK;
+    return opt->penalties ? ek_penalties_check(opt->penalties, ek_engine_model(e)->config.vocab)
+                          : EK_OK;
 }
 
 static void add_timing(struct ek_generate_timing *t, const struct wave *w, uint64_t start,

@@ -351,10 +351,10 @@ enum ek_status ek_sampling_draw(const struct ek_sampling *s, uint64_t *state, st
 /* EK_EDEVICE when a drawn id says that the logits were not finite. */
 enum ek_status ek_drawn_check(int32_t id);
 struct ek_penalties;
-/* seen: [vocab] twice the times that the answer has a token, and one where the prompt has it.
- * EK_EUSAGE when a setting or an id is out of its bounds. */
-enum ek_status ek_penalize(const struct ek_penalties *p, const uint32_t *seen, uint32_t vocab,
-                           float *logits);
+/* EK_EUSAGE when a setting or an id is out of its bounds. */
+enum ek_status ek_penalties_check(const struct ek_penalties *p, uint32_t vocab);
+/* seen: [vocab] twice the times that the answer has a token, and one where the prompt has it. */
+void ek_penalize(const struct ek_penalties *p, const uint32_t *seen, uint32_t vocab, float *logits);
 /* Draws one id from logits, here; state is the stream of random numbers (start it with the seed).
  * Order as Hugging Face: temperature, top-k, top-p, min-p. */
 enum ek_status ek_sample(const struct ek_sampling *s, const float *logits, uint32_t vocab,
@@ -405,7 +405,8 @@ struct ek_penalties {
     }
 struct ek_generate_options {
     struct ek_sampling sampling; /* prompt i draws from the stream of seed + i */
-    /* NULL: none. Else logits come to the host, where tokens are chosen, a step after the other. */
+    /* NULL: none. Else, once checked, logits come to the host, where tokens are chosen, a step
+     * after the other. */
     const struct ek_penalties *penalties;
     uint32_t max_tokens; /* new tokens of each prompt */
     const int32_t *stop; /* ids that end a sequence: usually the model's eos */

@@ -54,7 +54,7 @@ enum ek_status ek_drawn_check(int32_t id)
 }
 
 /* ---- Penalties */
-static enum ek_status check_penalties(const struct ek_penalties *p, uint32_t vocab)
+enum ek_status ek_penalties_check(const struct ek_penalties *p, uint32_t vocab)
 {
     if (!isfinite(p->frequency) || !isfinite(p->presence))
         return ek_error(EK_EUSAGE, "sampling: penalties of %g and %g, must be finite",
@@ -69,10 +69,8 @@ static enum ek_status check_penalties(const struct ek_penalties *p, uint32_t voc
     return EK_OK;
 }
 
-enum ek_status ek_penalize(const struct ek_penalties *p, const uint32_t *seen, uint32_t vocab,
-                           float *logits)
+void ek_penalize(const struct ek_penalties *p, const uint32_t *seen, uint32_t vocab, float *logits)
 {
-    EK_TRY(check_penalties(p, vocab));
     for (size_t i = 0; i < p->n_biases; i++)
         logits[p->biases[i].id] += p->biases[i].add;
     for (uint32_t i = 0; i < vocab; i++) {
@@ -82,5 +80,4 @@ enum ek_status ek_penalize(const struct ek_penalties *p, const uint32_t *seen, u
         if (times > 0)
             logits[i] -= (float)times * p->frequency + p->presence;
     }
-    return EK_OK;
 }

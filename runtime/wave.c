@@ -264,7 +264,8 @@ static enum ek_status penalize(struct wave *w, struct wave_seq *s, const float *
             s->seen[s->prompt->ids[i]] = 1;
     }
     memcpy(w->row, logits, vocab * sizeof(*logits));
-    return ek_penalize(s->opt->penalties, s->seen, vocab, w->row);
+    ek_penalize(s->opt->penalties, s->seen, vocab, w->row);
+    return EK_OK;
 }
 
 static enum ek_status choose_here(struct wave *w, struct wave_seq *s, const float *logits,

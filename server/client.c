@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/client.h"
-#include "server/answer.h"
+#include "server/choice.h"
 #include "server/prompt.h"
 #include "server/text.h"
 
@@ -10,8 +10,7 @@
 #include <strings.h>
 #include <sys/socket.h>
 
-#define STOP_IDS_MAX 16
-#define OUT_MAX      ((size_t)64 << 20) /* of events that the client has not taken */
+#define STOP_IDS_MAX 16 /* of the model */
 
 struct way {
     const char *path, *method;
@@ -29,16 +28,16 @@ struct client {
     bool too_large; /* the body is: ... */
     bool lacking;   /* there was no memory for it: its rest is passed over */
     struct request request;
-    struct server_prompt prompt;
-    struct ek_decoder *decoder;
-    struct answer answer;
-    struct job job;
-    int32_t stops[STOP_IDS_MAX];
-    size_t read;     /* tokens of the job that are in the answer */
-    bool put;        /* the job is in the queue */
-    bool begun;      /* the first event is out */
+    struct server_prompt *prompts; /* [request.n_prompts] */
+    struct reply reply;
+    struct choice
+        *choices; /* [n_choices]; request.n of each prompt, one prompt's behind another's */
+    size_t n_choices;
+    uint64_t moves, seen; /* of their jobs, counted by the queue; as seen */
+    int32_t stops[STOP_IDS_MAX + REQUEST_STOPS_MAX];
+    size_t n_stops;
     bool over;       /* all of the answer is made */
-    struct text out; /* events, ... */
+    struct text out; /* events, or the whole answer ... */
     size_t taken;    /* ... of which so much is sent */
 };
 
@@ -119,8 +118,8 @@ static bool reply_document(struct client *c, json_t *v)
 
 static json_t *model_document(const struct client *c)
 {
-    return json_pack("{ss ss si ss sI}", "id", c->s->opt->model, "object", "model", "created", 0,
-                     "owned_by", "evenkeel", "max_model_len",
+    return json_pack("{ss ss sI ss sI}", "id", c->s->opt->model, "object", "model", "created",
+                     (json_int_t)c->s->started, "owned_by", "evenkeel", "max_model_len",
                      (json_int_t)ek_engine_max_context(c->s->engine));
 }
 
@@ -178,36 +177,68 @@ static bool reply_metrics(struct client *c)
 
 /* ---- Generation -------------------------------------------------------------------------------
  */
-static size_t stop_ids(const struct server *s, int32_t *ids)
+static void read_stop_ids(struct client *c)
 {
-    const struct ek_config *c = &ek_engine_model(s->engine)->config;
-    size_t n = 0;
+    const struct ek_config *m = &ek_engine_model(c->s->engine)->config;
+    const struct request *r = &c->request;
 
-    for (uint32_t i = 0; i < c->n_eos && n < STOP_IDS_MAX; i++)
-        ids[n++] = c->eos[i];
-    return n + ek_chat_stops(s->tokenizer, ids + n, STOP_IDS_MAX - n);
+    for (size_t i = 0; i < r->n_stop_ids; i++)
+        c->stops[c->n_stops++] = r->stop_ids[i];
+    if (r->ignore_eos)
+        return;
+    for (uint32_t i = 0; i < m->n_eos && i < STOP_IDS_MAX; i++)
+        c->stops[c->n_stops++] = m->eos[i];
+    c->n_stops +=
+        ek_chat_stops(c->s->tokenizer, c->stops + c->n_stops, EK_ARRAY_LEN(c->stops) - c->n_stops);
 }
 
-static enum ek_status open_job(struct client *c)
+static enum ek_status open_choice(struct client *c, size_t i)
 {
     struct server *s = c->s;
-    const struct ek_prompt *p = &c->prompt.prompt;
+    struct choice *choice = &c->choices[i];
+    const struct ek_prompt *p = &c->prompts[i / c->request.n].prompt;
     uint32_t room = ek_engine_max_context(s->engine) - (uint32_t)p->n + 1;
     uint32_t asked = c->request.max_tokens;
 
-    if ((c->decoder = ek_decoder_new(s->tokenizer, true)) == NULL)
-        return EK_ENOMEM;
-    EK_TRY(answer_open(&c->answer, &c->request, s->opt->model, s->tokenizer));
-    c->answer.prompt_tokens = (uint32_t)p->n;
-    c->job.scored = c->request.logprobs;
-    c->job.n_best = c->request.n_best;
-    c->job.vocab = ek_engine_model(s->engine)->config.vocab;
-    c->job.generation.prompt = *p;
-    c->job.generation.opt =
+    EK_TRY(choice_open(choice, &s->queue, &c->reply, (uint32_t)i, s->tokenizer,
+                       ek_engine_model(s->engine)->config.vocab));
+    choice->job.moves = &c->moves;
+    choice->job.generation.prompt = *p;
+    choice->job.generation.opt =
         (struct ek_generate_options){.sampling = c->request.sampling,
+                                     .penalties =
+                                         c->request.penalised ? &c->request.penalties : NULL,
                                      .max_tokens = asked > 0 && asked < room ? asked : room,
                                      .stop = c->stops,
-                                     .n_stop = stop_ids(s, c->stops)};
+                                     .n_stop = c->n_stops};
+    choice->job.generation.opt.sampling.seed += i;
+    return EK_OK;
+}
+
+static enum ek_status open_prompts(struct client *c)
+{
+    struct server *s = c->s;
+
+    if ((c->prompts = ek_calloc(c->request.n_prompts, sizeof(*c->prompts))) == NULL)
+        return EK_ENOMEM;
+    for (size_t i = 0; i < c->request.n_prompts; i++) {
+        EK_TRY(server_prompt_open(s->engine, s->tokenizer, s->sees ? &s->rules : NULL, &c->request,
+                                  i, &c->prompts[i]));
+        c->reply.prompt_tokens += c->prompts[i].prompt.n;
+    }
+    return EK_OK;
+}
+
+static enum ek_status open_choices(struct client *c)
+{
+    size_t n = c->request.n_prompts * c->request.n;
+
+    if ((c->choices = ek_calloc(n, sizeof(*c->choices))) == NULL)
+        return EK_ENOMEM;
+    c->n_choices = n;
+    read_stop_ids(c);
+    for (size_t i = 0; i < n; i++)
+        EK_TRY(open_choice(c, i));
     return EK_OK;
 }
 
@@ -221,12 +252,16 @@ static void drop_body(struct client *c)
 static enum ek_status open_generation(struct client *c, bool chat)
 {
     struct server *s = c->s;
+    uint32_t vocab = ek_engine_model(s->engine)->config.vocab;
 
     EK_TRY(request_parse(c->body.data ? c->body.data : "", c->body.n, chat, &c->request));
     drop_body(c);
-    EK_TRY(server_prompt_open(s->engine, s->tokenizer, s->sees ? &s->rules : NULL, &c->request,
-                              &c->prompt));
-    return open_job(c);
+    EK_TRY(ek_penalties_check(&c->request.penalties, vocab));
+    if (c->request.n_best > vocab)
+        c->request.n_best = vocab;
+    EK_TRY(reply_open(&c->reply, &c->request, s->opt->model));
+    EK_TRY(open_prompts(c));
+    return open_choices(c);
 }
 
 /* The client has closed its end. */
@@ -239,114 +274,65 @@ static bool gone(const struct client *c)
     return n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR);
 }
 
-static enum ek_status put_event(struct client *c, char *text)
+static enum ek_status put_whole(struct client *c)
 {
-    enum ek_status st = text ? text_add(&c->out, text, strlen(text), OUT_MAX) : EK_ENOMEM;
-
-    free(text);
-    return st;
+    EK_TRY(reply_begin(&c->reply, &c->out));
+    for (size_t i = 0; i < c->n_choices; i++)
+        EK_TRY(answer_choice(&c->choices[i].answer, &c->out));
+    return reply_end(&c->reply, &c->out);
 }
 
-/* What can be said by now. finish: NULL until the last. */
-static enum ek_status put_piece(struct client *c, const char *finish)
-{
-    size_t ready = answer_ready(&c->answer, finish != NULL);
-    bool first = !c->begun;
-
-    if (!c->request.stream || (ready == c->answer.sent && !first && finish == NULL))
-        return EK_OK;
-    c->begun = true;
-    EK_TRY(put_event(c, answer_event(&c->answer, ready, first, finish)));
-    c->answer.sent = ready;
-    return EK_OK;
-}
-
-/* The token that ends the answer is no part of it. */
-static bool is_stop(const struct client *c, int32_t id)
-{
-    const struct ek_generate_options *o = &c->job.generation.opt;
-
-    for (size_t i = 0; i < o->n_stop; i++)
-        if (o->stop[i] == id)
-            return true;
-    return false;
-}
-
-static enum ek_status take_score(struct client *c)
-{
-    struct score s = queue_score(&c->s->queue, &c->job, c->read);
-
-    return answer_score(&c->answer, &s);
-}
-
-/* Tokens up to n into the answer. */
-static enum ek_status take_tokens(struct client *c, size_t n)
-{
-    const char *text;
-
-    for (; c->read < n && !c->answer.stopped; c->read++) {
-        int32_t id = queue_token(&c->s->queue, &c->job, c->read);
-        if (c->job.scored && !is_stop(c, id))
-            EK_TRY(take_score(c));
-        EK_TRY(ek_decoder_push(c->decoder, id, &text));
-        EK_TRY(answer_add(&c->answer, text));
-        c->answer.tokens++;
-    }
-    return EK_OK;
-}
-
-/* The rest of the answer, after its last token or before its stop string. */
+/* Every answer is there. */
 static enum ek_status finish(struct client *c)
 {
-    const char *why = "stop";
+    enum ek_status st;
 
-    if (!c->answer.stopped) {
-        EK_TRY(answer_add(&c->answer, ek_decoder_flush(c->decoder)));
-        why = c->job.generation.out.finish == EK_FINISH_LENGTH ? "length" : "stop";
+    for (size_t i = 0; i < c->n_choices; i++) {
+        c->reply.tokens += c->choices[i].read;
+        if (i % c->request.n == 0)
+            c->reply.cached_tokens += c->choices[i].job.generation.kept;
     }
     c->over = true;
-    c->answer.cached_tokens = (uint32_t)c->job.generation.kept;
-    if (!c->request.stream)
-        return put_event(c, answer_whole(&c->answer, why));
-    EK_TRY(put_piece(c, why));
-    if (c->request.usage)
-        EK_TRY(put_event(c, answer_usage_event(&c->answer)));
-    return text_add(&c->out, "data: [DONE]\n\n", 14, OUT_MAX);
+    if (c->request.stream) {
+        if (c->request.usage)
+            EK_TRY(reply_usage_event(&c->reply, &c->out));
+        return text_add(&c->out, "data: [DONE]\n\n", 14, DOCUMENT_MAX);
+    }
+    st = put_whole(c);
+    return st == EK_EFORMAT ? ek_error(st,
+                                       "request: the answer is larger than %zu MiB: ask for fewer "
+                                       "log-probabilities, or for a stream",
+                                       DOCUMENT_MAX >> 20)
+                            : st;
 }
 
 /* Waits for tokens, but a moment only, and makes of them what is to be sent. EK_NO: nobody is there
  * to take it. */
 static enum ek_status follow(struct client *c)
 {
-    struct queue *q = &c->s->queue;
-    size_t n;
-    bool ended = queue_wait(q, &c->job, c->read, &n);
+    size_t done = 0;
 
-    if (n > c->read) {
-        EK_TRY(take_tokens(c, n));
-        EK_TRY(put_piece(c, NULL));
+    queue_wait(&c->s->queue, &c->moves, &c->seen);
+    for (size_t i = 0; i < c->n_choices; i++) {
+        EK_TRY(choice_follow(&c->choices[i], &c->out));
+        done += c->choices[i].answer.finish != NULL;
     }
     if (gone(c))
         return EK_NO;
-    if (c->answer.stopped) {
-        queue_cancel(q, &c->job, true);
-        return finish(c);
-    }
-    if (!ended)
-        return EK_OK;
-    return c->job.status == EK_OK ? finish(c) : queue_reason(q, &c->job);
+    return done == c->n_choices ? finish(c) : EK_OK;
 }
 
 /* A stream that has begun ends with the error as its last event. */
 static void put_error(struct client *c, enum ek_status st)
 {
-    char *text = answer_error(code_of(st), word_of(st), ek_last_error());
+    char *error = answer_error(code_of(st), word_of(st), ek_last_error());
+    char *text = error ? ek_asprintf("data: %s\n", error) : NULL;
 
     c->over = true;
-    if (text != NULL && text_add(&c->out, "data: ", 6, OUT_MAX) == EK_OK &&
-        text_add(&c->out, text, strlen(text), OUT_MAX) == EK_OK)
-        (void)text_add(&c->out, "\n", 1, OUT_MAX);
+    if (text != NULL)
+        (void)text_add(&c->out, text, strlen(text), 2 * DOCUMENT_MAX);
     free(text);
+    free(error);
 }
 
 /* While something is generated nobody needs to move. */
@@ -406,6 +392,7 @@ static bool reply_stream(struct client *c)
 static bool reply_whole(struct client *c)
 {
     enum ek_status st = EK_OK;
+    char *text;
 
     may_be_silent(c, true);
     while (st == EK_OK && !c->over)
@@ -415,7 +402,9 @@ static bool reply_whole(struct client *c)
         return false;
     if (st != EK_OK)
         return reply_failure(c, st);
-    return reply_json(c, 200, ek_strdup(c->out.data));
+    text = c->out.data;
+    c->out = (struct text){NULL, 0, 0};
+    return reply_json(c, 200, text);
 }
 
 static bool generate(struct client *c, bool chat)
@@ -424,8 +413,8 @@ static bool generate(struct client *c, bool chat)
 
     if (st != EK_OK)
         return reply_failure(c, st);
-    queue_put(&c->s->queue, &c->job);
-    c->put = true;
+    for (size_t i = 0; i < c->n_choices; i++)
+        choice_put(&c->choices[i]);
     return c->request.stream ? reply_stream(c) : reply_whole(c);
 }
 
@@ -495,7 +484,8 @@ static int refused_with(const struct client *c, const char *method)
         return 401;
     if (c->way == NULL)
         return 404;
-    if (strcmp(method, c->way->method) != 0)
+    if (strcmp(method, c->way->method) != 0 &&
+        !(strcmp(method, "HEAD") == 0 && strcmp(c->way->method, "GET") == 0))
         return 405;
     (void)ek_parse_u64(header(c, MHD_HTTP_HEADER_CONTENT_LENGTH), "length", 0, UINT64_MAX, &length);
     return length > BODY_MAX ? 413 : 0;
@@ -566,12 +556,15 @@ void client_free(struct client *c)
 {
     if (c == NULL)
         return;
-    if (c->put)
-        queue_leave(&c->s->queue, &c->job);
+    for (size_t i = 0; i < c->n_choices; i++)
+        choice_leave(&c->choices[i]);
+    for (size_t i = 0; i < c->n_choices; i++)
+        choice_close(&c->choices[i]);
     guests_move(&c->s->guests, c->guest, GUEST_RESTS);
-    answer_close(&c->answer);
-    ek_decoder_free(c->decoder);
-    server_prompt_close(&c->prompt);
+    for (size_t i = 0; c->prompts && i < c->request.n_prompts; i++)
+        server_prompt_close(&c->prompts[i]);
+    free(c->choices);
+    free(c->prompts);
     request_free(&c->request);
     drop_body(c);
     free(c->out.data);

@@ -21,7 +21,8 @@ struct server {
     const struct ek_tokenizer *tokenizer;
     const struct ek_server_options *opt;
     struct ek_vl_rules rules;
-    bool sees; /* rules are the model's */
+    bool sees;       /* rules are the model's */
+    int64_t started; /* seconds since 1970 */
     struct queue queue;
     struct guests guests;
     atomic_size_t bodies; /* bytes of requests that are kept */

@@ -26,22 +26,28 @@ static enum ek_status read_images(const struct ek_vl_rules *rules, const struct 
     return EK_OK;
 }
 
-static enum ek_status encode(const struct ek_tokenizer *t, const struct ek_vl_rules *rules,
-                             const struct request *r, struct server_prompt *p)
+static enum ek_status encode_given(const struct ek_tokenizer *t, const struct request_prompt *given,
+                                   struct server_prompt *p)
 {
-    if (r->chat && r->n_images > 0)
+    if (given->text != NULL)
+        return ek_tokenizer_encode(t, given->text, strlen(given->text),
+                                   EK_ENCODE_SPECIAL | EK_ENCODE_BOS, &p->ids, &p->n_ids);
+    if ((p->ids = ek_calloc(given->n_ids, sizeof(*p->ids))) == NULL)
+        return EK_ENOMEM;
+    memcpy(p->ids, given->ids, given->n_ids * sizeof(*p->ids));
+    p->n_ids = given->n_ids;
+    return EK_OK;
+}
+
+static enum ek_status encode(const struct ek_tokenizer *t, const struct ek_vl_rules *rules,
+                             const struct request *r, size_t i, struct server_prompt *p)
+{
+    if (!r->chat)
+        return encode_given(t, &r->prompts[i], p);
+    if (r->n_images > 0)
         return ek_vl_chat_encode(t, rules, r->messages, r->n_messages, r->n_images, 0, &p->ids,
                                  &p->n_ids);
-    if (r->chat)
-        return ek_chat_encode(t, r->messages, r->n_messages, &p->ids, &p->n_ids);
-    if (r->prompt != NULL)
-        return ek_tokenizer_encode(t, r->prompt, strlen(r->prompt),
-                                   EK_ENCODE_SPECIAL | EK_ENCODE_BOS, &p->ids, &p->n_ids);
-    if ((p->ids = ek_calloc(r->n_ids, sizeof(*p->ids))) == NULL)
-        return EK_ENOMEM;
-    memcpy(p->ids, r->ids, r->n_ids * sizeof(*p->ids));
-    p->n_ids = r->n_ids;
-    return EK_OK;
+    return ek_chat_encode(t, r->messages, r->n_messages, &p->ids, &p->n_ids);
 }
 
 /* With the pictures, each of which has one place among the ids. */
@@ -100,11 +106,11 @@ static enum ek_status look(struct ek_engine *e, const struct ek_vl_rules *rules,
 
 enum ek_status server_prompt_open(struct ek_engine *e, const struct ek_tokenizer *t,
                                   const struct ek_vl_rules *rules, const struct request *r,
-                                  struct server_prompt *p)
+                                  size_t i, struct server_prompt *p)
 {
     *p = (struct server_prompt){0};
     EK_TRY(read_images(rules, r, p));
-    EK_TRY(encode(t, rules, r, p));
+    EK_TRY(encode(t, rules, r, i, p));
     p->prompt = (struct ek_prompt){.ids = p->ids, .n = p->n_ids};
     EK_TRY(check(e, rules, p));
     return p->n_images > 0 ? look(e, rules, p) : EK_OK;

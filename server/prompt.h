@@ -15,11 +15,11 @@ struct server_prompt {
     struct ek_vision_prompt vision;
     struct ek_prompt prompt; /* what is generated from; points into these */
 };
-/* rules: the model's, NULL when it takes no pictures. EK_NO when the prompt is longer than the
- * engine's context. Closed with server_prompt_close, also where it fails. */
+/* The request's prompt i. rules: the model's, NULL when it takes no pictures. EK_NO when the prompt
+ * is longer than the engine's context. Closed with server_prompt_close, also where it fails. */
 enum ek_status server_prompt_open(struct ek_engine *e, const struct ek_tokenizer *t,
                                   const struct ek_vl_rules *rules, const struct request *r,
-                                  struct server_prompt *p);
+                                  size_t i, struct server_prompt *p);
 void server_prompt_close(struct server_prompt *p); /* zeroes it; a zeroed one is fine */
 
 #endif

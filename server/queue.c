@@ -2,6 +2,7 @@
 #include "server/queue.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #define LOOK_NS    100000000 /* how often waiting threads look up */
@@ -61,6 +62,7 @@ static void end(struct queue *q, struct job *j, enum ek_status st)
         n->full++;
     else
         n->cancelled++;
+    ++*j->moves;
     pthread_cond_broadcast(&q->moved);
 }
 
@@ -115,16 +117,21 @@ static void on_logits(void *user, size_t prompt, int32_t id, const float *logits
     struct job *j = user;
 
     (void)prompt;
-    score_row(logits, j->vocab, id, j->n_best, &j->last);
+    score_row(logits, j->vocab, id, j->n_best, j->last);
 }
 
-/* Room for one more. The lock is held. */
-static enum ek_status grow(struct job *j)
+/* One more. The lock is held. */
+static enum ek_status add(struct job *j, int32_t id)
 {
+    size_t row = (1 + j->n_best) * sizeof(*j->scores);
+
     if (j->scored)
-        EK_TRY(
-            ek_grow((void **)&j->scores, &j->scores_cap, j->n + 1, sizeof(*j->scores), ANSWER_MAX));
-    return ek_grow((void **)&j->ids, &j->cap, j->n + 1, sizeof(*j->ids), ANSWER_MAX);
+        EK_TRY(ek_grow((void **)&j->scores, &j->scores_cap, j->n + 1, row, ANSWER_MAX));
+    EK_TRY(ek_grow((void **)&j->ids, &j->cap, j->n + 1, sizeof(*j->ids), ANSWER_MAX));
+    if (j->scored)
+        memcpy(j->scores + j->n * (1 + j->n_best), j->last, row);
+    j->ids[j->n++] = id;
+    return EK_OK;
 }
 
 static bool on_token(void *user, size_t prompt, int32_t id)
@@ -137,19 +144,17 @@ static bool on_token(void *user, size_t prompt, int32_t id)
     pthread_mutex_lock(&q->lock);
     on = !j->cancelled && !*q->stop;
     if (on)
-        j->status = grow(j);
+        j->status = add(j, id);
     on = on && j->status == EK_OK;
     if (on) {
-        if (j->n == 0) {
+        if (j->n == 1) {
             j->first = ek_now_ns();
             q->numbers.first_tokens++;
             q->numbers.cached_tokens += j->generation.kept;
             q->numbers.first_token_s += (double)(j->first - j->since) * 1e-9;
         }
-        if (j->scored)
-            j->scores[j->n] = j->last;
-        j->ids[j->n++] = id;
         q->numbers.tokens++;
+        ++*j->moves;
         pthread_cond_broadcast(&q->moved);
     }
     pthread_mutex_unlock(&q->lock);
@@ -232,37 +237,37 @@ void queue_put(struct queue *q, struct job *j)
     pthread_mutex_unlock(&q->lock);
 }
 
-bool queue_wait(struct queue *q, struct job *j, size_t known, size_t *n)
+void queue_wait(struct queue *q, const uint64_t *moves, uint64_t *seen)
+{
+    pthread_mutex_lock(&q->lock);
+    if (*moves == *seen)
+        wait_a_moment(q, &q->moved);
+    *seen = *moves;
+    pthread_mutex_unlock(&q->lock);
+}
+
+bool queue_progress(struct queue *q, const struct job *j, size_t *n)
 {
     bool over;
 
     pthread_mutex_lock(&q->lock);
-    if (!j->ended && j->n <= known)
-        wait_a_moment(q, &q->moved);
     *n = j->n;
     over = j->ended;
     pthread_mutex_unlock(&q->lock);
     return over;
 }
 
-int32_t queue_token(struct queue *q, const struct job *j, size_t i)
+int32_t queue_token(struct queue *q, const struct job *j, size_t i, struct scored *scores)
 {
+    size_t row = 1 + j->n_best;
     int32_t id;
 
-    pthread_mutex_lock(&q->lock); /* ids may move as they grow */
+    pthread_mutex_lock(&q->lock); /* arrays may move as they grow */
     id = j->ids[i];
+    if (j->scored)
+        memcpy(scores, j->scores + i * row, row * sizeof(*scores));
     pthread_mutex_unlock(&q->lock);
     return id;
-}
-
-struct score queue_score(struct queue *q, const struct job *j, size_t i)
-{
-    struct score s;
-
-    pthread_mutex_lock(&q->lock);
-    s = j->scores[i];
-    pthread_mutex_unlock(&q->lock);
-    return s;
 }
 
 /* The lock is held. */

@@ -18,12 +18,13 @@ struct job {
     struct ek_generation generation; /* prompt, sampling, max_tokens and stops are set by it */
     struct queue *queue;
     struct job *next;
-    bool scored;       /* tokens' log-probabilities are wanted, ... */
-    uint32_t n_best;   /* ... with those of so many others */
-    uint32_t vocab;    /* of the model */
-    struct score last; /* of the next token: the generating thread's */
-    int32_t *ids;      /* tokens that were made; the queue's lock covers what follows */
-    struct score *scores;
+    bool scored;                        /* tokens' log-probabilities are wanted, ... */
+    uint32_t n_best;                    /* ... with those of so many others, fewer than vocab */
+    uint32_t vocab;                     /* of the model */
+    struct scored last[1 + SCORE_MOST]; /* of the next token: the generating thread's */
+    uint64_t *moves; /* is counted up with each token and with the end; may be several jobs' */
+    int32_t *ids;    /* tokens that were made; the queue's lock covers what follows */
+    struct scored *scores; /* [n][1 + n_best] */
     size_t n, cap, scores_cap;
     bool cancelled, enough, ended; /* unwanted; wanted no further; over */
     enum ek_status status;         /* why it ended: EK_OK with generation.out */
@@ -52,12 +53,13 @@ enum ek_status queue_run(struct queue *q, struct ek_engine *e);
 
 /* By clients. */
 void queue_put(struct queue *q, struct job *j);
-/* Waits for a token behind the first `known`, or the end, but only a moment. *n: how many there
- * are; returns true when it has ended. */
-bool queue_wait(struct queue *q, struct job *j, size_t known, size_t *n);
-/* The token, of those that are there. */
-int32_t queue_token(struct queue *q, const struct job *j, size_t i);
-struct score queue_score(struct queue *q, const struct job *j, size_t i);
+/* Waits until *moves is another number than *seen, but only a moment; *seen: which it is. */
+void queue_wait(struct queue *q, const uint64_t *moves, uint64_t *seen);
+/* *n: how many tokens there are; returns true when the job has ended. */
+bool queue_progress(struct queue *q, const struct job *j, size_t *n);
+/* Token i, of those that are there, and, where they are wanted, its log-probabilities, [1 +
+ * n_best]. */
+int32_t queue_token(struct queue *q, const struct job *j, size_t i, struct scored *scores);
 /* No more tokens are wanted, so that it ends soon: what there is answers the client (enough), or it
  * has gone. */
 void queue_cancel(struct queue *q, struct job *j, bool enough);

@@ -34,28 +34,37 @@ static bool asks(const json_t *v)
     }
 }
 
-static bool is_one(const json_t *v)
+static bool says(const json_t *o, const char *name, const char *word)
 {
-    return json_is_integer(v) && json_integer_value(v) == 1;
+    const char *v = json_string_value(json_object_get(o, name));
+
+    return v != NULL && strcmp(v, word) == 0;
 }
 
 static enum ek_status refuse_unsupported(const json_t *o)
 {
-    static const char *const names[] = {
-        "tools", "functions", "logit_bias", "presence_penalty", "frequency_penalty",
-        "echo",  "suffix",    "audio",      "prediction"};
-    static const char *const ones[] = {"n", "best_of"};
+    static const struct {
+        const char *name, *unless; /* a field that says "none" */
+    } known[] = {{"tools", "tool_choice"},
+                 {"functions", "function_call"},
+                 {"echo", NULL},
+                 {"suffix", NULL},
+                 {"audio", NULL},
+                 {"prediction", NULL},
+                 {"min_tokens", NULL},
+                 {"prompt_logprobs", NULL},
+                 {"guided_json", NULL},
+                 {"guided_regex", NULL},
+                 {"guided_choice", NULL},
+                 {"guided_grammar", NULL},
+                 {"use_beam_search", NULL},
+                 {"structured_outputs", NULL}};
     const json_t *format = json_object_get(o, "response_format"), *type;
 
-    for (size_t i = 0; i < EK_ARRAY_LEN(names); i++) {
-        const json_t *v = json_object_get(o, names[i]);
-        if (v != NULL && asks(v))
-            return ek_error(EK_EUNSUPPORTED, "request: %s is not supported", names[i]);
-    }
-    for (size_t i = 0; i < EK_ARRAY_LEN(ones); i++) {
-        const json_t *v = json_object_get(o, ones[i]);
-        if (v != NULL && asks(v) && !is_one(v))
-            return ek_error(EK_EUNSUPPORTED, "request: %s other than 1 is not supported", ones[i]);
+    for (size_t i = 0; i < EK_ARRAY_LEN(known); i++) {
+        const json_t *v = json_object_get(o, known[i].name);
+        if (v != NULL && asks(v) && !(known[i].unless && says(o, known[i].unless, "none")))
+            return ek_error(EK_EUNSUPPORTED, "request: %s is not supported", known[i].name);
     }
     type = json_object_get(format, "type");
     if (type != NULL && strcmp(json_is_string(type) ? json_string_value(type) : "", "text") != 0)
@@ -65,6 +74,14 @@ static enum ek_status refuse_unsupported(const json_t *o)
 }
 
 /* ---- Settings -------------------------------------------------------------------------------- */
+static enum ek_status read_id(const json_t *v, const char *list, size_t i, int32_t *out)
+{
+    if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > INT32_MAX)
+        return ek_error(EK_EFORMAT, "request: %s[%zu] must be a token id", list, i);
+    *out = (int32_t)json_integer_value(v);
+    return EK_OK;
+}
+
 static enum ek_status read_stops(const json_t *o, struct request *r)
 {
     const json_t *v = json_object_get(o, "stop");
@@ -81,6 +98,33 @@ static enum ek_status read_stops(const json_t *o, struct request *r)
                             REQUEST_STOP_MAX);
         r->stops[r->n_stops++] = json_string_value(s);
     }
+    return EK_OK;
+}
+
+static enum ek_status read_stop_ids(const json_t *o, struct request *r)
+{
+    const json_t *v = json_object_get(o, "stop_token_ids");
+    size_t n = json_array_size(v); /* 0 where it is no list */
+
+    if (v != NULL && !json_is_null(v) && (!json_is_array(v) || n > REQUEST_STOPS_MAX))
+        return ek_error(EK_EFORMAT, "request: stop_token_ids must be a list of at most %d",
+                        REQUEST_STOPS_MAX);
+    for (size_t i = 0; i < n; i++)
+        EK_TRY(read_id(json_array_get(v, i), "stop_token_ids", i, &r->stop_ids[r->n_stop_ids++]));
+    return ek_json_opt_bool(o, AT, "ignore_eos", &r->ignore_eos);
+}
+
+/* How many answers. */
+static enum ek_status read_n(const json_t *o, struct request *r)
+{
+    uint64_t n = 1, best_of;
+
+    EK_TRY(ek_json_opt_u64(o, AT, "n", 1, REQUEST_ANSWERS_MAX, &n));
+    best_of = n;
+    EK_TRY(ek_json_opt_u64(o, AT, "best_of", 1, REQUEST_ANSWERS_MAX, &best_of));
+    if (best_of > n)
+        return ek_error(EK_EUNSUPPORTED, "request: best_of above n is not supported");
+    r->n = (uint32_t)n;
     return EK_OK;
 }
 
@@ -108,10 +152,54 @@ static enum ek_status read_sampling(const json_t *o, struct ek_sampling *s)
     EK_TRY(ek_json_opt_real(o, AT, "temperature", 0, 100, &s->temperature));
     EK_TRY(ek_json_opt_real(o, AT, "top_p", 0, 1, &s->top_p));
     EK_TRY(ek_json_opt_real(o, AT, "min_p", 0, 1, &s->min_p));
-    EK_TRY(ek_json_opt_u64(o, AT, "top_k", 0, UINT32_MAX, &top_k));
+    if (json_integer_value(json_object_get(o, "top_k")) != -1) /* all, as 0 */
+        EK_TRY(ek_json_opt_u64(o, AT, "top_k", 0, UINT32_MAX, &top_k));
     s->top_k = (uint32_t)top_k;
     EK_TRY(read_seed(o, &s->seed));
     return ek_sampling_draw(s, &state, &draw); /* once, for its refusals */
+}
+
+/* {"ID": what is added} */
+static enum ek_status read_biases(const json_t *o, struct request *r)
+{
+    const json_t *all = json_object_get(o, "logit_bias"), *v;
+    size_t n = json_object_size(all); /* 0 where it is none */
+    struct ek_bias *biases;
+    const char *key;
+
+    if ((all != NULL && !json_is_null(all) && !json_is_object(all)) || n > REQUEST_BIASES_MAX)
+        return ek_error(EK_EFORMAT, "request: logit_bias must be an object of at most %d tokens",
+                        REQUEST_BIASES_MAX);
+    if (n == 0)
+        return EK_OK;
+    if ((biases = ek_calloc(n, sizeof(*biases))) == NULL)
+        return EK_ENOMEM;
+    r->penalties.biases = biases;
+    json_object_foreach((json_t *)all, key, v)
+    {
+        uint64_t id;
+        double add = 0;
+        EK_TRY(ek_parse_u64(key, "request: logit_bias", 0, INT32_MAX, &id));
+        EK_TRY(ek_json_opt_real(all, (struct ek_json_at){"request", "logit_bias."}, key, -100, 100,
+                                &add));
+        biases[r->penalties.n_biases++] = (struct ek_bias){(int32_t)id, (float)add};
+    }
+    return EK_OK;
+}
+
+static enum ek_status read_penalties(const json_t *o, struct request *r)
+{
+    double presence = 0, frequency = 0, repetition = 1;
+
+    EK_TRY(ek_json_opt_real(o, AT, "presence_penalty", -2, 2, &presence));
+    EK_TRY(ek_json_opt_real(o, AT, "frequency_penalty", -2, 2, &frequency));
+    EK_TRY(ek_json_opt_real(o, AT, "repetition_penalty", 0.01, 100, &repetition));
+    EK_TRY(read_biases(o, r));
+    r->penalties.presence = (float)presence;
+    r->penalties.frequency = (float)frequency;
+    r->penalties.repetition = (float)repetition;
+    r->penalised = presence != 0 || frequency != 0 || repetition != 1 || r->penalties.n_biases > 0;
+    return EK_OK;
 }
 
 /* Of a chat: whether, and how many others; else one number, which says both. */
@@ -147,8 +235,11 @@ static enum ek_status read_settings(const json_t *o, struct request *r)
     if (json_is_object(options))
         EK_TRY(ek_json_opt_bool(options, (struct ek_json_at){"request", "stream_options."},
                                 "include_usage", &r->usage));
+    EK_TRY(read_n(o, r));
     EK_TRY(read_stops(o, r));
+    EK_TRY(read_stop_ids(o, r));
     EK_TRY(read_logprobs(o, r));
+    EK_TRY(read_penalties(o, r));
     return read_sampling(o, &r->sampling);
 }
 
@@ -279,33 +370,44 @@ static enum ek_status read_messages(const json_t *o, struct request *r)
 }
 
 /* ---- Prompts --------------------------------------------------------------------------------- */
-static enum ek_status read_prompt(const json_t *o, struct request *r)
+static enum ek_status read_ids(const json_t *v, struct request_prompt *p)
 {
-    const json_t *v = json_object_get(o, "prompt");
-
-    if (json_is_array(v) && json_array_size(v) == 1 && json_is_string(json_array_get(v, 0)))
-        v = json_array_get(v, 0);
-    r->prompt = json_string_value(v);
-    if (r->prompt != NULL)
-        return EK_OK;
-    r->n_ids = json_array_size(v); /* 0 where it is no list */
-    if (r->n_ids == 0)
-        return ek_error(EK_EFORMAT, "request: prompt must be a string or a list of token ids");
-    if ((r->ids = ek_calloc(r->n_ids, sizeof(*r->ids))) == NULL)
+    p->n_ids = json_array_size(v); /* 0 where it is no list */
+    if (p->n_ids == 0)
+        return ek_error(EK_EFORMAT, "request: prompt must be a string or a list of token ids, or a "
+                                    "list of these");
+    if ((p->ids = ek_calloc(p->n_ids, sizeof(*p->ids))) == NULL)
         return EK_ENOMEM;
-    for (size_t i = 0; i < r->n_ids; i++) {
-        const json_t *id = json_array_get(v, i);
-        if (!json_is_integer(id) || json_integer_value(id) < 0 ||
-            json_integer_value(id) > INT32_MAX)
-            return ek_error(EK_EFORMAT, "request: prompt[%zu] must be a token id", i);
-        r->ids[i] = (int32_t)json_integer_value(id);
+    for (size_t i = 0; i < p->n_ids; i++)
+        EK_TRY(read_id(json_array_get(v, i), "prompt", i, &p->ids[i]));
+    return EK_OK;
+}
+
+/* One prompt, or a list of them. */
+static enum ek_status read_prompts(const json_t *o, struct request *r)
+{
+    const json_t *v = json_object_get(o, "prompt"), *first = json_array_get(v, 0);
+    bool list = json_is_string(first) || json_is_array(first);
+    size_t n = list ? json_array_size(v) : 1;
+
+    if (n * r->n > REQUEST_ANSWERS_MAX)
+        return ek_error(EK_EFORMAT, "request: %zu prompts, %u answers to each: at most %d in all",
+                        n, r->n, REQUEST_ANSWERS_MAX);
+    if ((r->prompts = ek_calloc(n, sizeof(*r->prompts))) == NULL)
+        return EK_ENOMEM;
+    r->n_prompts = n;
+    for (size_t i = 0; i < n; i++) {
+        const json_t *one = list ? json_array_get(v, i) : v;
+        r->prompts[i].text = json_string_value(one);
+        if (r->prompts[i].text == NULL)
+            EK_TRY(read_ids(one, &r->prompts[i]));
     }
     return EK_OK;
 }
 
 enum ek_status request_parse(const char *text, size_t n, bool chat, struct request *out)
 {
-    struct request r = {.chat = chat};
+    struct request r = {.chat = chat, .n_prompts = chat};
     enum ek_status st = ek_json_parse(text, n, "request", &r.root);
 
     if (st == EK_OK && !json_is_object(r.root))
@@ -313,7 +415,7 @@ enum ek_status request_parse(const char *text, size_t n, bool chat, struct reque
     if (st == EK_OK)
         st = read_settings(r.root, &r);
     if (st == EK_OK)
-        st = chat ? read_messages(r.root, &r) : read_prompt(r.root, &r);
+        st = chat ? read_messages(r.root, &r) : read_prompts(r.root, &r);
     if (st == EK_OK)
         *out = r;
     else
@@ -325,9 +427,12 @@ void request_free(struct request *r)
 {
     for (size_t i = 0; i < r->n_messages; i++)
         free((char *)r->messages[i].content);
+    for (size_t i = 0; r->prompts && i < r->n_prompts; i++)
+        free(r->prompts[i].ids);
+    free(r->prompts);
     free(r->messages);
     free(r->images);
-    free(r->ids);
+    free((void *)r->penalties.biases);
     json_decref(r->root);
     *r = (struct request){0};
 }

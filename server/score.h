@@ -7,29 +7,33 @@
 #define EK_SERVER_SCORE_H
 
 #include "model/tokenizer.h"
+#include "server/text.h"
 
 #define SCORE_MOST 20 /* others that may be asked for */
 
-struct score {
-    struct scored {
-        int32_t id;
-        float logprob;
-    } token, best[SCORE_MOST]; /* best: most likely first, the token among them or not */
-    uint32_t n;
+struct scored {
+    int32_t id;
+    float logprob;
 };
-void score_row(const float *logits, uint32_t vocab, int32_t id, uint32_t n, struct score *out);
+/* out: [1 + n] id, then the n best, most likely first, it among them or not. */
+void score_row(const float *logits, uint32_t vocab, int32_t id, uint32_t n, struct scored *out);
 
-/* Scores of tokens, one after another, as either interface has them. */
+/* Scores of an answer's tokens, one after another, as either interface has them. */
 struct scores {
-    const struct ek_tokenizer *tokenizer;
+    const struct ek_tokenizer *tokenizer; /* NULL: none are asked for */
     bool chat;
-    json_t *root; /* NULL: none are asked for, or there was no memory */
+    uint32_t n_best;     /* others at each place */
+    struct scored *rows; /* [n][1 + n_best]: the token, then these */
+    uint32_t *offsets;   /* [n] characters of the answer before the token */
+    size_t n, rows_cap, offsets_cap;
 };
-enum ek_status scores_open(struct scores *s, const struct ek_tokenizer *t, bool chat);
+/* t: borrowed, NULL where none are asked for. */
+void scores_open(struct scores *s, const struct ek_tokenizer *t, bool chat, uint32_t n_best);
 void scores_close(struct scores *s); /* a zeroed one is fine */
-/* offset: characters of the answer before the token. */
-enum ek_status scores_add(struct scores *s, const struct score *of, size_t offset);
-/* What was added since the last time, the caller's: what a choice says under "logprobs". */
-json_t *scores_take(struct scores *s);
+/* of: [1 + n_best] */
+enum ek_status scores_add(struct scores *s, const struct scored *of, uint32_t offset);
+/* What a choice says under "logprobs" of those that were added since the last time, as text of at
+ * most max bytes. */
+enum ek_status scores_put(struct scores *s, struct text *to, size_t max);
 
 #endif

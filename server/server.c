@@ -158,7 +158,7 @@ static enum ek_status serve(struct server *s, int fd)
 enum ek_status ek_serve(struct ek_engine *e, const struct ek_tokenizer *t,
                         const struct ek_server_options *opt)
 {
-    struct server s = {.engine = e, .tokenizer = t, .opt = opt};
+    struct server s = {.engine = e, .tokenizer = t, .opt = opt, .started = (int64_t)time(NULL)};
     enum ek_status st;
     int fd = -1;
 

@@ -16,8 +16,11 @@ static void parse(const char *text, size_t n, bool chat)
 
     if (request_parse(text, n, chat, &r) != EK_OK)
         return;
-    if (chat ? r.n_messages == 0 : r.prompt == NULL && r.n_ids == 0)
+    if (chat ? r.n_messages == 0 : r.n_prompts == 0)
         __builtin_trap(); /* what was read must be usable */
+    for (size_t i = 0; !chat && i < r.n_prompts; i++)
+        if (r.prompts[i].text == NULL && r.prompts[i].n_ids == 0)
+            __builtin_trap();
     for (size_t i = 0; i < r.n_images; i++)
         if (request_image(r.images[i], &file, &size) == EK_OK)
             free(file);

@@ -231,12 +231,13 @@ START_TEST(penalties_are_of_what_the_prompt_and_the_answer_have)
 
     for (size_t i = 0; i < EK_ARRAY_LEN(ways); i++) {
         memcpy(logits, ways[0].want, sizeof(logits));
-        ck_ok(ek_penalize(&ways[i].p, seen, 5, logits));
+        ck_ok(ek_penalties_check(&ways[i].p, 5));
+        ek_penalize(&ways[i].p, seen, 5, logits);
         for (int k = 0; k < 5; k++)
             ck_assert_msg(logits[k] == ways[i].want[k], "%zu, %d: %g", i, k, (double)logits[k]);
     }
     for (size_t i = 0; i < EK_ARRAY_LEN(bad); i++)
-        ck_assert_int_eq(ek_penalize(&bad[i], seen, 3, logits), EK_EUSAGE);
+        ck_assert_int_eq(ek_penalties_check(&bad[i], 3), EK_EUSAGE);
 }
 END_TEST
 

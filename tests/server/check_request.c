@@ -25,14 +25,31 @@ static const struct {
      NULL},
     {USER("\"a\"") ", \"stop\": null, \"seed\": null, \"max_tokens\": null}", NULL},
     {USER("\"a\"") ", \"tools\": [{}]}", "tools is not supported"},
-    {USER("\"a\"") ", \"n\": 2}", "n other than 1"},
+    {USER("\"a\"") ", \"tools\": [{}], \"tool_choice\": \"none\"}", NULL},
+    {USER("\"a\"") ", \"tools\": [{}], \"tool_choice\": \"auto\"}", "tools is not supported"},
+    {USER("\"a\"") ", \"n\": 2, \"best_of\": 2}", NULL},
+    {USER("\"a\"") ", \"n\": 0}", "n must be from 1 to 128"},
+    {USER("\"a\"") ", \"n\": 129}", "n must be from 1 to 128"},
+    {USER("\"a\"") ", \"best_of\": 2}", "best_of above n is not supported"},
+    {USER("\"a\"") ", \"top_k\": -1}", NULL},
+    {USER("\"a\"") ", \"top_k\": -2}", "top_k must be"},
+    {USER("\"a\"") ", \"min_tokens\": 2}", "min_tokens is not supported"},
+    {USER("\"a\"") ", \"guided_regex\": \"a*\"}", "guided_regex is not supported"},
+    {USER("\"a\"") ", \"stop_token_ids\": [3, 4], \"ignore_eos\": true}", NULL},
+    {USER("\"a\"") ", \"stop_token_ids\": [3, -4]}", "stop_token_ids[1] must be a token id"},
+    {USER("\"a\"") ", \"stop_token_ids\": 3}", "stop_token_ids must be a list"},
     {USER("\"a\"") ", \"logprobs\": true, \"top_logprobs\": 20}", NULL},
     {USER("\"a\"") ", \"logprobs\": true, \"top_logprobs\": 21}", "top_logprobs must be"},
     {USER("\"a\"") ", \"top_logprobs\": 2}", "top_logprobs needs logprobs"},
     {USER("\"a\"") ", \"logprobs\": 2}", "logprobs must be"},
-    {USER("\"a\"") ", \"logit_bias\": {\"1\": 2}}", "logit_bias is not supported"},
+    {USER("\"a\"") ", \"logit_bias\": {\"1\": 2, \"7\": -100}}", NULL},
+    {USER("\"a\"") ", \"logit_bias\": {\"1\": 101}}", "logit_bias.1 must be from -100 to 100"},
+    {USER("\"a\"") ", \"logit_bias\": {\"a\": 1}}", "logit_bias"},
+    {USER("\"a\"") ", \"logit_bias\": [1]}", "logit_bias must be an object"},
     {USER("\"a\"") ", \"response_format\": {\"type\": \"json_object\"}}", "response_format"},
-    {USER("\"a\"") ", \"presence_penalty\": 0.5}", "presence_penalty is not supported"},
+    {USER("\"a\"") ", \"presence_penalty\": 0.5, \"frequency_penalty\": -2}", NULL},
+    {USER("\"a\"") ", \"presence_penalty\": 2.5}", "presence_penalty must be from -2 to 2"},
+    {USER("\"a\"") ", \"repetition_penalty\": 0}", "repetition_penalty must be from 0.01"},
     {USER("\"a\"") ", \"temperature\": \"hot\"}", "temperature must be a number"},
     {USER("\"a\"") ", \"temperature\": -1}", "temperature must be from 0"},
     {USER("\"a\"") ", \"top_p\": 0}", "top_p must be above 0"},
@@ -102,6 +119,9 @@ START_TEST(settings_are_the_clients_and_the_rest_is_the_interfaces)
         "\"seed\": 5, \"max_tokens\": 9, \"stop\": [\"x\", \"yz\"], \"stream\": true,"
         "\"stream_options\": {\"include_usage\": true}}";
     static const char none[] = "{\"prompt\": \"a\"}";
+    static const char many[] = "{\"prompt\": [\"a\", [1, 2]], \"n\": 3, \"logit_bias\": {\"7\": 2},"
+                               "\"stop_token_ids\": [9], \"presence_penalty\": 1}";
+    struct request m = {0};
     struct request r = {0}, s = {0};
 
     ck_assert_int_eq(request_parse(given, sizeof(given) - 1, false, &r), EK_OK);
@@ -112,7 +132,16 @@ START_TEST(settings_are_the_clients_and_the_rest_is_the_interfaces)
     ck_assert_uint_eq(r.sampling.seed, 5);
     ck_assert_uint_eq(r.max_tokens, 9);
     ck_assert_uint_eq(r.n_stops, 2);
-    ck_assert_uint_eq(r.n_ids, 2);
+    ck_assert_uint_eq(r.prompts[0].n_ids, 2);
+    ck_assert(!r.penalised && r.n == 1);
+    ck_assert_int_eq(request_parse(many, sizeof(many) - 1, false, &m), EK_OK);
+    ck_assert_uint_eq(m.n_prompts, 2);
+    ck_assert_str_eq(m.prompts[0].text, "a");
+    ck_assert_uint_eq(m.prompts[1].n_ids, 2);
+    ck_assert(m.n == 3 && m.penalised && m.penalties.presence == 1 && m.penalties.repetition == 1);
+    ck_assert(m.penalties.n_biases == 1 && m.penalties.biases[0].id == 7);
+    ck_assert(m.n_stop_ids == 1 && m.stop_ids[0] == 9);
+    request_free(&m);
     ck_assert(r.stream && r.usage);
     ck_assert_int_eq(request_parse(none, sizeof(none) - 1, false, &s), EK_OK);
     ck_assert_double_eq(s.sampling.temperature, 1);
@@ -171,6 +200,7 @@ static const struct {
 START_TEST(an_answer_ends_before_its_stop_and_is_never_taken_back)
 {
     struct request r = {.chat = true};
+    struct reply reply;
     struct answer a;
     size_t ready = 0;
 
@@ -178,19 +208,32 @@ START_TEST(an_answer_ends_before_its_stop_and_is_never_taken_back)
         r.stops[r.n_stops] = answers[_i].stops[r.n_stops];
         r.n_stops++;
     }
-    ck_assert_int_eq(answer_open(&a, &r, "m", NULL), EK_OK);
+    ck_assert_int_eq(reply_open(&reply, &r, "m"), EK_OK);
+    ck_assert_int_eq(answer_open(&a, &reply, 0, NULL), EK_OK);
     for (int k = 0; k < 4 && answers[_i].pieces[k]; k++) {
         ck_assert_int_eq(answer_add(&a, answers[_i].pieces[k]), EK_OK);
-        ck_assert_uint_ge(answer_ready(&a, false), ready);
-        ready = answer_ready(&a, false);
+        ck_assert_uint_ge(answer_ready(&a), ready);
+        ready = answer_ready(&a);
         ck_assert_uint_le(ready, strlen(answers[_i].text));
         ck_assert_int_ne((unsigned char)answers[_i].text[ready] & 0xc0, 0x80);
         a.sent = ready;
     }
     ck_assert_str_eq(a.text, answers[_i].text);
-    ck_assert_uint_eq(answer_ready(&a, true), strlen(answers[_i].text));
+    a.finish = "stop";
+    ck_assert_uint_eq(answer_ready(&a), strlen(answers[_i].text));
     ck_assert(a.stopped == answers[_i].stopped);
     answer_close(&a);
+}
+END_TEST
+
+START_TEST(an_error_is_said_whatever_it_quotes)
+{
+    char *text = answer_error(400, NULL, "type 'caf\xc3'");
+
+    ck_assert_str_eq(text,
+                     "{\"error\":{\"message\":\"type 'caf?'\",\"type\":\"invalid_request_error\","
+                     "\"param\":null,\"code\":null}}\n");
+    free(text);
 }
 END_TEST
 
@@ -206,6 +249,7 @@ int main(void)
     tcase_add_test(tc, settings_are_the_clients_and_the_rest_is_the_interfaces);
     tcase_add_loop_test(tc, pictures_come_in_their_urls_and_nothing_is_fetched, 0,
                         EK_ARRAY_LEN(urls));
+    tcase_add_test(tc, an_error_is_said_whatever_it_quotes);
     tcase_add_loop_test(tc, an_answer_ends_before_its_stop_and_is_never_taken_back, 0,
                         EK_ARRAY_LEN(answers));
     suite_add_tcase(s, tc);
