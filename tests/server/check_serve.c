@@ -44,7 +44,7 @@ START_TEST(clients_at_once_get_the_answers_that_each_gets_alone)
 
     for (int i = 0; i < CLIENTS; i++) {
         asked[i] = (struct asked){.first = 20 + i, .n = 5 + 9 * (uint32_t)i, .temperature = i % 2};
-        alone(asked[i].first, asked[i].n, asked[i].temperature, &want[i]);
+        alone(asked[i].first, asked[i].n, asked[i].temperature, 9, &want[i]);
     }
     start();
     for (int i = 0; i < CLIENTS; i++)
@@ -67,7 +67,7 @@ START_TEST(a_stream_is_the_whole_answer_in_pieces)
     char *want, got[ANSWER] = "";
     int fd;
 
-    alone(20, 30, 0, &want);
+    alone(20, 30, 0, 9, &want);
     start();
     fd = dial();
     post(fd, "/v1/completions",

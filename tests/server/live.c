@@ -176,11 +176,11 @@ json_t *document_of(const char *answer)
 }
 
 /* What ek_generate makes of three ids, alone. *text is freed by the caller. */
-void alone(int32_t first, uint32_t n, double temperature, char **text)
+void alone(int32_t first, uint32_t n, double temperature, uint64_t seed, char **text)
 {
     int32_t ids[] = {first, 2, 3};
     struct ek_prompt prompt = {.ids = ids, .n = 3};
-    struct ek_generate_options opt = {.sampling = {temperature, 0, 1, 0, 9},
+    struct ek_generate_options opt = {.sampling = {temperature, 0, 1, 0, seed},
                                       .max_tokens = n,
                                       .stop = model->config.eos,
                                       .n_stop = model->config.n_eos};

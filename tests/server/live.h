@@ -42,6 +42,6 @@ const char *choice_text(const json_t *v);
 double metric(const char *name);
 
 /* What ek_generate makes of three ids (first, 2, 3), alone. *text is freed by the caller. */
-void alone(int32_t first, uint32_t n, double temperature, char **text);
+void alone(int32_t first, uint32_t n, double temperature, uint64_t seed, char **text);
 
 #endif

@@ -20,3 +20,10 @@ tests_server_check_guests_SOURCES = tests/server/check_guests.c tests/server/liv
 	tests/runtime/support.c
 tests_server_check_guests_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_server_check_guests_LDADD = $(SERVER_TEST_LIBS)
+
+check_PROGRAMS += tests/server/check_choices
+TESTS += tests/server/check_choices
+tests_server_check_choices_SOURCES = tests/server/check_choices.c tests/server/live.c \
+	tests/runtime/support.c
+tests_server_check_choices_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_server_check_choices_LDADD = $(SERVER_TEST_LIBS)
