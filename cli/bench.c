@@ -207,23 +207,34 @@ static double prefill_rate(const struct ek_bench_result *r)
     return (double)prompt_tokens(r) * r->batch / r->prefill_s.median;
 }
 
+/* A row of speeds: "pp512 x 4" and tokens a second, as llama-bench has them. */
+static void speed_row(const struct bench *b, struct ek_table *t, const char *test, uint32_t tokens,
+                      uint32_t times, double rate)
+{
+    const struct ek_model *m = b->session.model;
+    const char *first = b->session.plan->devices[0].name;
+    char devices[EK_NAME_LEN + 32];
+
+    if (b->result.n_devices == 1)
+        snprintf(devices, sizeof(devices), "%s", first);
+    else
+        snprintf(devices, sizeof(devices), "%u (%s ..)", b->result.n_devices, first);
+    ek_table_row(t, "%s|%.2f M|%s|%s%u x %u|%.1f", m->name, (double)m->n_params * 1e-6, devices,
+                 test, tokens, times, rate);
+}
+
 static void print_speeds(const struct bench *b)
 {
     const struct ek_bench_result *r = &b->result;
-    const struct ek_model *m = b->session.model;
     struct ek_table *t = ek_table_new("model|>parameters|devices|test|>tokens/s");
-    const char *first = b->session.plan->devices[0].name;
     char prepared[EK_UNIT_LEN];
 
     if (r->images > 0)
-        ek_table_row(t, "%s|%.2f M|%u (%s ..)|img%u x %u|%.1f", m->name, (double)m->n_params * 1e-6,
-                     r->n_devices, first, r->image_tokens, r->images * r->batch,
-                     (double)r->image_tokens * r->images * r->batch / r->pictures_s.median);
-    ek_table_row(t, "%s|%.2f M|%u (%s ..)|pp%u x %u|%.1f", m->name, (double)m->n_params * 1e-6,
-                 r->n_devices, first, prompt_tokens(r), r->batch, prefill_rate(r));
-    ek_table_row(t, "%s|%.2f M|%u (%s ..)|tg%u x %u|%.1f", m->name, (double)m->n_params * 1e-6,
-                 r->n_devices, first, r->generate, r->batch,
-                 r->decode_s.median > 0 ? r->batch / r->decode_s.median : 0);
+        speed_row(b, t, "img", r->image_tokens, r->images * r->batch,
+                  (double)r->image_tokens * r->images * r->batch / r->pictures_s.median);
+    speed_row(b, t, "pp", prompt_tokens(r), r->batch, prefill_rate(r));
+    speed_row(b, t, "tg", r->generate, r->batch,
+              r->decode_s.median > 0 ? r->batch / r->decode_s.median : 0);
     ek_table_print(t, stdout);
     ek_table_free(t);
     if (r->images > 0)

@@ -116,8 +116,13 @@ static enum ek_status open_in_directory(const char *dir, struct ek_tokenizer **o
     char *file = ek_path_join(dir, "tokenizer.json"), *gguf = NULL;
     enum ek_status st = file ? EK_OK : EK_ENOMEM;
 
-    if (st == EK_OK && !ek_file_exists(file))
+    if (st == EK_OK && !ek_file_exists(file)) {
         st = ek_directory_gguf(dir, &gguf);
+        if (st == EK_OK && gguf == NULL)
+            st = ek_error(EK_EENV,
+                          "%s: No such file or directory; text needs a tokenizer, token ids do not",
+                          file);
+    }
     if (st == EK_OK)
         st = gguf ? ek_tokenizer_from_gguf(gguf, out) : open_json(file, dir, out);
     free(file);

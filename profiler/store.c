@@ -102,7 +102,8 @@ static enum ek_status look_at_file(const char *path, enum ek_store_mode mode)
     if (stat(path, &sb) != 0) {
         if (errno == ENOENT && mode == EK_STORE_WRITE)
             return EK_OK;
-        return ek_error(EK_EENV, "%s: cannot open the profile: %s", path, strerror(errno));
+        return ek_error(EK_EENV, "%s: cannot open the profile: %s%s", path, strerror(errno),
+                        errno == ENOENT ? " (`evenkeel profile` makes one)" : "");
     }
     if (!S_ISREG(sb.st_mode))
         return ek_error(EK_EENV, "%s: not a regular file", path);
