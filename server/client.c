@@ -110,10 +110,15 @@ static bool reply_failure(struct client *c, enum ek_status st)
 
 static bool reply_document(struct client *c, json_t *v)
 {
-    char *text = v ? json_dumps(v, JSON_COMPACT) : NULL;
+    struct text t = {NULL, 0, 0};
+    enum ek_status st = text_add_json(&t, v, 0, DOCUMENT_MAX);
 
-    json_decref(v);
-    return reply_json(c, 200, text);
+    if (st == EK_OK)
+        st = text_add(&t, "\n", 1, DOCUMENT_MAX);
+    if (st == EK_OK)
+        return reply_json(c, 200, t.data);
+    free(t.data);
+    return reply_failure(c, st);
 }
 
 static json_t *model_document(const struct client *c)

@@ -5,10 +5,11 @@
 usage: serve.py [--chat] [--picture FILE ...] EVENKEEL MODEL SEQUENCES TOKENS [OPTION ...]
 
 OPTIONs are of both, as --devices cuda:0. Greedy. Speed: 1 client (twice: the first one captures
-graphs), 4, half as many as sequences, as many, twice as many, each count twice. Then a stream, a
-stop string, chats (--chat: the model has a template), pictures, clients that leave in the middle,
-an end while clients are served. Exit code 1 when an answer differs or a check fails: in BF16 that
-may be a near tie, since products with another number of tokens add in another order.
+graphs), 4, half as many as sequences, as many, twice as many, each count twice. Then prompts that
+begin alike, several answers to each, tokens chosen on the host, a stream, a stop string, chats
+(--chat: the model has a template), pictures, clients that leave in the middle, an end while clients
+are served. Exit code 1 when an answer differs or a check fails: in BF16 that may be a near tie, since
+products with another number of tokens add in another order.
 """
 
 import argparse
@@ -138,6 +139,26 @@ def speed(server, args, want):
         check(ok, f"{n} clients: {made} tokens in {took:.3f} s, {made / took:.0f} tokens/s; {said}")
 
 
+def alike(server, args):
+    """Prompts of one beginning, at once: three answers to each, then one, chosen on the host."""
+    head = " ".join(PROMPTS * 6)
+    prompts = [f"{head} {p}" for p in PROMPTS]
+    want = [run_alone(args, p, "--raw") for p in prompts]
+    ways = [{"n": 3}, {"presence_penalty": 0.0, "logit_bias": {"1": 0.0}}]
+    for more in ways:
+        before = server.running()
+        _, answers = clients(
+            len(prompts), lambda i: server.complete(prompts[i], args.tokens, **more))
+        single = [[{"choices": [c]} for c in a["choices"]] for a in answers]
+        n = len(single[0])
+        ok, said = beside([c[k] for k in range(n) for c in single], want)
+        after = server.running()
+        of, new = (after[f"evenkeel:{k}_total"] - before[f"evenkeel:{k}_total"]
+                   for k in ("prefix_cache_hits", "prompt_tokens"))
+        check(ok and of > 0, f"prompts that begin alike, {more}: {of:.0f} of {new:.0f} tokens of "
+              f"theirs were there; {said}")  # fmt: skip
+
+
 def streams(server, args, want):
     """One client alone."""
     body = {"prompt": PROMPTS[0], "max_tokens": args.tokens, "stream": True}
@@ -236,6 +257,7 @@ def main():
     want = [run_alone(args, prompt, "--raw") for prompt in PROMPTS]
     server = Server(args)
     speed(server, args, want)
+    alike(server, args)
     streams(server, args, want)
     if args.chat:
         chats(server, args)
