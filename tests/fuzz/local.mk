@@ -63,7 +63,8 @@ FUZZERS += tests/fuzz/fuzz_profile
 tests_fuzz_fuzz_profile_SOURCES = tests/fuzz/fuzz_profile.c $(FUZZER_MAIN)
 tests_fuzz_fuzz_profile_LDADD = libstore.a libbase.a $(SQLITE_LIBS) $(JANSSON_LIBS)
 tests_fuzz_fuzz_profile_LDFLAGS = $(FUZZER_FLAGS)
-EXTRA_DIST += tests/fuzz/tokenizer.dict
+EXTRA_DIST += tests/fuzz/tokenizer.dict tests/fuzz/request.dict tests/fuzz/plan.dict \
+	tests/fuzz/costs.dict
 
 if HAVE_PLANNER
 PLANNER_FUZZER_LIBS = libplanner.a libstore.a $(FUZZER_LIBS) -lglpk $(SQLITE_LIBS) -lm
