@@ -11,5 +11,6 @@ libruntime_a_SOURCES = runtime/runtime.h runtime/stage.h runtime/cache.h runtime
 	runtime/preflight.c runtime/worker.c runtime/steps.c runtime/engine.c runtime/sampling.c \
 	runtime/watch.c \
 	runtime/reference.c runtime/record.c runtime/compare.c runtime/trace.c runtime/wave.c \
-	runtime/history.h runtime/history.c runtime/generate.c runtime/bench.c \
+	runtime/history.h runtime/history.c runtime/places.h runtime/places.c runtime/generate.c \
+	runtime/bench.c \
 	runtime/bench_pictures.c runtime/bench_pictures.h

@@ -4,6 +4,7 @@
  * the stages; what streams of prompts join and leave. See wave.h.
  */
 #include "runtime/wave.h"
+#include "runtime/places.h"
 #include "runtime/prompt.h"
 
 #include <stdlib.h>
@@ -334,27 +335,6 @@ static enum ek_status take_chunk(struct wave *w, struct prefill *p)
     return st;
 }
 
-/* Where another place holds more of the prompt's beginning than the sequence, whole blocks of that
- * are taken over instead of computed: sequences that begin alike share them. */
-static void share(struct wave *w, struct wave_seq *s)
-{
-    size_t most = s->filled;
-    uint32_t from = 0;
-
-    for (uint32_t i = 0; w->past && i < w->n; i++) {
-        const struct wave_seq *o = &w->seqs[i];
-        size_t n = o == s    ? 0
-                   : o->open ? prompt_common(o->prompt, o->held, s->prompt)
-                             : history_common(&w->past[i], s->prompt);
-        if (n / EK_PAGE * EK_PAGE > most) {
-            most = n / EK_PAGE * EK_PAGE;
-            from = o->open ? o->slot : w->past[i].slot;
-        }
-    }
-    if (most > s->filled)
-        s->filled = s->generation->kept = ek_engine_seq_share(w->e, s->slot, from, (uint32_t)most);
-}
-
 /* Fills and submits the next chunk. */
 static enum ek_status put_chunk(struct wave *w, struct prefill *p)
 {
@@ -366,7 +346,8 @@ static enum ek_status put_chunk(struct wave *w, struct prefill *p)
     while (n < room && p->seq < w->n_queued) {
         struct wave_seq *s = in_order(w, p->seq);
         size_t left, k;
-        share(w, s);
+        if (w->past != NULL)
+            place_share(w, s);
         left = s->prompt->n - s->filled;
         k = left < room - n ? left : room - n;
         memcpy(w->tokens + n, s->prompt->ids + s->filled, k * sizeof(*w->tokens));
@@ -575,71 +556,12 @@ enum ek_status wave_decode(struct wave *w)
 }
 
 /* ---- a wave whose sequences come and go */
-static uint32_t count_open(const struct wave *w, const struct wave_group *g)
-{
-    uint32_t n = 0;
-
-    for (uint32_t i = g->first; i < g->end; i++)
-        n += w->seqs[i].open;
-    return n;
-}
-
-/* A free place, and what speaks for it. */
-struct choice {
-    uint32_t place;
-    size_t kept;        /* tokens of the prompt that its cache holds, and ... */
-    size_t lost;        /* ... those behind them, which it would forget */
-    uint32_t others;    /* open sequences of its group */
-    uint64_t forgotten; /* when what its cache holds was used last */
-};
-
-/* What taking it saves, and nothing is lost: the prompt goes on from all that it holds, but for
- * less than a block of the cache. */
-static size_t saved(const struct choice *c)
-{
-    return c->kept >= EK_PAGE && c->lost < EK_PAGE ? c->kept : 0;
-}
-
-/* What is forgotten there: nothing; the end of what the prompt begins like, as where an answer is
- * asked for anew; or another conversation, whose head may be had without taking its place. */
-static int price(const struct choice *c)
-{
-    return c->kept + c->lost == 0 ? 0 : c->kept >= c->lost ? 1 : 2;
-}
-
-static bool better(const struct choice *a, const struct choice *b)
-{
-    if (saved(a) != saved(b))
-        return saved(a) > saved(b);
-    if (a->others != b->others)
-        return a->others < b->others;
-    return price(a) != price(b) ? price(a) < price(b) : a->forgotten < b->forgotten;
-}
-
-/* The place of the conversation that the prompt goes on from; or else, in the group that has the
- * fewest sequences, the one that holds least of worth. There is one that is free. */
-static struct choice choose_place(const struct wave *w, const struct ek_prompt *p)
-{
-    struct choice best = {.others = UINT32_MAX};
-
-    for (uint32_t g = 0; g < w->n_groups; g++)
-        for (uint32_t i = w->groups[g].first; i < w->groups[g].end; i++) {
-            const struct history *past = &w->past[i];
-            size_t kept = history_common(past, p);
-            struct choice one = {i, kept, past->open ? past->n - kept : 0,
-                                 count_open(w, &w->groups[g]), past->ended};
-            if (!w->seqs[i].open && better(&one, &best))
-                best = one;
-        }
-    return best;
-}
-
 static uint32_t count_free(const struct wave *w)
 {
     uint32_t n = w->n;
 
     for (uint32_t g = 0; g < w->n_groups; g++)
-        n -= count_open(w, &w->groups[g]);
+        n -= place_count(w, &w->groups[g]);
     return n;
 }
 
@@ -647,7 +569,8 @@ static uint32_t count_free(const struct wave *w)
 static enum ek_status admit(struct wave *w, const struct ek_generations *from, bool *more)
 {
     struct ek_generation *g = NULL;
-    struct choice at;
+    size_t kept;
+    uint32_t at;
     uint32_t n_free;
 
     while ((n_free = count_free(w)) > 0) {
@@ -659,31 +582,14 @@ static enum ek_status admit(struct wave *w, const struct ek_generations *from, b
                             "generate: a prompt of %zu tokens; the context holds 1 to %u",
                             g->prompt.n, ek_engine_max_context(w->e));
         g->out = (struct ek_completion){0};
-        at = choose_place(w, &g->prompt);
+        at = place_choose(w, &g->prompt, &kept);
         g->kept = 0;
-        w->seqs[at.place] = (struct wave_seq){.prompt = &g->prompt,
-                                              .opt = &g->opt,
-                                              .out = &g->out,
-                                              .generation = g,
-                                              .filled = at.kept};
-        EK_TRY(open_sequence(w, at.place));
+        w->seqs[at] = (struct wave_seq){
+            .prompt = &g->prompt, .opt = &g->opt, .out = &g->out, .generation = g, .filled = kept};
+        EK_TRY(open_sequence(w, at));
     }
     *more = n_free < w->n;
     return EK_OK;
-}
-
-/* What the place's cache holds stays, for a prompt that begins alike; unless others may need the
- * room. */
-static void keep(struct wave *w, uint32_t i)
-{
-    const struct wave_seq *s = &w->seqs[i];
-    struct history *h = &w->past[i];
-
-    h->slot = s->slot;
-    h->ended = ++w->n_ended;
-    h->open = ek_engine_has_room(w->e) && history_keep(h, s->prompt, s->out) == EK_OK;
-    if (!h->open)
-        ek_engine_seq_close(w->e, s->slot);
 }
 
 /* Sequences that have their last token, and no step under way. */
@@ -693,7 +599,7 @@ static void retire(struct wave *w, const struct ek_generations *to)
         struct wave_seq *s = &w->seqs[i];
         if (!s->open || s->running || s->ahead > 0)
             continue;
-        keep(w, i);
+        place_keep(w, i);
         s->open = false;
         free(s->seen);
         s->seen = NULL;
