@@ -81,10 +81,14 @@ static enum ek_status print_point(void *ctx, const struct ek_module *mod,
         add_row(t, kernels[i].name, kernels[i].calls, kernels[i].seconds, whole);
     if (shown < n)
         add_row(t, "others", (uint32_t)(n - shown), sum_of(kernels + shown, n - shown), whole);
-    printf("\n%s, %s, %s %u x %u of %u: measured %s, traced %s (%+.1f %%)\n", (const char *)ctx,
-           mod->name, row->key.phase == EK_PHASE_DECODE ? "decode" : "prefill", row->key.batch,
+    printf("\n%s, %s, %s %u x %u of %u: measured %s, traced %s", (const char *)ctx, mod->name,
+           row->key.phase == EK_PHASE_DECODE ? "decode" : "prefill", row->key.batch,
            row->key.tokens, row->key.context, ek_format_seconds(measured, row->time.median_s),
-           ek_format_seconds(traced, whole), 100 * (whole / row->time.median_s - 1));
+           ek_format_seconds(traced, whole));
+    if (mod->kind == EK_MODULE_LAYER)
+        printf(" (%+.1f %%)\n", 100 * (whole / row->time.median_s - 1));
+    else
+        puts(", alone"); /* with what brings its rows and takes them away */
     ek_table_print(t, stdout);
     ek_table_free(t);
     return EK_OK;
