@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The batch of a point: sequences of equal length with random tokens, each with its own blocks.
+ * The batch of a point: sequences of equal length with random tokens, each with its own blocks; of
+ * a prefill with two, the first is the end of a prompt, and the other one the beginning of the
+ * next, as long as the step has room.
  */
 #include "profiler/measure.h"
 
@@ -54,20 +56,27 @@ void rig_batch_free(struct rig_batch *b)
     free(b);
 }
 
+/* New tokens of a sequence of a point. */
+static uint32_t tokens_of(const struct rig_batch *b, const struct ek_point *at, uint32_t i)
+{
+    return at->phase == EK_PHASE_PREFILL && i == 1 ? b->max_tokens - at->tokens : at->tokens;
+}
+
 void rig_batch_set(struct rig_batch *b, const struct ek_point *at)
 {
-    uint32_t row = (uint32_t)ek_cache_blocks(1, at->context);
+    uint32_t row = (uint32_t)ek_cache_blocks(1, at->context), all = 0;
 
     for (uint32_t i = 0; i < at->batch; i++) {
         int32_t *ids = b->block_ids + (size_t)i * b->row;
         for (uint32_t j = 0; j < row; j++)
             ids[j] = (int32_t)(i * row + j);
         b->blocks[i] = ids;
-        b->n_new[i] = at->tokens;
-        b->past[i] = at->context - at->tokens;
-        b->rows[i] = (int32_t)((i + 1) * at->tokens - 1); /* the last token of each */
+        b->n_new[i] = tokens_of(b, at, i);
+        b->past[i] = b->n_new[i] == at->tokens ? at->context - at->tokens : 0;
+        all += b->n_new[i];
+        b->rows[i] = (int32_t)all - 1; /* the last token of each */
     }
-    b->host = (struct ek_batch_host){.n_tokens = at->batch * at->tokens,
+    b->host = (struct ek_batch_host){.n_tokens = all,
                                      .n_seqs = at->batch,
                                      .n_logits = at->batch,
                                      .tokens = b->tokens,

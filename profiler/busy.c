@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* A device, at work whenever another one is measured. */
 struct neighbour {
@@ -17,7 +18,7 @@ struct neighbour {
     struct rig *rig;
     struct ek_point at;
     struct ek_store_key key; /* of the row with the others at work */
-    atomic_bool stop;
+    atomic_bool stop, goes;  /* it is asked to end; it works, or has failed */
     pthread_t thread;
     bool running;
     enum ek_status status;
@@ -28,7 +29,8 @@ static void *be_busy(void *arg)
 {
     struct neighbour *n = arg;
 
-    n->status = rig_keep_busy(n->rig, &n->at, &n->stop);
+    n->status = rig_keep_busy(n->rig, &n->at, &n->stop, &n->goes);
+    atomic_store(&n->goes, true);
     if (n->status != EK_OK)
         snprintf(n->message, sizeof(n->message), "%s", ek_last_error());
     return NULL;
@@ -49,6 +51,7 @@ static struct ek_point point_of(const struct rig_options *rig, const struct rig_
 static enum ek_status start(struct neighbour *n)
 {
     atomic_store(&n->stop, false);
+    atomic_store(&n->goes, false);
     if (pthread_create(&n->thread, NULL, be_busy, n) != 0)
         return ek_error(EK_EENV, "cannot start a thread for %s", n->d.row.name);
     n->running = true;
@@ -77,6 +80,16 @@ static enum ek_status open_neighbour(struct profile *p, size_t i, enum ek_phase 
     return EK_OK;
 }
 
+/* A stage is made before it works, which takes longer than a measurement. */
+static void await(struct neighbour *all, size_t n)
+{
+    static const struct timespec moment = {.tv_nsec = 1000000};
+
+    for (size_t i = 0; i < n; i++)
+        while (!atomic_load(&all[i].goes))
+            nanosleep(&moment, NULL);
+}
+
 /* One of them, while the others work. */
 static enum ek_status measure_one(struct profile *p, struct neighbour *n)
 {
@@ -102,8 +115,10 @@ static enum ek_status measure_all(struct profile *p, struct neighbour *all, size
         EK_TRY(rig_new(&all[i].d.rig, &p->groups[0], &all[i].rig));
         EK_TRY(start(&all[i]));
     }
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
+        await(all, n);
         EK_TRY(measure_one(p, &all[i]));
+    }
     return EK_OK;
 }
 

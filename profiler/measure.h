@@ -74,13 +74,17 @@ struct point_space {
     uint32_t max_widths;  /* at most so many widths, however badly interpolation does */
     uint32_t first, step; /* widths between the ends are first + whole steps; step 0: any */
     bool picture;         /* its tokens: as nearly square ones have */
-    bool sweep; /* beside them many widths at the least depth: times go up and down with tiles */
+    bool sweep;  /* beside them many widths at the least depth: times go up and down with tiles */
+    bool choosy; /* kernels are chosen by the depth, too: all looks between its ends are taken */
 };
 /* Measures a point, or finds it measured already. EK_NO: refused, go on without. */
 typedef enum ek_status (*point_fn)(void *ctx, const struct ek_point *at, struct ek_store_time *out);
 enum ek_status points_measure(const struct point_space *space, point_fn fn, void *ctx);
 /* The first points, measured in any case. Returns their number (at most 4). */
 size_t points_corners(const struct point_space *space, struct ek_point out[4]);
+/* The one with the most sequences (decode) or tokens, of a context in the middle: measured where
+ * the time depends on it. */
+struct ek_point points_middle(const struct point_space *space);
 /* Most points that points_measure will ask for. */
 size_t points_most(const struct point_space *space);
 
@@ -130,6 +134,10 @@ void rig_free(struct rig *r); /* NULL is fine */
  * it. overhead_s: a stage's own time, known already (groups of one only). */
 enum ek_status rig_measure(struct rig *r, const struct ek_point *at, double overhead_s,
                            struct ek_store_time *module, struct ek_store_time *stage);
+/* What a stage takes once a step, from stages of one module and of two: with many, the differences
+ * of their times are larger than it is. */
+enum ek_status rig_measure_own(struct rig *r, const struct ek_point *at,
+                               struct ek_store_time *stage);
 struct tracer;
 struct attribution;
 /* Runs a point under a tracer that has begun: adds where the time goes to out, *per is what its
@@ -146,8 +154,9 @@ enum ek_status rig_rest(struct rig *r);
  * work, at most max. */
 uint32_t rig_modules(const struct rig *r);
 enum ek_status rig_go_on(struct rig *r, double seconds, double *out, size_t max, size_t *n);
-/* Runs a point over and over until *stop: a neighbour at work. */
-enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, const atomic_bool *stop);
+/* Runs a point over and over until *stop: a neighbour at work, as *goes says from then on. */
+enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, const atomic_bool *stop,
+                             atomic_bool *goes);
 
 /* ---- memory.c: bytes by tag of a module alone -------------------------------------------------
  */

@@ -15,7 +15,8 @@
 #include <string.h>
 
 enum { MAX_ROWS = 128, MAX_GAPS = 64, DEPTHS_MAX = 3 };
-#define FAR 4.0 /* a line's reach from which on its noise is no excuse for not looking */
+#define MIDDLE 0.5
+#define FAR    4.0 /* a line's reach from which on its noise is no excuse for not looking */
 
 struct gap { /* between two neighbouring widths */
     uint32_t low, high;
@@ -31,6 +32,17 @@ struct points {
     size_t n_gaps;
     uint32_t n_widths;
 };
+
+/* A context between two: a prefill step's work grows with it; decode kernels change with it from
+ * the shortest on, and most contexts are far shorter than the longest. */
+static uint32_t context_at(const struct point_space *s, uint32_t least, uint32_t most, double depth)
+{
+    if (!s->deep)
+        return least;
+    if (s->phase == EK_PHASE_DECODE)
+        return (uint32_t)lround(least * pow((double)most / least, depth));
+    return least + (uint32_t)lround((double)(most - least) * depth);
+}
 
 /* The point of a width after a share of the cache: 0 the least, 1 all of it. */
 static struct ek_point point_at(const struct point_space *s, uint32_t width, double depth)
@@ -51,7 +63,7 @@ static struct ek_point point_at(const struct point_space *s, uint32_t width, dou
     }
     least = least ? least : 1;
     most = most > least ? most : least;
-    p.context = least + (uint32_t)lround((double)(most - least) * (s->deep ? depth : 0));
+    p.context = context_at(s, least, most, depth);
     return p;
 }
 
@@ -200,18 +212,34 @@ static enum ek_status refine_widths(struct points *p)
     return EK_OK;
 }
 
-/* Attention is linear in the context but for the cache's levels: one look in the middle of the
- * widest column, and where that misses, one more in either half. */
+/* One kernel of attention is linear in the context but for the cache's levels: one look in the
+ * middle, and where that misses, one more in either half. */
 static enum ek_status refine_depth(struct points *p, uint32_t width)
 {
     double miss = 0;
 
     for (int i = 0; deep_enough(p->space, width) && i < DEPTHS_MAX; i++) {
-        static const double depths[DEPTHS_MAX] = {0.5, 0.25, 0.75};
+        static const double depths[DEPTHS_MAX] = {MIDDLE, 0.25, 0.75};
         struct ek_point at = point_at(p->space, width, depths[i]);
         EK_TRY(add(p, &at, expected(p, &at), &miss));
-        if (miss <= p->space->target)
+        if (miss <= p->space->target && !p->space->choosy)
             break;
+    }
+    return EK_OK;
+}
+
+/* Prefill: of the widest steps. Which kernel a decode step takes depends on its sequences and their
+ * contexts: of every width that was measured. */
+static enum ek_status refine_depths(struct points *p)
+{
+    size_t n = p->n_rows;
+
+    if (p->space->phase != EK_PHASE_DECODE)
+        return refine_depth(p, p->space->max_width);
+    for (size_t i = 0; i < n; i++) {
+        uint32_t width = p->rows[i].key.batch;
+        if (p->rows[i].key.context == point_at(p->space, width, 0).context)
+            EK_TRY(refine_depth(p, width));
     }
     return EK_OK;
 }
@@ -267,11 +295,17 @@ size_t points_corners(const struct point_space *s, struct ek_point out[4])
     return n;
 }
 
+struct ek_point points_middle(const struct point_space *s)
+{
+    return point_at(s, s->max_width, MIDDLE);
+}
+
 size_t points_most(const struct point_space *s)
 {
     size_t widths = s->max_widths < s->max_width ? s->max_widths : s->max_width;
+    size_t looked_into = s->phase == EK_PHASE_DECODE ? widths : 1;
 
-    return (s->deep ? 2 * widths + DEPTHS_MAX : widths) + most_swept(s);
+    return (s->deep ? 2 * widths + DEPTHS_MAX * looked_into : widths) + most_swept(s);
 }
 
 /* Widths that are measured in any case, ascending, between 1 and the largest: 2 sequences, behind
@@ -319,6 +353,6 @@ enum ek_status points_measure(const struct point_space *space, point_fn fn, void
     EK_TRY(add_width(&p, space->max_width, &unknown));
     if (space->max_width > 1)
         EK_TRY(measure_widths(&p));
-    EK_TRY(refine_depth(&p, space->max_width));
+    EK_TRY(refine_depths(&p));
     return sweep(&p);
 }

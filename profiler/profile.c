@@ -123,7 +123,8 @@ struct point_space profile_space(const struct rig_options *rig, const struct rig
                             .target = target,
                             .max_widths = !decode && per_sequence ? 2 : widths,
                             .picture = visual,
-                            .sweep = !decode && goes_up_and_down(rig, g)};
+                            .sweep = !decode && goes_up_and_down(rig, g),
+                            .choosy = decode && rig->gpu};
 
     if (visual && rig->m->config.vision == EK_VISION_VL2)
         whole_tiles(&rig->m->config, &s);
@@ -214,15 +215,20 @@ static enum ek_status stage_overhead(const struct profile_device *d, const struc
     return EK_OK;
 }
 
+/* The stage's own time is of the module that a model is made of. */
+static bool tells_own(const struct visit *v)
+{
+    return v->group == &v->d->p->groups[0] && v->group->run > 1;
+}
+
 /* The module's row last: without it the point is measured again, and the stage's row stays. */
 static enum ek_status put_rows(const struct visit *v, const struct ek_point *at,
                                const struct ek_store_time *module,
                                const struct ek_store_time *stage)
 {
     struct ek_store_key k = profile_key(v->d, EK_STORE_STAGE, at, 0);
-    bool first = v->group == &v->d->p->groups[0];
 
-    if (first && v->group->run > 1)
+    if (tells_own(v) && !v->d->rig.gpu)
         EK_TRY(ek_store_put_time(v->d->p->store, &k, stage));
     k = profile_key(v->d, v->group->module->signature, at, 0);
     return ek_store_put_time(v->d->p->store, &k, module);
@@ -273,21 +279,62 @@ static int last_phase(const struct rig_group *g)
 
 /* Latent attention brings every token of a context out of the latent space, however few of a
  * sequence's are new: a chunk with the end of one prompt and the beginning of the next takes longer
- * than one that attends to as much. Half a chunk each of two sequences shows by how much. */
+ * than one that attends to as much. Ends of a half and of a sixteenth of the chunk show by how
+ * much.
+ */
 static enum ek_status measure_two(struct visit *v)
 {
     const struct rig_options *o = &v->d->rig;
-    uint32_t most = rig_max_cached(o, v->group) / 2, tokens = o->max_prompt / 2;
-    uint32_t context = o->max_context - o->max_prompt / 4;
-    struct ek_point at = {EK_PHASE_PREFILL, 2, tokens, context < most ? context : most};
+    uint32_t most = rig_max_cached(o, v->group) / 2, middle = (o->max_prompt + o->max_context) / 2;
+
+    if (o->m->config.attention != EK_ATTENTION_MLA || v->group->module->kind != EK_MODULE_LAYER ||
+        o->max_batch < 2 || o->max_batch > o->max_prompt || most <= o->max_prompt)
+        return EK_OK;
+    for (uint32_t share = 2; share <= 16 && share <= o->max_prompt; share *= 8) {
+        struct ek_point at = {EK_PHASE_PREFILL, 2, o->max_prompt / share,
+                              middle < most ? middle : most};
+        struct ek_store_time t;
+        enum ek_status st = measure_point(v, &at, &t);
+        EK_TRY(st == EK_NO ? EK_OK : st);
+    }
+    return EK_OK;
+}
+
+static enum ek_status measure_own(struct visit *v, const struct ek_point *at)
+{
+    struct ek_store_key k = profile_key(v->d, EK_STORE_STAGE, at, 0);
     struct ek_store_time t;
     enum ek_status st;
 
-    if (o->m->config.attention != EK_ATTENTION_MLA || v->group->module->kind != EK_MODULE_LAYER ||
-        o->max_batch < 2 || tokens == 0 || at.context < tokens)
+    if (ek_store_has_time(v->d->p->store, &k))
         return EK_OK;
-    st = measure_point(v, &at, &t);
+    EK_TRY(devices_stopped(v->d->p->opt->stop));
+    if (!v->rig)
+        EK_TRY(rig_new(&v->d->rig, v->group, &v->rig));
+    st = rig_measure_own(v->rig, at, &t);
+    if (st == EK_OK)
+        st = ek_store_put_time(v->d->p->store, &k, &t);
     return st == EK_NO ? EK_OK : st;
+}
+
+/* What a stage of a GPU takes once a step, at the longest steps and half and a quarter of them. (A
+ * CPU's caches would keep so few modules.) */
+static enum ek_status measure_owns(struct visit *v, const struct point_space *s)
+{
+    struct ek_point corners[4];
+
+    if (!tells_own(v) || !v->d->rig.gpu)
+        return EK_OK;
+    points_corners(s, corners);
+    for (uint32_t share = 1; share <= 4 && share <= s->max_width; share *= 2) {
+        struct ek_point at = corners[0];
+        if (s->phase == EK_PHASE_DECODE)
+            at.batch /= share;
+        else
+            at.context = at.tokens /= share;
+        EK_TRY(measure_own(v, &at));
+    }
+    return EK_OK;
 }
 
 static enum ek_status measure_group(struct profile_device *d, const struct rig_group *g)
@@ -303,6 +350,8 @@ static enum ek_status measure_group(struct profile_device *d, const struct rig_g
         st = points_measure(&s, measure_point, &v);
         if (st == EK_OK && phase == EK_PHASE_PREFILL)
             st = measure_two(&v);
+        if (st == EK_OK)
+            st = measure_owns(&v, &s);
         profile_say(p, begin + points_most(&s), d->row.name);
     }
     rig_free(v.rig);

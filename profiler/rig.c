@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum {
     WARM_UP = 2, /* a graph is captured at the second run */
@@ -22,8 +23,7 @@ enum {
     WAKING = 16,        /* ... by so many reads */
     AHEAD = 6,          /* reads on a GPU during which the host queues a step */
     IN_FLIGHT = 2,      /* steps, where they go on */
-    MARKS = 15,
-    HEAVY_LEAST = 5, /* samples of those: they differ by little */
+    HEAVY_LEAST = 5,    /* samples of those: they differ by little */
 };
 #define REST_LONG     0.5  /* seconds after which clocks have come back for sure, ... */
 #define REST_BEFORE   0.05 /* before a point, and ... */
@@ -50,23 +50,28 @@ struct rig {
     struct ek_stage_options cap;
     struct rig_batch *batch;
     void *in;         /* hidden states or normalised rows that every run starts from */
-    void *ids;        /* of the best logits, ... */
-    void *best;       /* ... and where they go on the host, [max_logits] both */
+    int32_t *best;    /* of the logits, on the host: [max_logits] */
     int32_t *routing; /* of the tokens at a layer of experts, [max_tokens][top_k]; else NULL */
     uint64_t drawn;   /* state of what they are drawn by */
     void *experts;    /* on the device, routing for each layer of a stage */
     void *flush; /* read before a run, so that weights are cold and a GPU's queue is not empty */
     size_t flush_bytes;
-    struct ek_event *mark[2 * IN_FLIGHT]; /* before and behind steps ... */
-    double marks_s;                       /* ... and what two take with nothing between */
-    uint32_t tokens;                      /* of the point: a picture's, for visual modules */
-    double rest_s;                        /* before the next sample of many tokens */
+    uint64_t *when;                   /* on the host: before and behind each step in flight */
+    struct ek_event *done[IN_FLIGHT]; /* behind both */
+    uint32_t tokens;                  /* of the point: a picture's, for visual modules */
+    double rest_s;                    /* before the next sample of many tokens */
     double least[2]; /* seconds of the quickest run of either stage at this point */
+    bool shortest;   /* stages of one module and of two */
 };
 
 static bool alone(const struct rig *r)
 {
     return r->group.run == 1;
+}
+
+static bool looks(const struct rig *r)
+{
+    return ek_module_is_visual(r->group.module);
 }
 
 static bool per_sequence(const struct rig_group *g)
@@ -143,12 +148,13 @@ static double model_bytes(const struct ek_model *m)
 
 /* Of something else to read before a run. A module alone, in a model that no cache holds, would not
  * find its weights there in a stage. On a GPU the host queues the run meanwhile, as the engine's
- * does, and launches are not waited for. */
+ * does, and launches are not waited for; those of a picture are, behind its upload. */
 static uint64_t flush_bytes(const struct rig_options *o, const struct rig_group *g)
 {
     uint64_t cache = o->dev->info.cache_bytes;
 
-    if (model_bytes(o->m) <= (double)cache || (g->run > 1 && !o->gpu))
+    if (model_bytes(o->m) <= (double)cache || (g->run > 1 && !o->gpu) ||
+        (o->gpu && ek_module_is_visual(g->module)))
         return 0;
     return 2 * cache < o->memory / 4 ? 2 * cache : o->memory / 4;
 }
@@ -187,6 +193,8 @@ static uint32_t choose_n(const struct rig *r, const struct ek_point *at)
 
     if (alone(r))
         return bytes < r->room;
+    if (r->shortest)
+        return 3 * bytes < r->room;
     n = fmin(working_set(r) / (3 * bytes), (r->opt.thorough ? 0.1 : 0.02) / (3 * seconds));
     n = fmin(fmax(n, 1), r->room / (3 * bytes));
     if (n >= r->group.run / 2)
@@ -240,7 +248,8 @@ static uint64_t blocks_for(const struct rig *r, const struct ek_point *at, uint3
     uint32_t cached = rig_max_cached(&r->opt, &r->group);
     uint64_t most = blocks_at(at);
 
-    for (uint32_t b = at->phase == EK_PHASE_DECODE ? r->opt.max_batch : 1; b; b /= 2)
+    for (uint32_t b = at->phase == EK_PHASE_DECODE ? r->opt.max_batch : 1; b && !r->shortest;
+         b /= 2)
         for (int end = 0; end < 2; end++) {
             struct ek_point p = {at->phase, b, at->tokens, end ? cached / b : at->context};
             if (p.context > r->opt.max_context)
@@ -304,10 +313,10 @@ static enum ek_status make_buffers(struct rig *r)
 
     EK_TRY(dev->ops->alloc(dev, EK_TAG_ACTIVATIONS, in, &r->in));
     EK_TRY(rig_fill_random(dev, r->in, in, dev->act));
-    EK_TRY(dev->ops->alloc(dev, EK_TAG_ACTIVATIONS, r->cap.max_logits * sizeof(int32_t), &r->ids));
-    EK_TRY(dev->ops->host_alloc(dev, r->cap.max_logits * sizeof(int32_t), &r->best));
-    for (int i = 0; i < 2 * IN_FLIGHT; i++)
-        EK_TRY(dev->ops->event_new(dev, &r->mark[i]));
+    EK_TRY(dev->ops->host_alloc(dev, r->cap.max_logits * sizeof(int32_t), (void **)&r->best));
+    EK_TRY(dev->ops->host_alloc(dev, 2 * IN_FLIGHT * sizeof(*r->when), (void **)&r->when));
+    for (int i = 0; i < IN_FLIGHT; i++)
+        EK_TRY(dev->ops->event_order(dev, &r->done[i]));
     r->flush_bytes = (size_t)flush_bytes(&r->opt, &r->group);
     return r->flush_bytes ? dev->ops->alloc(dev, EK_TAG_WORKSPACE, r->flush_bytes, &r->flush)
                           : EK_OK;
@@ -344,15 +353,17 @@ void rig_free(struct rig *r)
         return;
     const struct ek_ops *ops = r->opt.dev->ops;
     drop_stages(r);
-    for (int i = 0; i < 2 * IN_FLIGHT; i++)
-        if (r->mark[i])
-            ops->event_free(r->mark[i]);
-    void *buffers[] = {r->flush, r->ids, r->in, r->experts};
+    for (int i = 0; i < IN_FLIGHT; i++)
+        if (r->done[i])
+            ops->event_free(r->done[i]);
+    void *buffers[] = {r->flush, r->in, r->experts};
     for (size_t i = 0; i < EK_ARRAY_LEN(buffers); i++)
         if (buffers[i])
             ops->release(r->opt.dev, buffers[i]);
     if (r->best)
         ops->host_free(r->opt.dev, r->best);
+    if (r->when)
+        ops->host_free(r->opt.dev, r->when);
     rig_batch_free(r->batch);
     free(r->routing);
     free(r);
@@ -390,7 +401,7 @@ static enum ek_status draw_experts(struct rig *r)
 /* A step as the engine's workers run it: the batch to the device ... */
 static enum ek_status upload(struct rig *r, struct ek_stage *s, struct rig_step *out)
 {
-    if (ek_module_is_visual(r->group.module))
+    if (looks(r))
         return EK_OK;
     return ek_stage_upload(s, rig_batch_host(r->batch), &out->batch, &out->rows, &out->n_rows);
 }
@@ -401,27 +412,28 @@ static enum ek_status step(struct rig *r, struct ek_stage *s, const struct rig_s
     const struct ek_ops *ops = r->opt.dev->ops;
     bool head = ek_stage_has_head(s);
 
-    if (ek_module_is_visual(r->group.module))
+    if (looks(r))
         return ek_stage_look(s, r->tokens);
     EK_TRY(ek_stage_run(s, &in->batch, r->in,
                         head ? (void *)ek_stage_logits(s) : ek_stage_hidden(s), in->rows,
                         in->n_rows));
-    if (!head)
-        return EK_OK;
-    EK_TRY(ops->argmax(r->opt.dev, ek_stage_logits(s), in->n_rows, r->opt.m->config.vocab, r->ids));
-    return ops->fetch(r->opt.dev, r->best, r->ids,
-                      rig_batch_host(r->batch)->n_logits * sizeof(int32_t));
+    return head ? ops->argmax(r->opt.dev, ek_stage_logits(s), in->n_rows, r->opt.m->config.vocab,
+                              r->best)
+                : EK_OK;
 }
 
-static enum ek_status queue_step(struct rig *r, struct ek_stage *s, struct ek_event *const mark[2])
+/* The i-th of those in flight. Its times are noted as the engine notes them: so a stage takes in a
+ * run what it takes here. */
+static enum ek_status queue_step(struct rig *r, struct ek_stage *s, size_t i)
 {
     const struct ek_ops *ops = r->opt.dev->ops;
     struct rig_step in;
 
     EK_TRY(upload(r, s, &in));
-    EK_TRY(ops->event_record(r->opt.dev, mark[0]));
+    EK_TRY(ops->stamp(r->opt.dev, &r->when[2 * i]));
     EK_TRY(step(r, s, &in));
-    return ops->event_record(r->opt.dev, mark[1]);
+    EK_TRY(ops->stamp(r->opt.dev, &r->when[2 * i + 1]));
+    return ops->event_record(r->opt.dev, r->done[i]);
 }
 
 /* What is small beside something that it was measured with is not told apart from it well. */
@@ -430,12 +442,12 @@ static double less_overhead(double seconds, double overhead_s)
     return fmax(seconds - overhead_s, seconds / 8);
 }
 
-static enum ek_status wait_step(struct rig *r, struct ek_event *const mark[2], double *seconds)
+static enum ek_status wait_step(struct rig *r, size_t i, double *seconds)
 {
-    const struct ek_ops *ops = r->opt.dev->ops;
+    const volatile uint64_t *when = &r->when[2 * i];
 
-    EK_TRY(ops->event_sync(mark[1]));
-    *seconds = less_overhead(fmax(ops->event_seconds(mark[0], mark[1]), 0), r->marks_s);
+    EK_TRY(r->opt.dev->ops->event_sync(r->done[i]));
+    *seconds = (double)(when[1] - when[0]) * 1e-9;
     return EK_OK;
 }
 
@@ -448,27 +460,11 @@ static enum ek_status flush(struct rig *r)
     return EK_OK;
 }
 
-/* The engine notes times without events. */
-static enum ek_status price_marks(struct rig *r)
-{
-    const struct ek_ops *ops = r->opt.dev->ops;
-    double v[MARKS];
-
-    for (int i = 0; i < MARKS; i++) {
-        EK_TRY(flush(r));
-        EK_TRY(ops->event_record(r->opt.dev, r->mark[0]));
-        EK_TRY(ops->event_record(r->opt.dev, r->mark[1]));
-        EK_TRY(wait_step(r, r->mark, &v[i]));
-    }
-    r->marks_s = timing_median(v, MARKS);
-    return EK_OK;
-}
-
 static enum ek_status timed_step(struct rig *r, struct ek_stage *s, double *seconds)
 {
     EK_TRY(flush(r));
-    EK_TRY(queue_step(r, s, r->mark));
-    return wait_step(r, r->mark, seconds);
+    EK_TRY(queue_step(r, s, 0));
+    return wait_step(r, 0, seconds);
 }
 
 /* A GPU lowers its clocks when products have drawn their power for some tens of milliseconds.
@@ -480,13 +476,18 @@ static bool is_heavy(const struct rig *r)
 }
 
 /* The host stays awake, and the GPU is woken by reads: the first launches after an idle moment take
- * some hundred microseconds longer. */
+ * some hundred microseconds longer. A picture finds both asleep. */
 static enum ek_status rest(struct rig *r, double seconds)
 {
     const struct ek_ops *ops = r->opt.dev->ops;
     size_t bytes = (size_t)r->cap.max_tokens * r->opt.m->config.hidden;
     uint64_t until = ek_now_ns() + (uint64_t)(seconds * 1e9);
+    struct timespec pause = {(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
 
+    if (looks(r)) {
+        nanosleep(&pause, NULL);
+        return EK_OK;
+    }
     while (ek_now_ns() < until)
         ;
     for (int i = 0; i < WAKING; i++)
@@ -530,8 +531,6 @@ static enum ek_status warm_up(struct rig *r, struct timing_rule *rule)
     double skip[TIMING_VALUES], seconds = 0;
 
     r->rest_s = 0;
-    if (r->opt.gpu && r->marks_s == 0)
-        EK_TRY(price_marks(r));
     for (int i = 0; i < WARM_UP; i++) {
         uint64_t begin = ek_now_ns();
         EK_TRY(sample(r, skip));
@@ -669,6 +668,21 @@ enum ek_status rig_measure(struct rig *r, const struct ek_point *at, double over
     return st;
 }
 
+enum ek_status rig_measure_own(struct rig *r, const struct ek_point *at,
+                               struct ek_store_time *stage)
+{
+    struct ek_store_time module;
+    double whole;
+    enum ek_status st;
+
+    r->shortest = true;
+    st = prepare(r, at);
+    if (st == EK_OK)
+        st = time_point(r, 0, &module, stage, &whole);
+    r->shortest = false;
+    return st;
+}
+
 enum ek_status rig_begin(struct rig *r, const struct ek_point *at)
 {
     double skip;
@@ -694,8 +708,8 @@ enum ek_status rig_rest(struct rig *r)
 static enum ek_status next_step(struct rig *r, size_t i, double *seconds)
 {
     for (size_t k = i ? i + IN_FLIGHT - 1 : 0; k < i + IN_FLIGHT; k++)
-        EK_TRY(queue_step(r, r->stages[0], &r->mark[2 * (k % IN_FLIGHT)]));
-    return wait_step(r, &r->mark[2 * (i % IN_FLIGHT)], seconds);
+        EK_TRY(queue_step(r, r->stages[0], k % IN_FLIGHT));
+    return wait_step(r, i % IN_FLIGHT, seconds);
 }
 
 enum ek_status rig_go_on(struct rig *r, double seconds, double *out, size_t max, size_t *n)
@@ -707,13 +721,16 @@ enum ek_status rig_go_on(struct rig *r, double seconds, double *out, size_t max,
     return r->opt.dev->ops->sync(r->opt.dev);
 }
 
-enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, const atomic_bool *stop)
+enum ek_status rig_keep_busy(struct rig *r, const struct ek_point *at, const atomic_bool *stop,
+                             atomic_bool *goes)
 {
     double skip;
 
     EK_TRY(rig_begin(r, at));
-    for (size_t i = 0; !atomic_load(stop); i++)
+    for (size_t i = 0; !atomic_load(stop); i++) {
         EK_TRY(next_step(r, i, &skip));
+        atomic_store(goes, true);
+    }
     return r->opt.dev->ops->sync(r->opt.dev);
 }
 

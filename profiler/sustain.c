@@ -61,19 +61,72 @@ static enum ek_status put_both(const struct profile_device *d, const struct ek_p
     return module > 0 ? put(d, signature, at, ratio * module, n) : EK_OK;
 }
 
-static enum ek_status measure_prefill(const struct profile_device *d, struct rig *rig,
-                                      const struct ek_point *at)
+/* How many times a rested module the steps of a rig take, and from when on. */
+static enum ek_status go_on(const struct profile_device *d, struct rig *rig, const char *signature,
+                            const struct ek_point *at, double *ratio, double *burst, size_t *n)
 {
-    double seconds[MOST], ratio, burst, module, stage;
-    size_t n;
+    double seconds[MOST], module, stage;
 
-    EK_TRY(rested(d, d->p->groups[0].module->signature, at, &module));
+    EK_TRY(rested(d, signature, at, &module));
     EK_TRY(rested(d, EK_STORE_STAGE, at, &stage));
     EK_TRY(rig_begin(rig, at));
     EK_TRY(rig_rest(rig));
-    EK_TRY(rig_go_on(rig, LONG_ENOUGH, seconds, MOST, &n));
-    sustain_read(seconds, n, rig_modules(rig) * module + stage, &ratio, &burst);
+    EK_TRY(rig_go_on(rig, LONG_ENOUGH, seconds, MOST, n));
+    sustain_read(seconds, *n, rig_modules(rig) * module + stage, ratio, burst);
+    return EK_OK;
+}
+
+static enum ek_status measure_prefill(const struct profile_device *d, struct rig *rig,
+                                      const struct ek_point *at)
+{
+    const char *signature = d->p->groups[0].module->signature;
+    double ratio, burst;
+    size_t n;
+
+    EK_TRY(go_on(d, rig, signature, at, &ratio, &burst, &n));
     return put_both(d, at, ratio, burst, n);
+}
+
+/* Pictures draw less power than prompts do: the largest one, over and over. */
+static enum ek_status measure_pictures(const struct profile_device *d, const struct rig_group *g)
+{
+    struct point_space pictures = profile_space(&d->rig, g, EK_PHASE_PREFILL, 1);
+    const char *signature = g->module->signature;
+    struct ek_point corners[4];
+    struct ek_store_key k;
+    struct rig *rig = NULL;
+    double ratio, burst, module;
+    enum ek_status st;
+    size_t n;
+
+    points_corners(&pictures, corners);
+    k = key_of(d, signature, &corners[0]);
+    if (ek_store_has_time(d->p->store, &k))
+        return EK_OK;
+    EK_TRY(devices_stopped(d->p->opt->stop));
+    EK_GOTO(rig_new(&d->rig, g, &rig), st, end);
+    EK_GOTO(go_on(d, rig, signature, &corners[0], &ratio, &burst, &n), st, end);
+    EK_GOTO(rested(d, signature, &corners[0], &module), st, end);
+    if (module > 0)
+        st = put(d, signature, &corners[0], ratio * module, n);
+end:
+    rig_free(rig);
+    return st;
+}
+
+/* Of the tower, or what most of a cut one is made of. */
+static enum ek_status sustained_pictures(const struct profile_device *d)
+{
+    enum ek_status st = EK_OK;
+
+    for (size_t i = 0; i < d->p->n_groups; i++) {
+        enum ek_module_kind kind = d->p->groups[i].module->kind;
+        if (kind != EK_MODULE_VISION && kind != EK_MODULE_BLOCK)
+            continue;
+        st = measure_pictures(d, &d->p->groups[i]);
+        break;
+    }
+    return st == EK_NO ? EK_OK : st;
 }
 
 /* Decode steps right behind prefill that went on, beside those of a rested device. */
@@ -93,7 +146,8 @@ static enum ek_status measure_behind(const struct profile_device *d, struct rig 
 }
 
 /* Points that are measured anyway: the longest prefill step; the decode step with the most
- * sequences and the most context. */
+ * sequences, and a context such as most have (with much more, memory is waited for, and clocks do
+ * not matter). */
 static void choose_points(const struct profile_device *d, struct ek_point *prefill,
                           struct ek_point *decode)
 {
@@ -101,12 +155,10 @@ static void choose_points(const struct profile_device *d, struct ek_point *prefi
     struct point_space steps = profile_space(&d->rig, g, EK_PHASE_PREFILL, 1),
                        rounds = profile_space(&d->rig, g, EK_PHASE_DECODE, 1);
     struct ek_point corners[4];
-    size_t n;
 
     points_corners(&steps, corners);
     *prefill = corners[0];
-    n = points_corners(&rounds, corners);
-    *decode = corners[n > 1 && corners[1].batch == corners[0].batch];
+    *decode = points_middle(&rounds);
 }
 
 /* Whether the rows are there: the last one is put last. */
@@ -125,7 +177,10 @@ enum ek_status profile_sustained(const struct profile_device *d)
     enum ek_status st;
 
     choose_points(d, &step, &round);
-    if (!d->rig.gpu || g->run < 2 || measured(d, &round))
+    if (!d->rig.gpu || g->run < 2)
+        return EK_OK;
+    EK_TRY(sustained_pictures(d));
+    if (measured(d, &round))
         return EK_OK;
     EK_TRY(devices_stopped(d->p->opt->stop));
     EK_GOTO(rig_new(&d->rig, g, &prefill), st, end);
