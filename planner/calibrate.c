@@ -56,6 +56,7 @@ static void multiply(struct ek_cost_curve *curve, double factor)
     for (size_t i = 0; i < curve->n; i++)
         curve->rows[i].time.median_s *= factor;
     curve->context_s *= factor;
+    curve->short_context_s *= factor;
 }
 
 static enum ek_status calibrate_class(struct ek_costs *c, uint32_t cls,

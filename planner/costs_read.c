@@ -184,6 +184,8 @@ static enum ek_status read_class(struct reader *r, const json_t *o)
     k->sustained = 1;
     EK_TRY(ek_json_opt_real(o, at(r), "sustained", 1, 1000, &k->sustained));
     EK_TRY(ek_json_opt_real(o, at(r), "burst_s", 0, 1000, &k->burst_s));
+    k->looking = 1;
+    EK_TRY(ek_json_opt_real(o, at(r), "looking", 1, 1000, &k->looking));
     k->behind = 1;
     EK_TRY(ek_json_opt_real(o, at(r), "behind", 1, 1000, &k->behind));
     EK_TRY(ek_json_opt_real(o, at(r), "recovery_s", 0, 1000, &k->recovery_s));
@@ -336,6 +338,9 @@ static enum ek_status read_times(struct reader *r, const json_t *o)
     EK_TRY(read_tp(r, o, &t->tp));
     EK_TRY(read_curve(r, o, "prefill", EK_PHASE_PREFILL, &t->prefill));
     EK_TRY(ek_json_opt_real(o, at(r), "context_s", 0, MAX_SECONDS, &t->prefill.context_s));
+    t->prefill.short_context_s = t->prefill.context_s;
+    EK_TRY(
+        ek_json_opt_real(o, at(r), "short_context_s", 0, MAX_SECONDS, &t->prefill.short_context_s));
     return read_curve(r, o, "decode", EK_PHASE_DECODE, &t->decode);
 }
 

@@ -26,6 +26,8 @@ static json_t *class_json(const struct ek_cost_class *k)
         json_object_set_new(o, "sustained", json_real(k->sustained));
         json_object_set_new(o, "burst_s", json_real(k->burst_s));
     }
+    if (k->looking > 1)
+        json_object_set_new(o, "looking", json_real(k->looking));
     if (k->recovery_s > 0) {
         json_object_set_new(o, "behind", json_real(k->behind));
         json_object_set_new(o, "recovery_s", json_real(k->recovery_s));
@@ -81,6 +83,8 @@ static json_t *times_json(const struct ek_costs *c, const struct ek_cost_times *
 
     if (t->prefill.context_s > 0)
         json_object_set_new(o, "context_s", json_real(t->prefill.context_s));
+    if (t->prefill.short_context_s != t->prefill.context_s)
+        json_object_set_new(o, "short_context_s", json_real(t->prefill.short_context_s));
     return o;
 }
 

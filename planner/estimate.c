@@ -274,7 +274,7 @@ static enum ek_status add_class(struct estimator *es, uint32_t i, uint32_t first
     k->memory = card->memory;
     k->overhead = card->overhead;
     k->tp_reserve = COMM_RESERVE;
-    k->slow_prefill = k->slow_decode = k->sustained = k->behind = 1;
+    k->slow_prefill = k->slow_decode = k->sustained = k->looking = k->behind = 1;
     k->estimate = true;
     k->count = es->f->counts[i];
     k->devices = ek_calloc(k->count, sizeof(*k->devices));

@@ -5,6 +5,7 @@
  */
 #include "planner/planner.h"
 #include "planner/problem.h"
+#include "planner/turns.h"
 
 #include <math.h>
 #include <string.h>
@@ -50,8 +51,6 @@ static void add_module(const struct ek_problem *p, uint32_t m, struct ek_placed_
     s->prefill_mad_s += c->prefill_mad * p->micro_batches;
     s->decode_mad_s += c->decode_mad;
     s->samples = c->samples < s->samples ? c->samples : s->samples;
-    if (ek_cost_module_sees(&p->costs->modules[m]))
-        s->pictures_s += c->prefill * p->micro_batches;
 }
 
 static void note_modules(const struct ek_problem *p, struct ek_placement *out, size_t stage)
@@ -59,65 +58,119 @@ static void note_modules(const struct ek_problem *p, struct ek_placement *out, s
     struct ek_placed_stage *s = &out->stages[stage];
 
     s->samples = UINT32_MAX;
-    s->pictures_s = 0;
     for (int32_t i = s->first; i <= s->last; i++)
         add_module(p, p->first_item + (uint32_t)i, s);
     for (uint32_t m = 0; m < p->first_item; m++)
         if (out->side_stage[m] == stage)
             add_module(p, m, s);
-    s->pictures_s = fmin(s->pictures_s, fmin(s->prefill_s, s->times.passing * p->micro_batches));
+}
+
+static double share_of(const double all[EK_PLAN_MAX_DEVICES], uint32_t bus)
+{
+    double longest = most(all);
+
+    return longest > 0 ? pow(all[bus] / longest, 2) : 0;
+}
+
+static double between(double rested, double going_on, double share)
+{
+    return rested + share * (going_on - rested);
 }
 
 /* Clocks fall with the work of some tens of milliseconds, rests included: a device that waits for
  * the one with the most to do keeps more of them. (Scores are of devices that do not wait, as the
  * one that counts does not.) */
-static void share_time(const struct ek_problem *p, struct ek_placement *out)
+static void share_time(const struct ek_problem *p, struct ek_placement *out, bool meet)
 {
-    double all[EK_PLAN_MAX_DEVICES] = {0};
+    double seeing[EK_PLAN_MAX_DEVICES] = {0}, filling[EK_PLAN_MAX_DEVICES] = {0};
 
-    for (size_t i = 0; i < out->n_stages; i++)
-        all[out->stages[i].devices[0]] += out->stages[i].times.prefill;
+    for (size_t i = 0; i < out->n_stages; i++) {
+        const struct ek_placed_stage *s = &out->stages[i];
+        uint32_t bus = ek_bus_of(p, s->devices[0]);
+        seeing[bus] += s->times.looking;
+        filling[bus] += s->times.prefill - s->times.looking;
+    }
     for (size_t i = 0; i < out->n_stages; i++) {
         struct ek_placed_stage *s = &out->stages[i];
         const struct ek_stage_times *t = &s->times;
-        double share = t->prefill > 0 ? pow(all[s->devices[0]] / most(all), 2) : 0;
-        s->prefill_s =
-            (t->rested_prefill + share * (t->prefill - t->rested_prefill)) * p->micro_batches;
-        s->decode_s = t->rested_decode + share * (t->decode - t->rested_decode);
+        uint32_t bus = ek_bus_of(p, s->devices[0]);
+        double look = share_of(seeing, bus), fill = share_of(filling, bus);
+        double rested = t->rested_prefill - t->rested_looking;
+        double text = between(rested, t->prefill - t->looking, fill);
+        text *= meet && rested > 0 ? t->alone_prefill / rested : 1;
+        s->pictures_s = between(t->rested_looking, t->looking, look) * p->micro_batches;
+        s->prefill_s = text * p->micro_batches + s->pictures_s;
+        s->decode_s = between(t->rested_decode, t->decode, fill);
+        s->decode_s *= meet && t->rested_decode > 0 ? t->alone_decode / t->rested_decode : 1;
     }
 }
 
-/* The pictures of a prompt follow one another through the stages of the tower, before their prompt;
- * a device works on one of its stages at a time. */
+/* The pictures of a prompt follow one another through the stages of the tower, before their prompt.
+ */
+static double pictures_through(const struct ek_problem *p, const struct ek_placement *out)
+{
+    double all = 0, hops = 0, n = p->workload.images ? p->workload.images : 1;
+    double seeing[EK_PLAN_MAX_DEVICES] = {0};
+
+    for (size_t i = 0; i < out->n_stages; i++) {
+        const struct ek_placed_stage *s = &out->stages[i];
+        if (s->first <= s->last && i + 1 < out->n_stages)
+            hops += ek_problem_picture_hop(p, s->last, s->kind, s[1].kind);
+        all += s->pictures_s;
+        seeing[s->devices[0]] += s->pictures_s;
+    }
+    return hops + most(seeing) + (all - most(seeing)) / n;
+}
+
+/* A device works on one of its stages at a time. */
+static double prompts_through(const struct ek_problem *p, const struct ek_placement *out)
+{
+    double chunks = fmax((double)ek_prefill_chunks(&p->workload, p->workload.batch), 1), first = 0;
+    double filling[EK_PLAN_MAX_DEVICES] = {0};
+
+    for (size_t i = 0; i < out->n_stages; i++) {
+        const struct ek_placed_stage *s = &out->stages[i];
+        double text = s->times.prefill - s->times.looking, filled = s->prefill_s - s->pictures_s;
+        double pace = text > 0 ? (s->times.passing - s->times.looking) / text : 1;
+        first += pace * filled / chunks + (p->workload.prompt ? s->handoff_s : 0);
+        filling[s->devices[0]] += filled;
+    }
+    return first + most(filling) * (chunks - 1) / chunks;
+}
+
+/* A token of every group. */
+static double round_through(const struct ek_problem *p, const struct ek_placement *out)
+{
+    double one = out->return_s, hop = 0;
+    double stepping[EK_PLAN_MAX_DEVICES] = {0};
+
+    for (size_t i = 0; i < out->n_stages; i++) {
+        const struct ek_placed_stage *s = &out->stages[i];
+        one += s->decode_s + s->handoff_s;
+        hop = fmax(hop, s->handoff_s);
+        stepping[s->devices[0]] += s->decode_s;
+    }
+    return fmax(fmax(most(stepping), hop) * p->micro_batches, one);
+}
+
 static void predict(const struct ek_problem *p, struct ek_placement *out)
 {
     const struct ek_workload *w = &p->workload;
-    double chunks = fmax((double)ek_prefill_chunks(w, w->batch), 1);
-    double prefill = 0, decode = 0, hop = 0;
-    double pictures = 0, n = w->images ? w->images : 1;
-    double seeing[EK_PLAN_MAX_DEVICES] = {0}, filling[EK_PLAN_MAX_DEVICES] = {0},
-           stepping[EK_PLAN_MAX_DEVICES] = {0};
+    bool meet = ek_buses_meet(p, out);
+    double prompts, round;
 
-    share_time(p, out);
-    for (size_t i = 0; i < out->n_stages; i++) {
-        struct ek_placed_stage *s = &out->stages[i];
-        double pace = s->times.prefill > 0 ? s->times.passing / s->times.prefill : 1;
+    share_time(p, out, meet);
+    for (size_t i = 0; i < out->n_stages; i++)
         note_modules(p, out, i);
-        prefill += (pace * s->prefill_s - s->pictures_s) / chunks + (w->prompt ? s->handoff_s : 0);
-        if (s->first <= s->last && i + 1 < out->n_stages)
-            prefill += ek_problem_picture_hop(p, s->last, s->kind, s[1].kind);
-        decode += s->decode_s + s->handoff_s;
-        pictures += s->pictures_s;
-        seeing[s->devices[0]] += s->pictures_s;
-        filling[s->devices[0]] += s->prefill_s - s->pictures_s;
-        stepping[s->devices[0]] += s->decode_s;
-        hop = fmax(hop, s->handoff_s);
-    }
-    prefill += most(seeing) + (pictures - most(seeing)) / n;
-    out->prefill_s = prefill + most(filling) * (chunks - 1) / chunks;
     out->return_s = returning(p, out);
-    decode += out->return_s;
-    out->decode_s = w->generate ? fmax(fmax(most(stepping), hop) * p->micro_batches, decode) : 0;
+    if (meet) {
+        ek_meet(p, out, &prompts, &round);
+    } else {
+        prompts = prompts_through(p, out);
+        round = round_through(p, out);
+    }
+    out->prefill_s = pictures_through(p, out) + prompts;
+    out->decode_s = w->generate ? round : 0;
     out->tokens_per_s = out->decode_s > 0 ? w->batch / out->decode_s : 0;
 }
 
@@ -330,6 +383,10 @@ static bool add_times(struct mapper *m, size_t i)
         t->prefill += c->prefill;
         t->rested_prefill += c->prefill;
         t->passing += c->prefill;
+        if (ek_cost_module_sees(&p->costs->modules[k])) {
+            t->looking += c->prefill;
+            t->rested_looking += c->prefill;
+        }
     }
     return add_hop(m, i);
 }

@@ -30,8 +30,9 @@ struct ek_cost_curve { /* times of one phase, interpolated by the store's ek_int
     size_t n;
     bool constant; /* one row: the time of the workload whatever its shape */
     /* Of a prefill step of several sequences, a token of their contexts over those of one sequence
-     * that attends to as many. */
-    double context_s;
+     * that attends to as many: where half of the step or more is the end of a prompt, and where a
+     * sixteenth or less is. */
+    double context_s, short_context_s;
     double spread;    /* MAD over median, the median over the rows; 0: not measured */
     uint32_t samples; /* least behind a row; 0: not measured */
 };
@@ -81,7 +82,8 @@ struct ek_cost_class { /* identical devices */
     uint64_t tp_reserve;   /* communication buffers of a device in a tensor-parallel group */
     double return_s;       /* between two decode steps: ids to the host, the next step queued */
     double slow_prefill, slow_decode; /* times are so much longer while all others work */
-    double sustained, burst_s; /* prefill takes so much longer from so many seconds of it on */
+    double sustained, burst_s; /* prefill takes so much longer from so many seconds of it on, ... */
+    double looking;            /* ... and work on pictures so much */
     double behind, recovery_s; /* decode steps right behind it too; half is gone after recovery_s */
     bool budgeted;             /* memory was declared for this device, not merely found */
     bool estimate;             /* costs from a description, not measured */
@@ -337,10 +339,14 @@ struct ek_memory_use ek_problem_memory(const struct ek_problem *p, uint32_t kind
                                        int32_t last, uint32_t sides);
 /* Times of a stage; false when the class has none for one of its modules at that degree. */
 struct ek_stage_times {
-    double prefill; /* all prompts of a group, on a device that does not rest meanwhile */
+    double
+        prefill; /* all prompts of a group, on a device that does not rest meanwhile; of it ... */
+    double looking; /* ... on pictures, which come first */
     double passing; /* the same at the pace of the first chunk, which meets fewer neighbours */
     double decode;  /* a step of a group */
-    double rested_prefill, rested_decode; /* had it rested so much that its clocks did not fall */
+    /* had it rested so much that its clocks did not fall */
+    double rested_prefill, rested_looking, rested_decode;
+    double alone_prefill, alone_decode; /* so, with its neighbours idle, and without pictures */
 };
 bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
                       uint32_t sides, struct ek_stage_times *out, bool *outside);

@@ -160,18 +160,29 @@ static double times_rested(const struct importer *im, const struct ek_store_time
     return 1;
 }
 
+static const struct ek_module *module_with(const struct importer *im, const char *signature)
+{
+    for (size_t i = 0; i < im->m->n_modules; i++)
+        if (strcmp(im->m->modules[i].signature, signature) == 0)
+            return &im->m->modules[i];
+    return NULL;
+}
+
 /* From rows of one signature: the ratios to those with rests, or (a stage's) the seconds. */
-static void read_sustained(const struct importer *im, bool stage,
+static void read_sustained(const struct importer *im, const char *signature,
                            const struct ek_store_time_row *rows, size_t n, struct ek_cost_class *k)
 {
+    const struct ek_module *of = module_with(im, signature);
+    double *prefill = of && ek_module_is_visual(of) ? &k->looking : &k->sustained;
+
     for (size_t i = 0; i < n; i++) {
         bool decode = rows[i].key.phase == EK_PHASE_DECODE;
         double *seconds = decode ? &k->recovery_s : &k->burst_s;
-        double *ratio = decode ? &k->behind : &k->sustained;
+        double *ratio = decode ? &k->behind : prefill;
         if (strcmp(rows[i].key.launch, EK_STORE_SUSTAINED) != 0 ||
             !of_types(im, rows[i].key.act, rows[i].key.cache))
             continue;
-        if (stage)
+        if (of == NULL) /* a stage's */
             *seconds = fmin(rows[i].time.median_s, MOST_SUSTAINED);
         else
             *ratio = times_rested(im, rows, n, &rows[i]);
@@ -184,10 +195,10 @@ static enum ek_status sustained(const struct importer *im, const struct ek_store
     struct ek_store_time_row *rows;
     size_t n;
 
-    k->sustained = k->behind = 1;
+    k->sustained = k->looking = k->behind = 1;
     for (uint32_t s = 0; s < im->c->n_signatures; s++) {
         EK_TRY(ek_store_times(im->store, d->id, im->c->signatures[s], &rows, &n));
-        read_sustained(im, s == EK_SIG_STAGE, rows, n, k);
+        read_sustained(im, im->c->signatures[s], rows, n, k);
         free(rows);
     }
     return EK_OK;
@@ -335,20 +346,36 @@ static bool of_curve(const struct importer *im, const struct ek_store_key *k, en
            (phase == EK_PHASE_DECODE || k->batch == 1);
 }
 
-/* From steps of several sequences beside those of one that attends to as much. */
+/* Seconds for each token of context that a step of two sequences has over one that attends to as
+ * much: the first is the end of a prompt, and the other begins, with what is left of the longest
+ * step. */
+static double seconds_of_context(const struct ek_cost_curve *c, const struct ek_store_time_row *row,
+                                 double width)
+{
+    double tokens = row->key.tokens, context = row->key.context, rest = width - tokens;
+    double attended = tokens * (context - tokens / 2) + rest * rest / 2;
+    double one = attended / width + width / 2, more = context + rest - one;
+    struct ek_point at = {EK_PHASE_PREFILL, 1, (uint32_t)width, (uint32_t)lround(one)};
+
+    if (more < 1)
+        return 0;
+    return fmax((row->time.median_s - ek_interpolate(c->rows, c->n, &at, NULL)) / more, 0);
+}
+
 static void note_contexts(const struct importer *im, const struct ek_store_time_row *rows, size_t n,
                           struct ek_cost_curve *c)
 {
+    uint32_t width = 0;
+
+    for (size_t i = 0; i < c->n; i++)
+        width = c->rows[i].key.tokens > width ? c->rows[i].key.tokens : width;
     for (size_t i = 0; i < n; i++) {
         const struct ek_store_key *k = &rows[i].key;
-        double width = (double)k->batch * k->tokens, context = k->context + (width - k->tokens) / 2;
-        double more = (double)k->batch * k->context - context;
-        struct ek_point one = {EK_PHASE_PREFILL, 1, (uint32_t)width, (uint32_t)lround(context)};
-        if (k->phase != EK_PHASE_PREFILL || k->batch < 2 || more < 1 ||
+        if (k->phase != EK_PHASE_PREFILL || k->batch != 2 || k->tokens >= width ||
             !of_types(im, k->act, k->cache))
             continue;
-        c->context_s = (rows[i].time.median_s - ek_interpolate(c->rows, c->n, &one, NULL)) / more;
-        c->context_s = fmax(c->context_s, 0);
+        *(k->tokens < width / 4 ? &c->short_context_s : &c->context_s) =
+            seconds_of_context(c, &rows[i], width);
     }
 }
 
@@ -382,7 +409,7 @@ static void level(struct ek_cost_curve *c, enum ek_phase phase)
 
     for (size_t i = 0; !c->constant && i < c->n; i++)
         c->rows[i].time.median_s = s;
-    c->context_s = 0;
+    c->context_s = c->short_context_s = 0;
 }
 
 static bool has_rows(const struct importer *im, const struct ek_store_time_row *rows, size_t n)

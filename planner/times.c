@@ -38,6 +38,7 @@ struct chunk {
     uint32_t tokens;
     double attended; /* cached tokens that they attend to, summed over them */
     double contexts; /* tokens of their sequences behind the step */
+    double end;      /* of tokens: the end of a prompt that other steps began */
 };
 
 static struct chunk chunk_at(const struct ek_workload *w, uint64_t j)
@@ -51,9 +52,21 @@ static struct chunk chunk_at(const struct ek_workload *w, uint64_t j)
         uint64_t past = at % prompt, n = prompt - past < end - at ? prompt - past : end - at;
         c.attended += (double)n * ((double)past + (double)n / 2);
         c.contexts += (double)(past + n);
+        c.end += past > 0 ? (double)n : 0;
         at += n;
     }
     return c;
+}
+
+#define SHORT_END (1 / 16.0)
+#define LONG_END  0.5
+
+static double context_seconds(const struct ek_cost_curve *c, const struct chunk *k)
+{
+    double end = k->end > 0 ? k->end / k->tokens : 1;
+    double longer = fmin(fmax((end - SHORT_END) / (LONG_END - SHORT_END), 0), 1);
+
+    return c->short_context_s + longer * (c->context_s - c->short_context_s);
 }
 
 /* As one sequence of so many tokens behind a cache that makes it attend to as many, and what
@@ -66,7 +79,7 @@ static double chunk_seconds(const struct ek_cost_curve *c, const struct chunk *k
     double s = ek_interpolate(c->rows, c->n, &at, &out);
 
     *outside = *outside || out;
-    return s + c->context_s * fmax(k->contexts - context, 0);
+    return s + context_seconds(c, k) * fmax(k->contexts - context, 0);
 }
 
 /* All prompts. Of very many chunks some are looked at, spread without a period: chunks have one. */
@@ -286,42 +299,37 @@ static double left_during(const struct ek_cost_class *k, double seconds)
     return half_lives > 0 ? (1 - exp2(-half_lives)) / (half_lives * LN_2) : 1;
 }
 
-/* Seconds of prefill that go on lower a GPU's clocks at some point: sooner where the decode steps
- * of the batch before were too few for them to come back. They are still low behind it. */
+/* How many times as long seconds take that go on, when so many went before them. */
+static double longer(double sustained, double burst, double before, double seconds)
+{
+    double high = fmax(burst - before, 0);
+
+    return seconds > 0 ? 1 + (sustained - 1) * fmax(1 - high / seconds, 0) : 1;
+}
+
+/* Seconds of prefill, pictures first, that go on lower a GPU's clocks at some point: sooner where
+ * the decode steps of the batch before were too few for them to come back. They are still low
+ * behind it. */
 static void go_on(const struct ek_problem *p, uint32_t kind, struct sums *s)
 {
     const struct ek_kind *of = &p->kinds[kind];
     const struct ek_cost_class *k = &p->costs->classes[p->groups[of->group].cls];
-    double all = (s->prefill + s->seen) * p->micro_batches;
+    double seen = s->seen * p->micro_batches, prefill = s->prefill * p->micro_batches;
     double decoding = p->workload.generate * of->round_s;
     double burst = k->burst_s * (1 - left_after(k, decoding));
-    double longer = all > 0 ? 1 + (k->sustained - 1) * fmax(1 - burst / all, 0) : 1;
-    double low = all > 0 ? fmin(all / fmax(burst, all), 1) : 0;
+    double all = seen + prefill, low = all > 0 ? fmin(all / fmax(burst, all), 1) : 0;
+    double text = longer(k->sustained, burst, seen, prefill);
 
-    s->prefill *= longer;
-    s->passing *= longer;
-    s->seen *= longer;
+    s->prefill *= text;
+    s->passing *= text;
+    s->seen *= longer(k->looking, burst, 0, seen);
     s->decode *= 1 + (k->behind - 1) * low * left_during(k, decoding);
 }
 
-/* The chain's items are a final norm, a head or both. */
-static bool only_ends(const struct ek_problem *p, int32_t first, int32_t last)
-{
-    enum ek_module_kind kind;
-
-    if (first > last)
-        return false;
-    kind = p->costs->modules[p->first_item + (uint32_t)first].kind;
-    return kind == EK_MODULE_NORM || kind == EK_MODULE_HEAD;
-}
-
-/* What a stage takes once a step. A head asks for its weights while it waits for the rows, which
- * hides it. */
+/* What a stage takes once a step. */
 static void begin(const struct ek_problem *p, const struct ek_modcost *own, int32_t first,
                   int32_t last, struct sums *t)
 {
-    if (only_ends(p, first, last))
-        return;
     t->prefill = own->prefill;
     t->decode = first <= last && last >= (int32_t)p->n_seeing ? own->decode : 0;
 }
@@ -351,11 +359,15 @@ bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, 
         for (uint32_t j = 0; (sides >> s & 1) && j < p->sides[s].n; j++)
             if (!add_module(p, cls, k->tp, p->sides[s].modules[j], &t))
                 return false;
+    out->alone_prefill = t.prefill;
+    out->alone_decode = t.decode;
     slow_down(p, kind, first, last, &t);
     out->rested_prefill = t.prefill + t.seen;
+    out->rested_looking = t.seen;
     out->rested_decode = t.decode;
     go_on(p, kind, &t);
     out->prefill = t.prefill + t.seen;
+    out->looking = t.seen;
     out->passing = t.passing + t.seen;
     out->decode = t.decode;
     *outside = *outside || t.outside;

@@ -205,25 +205,13 @@ static double accompanied(const struct brute *b, const struct stage *s, double s
     return fmin(left * others / (stages(b) - 1) / seconds, 1);
 }
 
-/* A final norm, a head or both: what else a stage takes once a step is hidden by waiting for them.
- */
-static bool only_ends(const struct brute *b, const struct stage *s)
-{
-    enum ek_module_kind kind;
-
-    if (s->first > s->last)
-        return false;
-    kind = b->c->modules[b->c->n_sides + (uint32_t)s->first].kind;
-    return kind == EK_MODULE_NORM || kind == EK_MODULE_HEAD;
-}
-
 /* Memory, prefill of a group and decode step of one stage; false where it cannot be. */
 static bool price(const struct brute *b, const struct stage *s, double *prefill, double *passing,
                   double *decode, double *total)
 {
     const struct ek_cost_class *k = &b->c->classes[s->cls];
     const struct ek_workload *w = &b->r->workload;
-    const struct ek_cost_times *stage = times(b, s, 0), *own = only_ends(b, s) ? NULL : stage;
+    const struct ek_cost_times *stage = times(b, s, 0);
     uint64_t act = 0, work = 0, message = 0, sum = k->overhead + (s->tp > 1 ? k->tp_reserve : 0);
     uint64_t side_act = 0, own_comm = of_no_module(b, s), end[2] = {0, 0};
     bool apart = s->sides && s->first > 0 && s->first <= s->last; /* a stage before its own */
@@ -232,9 +220,10 @@ static bool price(const struct brute *b, const struct stage *s, double *prefill,
     double seen = 0; /* nobody else works meanwhile */
     double slow, busy, met, slowed = 0;
 
-    *prefill = own && b->prompt ? own->prefill.rows[0].time.median_s / b->m : 0;
-    *decode =
-        own && s->first <= s->last && !is_part(b, s->last) ? own->decode.rows[0].time.median_s : 0;
+    *prefill = stage && b->prompt ? stage->prefill.rows[0].time.median_s / b->m : 0;
+    *decode = stage && s->first <= s->last && !is_part(b, s->last)
+                  ? stage->decode.rows[0].time.median_s
+                  : 0;
     *prefill += apart && stage && b->prompt ? stage->prefill.rows[0].time.median_s / b->m : 0;
     if (w->generate == 0)
         *decode = 0;

@@ -630,6 +630,41 @@ START_TEST(prefill_that_goes_on_takes_longer_than_its_points)
 }
 END_TEST
 
+/* Pictures of a batch take 50 ms, draw another power than its text, and leave that no burst. */
+START_TEST(pictures_that_go_on_take_longer_and_come_first)
+{
+    char *seen = with(small, "'modules':[", "'modules':[{'name':'vision','kind':'vision'},");
+    char *timed = with(seen, "'times':[",
+                       "'times':[{'class':'fast','signature':'vision','prefill':0.05,'decode':0},"
+                       "{'class':'slow','signature':'vision','prefill':0.05,'decode':0},");
+    char *text = with(timed, "'count':2,'memory':1000",
+                      "'count':2,'memory':1000,'sustained':1.1,'looking':1.2,'burst_s':0.02");
+    json_t *root = parse(text);
+    struct ek_costs *c = NULL;
+    struct ek_stage_times t;
+    struct ek_solution *s;
+    struct ek_request r;
+    bool outside = false;
+
+    ck_assert_msg(ek_costs_from_json(root, "pictures", &c) == EK_OK, "%s", ek_last_error());
+    r = request_for(c);
+    r.workload.images = 1;
+    r.workload.image_tokens = 16;
+    r.workload.micro_batches = 1;
+    s = solve(c, &r);
+    ck_assert(ek_problem_times(s->problem, 0, 0, 0, 1, &t, &outside));
+    ck_assert_double_eq_tol(t.rested_looking, 0.05, 1e-9);
+    ck_assert_double_eq_tol(t.looking, 0.05 + 0.2 * 0.03, 1e-9);
+    ck_assert_double_eq_tol(t.prefill - t.looking, 1.1 * 0.001, 1e-9);
+    ek_solution_free(s);
+    ek_costs_free(c);
+    json_decref(root);
+    free(seen);
+    free(timed);
+    free(text);
+}
+END_TEST
+
 /* Half of it is gone after as long as all rounds but the first take: decoding starts with all, ends
  * with half of it, and prefill of the next batch finds the other half of its burst. */
 START_TEST(decode_steps_behind_prefill_begin_at_its_clocks)
@@ -744,6 +779,7 @@ int main(void)
     tcase_add_loop_test(t, prompts_follow_one_another_in_chunks, 0, EK_ARRAY_LEN(streams));
     tcase_add_test(t, contexts_of_several_sequences_in_a_step_take_time);
     tcase_add_test(t, prefill_that_goes_on_takes_longer_than_its_points);
+    tcase_add_test(t, pictures_that_go_on_take_longer_and_come_first);
     tcase_add_test(t, decode_steps_behind_prefill_begin_at_its_clocks);
     tcase_add_test(t, a_device_that_waits_keeps_its_clocks);
     tcase_add_loop_test(t, few_chunks_leave_stages_alone, 0, EK_ARRAY_LEN(besides));

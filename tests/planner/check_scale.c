@@ -339,8 +339,8 @@ static void put_row(const char *signature, const char *launch, enum ek_phase pha
     ck_assert_msg(ek_store_put_time(store, &k, &t) == EK_OK, "%s", ek_last_error());
 }
 
-/* Two sequences of 256 behind 256 attend to what 512 behind 128 do, and have 384 tokens of context
- * more. */
+/* The end of a prompt of 768, 256 tokens, and 256 that begin another attend to what 512 behind 128
+ * do, and have 384 tokens of context more; 32 behind 736, and 480 that begin, 1248 - 528. */
 START_TEST(rows_of_work_that_goes_on_and_of_two_sequences_are_read)
 {
     const char *layer;
@@ -362,7 +362,8 @@ START_TEST(rows_of_work_that_goes_on_and_of_two_sequences_are_read)
     put_row(layer, EK_STORE_SUSTAINED, EK_PHASE_DECODE, 1, 1, 512, 1.5 * decode);
     put_row(EK_STORE_STAGE, EK_STORE_SUSTAINED, EK_PHASE_PREFILL, 1, 512, 512, 0.05);
     put_row(EK_STORE_STAGE, EK_STORE_SUSTAINED, EK_PHASE_DECODE, 1, 1, 512, 0.03);
-    put_row(layer, "eager", EK_PHASE_PREFILL, 2, 256, 512, 2 * prefill);
+    put_row(layer, "eager", EK_PHASE_PREFILL, 2, 256, 768, 2 * prefill);
+    put_row(layer, "eager", EK_PHASE_PREFILL, 2, 32, 768, 2 * prefill);
     c = costs_of(NULL);
     k = &c->classes[0];
     ck_assert_double_eq_tol(k->sustained, 1.25, 1e-9);
@@ -371,6 +372,7 @@ START_TEST(rows_of_work_that_goes_on_and_of_two_sequences_are_read)
     ck_assert_double_eq(k->recovery_s, 0.03);
     t = ek_costs_times(c, 0, c->modules[1].sig, 1);
     ck_assert_double_eq_tol(t->prefill.context_s, prefill / 384, 1e-9 * prefill);
+    ck_assert_double_eq_tol(t->prefill.short_context_s, prefill / 720, 1e-9 * prefill);
     ck_assert_uint_eq(t->prefill.rows[t->prefill.n - 1].key.batch, 1);
     ek_costs_free(c);
     close_profile();

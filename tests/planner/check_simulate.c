@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later
  *
- * The simulator against the formulas, and against runs that were measured (results/).
+ * The simulator against the formulas, and against runs that were measured (results/); stages that
+ * take turns on one bus.
  */
 #include "planner/plan_file.h"
 #include "planner/simulate.h"
+#include "planner/turns.h"
 #include "tests/planner/small.h"
 
 #include <check.h>
@@ -175,6 +177,44 @@ START_TEST(the_simulator_agrees_with_measured_runs)
 }
 END_TEST
 
+#define ALONE(device, seconds)                                                                     \
+    {                                                                                              \
+        device, device, seconds, 1, 0                                                              \
+    }
+#define ON_BUS(device, seconds)                                                                    \
+    {                                                                                              \
+        device, 0, seconds, 1, 0                                                                   \
+    }
+
+/* slow 1: two at work take twice as long, and get done no more than one after the other. */
+static const struct {
+    struct ek_turn stages[3];
+    size_t n;
+    struct ek_jobs jobs;
+    double ended, busy[3]; /* of all jobs */
+} turns[] = {
+    {{ALONE(0, 1), ALONE(1, 1)}, 2, {10, 0, 0}, 11, {10, 10}},
+    {{ON_BUS(0, 1), ON_BUS(1, 1)}, 2, {10, 0, 0}, 20, {19, 19}},
+    {{ON_BUS(0, 1), ON_BUS(0, 1)}, 2, {10, 0, 0}, 20, {10, 10}},
+    {{ALONE(0, 1), ALONE(1, 4)}, 2, {10, 0, 0}, 41, {10, 40}},
+    {{{0, 0, 1, 1, 0.25}, ALONE(1, 1)}, 2, {4, 1, 0.5}, 10.5, {4, 4}}, /* one behind the other */
+    {{ALONE(0, 1), ALONE(1, 1)}, 2, {4, 2, 0}, 5, {4, 4}},             /* two groups */
+    {{ALONE(0, 1), ON_BUS(1, 1), ON_BUS(2, 1)}, 3, {1, 0, 0}, 3, {1, 1, 1}},
+};
+
+START_TEST(stages_on_one_bus_take_turns)
+{
+    double busy[3], ended[16];
+
+    ek_take_turns(turns[_i].stages, turns[_i].n, &turns[_i].jobs, busy, ended);
+    ck_assert_double_eq_tol(ended[turns[_i].jobs.n - 1], turns[_i].ended, 1e-9);
+    for (size_t i = 0; i < turns[_i].n; i++)
+        ck_assert_double_eq_tol(busy[i], turns[_i].busy[i], 1e-9);
+    for (uint32_t k = 1; k < turns[_i].jobs.n; k++)
+        ck_assert_double_ge(ended[k], ended[k - 1]);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("simulate");
@@ -186,6 +226,7 @@ int main(void)
     tcase_add_test(t, the_simulator_agrees_with_the_formulas);
     tcase_add_test(t, a_light_load_waits_for_nothing_and_a_heavy_one_fills_the_slowest_stage);
     tcase_add_test(t, the_ids_return_to_the_host_between_two_steps);
+    tcase_add_loop_test(t, stages_on_one_bus_take_turns, 0, EK_ARRAY_LEN(turns));
     tcase_add_loop_test(t, the_simulator_agrees_with_measured_runs, 0, EK_ARRAY_LEN(measured));
     suite_add_tcase(s, t);
     sr = srunner_create(s);
