@@ -235,9 +235,16 @@ END_TEST
 /* ---- Solvers ------------------------------------------------------------------------------------
  */
 static const char *const machines[] = {
-    "1x-h100-qwen2.5-3b-measured", "rtx4090-and-t4-qwen-7b",      "4x-t4-qwen-vl-3b",
-    "8x-rtx4090-vl2-base",         "8x-h100-llama-70b-tp",        "16-of-4-kinds-qwen-72b",
-    "2x-cpu-smollm2-measured",     "2x-h200-qwen2.5-3b-measured", "4x-h200-qwen2.5-3b-measured",
+    "1x-h100-qwen2.5-vl-7b-measured",
+    "1x-h200-qwen2.5-vl-3b-measured",
+    "rtx4090-and-t4-qwen-7b",
+    "4x-t4-qwen-vl-3b",
+    "8x-rtx4090-vl2-base",
+    "8x-h100-llama-70b-tp",
+    "16-of-4-kinds-qwen-72b",
+    "2x-cpu-smollm2-measured",
+    "2x-h200-qwen2.5-3b-measured",
+    "4x-h200-qwen2.5-3b-measured",
 };
 
 static struct ek_costs *recorded(const char *machine)
