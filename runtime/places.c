@@ -29,11 +29,11 @@ static size_t saved(const struct choice *c)
     return c->kept >= EK_PAGE && c->lost < EK_PAGE ? c->kept : 0;
 }
 
-/* What is forgotten there: nothing; the end of what the prompt begins like, as where an answer is
- * asked for anew; or another conversation, whose head may be had without taking its place. */
-static int price(const struct choice *c)
+/* What is forgotten there is another conversation, whose head may be had without taking its place;
+ * and not just nothing, or the end of this one, as where an answer is asked for anew. */
+static bool costs(const struct choice *c)
 {
-    return c->kept + c->lost == 0 ? 0 : c->kept >= c->lost ? 1 : 2;
+    return c->kept < c->lost;
 }
 
 static bool better(const struct choice *a, const struct choice *b)
@@ -42,7 +42,7 @@ static bool better(const struct choice *a, const struct choice *b)
         return saved(a) > saved(b);
     if (a->others != b->others)
         return a->others < b->others;
-    return price(a) != price(b) ? price(a) < price(b) : a->forgotten < b->forgotten;
+    return costs(a) != costs(b) ? costs(b) : a->forgotten < b->forgotten;
 }
 
 uint32_t place_choose(const struct wave *w, const struct ek_prompt *p, size_t *kept)

@@ -25,7 +25,7 @@ void choice_close(struct choice *c)
 
 void choice_leave(struct choice *c)
 {
-    if (c->put && c->answer.finish == NULL)
+    if (c->put)
         queue_cancel(c->queue, &c->job, false);
 }
 

@@ -180,7 +180,7 @@ static void ended(void *user, struct ek_generation *g)
     pthread_mutex_lock(&q->lock);
     leave_running(q, j);
     st = j->status;
-    if (st == EK_OK && *q->stop && g->out.finish == EK_FINISH_CALLBACK && !j->cancelled)
+    if (st == EK_OK && *q->stop && g->out.finish == EK_FINISH_CALLBACK)
         st = EK_EINTR;
     end(q, j, st);
     pthread_mutex_unlock(&q->lock);
@@ -283,7 +283,7 @@ static void cancel(struct queue *q, struct job *j)
 void queue_cancel(struct queue *q, struct job *j, bool enough)
 {
     pthread_mutex_lock(&q->lock);
-    j->enough = enough;
+    j->enough |= enough;
     cancel(q, j);
     pthread_mutex_unlock(&q->lock);
 }

@@ -588,6 +588,37 @@ START_TEST(prompts_that_begin_alike_share_what_is_computed_once)
 }
 END_TEST
 
+/* Two conversations at two places; an answer of the newer is asked for anew, with an end of its
+ * own: the older is still there. */
+START_TEST(an_answer_that_is_made_anew_takes_the_place_of_the_old_one)
+{
+    static const size_t kept[] = {0, 0, 59, 59};
+    struct ek_model *m = fixture_model("llama-gqa-tied");
+    struct ek_plan *p = one_device_plan(m);
+    struct chats c = {.next = CHATS - 4};
+    struct ek_generations from = {.next = next_chat, .ended = chat_ended, .user = &c};
+    int32_t *both = random_ids(m, 120, 3);
+    struct ek_engine *e;
+
+    both[60] = both[0] + 1; /* they do not begin alike */
+    for (int i = 0; i < 4; i++)
+        c.all[CHATS - 4 + i] =
+            (struct ek_generation){.prompt = {.ids = both + (i % 3 ? 60 : 0), .n = 60},
+                                   .opt = {.sampling = EK_SAMPLING_GREEDY, .max_tokens = 40}};
+    p->batch = 2;
+    e = open_engine(m, p);
+    ck_ok(ek_generate_stream(e, &from));
+    for (int i = 0; i < 4; i++) {
+        ck_assert_uint_eq(c.all[CHATS - 4 + i].kept, kept[i]);
+        free(c.all[CHATS - 4 + i].out.ids);
+    }
+    free(both);
+    ek_engine_close(e);
+    ek_plan_free(p);
+    ek_model_close(m);
+}
+END_TEST
+
 START_TEST(the_benchmark_times_every_part)
 {
     struct ek_bench_options opt = {.batch = 4, .prompt = 40, .generate = 9, .repeats = 2};
@@ -649,6 +680,7 @@ int main(void)
     tcase_add_loop_test(tc, a_prompt_that_begins_as_another_did_is_computed_from_where_they_part, 0,
                         4);
     tcase_add_loop_test(tc, prompts_that_begin_alike_share_what_is_computed_once, 0, 6);
+    tcase_add_test(tc, an_answer_that_is_made_anew_takes_the_place_of_the_old_one);
     tcase_add_test(tc, the_benchmark_times_every_part);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_ENV);

@@ -111,6 +111,10 @@ START_TEST(answers_to_one_prompt_share_what_the_cache_holds_of_it)
     start();
     v = ask("/v1/completions", body);
     ck_assert_int_eq(used(v, "prompt_tokens"), 90);
+    ck_assert_int_eq(json_integer_value(json_object_get(json_object_get(json_object_get(v, "usage"),
+                                                                        "prompt_tokens_details"),
+                                                        "cached_tokens")),
+                     0); /* the first had to compute it */
     json_decref(v);
     ck_assert(metric("evenkeel:prefix_cache_hits_total ") >= 2 * 64);
     end(EK_OK);
@@ -223,6 +227,9 @@ START_TEST(answers_end_by_themselves)
     ck_assert_int_ge(stops, 1);
     ck_assert_uint_lt(strlen(choice_text(v)), strlen(text));
     json_decref(v);
+    while (metric("evenkeel:num_requests_running ") > 0)
+        usleep(10000);
+    ck_assert(metric("evenkeel:request_success_total{finished_reason=\"abort\"} ") == 0);
     free(body);
     free(text);
     end(EK_OK);
