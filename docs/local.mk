@@ -34,5 +34,7 @@ $(EK_PLAN_MANUALS): evenkeel$(EXEEXT) evenkeel-plan$(EXEEXT)
 	    echo .fi; } >>$@.tmp && mv $@.tmp $@
 endif
 
-EXTRA_DIST += docs/architecture.md docs/formats.md docs/guide.md docs/serving.md \
-	docs/runtime.md results
+# what messages and manuals point to; the rest is for those who change the program
+dist_doc_DATA = README.md docs/guide.md docs/serving.md docs/references.md docs/formats.md \
+	docs/costs.md
+EXTRA_DIST += docs/architecture.md docs/runtime.md results

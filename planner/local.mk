@@ -22,4 +22,4 @@ evenkeel_plan_SOURCES = planner/main.c planner/commands.h planner/plan_arguments
 evenkeel_plan_LDADD = libplanner.a libstore.a libmodel.a libbase.a $(PLANNER_LIBS)
 PLANNER_LIBS = -lglpk $(SQLITE_LIBS) $(MODEL_LIBS) $(JANSSON_LIBS) -lm
 endif
-EXTRA_DIST += docs/costs.md docs/planner.md
+EXTRA_DIST += docs/planner.md
