@@ -16,8 +16,10 @@
 #define BOUND_ROUNDS  60
 #define FEW_ROUNDS    12
 #define BEAM          48
+#define WIDE_BEAM     (16 * BEAM)
 #define ABOVE_NOTHING 1e-6  /* by more than rounding, at prices about 1 */
-#define MANY_LABELS   10000 /* from there on it pays to look at what shared memories can hold */
+#define MANY_LABELS   10000 /* from there on it pays to look at what shared memories can hold ... */
+#define VERY_MANY     50000 /* ... and, from there on, to do so from the beginning */
 
 struct label {
     double cost, paid; /* of the columns and hops; prices of the devices used */
@@ -29,7 +31,7 @@ struct label {
     bool dead;
 };
 struct top { /* the least promises seen, as a heap with the largest at the root */
-    double promise[BEAM];
+    double *promise;
     uint32_t n;
 };
 
@@ -44,7 +46,9 @@ struct search {
     uint32_t *buckets;
     size_t n_buckets;
     uint32_t *head, *tail; /* [n_items + 1] list of each position */
-    struct top *narrow;    /* [n_items + 1] in the narrow pass, else NULL */
+    struct top *narrow;    /* [n_items + 1] in a narrow pass, else NULL */
+    double *promises;      /* [n_items + 1][beam] theirs */
+    uint32_t beam;
     uint64_t radix[EK_MAX_RESOURCES];
     double upper, all_prices;
     bool full, track_first;
@@ -178,9 +182,9 @@ static void sift_up(struct top *t, uint32_t i)
     }
 }
 
-static bool among_best(struct top *t, double promise)
+static bool among_best(struct top *t, uint32_t beam, double promise)
 {
-    if (t->n < BEAM) {
+    if (t->n < beam) {
         t->promise[t->n] = promise;
         sift_up(t, t->n++);
         return true;
@@ -308,7 +312,8 @@ static enum ek_status extend(struct search *s, uint32_t from, const struct ek_op
     if (s->track_first && !(l.mask >> s->p->exit_side & 1))
         l.first = c->first == 0 ? (uint16_t)c->kind : f.first;
     left = s->b->to_go[ek_bound_at(s->b, pos, l.mask, c->kind)] - (s->all_prices - l.paid);
-    if (l.cost + left > s->upper || (s->narrow && !among_best(&s->narrow[pos], l.cost + left)))
+    if (l.cost + left > s->upper ||
+        (s->narrow && !among_best(&s->narrow[pos], s->beam, l.cost + left)))
         return EK_OK;
     return add_label(s, pos, &l, &pools);
 }
@@ -357,6 +362,7 @@ static enum ek_status expand_label(struct search *s, uint32_t pos, uint32_t i)
 
 static enum ek_status expand_position(struct search *s, uint32_t pos)
 {
+    s->e->early_needs |= s->n > VERY_MANY;
     if (s->p->n_pools && (s->n > MANY_LABELS || s->e->early_needs) && s->shared.needs == NULL)
         EK_TRY(ek_shared_need(&s->shared));
     for (uint32_t i = s->head[pos]; i != NO_LABEL && !s->full; i = s->labels[i].next) {
@@ -385,6 +391,21 @@ static void search_free(struct search *s)
     free(s->head);
     free(s->tail);
     free(s->narrow);
+    free(s->promises);
+}
+
+/* A list of the best for each position, where only so many are followed. */
+static enum ek_status make_narrow(struct search *s)
+{
+    size_t n = s->p->n_items + 1;
+
+    s->narrow = ek_calloc(n, sizeof(*s->narrow));
+    s->promises = ek_calloc(n * s->beam, sizeof(*s->promises));
+    if (s->narrow == NULL || s->promises == NULL)
+        return EK_ENOMEM;
+    for (size_t i = 0; i < n; i++)
+        s->narrow[i].promise = s->promises + i * s->beam;
+    return EK_OK;
 }
 
 static void read_answer(const struct search *s, struct ek_answer *out)
@@ -399,13 +420,19 @@ static void read_answer(const struct search *s, struct ek_answer *out)
         out->columns[--n] = s->labels[i].column;
 }
 
-/* Fills out's plan when it finds one of at most upper; *whole: nothing was left out. */
-static enum ek_status search(struct ek_bound *b, double upper, bool narrow, struct ek_effort *e,
+/* Fills out's plan when it finds one of at most upper; *whole: nothing was left out. beam: states
+ * of each position that are followed, 0: all. */
+static enum ek_status search(struct ek_bound *b, double upper, uint32_t beam, struct ek_effort *e,
                              struct ek_answer *out, bool *found, bool *whole)
 {
     const struct ek_problem *p = b->p;
-    struct search s = {
-        .p = p, .b = b, .e = e, .upper = upper, .best = NO_LABEL, .best_cost = INFINITY};
+    struct search s = {.p = p,
+                       .b = b,
+                       .e = e,
+                       .upper = upper,
+                       .beam = beam,
+                       .best = NO_LABEL,
+                       .best_cost = INFINITY};
     struct label origin = {.column = NO_LABEL, .prev = NO_LABEL};
     struct ek_shared_bytes none = {{0}};
     enum ek_status st;
@@ -418,12 +445,12 @@ static enum ek_status search(struct ek_bound *b, double upper, bool narrow, stru
         s.all_prices += b->price[r] * b->supply[r];
     s.head = ek_calloc(p->n_items + 1, sizeof(*s.head));
     s.tail = ek_calloc(p->n_items + 1, sizeof(*s.tail));
-    if (narrow)
-        s.narrow = ek_calloc(p->n_items + 1, sizeof(*s.narrow));
-    if (s.head == NULL || s.tail == NULL || (narrow && s.narrow == NULL)) {
+    if (s.head == NULL || s.tail == NULL) {
         st = EK_ENOMEM;
         goto end;
     }
+    if (beam)
+        EK_GOTO(make_narrow(&s), st, end);
     memset(s.head, 0xff, (p->n_items + 1) * sizeof(*s.head));
     memset(s.tail, 0xff, (p->n_items + 1) * sizeof(*s.tail));
     if (p->n_pools)
@@ -431,7 +458,7 @@ static enum ek_status search(struct ek_bound *b, double upper, bool narrow, stru
     EK_GOTO(add_label(&s, 0, &origin, &none), st, end);
     for (uint32_t i = 0; i <= p->n_items; i++)
         EK_GOTO(expand_position(&s, i), st, end);
-    *whole = !narrow && !s.full && !ek_effort_over(e);
+    *whole = beam == 0 && !s.full && !ek_effort_over(e);
     *found = s.best != NO_LABEL;
     if (*found)
         read_answer(&s, out);
@@ -440,6 +467,19 @@ static enum ek_status search(struct ek_bound *b, double upper, bool narrow, stru
 end:
     search_free(&s);
     return st;
+}
+
+/* A plan quickly, by narrow passes: where memories are shared most states are dead ends, so that a
+ * wider one follows. */
+static enum ek_status seek(struct ek_bound *b, double upper, struct ek_effort *e,
+                           struct ek_answer *out, bool *found)
+{
+    bool whole;
+
+    EK_TRY(search(b, upper, BEAM, e, out, found, &whole));
+    if (!*found && b->p->n_pools > 0)
+        EK_TRY(search(b, upper, WIDE_BEAM, e, out, found, &whole));
+    return EK_OK;
 }
 
 /* Room for rounding above a limit. */
@@ -490,9 +530,9 @@ static enum ek_status find_any(struct ek_bound *b, const struct ek_limits *l, st
         out->kind = EK_ANSWER_INFEASIBLE;
         return EK_OK;
     }
-    EK_TRY(search(b, ABOVE_NOTHING, true, e, out, &found, &whole));
+    EK_TRY(seek(b, ABOVE_NOTHING, e, out, &found));
     if (!found)
-        EK_TRY(search(b, ABOVE_NOTHING, false, e, out, &found, &whole));
+        EK_TRY(search(b, ABOVE_NOTHING, 0, e, out, &found, &whole));
     if (found) {
         ek_bound_spread(b, out);
         out->kind = EK_ANSWER_OPTIMAL;
@@ -521,7 +561,7 @@ static enum ek_status solve(struct ek_bound *b, const struct ek_limits *l, struc
     if (isinf(upper)) { /* any plan's cost will do for a start */
         ek_bound_improve(b, upper, 4, e);
         if (!isinf(b->bound))
-            EK_TRY(search(b, upper, true, e, out, &found, &whole));
+            EK_TRY(seek(b, upper, e, out, &found));
         if (found && with_fill(b->p, l, out) <= l->enough) {
             out->kind = EK_ANSWER_OPTIMAL;
             return EK_OK;
@@ -535,7 +575,7 @@ static enum ek_status solve(struct ek_bound *b, const struct ek_limits *l, struc
         out->kind = EK_ANSWER_INFEASIBLE;
         return EK_OK;
     }
-    EK_TRY(search(b, widen(upper), true, e, out, &again, &whole));
+    EK_TRY(seek(b, widen(upper), e, out, &again));
     found = found || again;
     if (found && with_fill(b->p, l, out) <= l->enough) {
         out->kind = EK_ANSWER_OPTIMAL;
@@ -543,7 +583,7 @@ static enum ek_status solve(struct ek_bound *b, const struct ek_limits *l, struc
     }
     if (found)
         upper = out->sum;
-    EK_TRY(search(b, widen(upper), false, e, out, &again, &whole));
+    EK_TRY(search(b, widen(upper), 0, e, out, &again, &whole));
     found = found || again;
     if (whole)
         out->kind = found ? EK_ANSWER_OPTIMAL : EK_ANSWER_INFEASIBLE;

@@ -5,8 +5,9 @@
  */
 #include "planner/glpk_guard.h"
 
-#include <glpk.h>
+#include <math.h>
 #include <setjmp.h>
+#include <stdlib.h>
 
 static _Thread_local jmp_buf on_error;
 
@@ -37,4 +38,31 @@ enum ek_status ek_glpk_guarded(enum ek_status (*work)(void *data), void *data)
     }
     glp_free_env();
     return st;
+}
+
+void ek_glpk_offer_cutoff(glp_tree *tree, int variable)
+{
+    double *x = ek_calloc((size_t)glp_get_num_cols(glp_ios_get_prob(tree)) + 1, sizeof(double));
+
+    if (x == NULL) /* slower, not wrong */
+        return;
+    x[variable] = 1;
+    glp_ios_heur_sol(tree, x);
+    free(x);
+}
+
+int ek_glpk_most_fractional(glp_tree *tree, int from, int n)
+{
+    glp_prob *lp = glp_ios_get_prob(tree);
+    double most = 1e-5;
+    int best = 0;
+
+    for (int v = from; v < from + n; v++) {
+        double x = glp_get_col_prim(lp, v), f = fmin(x - floor(x), ceil(x) - x);
+        if (f > most && glp_ios_can_branch(tree, v)) {
+            most = f;
+            best = v;
+        }
+    }
+    return best;
 }

@@ -7,10 +7,10 @@
  */
 #include "planner/bound.h"
 #include "planner/glpk_guard.h"
+#include "planner/ilp_memory.h"
 #include "planner/planner.h"
 #include "planner/reduce.h"
 
-#include <glpk.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,7 +37,7 @@ struct builder {
      * branching on one column barely changes it */
     int *tally;      /* [n_kinds] rows */
     int first_count; /* their variables, from here */
-    int cutoff;      /* a variable without rows, fixed at 0, or 0: see offer_cutoff */
+    int cutoff;      /* a variable without rows, fixed at 0, or 0: see ek_glpk_offer_cutoff */
 };
 
 const char *ek_ilp_version(void)
@@ -317,19 +317,6 @@ struct watch {
     bool any; /* the first plan will do */
 };
 
-/* GLPK takes no cutoff, but an incumbent from a heuristic, without asking whether it is feasible:
- * one whose only cost is the cutoff prunes everything above. Where it stays, there is no plan. */
-static void offer_cutoff(glp_tree *tree, struct builder *b)
-{
-    double *x = ek_calloc((size_t)glp_get_num_cols(glp_ios_get_prob(tree)) + 1, sizeof(double));
-
-    if (x == NULL) /* slower, not wrong */
-        return;
-    x[b->cutoff] = 1;
-    glp_ios_heur_sol(tree, x);
-    free(x);
-}
-
 static bool cutoff_stayed(const struct builder *b)
 {
     return b->cutoff && glp_mip_col_val(b->lp, b->cutoff) > 0.5;
@@ -341,26 +328,10 @@ static bool within_cutoff(const struct builder *b, double sum)
     return sum <= b->l->sum * (1 + 1e-9) + 1e-15;
 }
 
-static int most_fractional(glp_tree *tree, glp_prob *lp, int from, int n)
-{
-    double most = 1e-5;
-    int best = 0;
-
-    for (int v = from; v < from + n; v++) {
-        double x = glp_get_col_prim(lp, v), f = fmin(x - floor(x), ceil(x) - x);
-        if (f > most && glp_ios_can_branch(tree, v)) {
-            most = f;
-            best = v;
-        }
-    }
-    return best;
-}
-
 /* Numbers of stages of the kinds first, then GLPK's own choice. */
 static void branch(glp_tree *tree, const struct builder *b)
 {
-    glp_prob *lp = glp_ios_get_prob(tree);
-    int kinds = (int)b->p->n_kinds, v = most_fractional(tree, lp, b->first_count, kinds);
+    int v = ek_glpk_most_fractional(tree, b->first_count, (int)b->p->n_kinds);
 
     if (v)
         glp_ios_branch_upon(tree, v, GLP_NO_BRNCH);
@@ -376,7 +347,7 @@ static void on_node(glp_tree *tree, void *info)
     switch (glp_ios_reason(tree)) {
     case GLP_IHEUR:
         if (w->b->cutoff && glp_mip_status(glp_ios_get_prob(tree)) == GLP_UNDEF)
-            offer_cutoff(tree, w->b);
+            ek_glpk_offer_cutoff(tree, w->b->cutoff);
         break;
     case GLP_IBRANCH:
         branch(tree, w->b);
@@ -633,9 +604,15 @@ enum ek_status ek_ilp_solve(const struct ek_problem *p, const struct ek_limits *
                             const uint8_t *deny, struct ek_answer *out, void *effort)
 {
     struct ek_effort *e = effort;
+    struct ek_limits limits = *l;
+    struct ek_prefill_range range;
     uint64_t t0 = ek_now_ns();
-    enum ek_status st = solve_range(p, l, deny, 0, MAX_SPLITS, e, out);
+    enum ek_status st = ek_ilp_memory(p, l, deny, e, &range);
 
+    *out = (struct ek_answer){.kind = EK_ANSWER_INFEASIBLE, .sum = INFINITY};
+    limits.prefill = range.high;
+    if (st == EK_OK && !range.none)
+        st = solve_range(p, &limits, deny, range.low, MAX_SPLITS, e, out);
     e->solves++;
     e->seconds += (double)(ek_now_ns() - t0) * 1e-9;
     return st;

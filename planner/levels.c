@@ -216,12 +216,12 @@ static double metric(const struct ek_problem *p, enum ek_objective o, const stru
 /* What is proven when no plan exists under thresholds before low. Under a threshold throughput also
  * wants the latency that goes with it: its plans may lie above the one just below. */
 static double bound_at(const struct ek_search_state *s, enum ek_objective o,
-                       const struct thresholds *t, size_t low, double latency)
+                       const struct thresholds *t, size_t low)
 {
     double m = o == EK_OBJ_BALANCE ? 1 : s->p->micro_batches;
 
     if (o == EK_OBJ_THROUGHPUT && low <= t->n)
-        return low > 0 ? fmax(latency, t->v[low - 1] * m) : latency;
+        return low > 0 ? fmax(s->floor, t->v[low - 1] * m) : s->floor;
     return low < t->n ? t->v[low] * m : INFINITY;
 }
 
@@ -232,27 +232,21 @@ static enum ek_status bisect(const struct ek_search_state *s, enum ek_objective 
 {
     struct ek_found f;
     size_t low = 0, high = t->n;
-    double latency = -INFINITY;
 
-    /* any plan begins; of throughput the least latency of all, which bounds it from below */
-    EK_TRY(ek_least_latency(s, s->latency,
-                            o == EK_OBJ_THROUGHPUT ? -INFINITY : ek_widen(s->latency), out));
+    EK_TRY(ek_least_latency(s, s->latency, ek_widen(s->latency), out)); /* any plan begins */
+    if (o == EK_OBJ_THROUGHPUT)
+        low = at_least(t, s->floor / s->p->micro_batches * (1 - 1e-12));
     if (out->kind != EK_ANSWER_OPTIMAL) {
-        if (o != EK_OBJ_THROUGHPUT)
-            out->bound = bound_at(s, o, t, 0, latency);
+        out->bound = fmax(bound_at(s, o, t, low), o == EK_OBJ_THROUGHPUT ? out->bound : -INFINITY);
         return EK_OK;
     }
     high = at_least(t, metric(s->p, o, &out->answer) * (1 - 1e-12));
-    if (o == EK_OBJ_THROUGHPUT) {
-        latency = out->bound;
-        low = at_least(t, out->value / s->p->micro_batches * (1 - 1e-12));
-    }
     while (low < high) {
         size_t mid = low + (high - low) / 2;
         EK_TRY(try_threshold(s, o, t->v[mid], &f));
         if (f.kind == EK_ANSWER_UNKNOWN) {
             out->kind = EK_ANSWER_UNKNOWN;
-            out->bound = bound_at(s, o, t, low, latency);
+            out->bound = bound_at(s, o, t, low);
             return EK_OK;
         }
         if (f.kind == EK_ANSWER_OPTIMAL) {
@@ -285,8 +279,8 @@ static enum ek_status throughput_below(const struct ek_search_state *s, const st
     EK_TRY(ek_least_latency(&at, cutoff, -INFINITY, &f));
     if (f.kind == EK_ANSWER_UNKNOWN) {
         out->kind = EK_ANSWER_UNKNOWN;
-        out->bound = fmin(f.bound, bound_at(s, EK_OBJ_THROUGHPUT, t, k + 1, -INFINITY));
-        out->bound = fmax(out->bound, bound_at(s, EK_OBJ_THROUGHPUT, t, k, -INFINITY));
+        out->bound = fmin(f.bound, bound_at(s, EK_OBJ_THROUGHPUT, t, k + 1));
+        out->bound = fmax(out->bound, bound_at(s, EK_OBJ_THROUGHPUT, t, k));
     } else if (f.kind == EK_ANSWER_OPTIMAL) {
         double v = ek_score_of(s->p, f.answer.columns, f.answer.n).throughput;
         if (v < out->value) {

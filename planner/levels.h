@@ -14,6 +14,7 @@ struct ek_search_state { /* what earlier objectives have settled */
     const uint8_t *deny;
     struct ek_limits limits; /* of columns and hops; sum is unused */
     double latency;          /* most that a group's latency may be */
+    double floor;            /* of the throughput: no plan is under it */
 };
 struct ek_found {
     enum ek_answer_kind kind; /* OPTIMAL: found; INFEASIBLE; UNKNOWN: the oracle gave up */

@@ -7,7 +7,8 @@ libplanner_a_SOURCES = planner/planner.h planner/problem.h planner/bound.h plann
 	planner/problem.c \
 	planner/memory.c planner/times.c planner/bound.c planner/shared.h \
 	planner/shared.c planner/dp.c planner/reduce.h planner/reduce.c \
-	planner/glpk_guard.h planner/glpk_guard.c planner/ilp.c planner/levels.c planner/choices.c \
+	planner/glpk_guard.h planner/glpk_guard.c planner/ilp_memory.h planner/ilp_memory.c \
+	planner/ilp.c planner/levels.c planner/choices.c \
 	planner/incumbent.c planner/solve.c \
 	planner/turns.h planner/turns.c planner/place.c planner/plan_json.c planner/plan_print.c planner/assess.c planner/recipes.c \
 	planner/explain.c planner/alternatives.c planner/device_map.h planner/device_map.c \

@@ -395,7 +395,7 @@ struct ek_effort {        /* state of both oracles: limits and counters */
     double seconds;
     bool expired;
     bool whole_program;              /* the integer program leaves no column out, however large */
-    bool early_needs;                /* as a request has it */
+    bool early_needs;                /* as a request has it, or once a search was large */
     const struct ek_problem *priced; /* the problem that prices belong to: where the next begins */
     double prices[EK_PLAN_MAX_DEVICES + 1 + EK_PLAN_MAX_POOLS];
 };

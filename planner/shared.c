@@ -7,8 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Of one state, over all memories but one: more are joined, which asks for less. */
-#define MAX_NEEDS 24
+#define MAX_NEEDS 64 /* of one state: more are joined, which asks for less */
 #define MAX_LEFT  4096
 
 static uint32_t pool_of(const struct ek_shared *s, const struct ek_open *o)
@@ -72,7 +71,59 @@ void ek_shared_free(struct ek_shared *s)
 
 /* ---- What the rest needs ------------------------------------------------------------------------
  * Of each position and number of devices left of each memory the combinations of bytes that let the
- * chain be completed, were all devices of a memory as good as the best of them. */
+ * chain be completed, were all devices of a memory as good as the best of them. Memories that are
+ * alike stand in one order, most devices left first, then least bytes: no permutation is kept. */
+static bool about_equal(uint64_t a, uint64_t b)
+{
+    return (a < b ? b - a : a - b) <= (a < b ? b : a) / 100;
+}
+
+/* Alike: as many devices in about as many bytes that hold about as much. Each counts as the best of
+ * them, so that those that differ more had better stay apart. */
+static void find_alike(struct ek_shared *s)
+{
+    const uint64_t *pools = s->b->p->pools;
+    uint32_t n = s->b->p->n_pools;
+
+    for (uint32_t i = 0; i <= n; i++)
+        for (uint32_t k = s->like[i] = 0; k <= i; k++)
+            if (k == i ||
+                (i < n && s->like[k] == k && s->devices[k] == s->devices[i] &&
+                 about_equal(pools[k], pools[i]) &&
+                 about_equal(most_at(s, k, 0)[s->devices[k]], most_at(s, i, 0)[s->devices[i]]))) {
+                s->like[i] = k;
+                break;
+            }
+    for (uint32_t i = 0; i < n; i++)
+        if (pools[i] > s->room[s->like[i]])
+            s->room[s->like[i]] = pools[i];
+}
+
+/* Puts the memories that are alike in their order. */
+static void put_in_order(const struct ek_shared *s, uint32_t *left, struct ek_shared_bytes *v)
+{
+    for (uint32_t i = 1; i < s->b->p->n_pools; i++)
+        for (uint32_t k = 0; k < i; k++)
+            if (s->like[k] == s->like[i] &&
+                (left[i] > left[k] || (left[i] == left[k] && v->of[i] < v->of[k]))) {
+                uint32_t devices = left[i];
+                uint64_t bytes = v->of[i];
+                left[i] = left[k];
+                left[k] = devices;
+                v->of[i] = v->of[k];
+                v->of[k] = bytes;
+            }
+}
+
+static size_t index_of(const struct ek_shared *s, const uint32_t *left)
+{
+    size_t at = 0;
+
+    for (uint32_t i = 0; i <= s->b->p->n_pools; i++)
+        at += (size_t)left[i] * s->stride[i];
+    return at;
+}
+
 static bool within(const struct ek_shared *s, const struct ek_shared_bytes *a,
                    const struct ek_shared_bytes *b)
 {
@@ -135,40 +186,66 @@ static void find_least(struct ek_shared *s, uint32_t pos)
         const struct ek_open *o = &b->open[i];
         uint32_t pool = pool_of(s, o), tp = b->p->kinds[o->kind].tp;
         size_t bytes = pool < b->p->n_pools ? b->p->columns[o->column].total * tp : 0;
-        size_t *least = &s->least[least_at(o->end, tp)][pool];
+        size_t *least = &s->least[least_at(o->end, tp)][s->like[pool]];
         *least = bytes < *least ? bytes : *least;
     }
 }
 
-/* Stages of one kind of end and degree, with so many devices left. */
-static void need_behind(struct ek_shared *s, uint32_t end, uint32_t tp, uint32_t pool, uint32_t at,
-                        struct ek_shared_bytes *list, uint32_t *n)
+/* A stage that ends there on so many devices of a memory, before what is needed behind it: of those
+ * that are alike it may be any that has as many left behind it. */
+static void need_behind(struct ek_shared *s, uint32_t end, uint32_t tp, uint32_t pool,
+                        const uint32_t *left, struct ek_shared_bytes *list, uint32_t *n)
 {
-    const struct ek_problem *p = s->b->p;
-    size_t behind = (size_t)end * s->n_left + at - tp * s->stride[pool];
-    size_t bytes = s->least[least_at(end, tp)][pool];
+    uint32_t after[EK_PLAN_MAX_POOLS + 1], before[EK_PLAN_MAX_POOLS + 1];
+    size_t behind, bytes = s->least[least_at(end, tp)][s->like[pool]];
+    struct ek_shared_bytes none = {{0}};
 
-    for (uint32_t i = 0; i < s->n_needs[behind]; i++) {
-        struct ek_shared_bytes v = s->needs[behind * s->max_needs + i];
-        if (pool < p->n_pools)
-            v.of[pool] += bytes;
-        if (pool == p->n_pools || v.of[pool] <= p->pools[pool])
+    memcpy(after, left, sizeof(after));
+    after[pool] -= tp;
+    put_in_order(s, after, &none);
+    behind = (size_t)end * s->n_left + index_of(s, after);
+    for (uint32_t k = 0; k <= s->b->p->n_pools; k++) {
+        if (s->like[k] != s->like[pool] || after[k] != left[pool] - tp)
+            continue;
+        for (uint32_t i = 0; i < s->n_needs[behind]; i++) {
+            struct ek_shared_bytes v = s->needs[behind * s->max_needs + i];
+            memcpy(before, after, sizeof(before));
+            before[k] += tp;
+            if (k < s->b->p->n_pools && (v.of[k] += bytes) > s->room[s->like[k]])
+                continue;
+            put_in_order(s, before, &v);
             add_need(s, v, list, n);
+        }
     }
+}
+
+/* Is there one before it that is alike and has as many devices left? */
+static bool repeated(const struct ek_shared *s, const uint32_t *left, uint32_t pool)
+{
+    for (uint32_t k = 0; k < pool; k++)
+        if (s->like[k] == s->like[pool] && left[k] == left[pool])
+            return true;
+    return false;
 }
 
 static void need_from(struct ek_shared *s, uint32_t pos, uint32_t at)
 {
     size_t here = (size_t)pos * s->n_left + at;
+    uint32_t left[EK_PLAN_MAX_POOLS + 1], ordered[EK_PLAN_MAX_POOLS + 1];
+    struct ek_shared_bytes none = {{0}};
 
+    for (uint32_t i = 0; i <= s->b->p->n_pools; i++)
+        ordered[i] = left[i] = at / s->stride[i] % (s->devices[i] + 1);
+    put_in_order(s, ordered, &none);
+    if (index_of(s, ordered) != at)
+        return;
     for (uint32_t end = pos + 1; end <= s->b->p->n_items; end++)
         for (uint32_t tp = 1; tp <= EK_PLAN_MAX_TP; tp *= 2)
-            for (uint32_t pool = 0; pool <= s->b->p->n_pools; pool++) {
-                uint32_t left = at / s->stride[pool] % (s->devices[pool] + 1);
-                if (tp <= left && s->least[least_at(end, tp)][pool] != SIZE_MAX)
-                    need_behind(s, end, tp, pool, at, s->needs + here * s->max_needs,
+            for (uint32_t pool = 0; pool <= s->b->p->n_pools; pool++)
+                if (tp <= left[pool] && !repeated(s, left, pool) &&
+                    s->least[least_at(end, tp)][s->like[pool]] != SIZE_MAX)
+                    need_behind(s, end, tp, pool, left, s->needs + here * s->max_needs,
                                 &s->n_needs[here]);
-            }
 }
 
 enum ek_status ek_shared_need(struct ek_shared *s)
@@ -187,8 +264,9 @@ enum ek_status ek_shared_need(struct ek_shared *s)
         if (n > MAX_LEFT)
             return EK_OK;
     }
+    find_alike(s);
     s->n_left = n;
-    s->max_needs = p->n_pools > 1 ? MAX_NEEDS / (p->n_pools - 1) : 1;
+    s->max_needs = p->n_pools > 1 ? MAX_NEEDS : 1;
     s->n_needs = ek_calloc((size_t)(p->n_items + 1) * n, sizeof(*s->n_needs));
     s->needs = ek_calloc((size_t)(p->n_items + 1) * n * s->max_needs, sizeof(*s->needs));
     s->least = ek_calloc(least_at(p->n_items + 1, 0), sizeof(*s->least));
@@ -204,17 +282,19 @@ enum ek_status ek_shared_need(struct ek_shared *s)
     return EK_OK;
 }
 
-static bool fits(const struct ek_shared *s, uint32_t pos, const uint32_t *left,
+static bool fits(const struct ek_shared *s, uint32_t pos, const uint32_t *devices,
                  const struct ek_shared_bytes *used)
 {
     const struct ek_problem *p = s->b->p;
     struct ek_shared_bytes room = {{0}};
-    size_t at = (size_t)pos * s->n_left;
+    uint32_t left[EK_PLAN_MAX_POOLS + 1];
+    size_t at;
 
-    for (uint32_t i = 0; i <= p->n_pools; i++)
-        at += left[i] * s->stride[i];
+    memcpy(left, devices, sizeof(left));
     for (uint32_t i = 0; i < p->n_pools; i++)
         room.of[i] = p->pools[i] - used->of[i];
+    put_in_order(s, left, &room);
+    at = (size_t)pos * s->n_left + index_of(s, left);
     for (uint32_t i = 0; i < s->n_needs[at]; i++)
         if (within(s, &s->needs[at * s->max_needs + i], &room))
             return true;

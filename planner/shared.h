@@ -18,6 +18,8 @@ struct ek_shared {
     uint32_t devices[EK_PLAN_MAX_POOLS + 1]; /* of each memory; behind them, of none */
     uint64_t *most[EK_PLAN_MAX_POOLS]; /* [n_items + 1][devices + 1] that columns from a position on
                                           hold, by how many of its devices are left */
+    uint32_t like[EK_PLAN_MAX_POOLS + 1]; /* the first memory that is as good as this one, ... */
+    uint64_t room[EK_PLAN_MAX_POOLS];     /* ... and of such the bytes of the largest */
     uint32_t max_needs;
     uint32_t stride[EK_PLAN_MAX_POOLS + 1], n_left; /* devices left of all, in mixed radix */
     struct ek_shared_bytes

@@ -184,21 +184,28 @@ static bool better(const struct attempt *a, const struct attempt *b)
     return false;
 }
 
+/* Takes a plan of the problem where it is better than the attempt's. */
+static void offer(struct attempt *a, const struct ek_answer *plan)
+{
+    struct attempt other = *a;
+
+    other.found.answer = *plan;
+    other.feasible = true;
+    fill_values(&other);
+    if (!a->feasible || better(&other, a))
+        *a = other;
+}
+
 /* The best of the recipes that are plans of this problem, if any is. */
 static enum ek_status best_recipe(struct attempt *a)
 {
     struct ek_recipe *recipes = ek_calloc(EK_MAX_RECIPES, sizeof(*recipes));
     size_t n = recipes ? ek_recipes(a->problem, recipes) : 0;
+    struct ek_answer plan;
 
-    for (size_t i = 0; i < n; i++) {
-        struct attempt other = *a;
-        if (!ek_plan_of(a->problem, &recipes[i].assignment, &other.found.answer))
-            continue;
-        other.feasible = true;
-        fill_values(&other);
-        if (!a->feasible || better(&other, a))
-            *a = other;
-    }
+    for (size_t i = 0; i < n; i++)
+        if (ek_plan_of(a->problem, &recipes[i].assignment, &plan))
+            offer(a, &plan);
     free(recipes);
     return recipes ? EK_OK : EK_ENOMEM;
 }
@@ -240,25 +247,26 @@ static enum ek_status search_levels(const struct ek_costs *c, struct attempt *a)
     return EK_OK;
 }
 
-/* The best recipe is where the search begins: what it finds is never worse, wherever it stops. */
-static enum ek_status solve_levels(const struct ek_costs *c, struct attempt *a)
+/* The best plan that is known, a recipe or the one given (or NULL), is where the search begins:
+ * what it finds is never worse, wherever it stops. */
+static enum ek_status solve_levels(const struct ek_costs *c, const struct ek_answer *known,
+                                   struct attempt *a)
 {
     enum ek_objective o = a->request.objectives[0];
-    struct attempt recipe = *a;
+    struct attempt start = *a;
 
     if (!searched(o))
-        EK_TRY(best_recipe(&recipe));
-    if (recipe.feasible && (o == EK_OBJ_LATENCY || o == EK_OBJ_THROUGHPUT))
-        a->state.latency = fmin(a->state.latency, ek_widen(recipe.values[0]));
+        EK_TRY(best_recipe(&start));
+    if (known)
+        offer(&start, known);
+    if (start.feasible && (o == EK_OBJ_LATENCY || o == EK_OBJ_THROUGHPUT))
+        a->state.latency = fmin(a->state.latency, ek_widen(start.values[0]));
     EK_TRY(search_levels(c, a));
     if (!a->unknown)
         return EK_OK;
     fill_values(a);
-    if (recipe.feasible && a->problem == recipe.problem && (!a->feasible || better(&recipe, a))) {
-        memcpy(a->values, recipe.values, sizeof(a->values));
-        a->found.answer = recipe.found.answer;
-        a->feasible = true;
-    }
+    if (start.feasible && a->problem == start.problem)
+        offer(a, &start.found.answer);
     return EK_OK;
 }
 
@@ -337,7 +345,7 @@ struct race {
     struct attempt *all; /* of the choices, in their order; without a problem: nothing fits */
     struct turn *turns;
     size_t n, columns;
-    size_t leader; /* whose plan is the best so far ... */
+    size_t leader; /* whose plan (found) is the best so far ... */
     double value;  /* ... and what it is worth; infinite: there is none */
 };
 
@@ -392,6 +400,7 @@ static enum ek_status race_to(struct race *race, enum ek_objective o, double val
         sc = ek_score_of(race->all[i].problem, f.answer.columns, f.answer.n);
         race->value = ek_score_value(o, &sc);
         race->leader = i;
+        race->all[i].found.answer = f.answer;
         return EK_OK;
     }
     return EK_OK;
@@ -413,16 +422,17 @@ static enum ek_status race_run(struct race *race, enum ek_objective o)
 }
 
 /* Choices, the most promising first, so that what it finds ends the others early: all are asked for
- * plans under a common value, which halves the way to the best. */
+ * plans under a common value, which halves the way to the best. *lead: the plan of the first, if
+ * there is one. */
 static enum ek_status take_turns(const struct ek_costs *c, const struct ek_request *r,
-                                 struct ek_solution *s, struct turn *turns)
+                                 struct ek_solution *s, struct turn *turns, struct ek_answer *lead)
 {
     struct race race = {.turns = turns, .n = s->n_tried, .value = INFINITY};
     enum ek_status st;
 
     for (size_t i = 0; i < race.n; i++)
         turns[i] = (struct turn){.choice = i};
-    if (race.n == 1 || searched(r->objectives[0]))
+    if (searched(r->objectives[0]))
         return EK_OK;
     race.all = ek_calloc(race.n, sizeof(*race.all));
     if (race.all == NULL)
@@ -432,6 +442,7 @@ static enum ek_status take_turns(const struct ek_costs *c, const struct ek_reque
         EK_GOTO(race_run(&race, r->objectives[0]), st, end);
     if (!isinf(race.value)) { /* the leader goes first, whatever its floor */
         struct turn leader = turns[race.leader];
+        *lead = race.all[race.leader].found.answer;
         memmove(turns + 1, turns, race.leader * sizeof(*turns));
         turns[0] = leader;
         qsort(turns + 1, race.n - 1, sizeof(*turns), compare_turns);
@@ -458,10 +469,11 @@ static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_req
 {
     enum ek_status st = EK_OK, first = EK_OK;
     struct turn turns[EK_MAX_CHOICES];
+    struct ek_answer lead = {0};
     uint64_t end = 0;
 
     s->bounds[0] = searched(r->objectives[0]) ? 0 : INFINITY;
-    EK_TRY(take_turns(c, r, s, turns));
+    EK_TRY(take_turns(c, r, s, turns, &lead));
     for (size_t i = 0; i < s->n_tried; i++) {
         struct attempt a;
         bool skip = false;
@@ -472,15 +484,17 @@ static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_req
         if (best->feasible && !best->unknown && turns[i].floor > best->values[0] * (1 + 3e-6))
             continue;
         st = attempt_new(c, r, &s->tried[turns[i].choice], ek_dp_solve, &s->dp, &a);
-        a.turn = turns[i].choice;
         if (st == EK_NO) {
             first = st;
             continue;
         }
+        a.turn = turns[i].choice;
+        if (r->objectives[0] == EK_OBJ_THROUGHPUT)
+            a.state.floor = turns[i].floor;
         if (st == EK_OK)
             st = cannot_win(&a, best, &skip);
         if (st == EK_OK && !skip)
-            st = solve_levels(c, &a);
+            st = solve_levels(c, i == 0 && lead.n > 0 ? &lead : NULL, &a);
         if (st == EK_OK && !skip)
             combine_bounds(s, &a, turns[i].floor);
         if (st == EK_OK && !skip && replaces(&a, best)) {
@@ -704,7 +718,7 @@ static enum ek_status solve_by_ilp(const struct ek_costs *c, const struct ek_req
     struct attempt a;
 
     EK_TRY(attempt_new(c, r, &best->choice, ek_ilp_solve, &s->ilp, &a));
-    EK_TRY(solve_levels(c, &a));
+    EK_TRY(solve_levels(c, NULL, &a));
     if (a.feasible && (!a.unknown || !best->feasible)) {
         ek_problem_free(best->problem);
         *best = a;
