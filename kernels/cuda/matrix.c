@@ -354,6 +354,28 @@ static bool bands_rotate(enum ek_dtype t, const struct ek_cu_product *p)
     return t < EK_Q4_0 || (dim % 32 == 0 && (p->rope.interleaved || p->rope.dim == dim));
 }
 
+/* Sums of squares of n rows whose norm is begun, 16 columns each. */
+static enum ek_status squares_of(struct ek_cuda *d, uint32_t n, uint32_t cols, void **out)
+{
+    return ek_cuda_scratch(d, EK_CU_SQUARES,
+                           (size_t)cols / 16 * EK_CU_WIDE_PITCH(n) * sizeof(float), out);
+}
+
+/* A layer's first norm, in BF16 before wide products: begun as the tail of the layer before would
+ * have, so that bits do not depend on where a stage begins. */
+static enum ek_status begin_norm(struct ek_cuda *d, uint32_t n, struct ek_cu_product *p)
+{
+    void *rows, *squares;
+
+    EK_TRY(ek_cuda_scratch(d, EK_CU_OP, (size_t)n * p->cols * 2, &rows));
+    EK_TRY(squares_of(d, n, p->cols, &squares));
+    EK_TRY(ek_cuda_issued(d, ek_cu_begin_norm(&d->queue, p->x, p->norm, n, p->cols, rows, squares),
+                          "rms_norm"));
+    p->x = rows;
+    p->squares = squares;
+    return EK_OK;
+}
+
 /* One launch for all matrices, and one for the norm where the kernel does not take it along and
  * nothing was done ahead; x, norm and what becomes of the sums are in p. False in *taken: nothing
  * was issued. */
@@ -376,6 +398,8 @@ static enum ek_status fused(struct ek_cuda *d, enum ek_cu_mode mode, uint32_t n,
     if (way == WAY_WIDE && ahead != NULL) {
         p->x = ahead->rows;
         p->squares = ahead->squares;
+    } else if (way == WAY_WIDE && mode == EK_CU_QKV && d->base.act == EK_BF16) {
+        EK_TRY(begin_norm(d, n, p));
     } else if (way != WAY_ONE && way != WAY_HELD && way != WAY_ONE_BLOCKS) {
         EK_TRY(normed(d, p->x, p->norm, p->eps, n, p->cols, 0, &xn));
         p->x = xn;
@@ -471,9 +495,7 @@ static enum ek_status tail_buffers(struct ek_cuda *d, uint32_t n, const float *n
     void *op, *squares;
 
     EK_TRY(ek_cuda_scratch(d, EK_CU_OP, act + (size_t)n * t->gate_up.cols * 2, &op));
-    EK_TRY(ek_cuda_scratch(d, EK_CU_SQUARES,
-                           (size_t)t->gate_up.cols / 16 * EK_CU_WIDE_PITCH(n) * sizeof(float),
-                           &squares));
+    EK_TRY(squares_of(d, n, t->gate_up.cols, &squares));
     t->gate_up.out = op;
     t->down.x = op;
     t->gate_up.x = t->output.next_x = (char *)op + act;

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Operations on rows and elements: norms, activations, gathers, conversions, argmax. All of them
 // are bound by memory: one pass over the row where it fits, 8 elements at a time where rows allow.
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/begun.cuh"
+#include "kernels/cuda/wide.h"
 
-#define ROW_THREADS 256
+#define ROW_THREADS   256
+#define BEGIN_THREADS 64 // 16 columns each
 
 // ---- norms
 template <typename T>
@@ -73,6 +75,42 @@ extern "C" cudaError_t ek_cu_rms_norm(const struct ek_cu_queue *q, enum ek_dtype
         return launch(q, w ? rms_norm_wide<T> : rms_norm_k<T>, n, ROW_THREADS, 0, (const T *)x, ldx,
                       weight, eps, dim, (T *)out, ldo);
     });
+}
+
+// 16 columns a thread; of rows past the end the sums alone.
+static __global__ void begin_norm_k(const bf16 *x, const float *weight, uint32_t n, uint32_t dim,
+                                    bf16 *out, float *squares)
+{
+    uint32_t row = blockIdx.y, first = 16 * (blockIdx.x * BEGIN_THREADS + threadIdx.x);
+    float *sum = squares + first / 16 * gridDim.y + row;
+    size_t at = row * (size_t)dim + first;
+    float v[16], w[16], scaled[16];
+
+    pdl_next();
+    if (first >= dim)
+        return;
+    load_some(weight + first, 8, w);
+    load_some(weight + first + 8, 8, w + 8);
+    pdl_wait();
+    if (row >= n) {
+        *sum = 0;
+        return;
+    }
+    load8(x + at, v);
+    load8(x + at + 8, v + 8);
+    *sum = begin_norm<bf16>(v, w, scaled);
+    store8(out + at, scaled);
+    store8(out + at + 8, scaled + 8);
+}
+
+extern "C" cudaError_t ek_cu_begin_norm(const struct ek_cu_queue *q, const void *x,
+                                        const float *weight, uint32_t n, uint32_t dim, void *out,
+                                        float *squares)
+{
+    dim3 grid(div_up(dim / 16, BEGIN_THREADS), EK_CU_WIDE_PITCH(n));
+
+    return launch(q, begin_norm_k, grid, BEGIN_THREADS, 0, (const bf16 *)x, weight, n, dim,
+                  (bf16 *)out, squares);
 }
 
 template <typename T>

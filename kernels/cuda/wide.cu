@@ -6,6 +6,7 @@
 // finishes what it summed. Few tiles of rows are shared by the blocks of clusters, a part of the
 // columns each: what a warp sums of 16 rows goes to the block that finishes them, added in the
 // order of the columns.
+#include "kernels/cuda/begun.cuh"
 #include "kernels/cuda/tma.cuh"
 #include "kernels/cuda/units.cuh"
 #include "kernels/cuda/wide.h"
@@ -247,28 +248,7 @@ template <int NT> struct WideSums {
 
 // ---- what a lane makes of its sums: of the token of its number, and of 64 tokens of another, 16
 // rows, which are as many units, or 8 of two rows each. begin() reads what was there before the
-// kernels of this step, the model and the batch, read() what they wrote. Eight elements, the first
-// n of them where there are fewer.
-template <typename E>
-__device__ __forceinline__ void load_some(const E *from, uint32_t n, float v[8])
-{
-    if (n >= 8 && (uintptr_t)from % 16 == 0)
-        return load8(from, v);
-#pragma unroll
-    for (uint32_t i = 0; i < 8; i++)
-        v[i] = i < n ? to_f(from[i]) : 0.0f;
-}
-template <typename E>
-__device__ __forceinline__ void store_some(E *to, uint32_t n, const float v[8])
-{
-    if (n >= 8 && (uintptr_t)to % 16 == 0)
-        return store8(to, v);
-#pragma unroll
-    for (uint32_t i = 0; i < 8; i++)
-        if (i < n)
-            to[i] = from_f<E>(v[i]);
-}
-
+// kernels of this step, the model and the batch, read() what they wrote.
 template <typename T, int MODE, int NT> struct WideFinish;
 template <typename T, int NT> struct WideFinish<T, EK_CU_LINEAR, NT> {
     float add[16], norm[16]; // norm: weights of the one that follows
@@ -347,15 +327,8 @@ template <typename T, int NT> struct WideFinish<T, EK_CU_LINEAR, NT> {
                                                  const float (&v)[16]) const
     {
         T *to = (T *)p.next_x + token * p.ldo + first;
-        float scaled[16], sum = 0;
+        float scaled[16], sum = begin_norm<T>(v, norm, scaled);
 
-#pragma unroll
-        for (int r = 0; r < 16; r++) {
-            float x = round_to<T>(v[r]);
-
-            scaled[r] = x * norm[r];
-            sum += x * x;
-        }
         if (token < Wide<NT>::tokens)
             p.next_squares[first / 16 * Wide<NT>::tokens + token] = token < n ? sum : 0.0f;
         if (token >= n)

@@ -22,6 +22,10 @@ extern "C" {
 bool ek_cu_wide_takes(enum ek_cu_mode mode, const struct ek_cu_product *p);
 cudaError_t ek_cu_product_wide(const struct ek_cu_queue *q, enum ek_dtype act, enum ek_cu_mode mode,
                                uint32_t n, const struct ek_cu_product *p);
+/* Begins the norm of BF16 rows [n][dim] (dim a multiple of 16, 16-byte aligned) as a product that
+ * leaves them does (next_norm), to the bit. */
+cudaError_t ek_cu_begin_norm(const struct ek_cu_queue *q, const void *x, const float *weight,
+                             uint32_t n, uint32_t dim, void *out, float *squares);
 
 #ifdef __cplusplus
 }

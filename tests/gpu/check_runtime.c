@@ -282,6 +282,147 @@ START_TEST(steps_that_follow_one_another_choose_what_they_do_one_by_one)
 }
 END_TEST
 
+/* ---- where stages begin -------------------------------------------------------------------------
+ * Models whose products of 2 to 64 tokens are Hopper's own: dense, a mixture of experts behind a
+ * dense layer, and such a mixture with latent attention.
+ */
+static const char *const cut_models[] = {
+    "{\"architectures\":[\"Qwen2ForCausalLM\"],\"hidden_size\":256,\"num_hidden_layers\":4,"
+    "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"intermediate_size\":448,"
+    "\"vocab_size\":320,\"rms_norm_eps\":1e-6,\"rope_theta\":10000.0,"
+    "\"max_position_embeddings\":4096,\"torch_dtype\":\"bfloat16\"}",
+    "{\"architectures\":[\"DeepseekV2ForCausalLM\"],\"hidden_size\":256,\"num_hidden_layers\":4,"
+    "\"num_attention_heads\":4,\"num_key_value_heads\":4,\"use_mla\":false,"
+    "\"kv_lora_rank\":null,\"q_lora_rank\":null,\"intermediate_size\":448,\"vocab_size\":320,"
+    "\"n_routed_experts\":8,\"num_experts_per_tok\":3,\"n_shared_experts\":2,"
+    "\"first_k_dense_replace\":2,\"moe_intermediate_size\":64,\"topk_method\":\"greedy\","
+    "\"max_position_embeddings\":4096,\"torch_dtype\":\"bfloat16\"}",
+    "{\"architectures\":[\"DeepseekV2ForCausalLM\"],\"hidden_size\":256,\"num_hidden_layers\":4,"
+    "\"num_attention_heads\":4,\"num_key_value_heads\":4,\"kv_lora_rank\":512,"
+    "\"q_lora_rank\":null,\"qk_nope_head_dim\":128,\"qk_rope_head_dim\":64,"
+    "\"v_head_dim\":128,\"intermediate_size\":448,\"vocab_size\":320,\"n_routed_experts\":8,"
+    "\"num_experts_per_tok\":3,\"n_shared_experts\":2,\"first_k_dense_replace\":2,"
+    "\"moe_intermediate_size\":64,\"topk_method\":\"greedy\","
+    "\"max_position_embeddings\":4096,\"torch_dtype\":\"bfloat16\"}",
+};
+static const enum ek_dtype cut_types[][2] = {
+    /* activations, cache */
+    {EK_BF16, EK_BF16},
+    {EK_BF16, EK_F8_E4M3},
+    {EK_F16, EK_F16},
+};
+static const uint32_t cut_tokens[] = {1, 2, 5, 8, 16, 17, 32, 33, 61, 64, 65, 130};
+
+#define APART UINT32_MAX /* every module is a stage */
+
+/* A stage from module `cut` on (0: there is one alone). */
+static struct ek_plan *cut_plan(const struct ek_model *m, const enum ek_dtype types[2],
+                                uint32_t cut)
+{
+    struct plan_shape shape = {.n_devices = 2, .batch = 64, .context = 160, .chunk = 130};
+    uint32_t devices[64];
+    struct ek_plan *p;
+
+    for (uint32_t i = 0; i < m->n_modules; i++)
+        devices[i] = cut == APART ? i % 2 : cut > 0 && i >= cut;
+    p = plan_by_module(m, &shape, devices);
+    p->act = types[0];
+    p->cache = types[1];
+    set_device(&p->devices[0], "cuda:0");
+    set_device(&p->devices[1], "cuda:0.1");
+    return p;
+}
+
+/* Logits of n sequences after a token each, twice: [2][n][vocab]. */
+static void stepped_logits(struct ek_engine *e, const int32_t *ids, uint32_t n, float *out)
+{
+    size_t row = (size_t)n * ek_engine_model(e)->config.vocab;
+    uint32_t seqs[64], ones[64];
+
+    for (uint32_t i = 0; i < n; i++) {
+        ck_ok(ek_engine_seq_open(e, &seqs[i]));
+        ones[i] = 1;
+    }
+    for (int k = 0; k < 2; k++) {
+        struct ek_step step = {.n_seqs = n,
+                               .seqs = seqs,
+                               .n_tokens = ones,
+                               .tokens = ids + k,
+                               .logits = EK_LOGITS_LAST};
+        const float *got;
+        uint64_t ticket;
+
+        ck_ok(ek_engine_submit(e, &step, &ticket));
+        ck_ok(ek_engine_wait(e, ticket, &got, NULL, NULL));
+        memcpy(out + k * row, got, row * sizeof(*out));
+        ek_engine_release(e, ticket);
+    }
+    for (uint32_t i = 0; i < n; i++)
+        ek_engine_seq_close(e, seqs[i]);
+}
+
+/* Logits of a prompt of n tokens, and of n sequences' steps: [n][vocab] and, of up to 64,
+ * [2][n][vocab]. */
+static float *cut_logits(struct ek_engine *e, const int32_t *ids, uint32_t n)
+{
+    size_t row = (size_t)n * ek_engine_model(e)->config.vocab;
+    float *out = ek_calloc(3 * row, sizeof(*out)), *prompt = all_logits(e, ids, n);
+
+    memcpy(out, prompt, row * sizeof(*out));
+    free(prompt);
+    if (n <= 64)
+        stepped_logits(e, ids, n, out + row);
+    return out;
+}
+
+/* NULL in want: they are put there. Returns how many numbers of tokens gave others. */
+static int differing(const struct ek_model *m, const enum ek_dtype types[2], uint32_t cut,
+                     float **want)
+{
+    struct ek_plan *p = cut_plan(m, types, cut);
+    struct ek_engine *e = open_engine(m, p);
+    int32_t *ids = random_ids(m, 131, 5);
+    int n = 0;
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(cut_tokens); i++) {
+        size_t bytes = 3 * sizeof(float) * cut_tokens[i] * m->config.vocab;
+        float *got = cut_logits(e, ids, cut_tokens[i]);
+
+        if (want[i] == NULL) {
+            want[i] = got;
+            continue;
+        }
+        if (memcmp(got, want[i], bytes) != 0) {
+            printf("cut at %d: other logits of %u tokens, by %g of %g\n", (int)cut, cut_tokens[i],
+                   largest_difference(got, want[i], bytes / sizeof(float)),
+                   largest(want[i], bytes / sizeof(float)));
+            n++;
+        }
+        free(got);
+    }
+    free(ids);
+    ek_engine_close(e);
+    ek_plan_free(p);
+    return n;
+}
+
+START_TEST(where_a_stage_begins_changes_no_bit)
+{
+    struct ek_model *m = synthetic_model(cut_models[_i % EK_ARRAY_LEN(cut_models)]);
+    const enum ek_dtype *types = cut_types[_i / EK_ARRAY_LEN(cut_models)];
+    float *want[EK_ARRAY_LEN(cut_tokens)] = {NULL};
+    int wrong = 0;
+
+    for (uint32_t cut = 0; cut < m->n_modules; cut++)
+        wrong += differing(m, types, cut, want);
+    wrong += differing(m, types, APART, want);
+    ck_assert_int_eq(wrong, 0);
+    for (size_t i = 0; i < EK_ARRAY_LEN(want); i++)
+        free(want[i]);
+    ek_model_close(m);
+}
+END_TEST
+
 START_TEST(predicted_memory_is_what_is_allocated)
 {
     struct ek_model *m = fixture_model("llama-mha");
@@ -442,6 +583,7 @@ int main(void)
 {
     Suite *s = suite_create("runtime on a GPU");
     TCase *tc = tcase_create("gpu"), *tokens = tcase_create("tokens");
+    TCase *stages = tcase_create("stages");
     SRunner *sr = srunner_create(s);
     int failed, gpus = count_gpus(), n = (int)EK_ARRAY_LEN(layouts) - (gpus < 2);
 
@@ -464,6 +606,10 @@ int main(void)
     tcase_add_loop_test(tc, predicted_memory_is_what_is_allocated, 0, 2);
     suite_add_tcase(s, tc);
     suite_add_tcase(s, tokens);
+    tcase_set_timeout(stages, 300);
+    tcase_add_loop_test(stages, where_a_stage_begins_changes_no_bit, 0,
+                        (int)(EK_ARRAY_LEN(cut_models) * EK_ARRAY_LEN(cut_types)));
+    suite_add_tcase(s, stages);
     srunner_set_fork_status(sr, CK_NOFORK); /* a CUDA context does not survive a fork */
     srunner_run_all(sr, CK_ENV);
     failed = srunner_ntests_failed(sr);

@@ -28,7 +28,7 @@ struct ek_model *fixture_model(const char *name)
     return m;
 }
 
-struct ek_model *small_model(uint32_t n_layers)
+struct ek_model *synthetic_model(const char *config)
 {
     static const struct ek_model_options options = {.seed = 7, .synthetic = true};
     char path[] = "check-runtime-XXXXXX.json";
@@ -37,20 +37,27 @@ struct ek_model *small_model(uint32_t n_layers)
     enum ek_status st;
 
     ck_assert_int_ge(fd, 0);
-    ck_assert_int_gt(dprintf(fd,
-                             "{\"architectures\": [\"LlamaForCausalLM\"], \"hidden_size\": 64,"
-                             "\"num_hidden_layers\": %u, \"num_attention_heads\": 4,"
-                             "\"num_key_value_heads\": 2, \"intermediate_size\": 96,"
-                             "\"vocab_size\": 211, \"max_position_embeddings\": 4096,"
-                             "\"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0,"
-                             "\"tie_word_embeddings\": true, \"torch_dtype\": \"float32\"}\n",
-                             n_layers),
-                     0);
+    ck_assert_int_eq(write(fd, config, strlen(config)), strlen(config));
     close(fd);
     st = ek_model_open(path, &options, &m);
     unlink(path);
     ck_ok(st);
     return m;
+}
+
+struct ek_model *small_model(uint32_t n_layers)
+{
+    char config[512];
+
+    snprintf(config, sizeof(config),
+             "{\"architectures\": [\"LlamaForCausalLM\"], \"hidden_size\": 64,"
+             "\"num_hidden_layers\": %u, \"num_attention_heads\": 4,"
+             "\"num_key_value_heads\": 2, \"intermediate_size\": 96,"
+             "\"vocab_size\": 211, \"max_position_embeddings\": 4096,"
+             "\"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0,"
+             "\"tie_word_embeddings\": true, \"torch_dtype\": \"float32\"}\n",
+             n_layers);
+    return synthetic_model(config);
 }
 
 static uint32_t or_default(uint32_t v, uint32_t d)

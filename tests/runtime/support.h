@@ -19,6 +19,8 @@
 const char *source_path(const char *name);
 /* tests/fixtures/reference/NAME */
 struct ek_model *fixture_model(const char *name);
+/* Made-up weights for the text of a config.json. */
+struct ek_model *synthetic_model(const char *config);
 /* A small synthetic model (tied head, grouped heads) of n layers. */
 struct ek_model *small_model(uint32_t n_layers);
 
