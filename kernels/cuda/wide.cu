@@ -398,9 +398,9 @@ template <typename T, int NT> struct WideFinish<T, EK_CU_QKV, NT> {
 // ---- the warps that multiply
 template <typename T, int NT>
 __device__ __forceinline__ void wide_multiply(const wide_plan &s, const WideSpan &span,
-                                              uint32_t base)
+                                              uint32_t base, uint32_t warp)
 {
-    WideSums<NT> sums = {s, base, span.rank, threadIdx.x / 32, 0};
+    WideSums<NT> sums = {s, base, span.rank, warp, 0};
     WideSlot w = {s.stages, 0, 0}, x = {Wide<NT>::xstages, 0, 0};
     bool leader = threadIdx.x % 32 == 0;
 
@@ -478,10 +478,10 @@ __device__ __forceinline__ float factor_of(const ek_cu_product &p, const wide_ba
 
 template <typename T, int MODE, int NT>
 __device__ __forceinline__ void wide_finish(const ek_cu_product &p, const wide_plan &s,
-                                            const WideSpan &span, uint32_t base, uint32_t n,
-                                            wide_barriers *own)
+                                            const WideSpan &span, uint32_t base, uint32_t warp,
+                                            uint32_t n, wide_barriers *own)
 {
-    WideSums<NT> sums = {s, base, span.rank, threadIdx.x / 32 - WIDE_WARPS, 0};
+    WideSums<NT> sums = {s, base, span.rank, warp - WIDE_WARPS, 0};
     uint32_t lane = threadIdx.x % 32, row = blockIdx.y * WIDE_ROWS + 16 * sums.warp;
     bool mine = sums.owner() == span.rank;
     float factor[Wide<NT>::each];
@@ -528,15 +528,15 @@ __device__ __forceinline__ void wide_finish(const ek_cu_product &p, const wide_p
 
 template <typename T, int MODE, int NT>
 __device__ __forceinline__ void wide_consume(const ek_cu_product &p, const wide_plan &s,
-                                             const WideSpan &span, uint32_t base, uint32_t n,
-                                             wide_barriers *own)
+                                             const WideSpan &span, uint32_t base, uint32_t warp,
+                                             uint32_t n, wide_barriers *own)
 {
     if (s.blocks > 1)
         cluster_wait(); // the others' barriers are there
-    if (threadIdx.x < 32 * WIDE_WARPS)
-        wide_multiply<T, NT>(s, span, base);
+    if (warp < WIDE_WARPS)
+        wide_multiply<T, NT>(s, span, base, warp);
     else
-        wide_finish<T, MODE, NT>(p, s, span, base, n, own);
+        wide_finish<T, MODE, NT>(p, s, span, base, warp, n, own);
 }
 
 __device__ __forceinline__ void init_barriers(uint32_t base, const wide_plan &s)
@@ -565,6 +565,9 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
 {
 #ifdef EK_WGMMA
     extern __shared__ __align__(1024) uint8_t raw[];
+    // Of all lanes alike, and known to be, so that operands' addresses need not go the long way to
+    // the registers of a warp between one product and the next.
+    uint32_t warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
     uint32_t base = shared_at(raw);
     WideSpan span(p, s);
 
@@ -573,8 +576,8 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
     __syncthreads();
     if (s.blocks > 1)
         cluster_arrive();
-    if (threadIdx.x < 64 * WIDE_WARPS) {
-        wide_consume<T, MODE, NT>(p, s, span, base, n, (wide_barriers *)(raw + s.barriers));
+    if (warp < 2 * WIDE_WARPS) {
+        wide_consume<T, MODE, NT>(p, s, span, base, warp, n, (wide_barriers *)(raw + s.barriers));
     } else {
         if (threadIdx.x == 64 * WIDE_WARPS)
             copy_weights<MODE>(maps, p, s, span, base);
