@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decode attention by parts of contexts: one new token a sequence. A block takes one part of a
-// sequence's context for the heads that share a cached head (8 of them, the columns of a
+// Decode attention by parts of contexts: one new token a sequence. The blocks of a sequence take
+// turns at its tokens, for the heads that share a cached head (8 of them, the columns of a
 // tensor-core tile), so the cache is read once, straight to the operands' registers: the order of a
 // head's dimensions is free, and lanes read 16 bytes of it. Two steps are under way before the
 // kernel ahead has ended. Blocks want little shared memory, so that they start beside those of the
 // kernel ahead, with the same split of a multiprocessor's memory. Where two or up to 8 parts
-// are a cluster, its blocks join them through each other's shared memory; else the last block to
-// arrive joins them, always in their order, so that sums do not depend on which it is. Lengths come
-// from device memory: a captured graph serves growing contexts up to the grid's.
+// are a cluster, its blocks send each other what they summed; else the last block to arrive joins
+// the parts, always in their order, so that sums do not depend on which it is. Lengths come from
+// device memory: a captured graph serves growing contexts up to the grid's.
 #include <cooperative_groups.h>
 
 #include "kernels/cuda/attention.cuh"
@@ -25,34 +25,42 @@ template <int FORM> constexpr int MOST = FORM == PAIR ? 2 : EK_CU_CLUSTER; // pa
 
 template <int D> struct PartLoads { // K and V of 16 tokens
     uint4 k[2][D / 32], v[4][D / 64];
+};
 
-    // Tokens first .. first + 15; past the end, the first again. place: of token lane % 16.
-    template <typename T>
-    __device__ __forceinline__ void load(const ek_cu_attention &a, uint32_t kv_head, uint32_t first,
-                                         uint32_t end, uint32_t place, uint32_t lane)
-    {
-        uint32_t g = lane / 4, t = lane % 4, begin = __shfl_sync(0xffffffffu, place, 0);
-        uint32_t row = (first + lane % 16 < end ? place : begin) * a.kv.kv_heads + kv_head;
+// A step's tokens first .. first + 15; past the end, the first again. place: of token lane % 16.
+// The row of the token `newest` comes by itself, all others without it.
+template <typename T, int D>
+__device__ __forceinline__ void load_step(PartLoads<D> &to, const ek_cu_attention &a,
+                                          uint32_t kv_head, uint32_t first, uint32_t end,
+                                          uint32_t newest, bool late, uint32_t place, uint32_t lane)
+{
+    uint32_t g = lane / 4, t = lane % 4, begin = __shfl_sync(0xffffffffu, place, 0);
+    bool inside = first + lane % 16 < end;
+    uint32_t row = (inside ? place : begin) * a.kv.kv_heads + kv_head;
+    // (where the first of the step is the newest, those past the end are late, too)
+    uint32_t is_late = __ballot_sync(0xffffffffu, (inside ? first + lane % 16 : first) == newest);
+    uint32_t mine = late ? is_late : ~is_late;
 
 #pragma unroll
-        for (int j = 0; j < 2; j++) {
-            const T *at =
-                (const T *)a.kv.k + (size_t)__shfl_sync(0xffffffffu, row, g + 8 * j) * D + 8 * t;
+    for (int j = 0; j < 2; j++) {
+        const T *at =
+            (const T *)a.kv.k + (size_t)__shfl_sync(0xffffffffu, row, g + 8 * j) * D + 8 * t;
+        if (mine >> (g + 8 * j) & 1)
 #pragma unroll
             for (int i = 0; i < D / 32; i++)
-                k[j][i] = load_once(at + 32 * i);
-        }
+                to.k[j][i] = load_once(at + 32 * i);
+    }
 #pragma unroll
-        for (int j = 0; j < 4; j++) { // tokens 2t, 2t+1, 2t+8, 2t+9
-            uint32_t token = 2 * t + j % 2 + j / 2 * 8;
-            const T *at =
-                (const T *)a.kv.v + (size_t)__shfl_sync(0xffffffffu, row, token) * D + 8 * g;
+    for (int j = 0; j < 4; j++) { // tokens 2t, 2t+1, 2t+8, 2t+9
+        uint32_t token = 2 * t + j % 2 + j / 2 * 8;
+        const T *at = (const T *)a.kv.v + (size_t)__shfl_sync(0xffffffffu, row, token) * D + 8 * g;
+
+        if (mine >> token & 1)
 #pragma unroll
             for (int h = 0; h < D / 64; h++)
-                v[j][h] = load_once(at + 64 * h);
-        }
+                to.v[j][h] = load_once(at + 64 * h);
     }
-};
+}
 
 // The transpose of an 8 x 8 tile whose rows lanes hold as mma() has them.
 __device__ __forceinline__ uint32_t turn_tile(uint32_t v)
@@ -115,8 +123,9 @@ template <typename T, int D> struct PartWarp {
 
 #pragma unroll
         for (int i = 0; i < D / 32; i++) {
-            const uint32_t low[4] = {now.k[0][i].x, now.k[1][i].x, now.k[0][i].y, now.k[1][i].y};
-            const uint32_t high[4] = {now.k[0][i].z, now.k[1][i].z, now.k[0][i].w, now.k[1][i].w};
+            const uint4 k[2] = {now.k[0][i], now.k[1][i]};
+            const uint32_t low[4] = {k[0].x, k[1].x, k[0].y, k[1].y};
+            const uint32_t high[4] = {k[0].z, k[1].z, k[0].w, k[1].w};
 
             mma<T>(s, low, q[i].x, q[i].y);
             mma<T>(s, high, q[i].z, q[i].w);
@@ -125,37 +134,39 @@ template <typename T, int D> struct PartWarp {
         for (int i = 0; i < 4; i++)
             s[i] = first + lane / 4 + i / 2 * 8 < end ? s[i] * (a.scale * LOG2E) : -INFINITY;
         softmax(s);
-        accumulate(turn_tile(pack2<T>(s[0], s[1])), turn_tile(pack2<T>(s[2], s[3])), now.v);
+        accumulate(turn_tile(pack2<T>(s[0], s[1])), turn_tile(pack2<T>(s[2], s[3])), now);
     }
 
-    __device__ __forceinline__ void accumulate(uint32_t p0, uint32_t p1,
-                                               const uint4 (&vv)[4][D / 64])
+    __device__ __forceinline__ void accumulate(uint32_t p0, uint32_t p1, const PartLoads<D> &now)
     {
 #pragma unroll
-        for (int h = 0; h < D / 64; h++)
+        for (int h = 0; h < D / 64; h++) {
+            const uint4 vv[4] = {now.v[0][h], now.v[1][h], now.v[2][h], now.v[3][h]};
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 uint32_t w[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++)
-                    w[i] = j == 0   ? vv[i][h].x
-                           : j == 1 ? vv[i][h].y
-                           : j == 2 ? vv[i][h].z
-                                    : vv[i][h].w;
+                    w[i] = j == 0 ? vv[i].x : j == 1 ? vv[i].y : j == 2 ? vv[i].z : vv[i].w;
                 const uint32_t v[4] = {__byte_perm(w[0], w[1], 0x5410),
                                        __byte_perm(w[0], w[1], 0x7632),
                                        __byte_perm(w[2], w[3], 0x5410),
                                        __byte_perm(w[2], w[3], 0x7632)};
                 mma<T>(o[4 * h + j], v, p0, p1);
             }
+        }
     }
 };
 
 template <int D, int FORM> struct PartShared {
-    float o[WARPS<FORM>][EK_CU_PART_HEADS][D + 8];
-    float peak[EK_CU_PART_HEADS][WARPS<FORM>], weight[EK_CU_PART_HEADS][WARPS<FORM>];
-    float part_factor[EK_CU_PART_HEADS][EK_CU_MAX_PARTS];
-    float2 total[EK_CU_PART_HEADS]; // of a head: maximum and weight
+    alignas(16) float o[WARPS<FORM>][EK_CU_PART_HEADS][D + 8]; // sums of each warp
+    alignas(16) float peak[EK_CU_PART_HEADS][WARPS<FORM>], weight[EK_CU_PART_HEADS][WARPS<FORM>];
+    union {
+        float part_factor[EK_CU_PART_HEADS][EK_CU_MAX_PARTS];
+        // of the elements that this block of a cluster finishes, from each of its blocks in turn
+        float4 sent[EK_CU_PART_HEADS * (D / 4) + EK_CU_CLUSTER];
+    };
+    float2 total[EK_CU_CLUSTER][EK_CU_PART_HEADS]; // of a block: maximum and weight of a head
     bool last;
 };
 
@@ -184,30 +195,6 @@ __device__ __forceinline__ void publish(PartShared<D, FORM> &s, const PartWarp<T
     }
 }
 
-// Each warp's factor towards the block's maximum (in place of its peak), and the rows' totals.
-template <int D, int FORM>
-__device__ __forceinline__ void weigh_warps(PartShared<D, FORM> &s, uint32_t heads)
-{
-    uint32_t row = threadIdx.x / WARPS<FORM>, w = threadIdx.x % WARPS<FORM>;
-    bool mine = row < heads;
-    float peak = mine ? s.peak[row][w] : -INFINITY, m = peak;
-
-    if (threadIdx.x >= EK_CU_PART_HEADS * WARPS<FORM>)
-        return;
-#pragma unroll
-    for (int d = WARPS<FORM> / 2; d; d /= 2)
-        m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, d));
-    float f = peak == -INFINITY ? 0.0f : power2(peak - m), l = mine ? f * s.weight[row][w] : 0.0f;
-#pragma unroll
-    for (int d = WARPS<FORM> / 2; d; d /= 2)
-        l += __shfl_xor_sync(0xffffffffu, l, d);
-    if (!mine)
-        return;
-    s.peak[row][w] = f;
-    if (w == 0)
-        s.total[row] = make_float2(m, l);
-}
-
 __device__ __forceinline__ void add_scaled(float4 &a, float f, const float4 &b)
 {
     a.x = fmaf(f, b.x, a.x);
@@ -222,6 +209,29 @@ template <typename T> __device__ __forceinline__ void store_scaled(T *to, const 
     store4(to, v);
 }
 
+// The block's sums of 4 elements of a head, and the head's maximum and weight.
+template <int D, int FORM>
+__device__ __forceinline__ float4 sum_warps(const PartShared<D, FORM> &s, uint32_t row, uint32_t d,
+                                            float2 *total)
+{
+    float4 sum = make_float4(0, 0, 0, 0);
+    float m = -INFINITY, l = 0;
+
+#pragma unroll
+    for (int w = 0; w < WARPS<FORM>; w++)
+        m = fmaxf(m, s.peak[row][w]);
+    float base = m == -INFINITY ? 0.0f : m;
+#pragma unroll
+    for (int w = 0; w < WARPS<FORM>; w++) { // a warp without tokens published zeros
+        float f = power2(s.peak[row][w] - base);
+
+        l = fmaf(f, s.weight[row][w], l);
+        add_scaled(sum, f, *reinterpret_cast<const float4 *>(&s.o[w][row][d]));
+    }
+    *total = make_float2(m, l);
+    return sum;
+}
+
 // The block's sums: to the output when the context has one part, else to memory, unnormalised.
 template <typename T, int D, int FORM>
 __device__ __forceinline__ void join_warps(const ek_cu_attention &a, const PartShared<D, FORM> &s,
@@ -230,20 +240,16 @@ __device__ __forceinline__ void join_warps(const ek_cu_attention &a, const PartS
     for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += (32 * WARPS<FORM>)) {
         uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
         size_t part = first + (size_t)row * a.n_parts + blockIdx.x;
-        float4 sum = make_float4(0, 0, 0, 0);
+        float2 total; // weight 0: no context at all
+        float4 sum = sum_warps(s, row, d, &total);
 
-#pragma unroll
-        for (int w = 0; w < WARPS<FORM>; w++) // a warp without tokens published zeros
-            add_scaled(sum, s.peak[row][w], *reinterpret_cast<const float4 *>(&s.o[w][row][d]));
         if (only) {
-            float l = s.total[row].y; // 0: no context at all
-
-            store_scaled(out + row * D + d, sum, l > 0 ? 1.0f / l : 0.0f);
+            store_scaled(out + row * D + d, sum, total.y > 0 ? 1.0f / total.y : 0.0f);
             continue;
         }
         __stcg(reinterpret_cast<float4 *>(a.partial + part * D + d), sum);
         if (d == 0)
-            __stcg(a.totals + part, s.total[row]);
+            __stcg(a.totals + part, total);
     }
 }
 
@@ -302,53 +308,57 @@ __device__ __forceinline__ bool last_to_arrive(const ek_cu_attention &a, PartSha
     return s.last;
 }
 
-// The parts of a cluster's blocks, each block some of the elements. A part without tokens has the
-// weight 0.
-template <typename T, int D, int FORM>
-__device__ __forceinline__ void join_cluster(PartShared<D, FORM> &s, uint32_t heads, uint32_t parts,
-                                             T *out)
+// The parts of a cluster's blocks: each sends what it has of an element to the block that finishes
+// it, which adds them in their order. A part without tokens has the weight 0.
+template <int D, int FORM>
+__device__ __forceinline__ void send_sums(PartShared<D, FORM> &s, uint32_t heads)
 {
 #if __CUDA_ARCH__ >= 900
     auto cluster = cooperative_groups::this_cluster();
+    uint32_t blocks = gridDim.x, each = (heads * (D / 4) + blocks - 1) / blocks;
 
+    cluster.barrier_wait(); // all have begun: their memory may be written
     for (uint32_t i = threadIdx.x; i < heads * (D / 4); i += (32 * WARPS<FORM>)) {
-        uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
-        float4 sum = make_float4(0, 0, 0, 0);
+        uint32_t row = i / (D / 4), d = i % (D / 4);
+        float2 total;
+        float4 sum = sum_warps(s, row, 4 * d, &total);
+        PartShared<D, FORM> *to = cluster.map_shared_rank(&s, i % blocks);
 
-#pragma unroll
-        for (int w = 0; w < WARPS<FORM>; w++)
-            add_scaled(sum, s.peak[row][w], *reinterpret_cast<const float4 *>(&s.o[w][row][d]));
-        *reinterpret_cast<float4 *>(&s.o[0][row][d]) = sum; // read by this thread alone before
+        to->sent[blockIdx.x * each + i / blocks] = sum;
+        if (d < blocks) // that many neighbours are of as many blocks
+            to->total[blockIdx.x][row] = total;
     }
-    cluster.sync();
-    for (uint32_t i = threadIdx.x * gridDim.x + blockIdx.x; i < heads * (D / 4);
-         i += (32 * WARPS<FORM>)*gridDim.x) {
-        uint32_t row = i / (D / 4), d = i % (D / 4) * 4;
-        float4 sum = make_float4(0, 0, 0, 0), o[MOST<FORM>];
-        float2 total[MOST<FORM>];
+#endif
+}
+template <typename T, int D, int FORM>
+__device__ __forceinline__ void join_cluster(PartShared<D, FORM> &s, uint32_t heads, T *out)
+{
+#if __CUDA_ARCH__ >= 900
+    uint32_t blocks = gridDim.x, all = heads * (D / 4), each = (all + blocks - 1) / blocks;
+
+    send_sums(s, heads);
+    cooperative_groups::this_cluster().sync();
+    for (uint32_t i = threadIdx.x; i * blocks + blockIdx.x < all; i += (32 * WARPS<FORM>)) {
+        uint32_t element = i * blocks + blockIdx.x, row = element / (D / 4);
+        float4 sum = make_float4(0, 0, 0, 0);
         float m = -INFINITY, l = 0;
 
 #pragma unroll
-        for (int p = 0; p < MOST<FORM>; p++) {
-            const PartShared<D, FORM> *other = cluster.map_shared_rank(&s, p < parts ? p : 0);
-
-            total[p] = other->total[row];
-            o[p] = *reinterpret_cast<const float4 *>(&other->o[0][row][d]);
-            if (p >= parts)
-                total[p] = make_float2(-INFINITY, 0);
-            m = fmaxf(m, total[p].x);
-        }
+        for (int p = 0; p < MOST<FORM>; p++)
+            if (p < (int)blocks)
+                m = fmaxf(m, s.total[p][row].x);
         m = m == -INFINITY ? 0.0f : m;
 #pragma unroll
-        for (int p = 0; p < MOST<FORM>; p++) {
-            float f = power2(total[p].x - m);
+        for (int p = 0; p < MOST<FORM>; p++)
+            if (p < (int)blocks) {
+                float2 total = s.total[p][row];
+                float f = power2(total.x - m);
 
-            l += f * total[p].y;
-            add_scaled(sum, f, o[p]);
-        }
-        store_scaled(out + row * D + d, sum, l > 0 ? 1.0f / l : 0.0f);
+                l = fmaf(f, total.y, l);
+                add_scaled(sum, f, s.sent[p * each + i]);
+            }
+        store_scaled(out + 4 * element, sum, l > 0 ? 1.0f / l : 0.0f);
     }
-    cluster.sync(); // no block leaves while others read from it
 #endif
 }
 
@@ -370,56 +380,59 @@ __global__ void __launch_bounds__((32 * WARPS<FORM>)) parts_k(const ek_cu_attent
 {
     extern __shared__ uint4 raw[];
     PartShared<D, FORM> &shared = *reinterpret_cast<PartShared<D, FORM> *>(raw);
-    const uint32_t stride = PART_STEP * WARPS<FORM>;
+    const uint32_t round = PART_STEP * WARPS<FORM>, stride = round * gridDim.x;
     uint32_t group = a.heads / a.kv.kv_heads, tiles = part_tiles(group), seq = blockIdx.z;
     uint32_t kv_head = blockIdx.y / tiles, tile = blockIdx.y % tiles, lane = threadIdx.x % 32;
     uint32_t warp = threadIdx.x / 32, head = kv_head * group + EK_CU_PART_HEADS * tile;
-    uint32_t first = blockIdx.x * a.part + PART_STEP * warp;
+    uint32_t first = blockIdx.x * round + PART_STEP * warp;
     uint32_t places[2] = {place_of(a, seq, first + lane % 16),
                           place_of(a, seq, first + stride + lane % 16)};
 
+#if __CUDA_ARCH__ >= 900
+    if (FORM != APART)
+        cooperative_groups::this_cluster().barrier_arrive();
+#endif
     pdl_next();
     uint32_t heads = min(group - EK_CU_PART_HEADS * tile, (uint32_t)EK_CU_PART_HEADS);
     uint32_t token = (uint32_t)a.batch.seq_start[seq];
-    uint32_t len = (uint32_t)max(a.batch.kv_len[seq], 0), parts = (len + a.part - 1) / a.part;
-    uint32_t end = min((blockIdx.x + 1) * a.part, len);
+    uint32_t len = (uint32_t)max(a.batch.kv_len[seq], 0);
+    uint32_t parts = min((len + round - 1) / round, gridDim.x);
     bool none = (int32_t)token == a.batch.seq_start[seq + 1];
     T *out = (T *)a.out + token * a.ldo + head * D;
     PartWarp<T, D> state;
-    PartLoads<D> loads[2];
-
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-        if (first + i * stride < end)
-            loads[i].template load<T>(a, kv_head, first + i * stride, end, places[i], lane);
+    PartLoads<D> even, odd;
+    auto load = [&](auto &to, uint32_t at, uint32_t place, bool late) {
+        if (at < len && (!late || at + PART_STEP >= len))
+            load_step<T, D>(to, a, kv_head, at, len, len - 1, late, place, lane);
+    };
+    load(even, first, places[0], false);
+    load(odd, first + stride, places[1], false);
     pdl_wait();
     if (none)
         return; // a sequence without a new token
     if (FORM == APART && blockIdx.x >= max(parts, 1u))
         return;
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-        if (first + i * stride < end && first + i * stride + PART_STEP >= len)
-            loads[i].template load<T>(a, kv_head, first + i * stride, end, places[i], lane);
+    load(even, first, places[0], true);
+    load(odd, first + stride, places[1], true);
     state.load_q(a, token, head, heads, lane);
-    for (uint32_t at = first; at < end; at += 2 * stride)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            uint32_t now = at + i * stride, next = now + 2 * stride;
+    auto step = [&](auto &now, uint32_t at) {
+        uint32_t next = at + 2 * stride;
 
-            if (now >= end)
-                break;
-            state.step(a, loads[i], now, end, lane);
-            if (next < end)
-                loads[i].template load<T>(a, kv_head, next, end, place_of(a, seq, next + lane % 16),
-                                          lane);
-        }
+        if (at >= len)
+            return;
+        state.step(a, now, at, len, lane);
+        if (next < len)
+            load_step<T, D>(now, a, kv_head, next, len, ~0u, false,
+                            place_of(a, seq, next + lane % 16), lane);
+    };
+    for (uint32_t at = first; at < len; at += 2 * stride) {
+        step(even, at);
+        step(odd, at + stride);
+    }
     publish(shared, state, warp, lane);
     __syncthreads();
-    weigh_warps(shared, heads);
-    __syncthreads();
     if constexpr (FORM != APART) {
-        join_cluster(shared, heads, parts, out);
+        join_cluster(shared, heads, out);
         return;
     }
     size_t at = ((size_t)seq * a.heads + head) * a.n_parts;
@@ -437,7 +450,7 @@ static cudaError_t form_launch(const struct ek_cu_queue *q, const struct ek_cu_a
 
     return r == cudaSuccess
                ? launch_cluster(q, parts_k<T, D, FORM>, grid, 32 * WARPS<FORM>,
-                                sizeof(PartShared<D, FORM>), FORM == APART ? 1 : a->n_parts, *a)
+                                sizeof(PartShared<D, FORM>), a->team > 1 ? a->n_parts : 1, *a)
                : r;
 }
 
@@ -450,7 +463,7 @@ static cudaError_t parts_launch(const struct ek_cu_queue *q, const struct ek_cu_
         return form_launch<T, D, APART>(q, a);
     if (a->team == 2)
         return form_launch<T, D, PAIR>(q, a);
-    if (a->part <= PART_STEP * WARPS<FEW_WARPS> || 2 * blocks * a->n_parts > q->n_sm)
+    if (a->part == PART_STEP * WARPS<FEW_WARPS> || 2 * blocks * a->n_parts > q->n_sm)
         return form_launch<T, D, FEW_WARPS>(q, a);
     return form_launch<T, D, MANY_WARPS>(q, a);
 }

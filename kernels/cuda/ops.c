@@ -147,8 +147,6 @@ static bool fast_shape(const struct ek_cuda *d, const struct ek_cu_attention *a)
     return d->base.act != EK_F32 && a->kv.v && dims && aligned;
 }
 
-#define MUCH_CONTEXT ((uint64_t)128 << 10) /* tokens of all sequences' cached heads */
-
 /* Blocks of decode attention that run at once: two a multiprocessor, but for corners that clusters
  * do not fill. How many those are differs from one GPU to the next of a kind, and the split must
  * not: of the largest clusters as many as are sure to fit. */
@@ -233,21 +231,21 @@ static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
     uint32_t group = a->heads / a->kv.kv_heads;
     uint32_t tiles = (group + EK_CU_PART_HEADS - 1) / EK_CU_PART_HEADS;
     uint32_t blocks = a->batch.n_seqs * a->kv.kv_heads * tiles;
-    uint32_t wanted = blocks < d->queue.n_sm ? d->queue.n_sm / blocks : 1, unit = 2 * EK_CU_PART;
+    uint32_t wanted = blocks < d->queue.n_sm ? d->queue.n_sm / blocks : 1;
     uint32_t longest = a->batch.max_kv ? a->batch.max_kv : 1;
     size_t parts;
     void *p;
 
     a->team = 1;
+    a->part = 2 * EK_CU_PART;
     if (d->queue.pdl && longest <= 2 * EK_CU_CLUSTER * EK_CU_PART && wanted >= EK_CU_CLUSTER) {
         a->team = wanted = EK_CU_CLUSTER;
-        unit = EK_CU_PART;
+        a->part = longest <= EK_CU_CLUSTER * EK_CU_PART ? EK_CU_PART : 2 * EK_CU_PART;
     } else if (d->queue.pdl && (wanted == 2 || (wanted > 2 && longest <= PAIRED)))
         a->team = wanted = 2;
     wanted = wanted > EK_CU_MAX_PARTS ? EK_CU_MAX_PARTS : wanted;
-    a->part = (longest + wanted - 1) / wanted;
-    a->part = (a->part + unit - 1) / unit * unit;
     a->n_parts = (longest + a->part - 1) / a->part;
+    a->n_parts = a->n_parts > wanted ? wanted : a->n_parts;
     parts = (size_t)a->batch.n_seqs * a->heads * a->n_parts;
     EK_TRY(ek_cuda_scratch(d, EK_CU_OP, parts * (a->kv.v_dim + 2) * sizeof(float), &p));
     a->partial = p;
@@ -257,24 +255,9 @@ static enum ek_status plan_parts(struct ek_cuda *d, struct ek_cu_attention *a)
     return EK_OK;
 }
 
-/* Teams read E4M3, more blocks than there are multiprocessors, and much context where parts would
- * leave a quarter of those idle. Between products they cost 2 to 14 us a layer: their blocks want
- * another split of a multiprocessor's memory than those of the products have, and wait until it is
- * empty, and they begin and end later. */
-static bool by_teams(const struct ek_cuda *d, const struct ek_cu_attention *a)
-{
-    uint64_t heads = (uint64_t)a->batch.n_seqs * a->kv.kv_heads, n_sm = d->queue.n_sm;
-    uint64_t tiles = (a->heads / a->kv.kv_heads + EK_CU_PART_HEADS - 1) / EK_CU_PART_HEADS;
-    uint64_t blocks = heads * tiles;
-
-    if (a->kv.dtype == EK_F8_E4M3 || blocks > n_sm)
-        return true;
-    return n_sm / blocks * blocks < n_sm * 3 / 4 && heads * a->batch.max_kv > MUCH_CONTEXT;
-}
-
 static enum ek_status attention_decode(struct ek_cuda *d, struct ek_cu_attention *a)
 {
-    if (by_teams(d, a)) {
+    if (a->kv.dtype == EK_F8_E4M3) { /* which teams alone read */
         EK_TRY(plan_teams(d, a));
         return issue(&d->base, ek_cu_attention_decode(&d->queue, d->base.act, a), "attention");
     }
