@@ -193,6 +193,24 @@ static void show_for_people(const struct ek_plan_arguments *a, const struct ek_c
                     json_is_true(json_object_get(plan, "pareto_whole")), stdout);
 }
 
+static void note_unproven(const struct ek_request *r, const struct ek_solution *s)
+{
+    size_t sure = s->near ? 0 : s->settled;
+    const char *name = ek_objective_names[r->objectives[sure ? sure - 1 : 0]];
+
+    if (sure == 0)
+        ek_note("stopped before the proof: this is the best plan so far");
+    else if (sure > r->n_objectives)
+        ek_note("stopped before the second method had checked all of the first's proof");
+    else if (sure == r->n_objectives)
+        ek_note("stopped before the whole proof: %s is the best there is, but other plans as good "
+                "as that may have less latency",
+                name);
+    else
+        ek_note("stopped before the whole proof: %s is the best there is, %s may not be", name,
+                ek_objective_names[r->objectives[sure]]);
+}
+
 static enum ek_status deliver(const struct ek_plan_arguments *a, const struct ek_costs *c,
                               const struct ek_solution *s, json_t *plan, int *code)
 {
@@ -213,7 +231,7 @@ static enum ek_status deliver(const struct ek_plan_arguments *a, const struct ek
                 ek_format_bytes(moved, (uint64_t)s->moved_bytes),
                 s->proven ? "no plan" : "it is not proven that no plan", a->within * 100);
     if (!s->proven) {
-        ek_note("stopped before the proof: this is the best plan so far");
+        note_unproven(&a->request, s);
         *code = ek_exit_code(EK_EUNPROVEN);
     }
     return EK_OK;

@@ -39,15 +39,21 @@ static json_t *objectives_json(const struct ek_request *r)
     return list;
 }
 
+/* The value of an objective or, behind them, of what breaks ties; and what is proven of it. */
+static json_t *value_json(const struct ek_solution *s, size_t i, const char *name, double value)
+{
+    return json_pack("{s:s s:f s:b s:b}", "objective", name, "value", value, "proven",
+                     !s->near && s->settled > i, "cross_checked", !s->near && s->confirmed > i);
+}
+
 static json_t *optimality_json(const struct ek_request *r, const struct ek_solution *s)
 {
     json_t *values = json_array(), *tried = json_array(), *chunks = json_array(), *o;
     bool optimal = s->proven && !s->near;
 
     for (size_t i = 0; i < r->n_objectives; i++)
-        json_array_append_new(values, json_pack("{s:s s:f}", "objective",
-                                                ek_objective_names[r->objectives[i]], "value",
-                                                s->values[i]));
+        json_array_append_new(values,
+                              value_json(s, i, ek_objective_names[r->objectives[i]], s->values[i]));
     for (size_t i = 0; i < s->n_tried; i++) { /* for the first chunk all numbers, ... */
         if (s->tried[i].tp != s->tried[0].tp)
             break;
@@ -63,6 +69,9 @@ static json_t *optimality_json(const struct ek_request *r, const struct ek_solut
                   chunks);
     if (o)
         json_object_set_new(o, "solver", json_sprintf("GLPK %s", ek_ilp_version()));
+    if (o)
+        json_object_set_new(o, "tie_break",
+                            value_json(s, r->n_objectives, "latency", s->score.latency));
     if (o && s->near)
         json_object_set_new(o, "near",
                             json_pack("{s:I s:b}", "moved_bytes", (json_int_t)s->moved_bytes,

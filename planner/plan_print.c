@@ -102,6 +102,17 @@ const char *ek_objective_text(enum ek_objective o, double v, char buf[EK_UNIT_LE
     }
 }
 
+/* Of the i-th question: an objective or, behind them, the least latency. */
+static const char *proof_text(const struct ek_solution *s, size_t i)
+{
+    if (s->near)
+        return i ? "" : ", near the earlier plan on purpose";
+    if (s->proven || s->confirmed > i)
+        return ", optimal";
+    return s->settled > i ? ", optimal by one method: the other's word is missing"
+                          : ", NOT proven optimal";
+}
+
 static void print_proof(const struct ek_solution *s, const struct ek_request *r, FILE *out)
 {
     char v[EK_UNIT_LEN], b[EK_UNIT_LEN];
@@ -109,12 +120,12 @@ static void print_proof(const struct ek_solution *s, const struct ek_request *r,
     for (size_t i = 0; i < r->n_objectives; i++)
         fprintf(out, "objective %zu   %s %s%s%s\n", i + 1, ek_objective_names[r->objectives[i]],
                 ek_objective_text(r->objectives[i], s->values[i], v),
-                r->objectives[i] == EK_OBJ_THROUGHPUT ? " a batch" : "",
-                s->near     ? (i ? "" : ", near the earlier plan on purpose")
-                : s->proven ? ", optimal"
-                            : ", NOT proven optimal");
+                r->objectives[i] == EK_OBJ_THROUGHPUT ? " a batch" : "", proof_text(s, i));
+    if (!s->proven && !s->near && s->settled > 0)
+        fprintf(out, "tie-break     latency %s, of plans as good as that%s\n",
+                ek_format_seconds(v, s->score.latency), proof_text(s, r->n_objectives));
     if (!s->proven || s->near)
-        fprintf(out, "bound         %s, gap %.3g %%\n",
+        fprintf(out, "bound         %s %s, gap %.3g %%\n", ek_objective_names[r->objectives[0]],
                 ek_objective_text(r->objectives[0], s->bounds[0], b), 100 * ek_solution_gap(s));
     fprintf(out,
             "proof         dynamic program %.3f s (%llu solves, %llu states), GLPK %s %.3f s "

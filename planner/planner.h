@@ -431,7 +431,10 @@ struct ek_solution {
     struct ek_score score;
     double values[EK_N_OBJECTIVES], bounds[EK_N_OBJECTIVES]; /* in the order of the request */
     uint32_t context, batch; /* that were planned for (found by context and batch objectives) */
-    bool proven, interrupted;
+    /* Questions in order, the objectives and then the least latency of what is as good in all of
+     * them: so many are answered for certain, so many by both methods. */
+    size_t settled, confirmed;
+    bool proven, interrupted; /* proven: all of them, as well as was asked for */
     const char *cross_check; /* "equal", or why it was not made; static storage */
     struct ek_effort dp, ilp;
     struct ek_choice tried[EK_MAX_CHOICES]; /* considered */

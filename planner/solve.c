@@ -5,14 +5,11 @@
  * values and that nothing is better.
  */
 #include "planner/planner.h"
-#include "planner/levels.h"
+#include "planner/attempt.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define MAX_CONTEXT ((uint32_t)1 << 24)
-#define MAX_BATCH   ((uint32_t)1 << 16)
 
 #define RACE_COLUMNS ((size_t)1 << 20) /* of all choices: more are not held at once */
 #define RACE_ROUNDS  8
@@ -42,27 +39,14 @@ double ek_solution_gap(const struct ek_solution *s)
     return fabs(s->values[0] - s->bounds[0]) / fabs(s->values[0]);
 }
 
-static bool searched(enum ek_objective o)
+bool ek_is_searched(enum ek_objective o)
 {
     return o == EK_OBJ_CONTEXT || o == EK_OBJ_BATCH;
 }
 
 /* ---- The largest context or batch ---------------------------------------------------------------
  */
-struct attempt { /* one choice */
-    struct ek_choice choice;
-    size_t turn; /* its place among the choices */
-    struct ek_request request;
-    struct ek_problem *problem;
-    struct ek_search_state state;
-    struct ek_search_state before[EK_N_OBJECTIVES]; /* limits before each objective was settled */
-    struct ek_found found;
-    double values[EK_N_OBJECTIVES], bound; /* of the first objective */
-    uint32_t least; /* smaller sizes are of no interest: another choice has a plan of this one */
-    bool feasible, unknown;
-};
-
-static void set_size(struct ek_request *r, enum ek_objective o, uint32_t v)
+void ek_set_size(struct ek_request *r, enum ek_objective o, uint32_t v)
 {
     if (o == EK_OBJ_CONTEXT)
         r->workload.context = v;
@@ -85,17 +69,16 @@ static enum ek_status any_recipe(const struct ek_problem *p, struct ek_found *f)
     return recipes ? EK_OK : EK_ENOMEM;
 }
 
-/* Is there a plan at size v within the limits? *made: its problem, or NULL. */
-static enum ek_status try_size(const struct ek_costs *c, const struct attempt *a,
-                               enum ek_objective o, uint32_t v, ek_oracle_fn oracle,
-                               struct ek_problem **made, struct ek_found *f)
+enum ek_status ek_try_size(const struct ek_costs *c, const struct ek_attempt *a,
+                           enum ek_objective o, uint32_t v, ek_oracle_fn oracle,
+                           struct ek_problem **made, struct ek_found *f)
 {
     struct ek_search_state s = a->state;
     struct ek_request r = a->request;
     enum ek_status st;
     *made = NULL;
     *f = (struct ek_found){.kind = EK_ANSWER_INFEASIBLE};
-    set_size(&r, o, v);
+    ek_set_size(&r, o, v);
     st = ek_problem_new(c, &r, a->problem ? a->problem->micro_batches : 1, made);
     if (st == EK_NO)
         return EK_OK;
@@ -113,12 +96,12 @@ static enum ek_status try_size(const struct ek_costs *c, const struct attempt *a
     return st;
 }
 
-static enum ek_status grow_size(const struct ek_costs *c, struct attempt *a, enum ek_objective o,
+static enum ek_status grow_size(const struct ek_costs *c, struct ek_attempt *a, enum ek_objective o,
                                 struct ek_found *out)
 {
     const struct ek_workload *w = &a->problem->workload;
     uint32_t low = o == EK_OBJ_CONTEXT ? ek_workload_prompt(w) + w->generate : 1;
-    uint32_t high = o == EK_OBJ_CONTEXT ? MAX_CONTEXT : MAX_BATCH;
+    uint32_t high = o == EK_OBJ_CONTEXT ? EK_MAX_CONTEXT : EK_MAX_BATCH;
     uint32_t most = high, step = low;
     struct ek_problem *best = NULL, *p;
     struct ek_found f;
@@ -127,7 +110,7 @@ static enum ek_status grow_size(const struct ek_costs *c, struct attempt *a, enu
         low = a->least;
         step = 1;
     }
-    EK_TRY(try_size(c, a, o, low, a->state.oracle, &best, out));
+    EK_TRY(ek_try_size(c, a, o, low, a->state.oracle, &best, out));
     out->value = low;
     if (best == NULL)
         return EK_OK;
@@ -137,7 +120,7 @@ static enum ek_status grow_size(const struct ek_costs *c, struct attempt *a, enu
             mid = low + step;
             step *= 2;
         }
-        EK_TRY(try_size(c, a, o, mid, a->state.oracle, &p, &f));
+        EK_TRY(ek_try_size(c, a, o, mid, a->state.oracle, &p, &f));
         if (p == NULL && f.kind == EK_ANSWER_UNKNOWN) {
             out->kind = EK_ANSWER_UNKNOWN;
             break;
@@ -156,27 +139,27 @@ static enum ek_status grow_size(const struct ek_costs *c, struct attempt *a, enu
     ek_problem_free(a->problem);
     a->problem = best;
     a->state.p = best;
-    set_size(&a->request, o, low);
+    ek_set_size(&a->request, o, low);
     return EK_OK;
 }
 
 /* ---- One number of micro-batches ----------------------------------------------------------------
  */
 /* A stopped attempt's plan is worth what it is, whichever objective was being settled. */
-static void fill_values(struct attempt *a)
+static void fill_values(struct ek_attempt *a)
 {
     struct ek_score sc = ek_score_of(a->problem, a->found.answer.columns, a->found.answer.n);
 
     for (size_t i = 0; i < a->request.n_objectives; i++)
-        if (!searched(a->request.objectives[i]))
+        if (!ek_is_searched(a->request.objectives[i]))
             a->values[i] = ek_score_value(a->request.objectives[i], &sc);
 }
 
 /* Better by more than rounding in the first objective that tells them apart. */
-static bool better(const struct attempt *a, const struct attempt *b)
+static bool better(const struct ek_attempt *a, const struct ek_attempt *b)
 {
     for (size_t i = 0; i < a->request.n_objectives; i++) {
-        double sign = searched(a->request.objectives[i]) ? -1 : 1;
+        double sign = ek_is_searched(a->request.objectives[i]) ? -1 : 1;
         double x = sign * a->values[i], y = sign * b->values[i];
         if (fabs(x - y) > 1e-9 * fmax(fabs(x), fabs(y)))
             return x < y;
@@ -185,9 +168,9 @@ static bool better(const struct attempt *a, const struct attempt *b)
 }
 
 /* Takes a plan of the problem where it is better than the attempt's. */
-static void offer(struct attempt *a, const struct ek_answer *plan)
+static void offer(struct ek_attempt *a, const struct ek_answer *plan)
 {
-    struct attempt other = *a;
+    struct ek_attempt other = *a;
 
     other.found.answer = *plan;
     other.feasible = true;
@@ -197,7 +180,7 @@ static void offer(struct attempt *a, const struct ek_answer *plan)
 }
 
 /* The best of the recipes that are plans of this problem, if any is. */
-static enum ek_status best_recipe(struct attempt *a)
+static enum ek_status best_recipe(struct ek_attempt *a)
 {
     struct ek_recipe *recipes = ek_calloc(EK_MAX_RECIPES, sizeof(*recipes));
     size_t n = recipes ? ek_recipes(a->problem, recipes) : 0;
@@ -211,7 +194,7 @@ static enum ek_status best_recipe(struct attempt *a)
 }
 
 /* A search that was stopped before it found any plan leaves the one that is there. */
-static void take(struct attempt *a, const struct ek_found *f)
+static void take(struct ek_attempt *a, const struct ek_found *f)
 {
     struct ek_answer before = a->found.answer;
 
@@ -222,15 +205,16 @@ static void take(struct attempt *a, const struct ek_found *f)
     a->feasible = a->found.answer.n > 0 && f->kind != EK_ANSWER_INFEASIBLE;
 }
 
-static enum ek_status search_levels(const struct ek_costs *c, struct attempt *a)
+static enum ek_status search_levels(const struct ek_costs *c, struct ek_attempt *a)
 {
     const struct ek_request *r = &a->request;
     struct ek_found f;
 
     for (size_t i = 0; i < r->n_objectives; i++) {
+        a->settled = i;
         a->before[i] = a->state;
         f = (struct ek_found){0};
-        if (searched(r->objectives[i]))
+        if (ek_is_searched(r->objectives[i]))
             EK_TRY(grow_size(c, a, r->objectives[i], &f));
         else
             EK_TRY(ek_level_solve(&a->state, r->objectives[i], &f));
@@ -241,21 +225,22 @@ static enum ek_status search_levels(const struct ek_costs *c, struct attempt *a)
         if (f.kind != EK_ANSWER_OPTIMAL)
             return EK_OK;
     }
-    /* of all plans that are best, the one of least latency */
+    a->settled = r->n_objectives; /* of all plans that are best, the one of least latency */
     EK_TRY(ek_least_latency(&a->state, a->state.latency, -INFINITY, &f));
     take(a, &f);
+    a->settled += !a->unknown;
     return EK_OK;
 }
 
 /* The best plan that is known, a recipe or the one given (or NULL), is where the search begins:
  * what it finds is never worse, wherever it stops. */
 static enum ek_status solve_levels(const struct ek_costs *c, const struct ek_answer *known,
-                                   struct attempt *a)
+                                   struct ek_attempt *a)
 {
     enum ek_objective o = a->request.objectives[0];
-    struct attempt start = *a;
+    struct ek_attempt start = *a;
 
-    if (!searched(o))
+    if (!ek_is_searched(o))
         EK_TRY(best_recipe(&start));
     if (known)
         offer(&start, known);
@@ -270,11 +255,11 @@ static enum ek_status solve_levels(const struct ek_costs *c, const struct ek_ans
     return EK_OK;
 }
 
-static enum ek_status attempt_new(const struct ek_costs *c, const struct ek_request *r,
-                                  const struct ek_choice *choice, ek_oracle_fn oracle,
-                                  struct ek_effort *e, struct attempt *a)
+enum ek_status ek_attempt_new(const struct ek_costs *c, const struct ek_request *r,
+                              const struct ek_choice *choice, ek_oracle_fn oracle,
+                              struct ek_effort *e, struct ek_attempt *a)
 {
-    *a = (struct attempt){.request = ek_request_with(r, choice), .choice = *choice};
+    *a = (struct ek_attempt){.request = ek_request_with(r, choice), .choice = *choice};
     EK_TRY(ek_problem_new(c, &a->request, choice->micro_batches, &a->problem));
     a->state = (struct ek_search_state){.p = a->problem,
                                         .oracle = oracle,
@@ -286,14 +271,14 @@ static enum ek_status attempt_new(const struct ek_costs *c, const struct ek_requ
 
 /* Nothing of the attempt can be as good as the best in the first objective; where something can,
  * nothing else is looked for. */
-static enum ek_status cannot_win(struct attempt *a, const struct attempt *best, bool *sure)
+static enum ek_status cannot_win(struct ek_attempt *a, const struct ek_attempt *best, bool *sure)
 {
     enum ek_objective o = a->request.objectives[0];
     struct ek_found f;
     *sure = false;
     if (!best->feasible || best->unknown || best->values[0] <= 0)
         return EK_OK;
-    if (searched(o)) {
+    if (ek_is_searched(o)) {
         a->least = (uint32_t)best->values[0];
         return EK_OK;
     }
@@ -304,13 +289,13 @@ static enum ek_status cannot_win(struct attempt *a, const struct attempt *best, 
 }
 
 /* What is proven of the first objective over all choices: the worst of each one's. */
-static void combine_bounds(struct ek_solution *s, const struct attempt *a, double least)
+static void combine_bounds(struct ek_solution *s, const struct ek_attempt *a, double least)
 {
     enum ek_objective o = a->request.objectives[0];
 
     if (!a->feasible && !a->unknown)
         return;
-    if (searched(o))
+    if (ek_is_searched(o))
         s->bounds[0] = fmax(s->bounds[0], a->bound);
     else
         s->bounds[0] = fmin(s->bounds[0],
@@ -330,7 +315,7 @@ static bool out_of_time(const struct ek_solution *s, uint64_t *end)
 }
 
 /* Of two attempts that are as good the choice that comes first. */
-static bool replaces(const struct attempt *a, const struct attempt *best)
+static bool replaces(const struct ek_attempt *a, const struct ek_attempt *best)
 {
     if (!best->problem || !a->feasible || !best->feasible)
         return !best->problem || (a->feasible && !best->feasible);
@@ -342,7 +327,7 @@ struct turn { /* of a choice: none of its plans is under the floor */
     size_t choice;
 };
 struct race {
-    struct attempt *all; /* of the choices, in their order; without a problem: nothing fits */
+    struct ek_attempt *all; /* of the choices, in their order; without a problem: nothing fits */
     struct turn *turns;
     size_t n, columns;
     size_t leader; /* whose plan (found) is the best so far ... */
@@ -363,8 +348,8 @@ static enum ek_status race_new(const struct ek_costs *c, const struct ek_request
                                struct ek_solution *s, struct race *race)
 {
     for (size_t i = 0; i < race->n && race->columns <= RACE_COLUMNS; i++) {
-        struct attempt *a = &race->all[i];
-        enum ek_status st = attempt_new(c, r, &s->tried[i], ek_dp_solve, &s->dp, a);
+        struct ek_attempt *a = &race->all[i];
+        enum ek_status st = ek_attempt_new(c, r, &s->tried[i], ek_dp_solve, &s->dp, a);
         race->turns[i].floor = INFINITY;
         if (st == EK_NO)
             continue;
@@ -432,7 +417,7 @@ static enum ek_status take_turns(const struct ek_costs *c, const struct ek_reque
 
     for (size_t i = 0; i < race.n; i++)
         turns[i] = (struct turn){.choice = i};
-    if (searched(r->objectives[0]))
+    if (ek_is_searched(r->objectives[0]))
         return EK_OK;
     race.all = ek_calloc(race.n, sizeof(*race.all));
     if (race.all == NULL)
@@ -458,24 +443,34 @@ end:
 static void bound_the_rest(struct ek_solution *s, enum ek_objective o, const struct turn *turns,
                            size_t i)
 {
-    if (searched(o))
-        s->bounds[0] = o == EK_OBJ_CONTEXT ? MAX_CONTEXT : MAX_BATCH;
-    for (; !searched(o) && i < s->n_tried; i++)
+    if (ek_is_searched(o))
+        s->bounds[0] = o == EK_OBJ_CONTEXT ? EK_MAX_CONTEXT : EK_MAX_BATCH;
+    for (; !ek_is_searched(o) && i < s->n_tried; i++)
         s->bounds[0] = fmin(s->bounds[0], turns[i].floor);
+    s->settled = 0;
+}
+
+/* The first objective is settled, too, where the bound over all choices reaches the best. */
+static void settle_by_bound(struct ek_solution *s, const struct ek_attempt *best)
+{
+    if (best->feasible && s->settled == 0 &&
+        fabs(best->values[0] - s->bounds[0]) <= 3e-6 * fabs(best->values[0]))
+        s->settled = 1;
 }
 
 static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_request *r,
-                                   struct ek_solution *s, struct attempt *best)
+                                   struct ek_solution *s, struct ek_attempt *best)
 {
     enum ek_status st = EK_OK, first = EK_OK;
     struct turn turns[EK_MAX_CHOICES];
     struct ek_answer lead = {0};
     uint64_t end = 0;
 
-    s->bounds[0] = searched(r->objectives[0]) ? 0 : INFINITY;
+    s->bounds[0] = ek_is_searched(r->objectives[0]) ? 0 : INFINITY;
+    s->settled = r->n_objectives + 1;
     EK_TRY(take_turns(c, r, s, turns, &lead));
     for (size_t i = 0; i < s->n_tried; i++) {
-        struct attempt a;
+        struct ek_attempt a;
         bool skip = false;
         if (out_of_time(s, &end)) {
             bound_the_rest(s, r->objectives[0], turns, i);
@@ -483,7 +478,7 @@ static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_req
         }
         if (best->feasible && !best->unknown && turns[i].floor > best->values[0] * (1 + 3e-6))
             continue;
-        st = attempt_new(c, r, &s->tried[turns[i].choice], ek_dp_solve, &s->dp, &a);
+        st = ek_attempt_new(c, r, &s->tried[turns[i].choice], ek_dp_solve, &s->dp, &a);
         if (st == EK_NO) {
             first = st;
             continue;
@@ -497,6 +492,8 @@ static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_req
             st = solve_levels(c, i == 0 && lead.n > 0 ? &lead : NULL, &a);
         if (st == EK_OK && !skip)
             combine_bounds(s, &a, turns[i].floor);
+        if (st == EK_OK && a.unknown && a.settled < s->settled)
+            s->settled = a.settled;
         if (st == EK_OK && !skip && replaces(&a, best)) {
             struct ek_problem *old = best->problem;
             *best = a;
@@ -505,173 +502,8 @@ static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_req
         ek_problem_free(a.problem);
         EK_TRY(st);
     }
+    settle_by_bound(s, best);
     return best->problem ? EK_OK : first;
-}
-
-/* ---- The integer program's word -----------------------------------------------------------------
- */
-static enum ek_status disagree(const char *what, double a, double b)
-{
-    return ek_error(EK_EENV,
-                    "internal error, no plan is made: integer program and dynamic program "
-                    "disagree on %s (%.17g and %.17g); please report the costs file",
-                    what, a, b);
-}
-
-static enum ek_status size_certified(const struct ek_costs *c, struct attempt *a,
-                                     enum ek_objective o, double value, struct ek_effort *e,
-                                     enum ek_answer_kind *kind)
-{
-    struct ek_problem *p;
-    struct ek_found f;
-    struct attempt at = *a;
-
-    *kind = EK_ANSWER_INFEASIBLE;
-    if (value + 1 > (o == EK_OBJ_CONTEXT ? MAX_CONTEXT : MAX_BATCH))
-        return EK_OK;
-    at.state.effort = e;
-    EK_TRY(try_size(c, &at, o, (uint32_t)value + 1, ek_ilp_solve, &p, &f));
-    ek_problem_free(p);
-    *kind = f.kind;
-    return EK_OK;
-}
-
-static enum ek_status certify_level(const struct ek_costs *c, struct attempt *a, size_t i,
-                                    struct ek_effort *e, enum ek_answer_kind *kind)
-{
-    enum ek_objective o = a->request.objectives[i];
-    struct ek_search_state before = a->before[i];
-    struct ek_found f;
-
-    if (searched(o)) {
-        EK_TRY(size_certified(c, a, o, a->values[i], e, kind));
-    } else {
-        before.p = a->problem;
-        before.oracle = ek_ilp_solve;
-        before.effort = e;
-        EK_TRY(ek_level_below(&before, o, a->values[i], &f));
-        *kind = f.kind;
-    }
-    if (*kind == EK_ANSWER_OPTIMAL)
-        return disagree(ek_objective_names[o], a->values[i], f.value);
-    return EK_OK;
-}
-
-/* The same final plan value, and nothing better at any objective. */
-static enum ek_status certify(const struct ek_costs *c, struct attempt *a, struct ek_effort *e,
-                              bool *done)
-{
-    struct ek_search_state s = a->state;
-    struct ek_found f;
-    enum ek_answer_kind kind;
-
-    *done = false;
-    s.oracle = ek_ilp_solve;
-    s.effort = e;
-    EK_TRY(
-        ek_least_latency(&s, fmin(s.latency, a->found.value * (1 + 1e-6) + 1e-12), -INFINITY, &f));
-    if (f.kind == EK_ANSWER_UNKNOWN)
-        return EK_OK;
-    if (f.kind != EK_ANSWER_OPTIMAL || fabs(f.value - a->found.value) > 1e-6 * f.value + 1e-12)
-        return disagree("the plan's latency", f.value, a->found.value);
-    for (size_t i = 0; i < a->request.n_objectives; i++) {
-        EK_TRY(certify_level(c, a, i, e, &kind));
-        if (kind == EK_ANSWER_UNKNOWN)
-            return EK_OK;
-    }
-    *done = true;
-    return EK_OK;
-}
-
-/* Nothing fits, whatever is chosen: the integer program must say so too. */
-static enum ek_status certify_infeasible(const struct ek_costs *c, const struct ek_request *r,
-                                         struct ek_solution *s)
-{
-    for (size_t i = 0; i < s->n_tried; i++) {
-        struct attempt a;
-        struct ek_found f;
-        enum ek_status st = attempt_new(c, r, &s->tried[i], ek_ilp_solve, &s->ilp, &a);
-        if (st == EK_NO)
-            continue;
-        EK_TRY(st);
-        st = ek_least_latency(&a.state, INFINITY, INFINITY, &f);
-        ek_problem_free(a.problem);
-        EK_TRY(st);
-        if (f.kind == EK_ANSWER_OPTIMAL)
-            return disagree("whether anything fits", 1, 0);
-    }
-    return EK_OK;
-}
-
-/* Another choice does not reach the best's first value; or where it does, it is no better in any
- * objective when those before are as good. */
-static enum ek_status certify_other(const struct attempt *best, struct attempt *a,
-                                    enum ek_answer_kind *kind)
-{
-    struct ek_search_state reach = a->state;
-    size_t first = searched(a->request.objectives[0]); /* of objectives that are compared */
-    struct ek_found f;
-
-    ek_level_settle(&reach, a->request.objectives[0], best->values[0]);
-    EK_TRY(ek_least_latency(&reach, reach.latency, INFINITY, &f));
-    *kind = f.kind;
-    if (f.kind != EK_ANSWER_OPTIMAL)
-        return EK_OK;
-    *kind = EK_ANSWER_INFEASIBLE;
-    for (size_t i = first; i < a->request.n_objectives && !searched(a->request.objectives[i]);
-         i++) {
-        enum ek_objective o = a->request.objectives[i];
-        EK_TRY(ek_level_below(&a->state, o, best->values[i], &f));
-        if (f.kind == EK_ANSWER_OPTIMAL)
-            return disagree("the micro-batches or the chunk", f.value, best->values[i]);
-        *kind = f.kind;
-        if (f.kind == EK_ANSWER_UNKNOWN)
-            return EK_OK;
-        ek_level_settle(&a->state, o, best->values[i]);
-    }
-    return EK_OK;
-}
-
-/* Where the size is sought: no more fits, and at the best's size nothing else is better. */
-static enum ek_status certify_choice(const struct ek_costs *c, const struct ek_request *r,
-                                     const struct ek_choice *choice, const struct attempt *best,
-                                     struct ek_effort *e, enum ek_answer_kind *kind)
-{
-    enum ek_objective o = r->objectives[0];
-    struct ek_request q = *r;
-    struct attempt a;
-    enum ek_status st;
-
-    *kind = EK_ANSWER_INFEASIBLE;
-    if (searched(o))
-        set_size(&q, o, (uint32_t)best->values[0]);
-    st = attempt_new(c, &q, choice, ek_ilp_solve, e, &a);
-    if (st == EK_NO)
-        return EK_OK;
-    EK_TRY(st);
-    if (searched(o))
-        EK_GOTO(size_certified(c, &a, o, best->values[0], e, kind), st, done);
-    if (*kind == EK_ANSWER_INFEASIBLE)
-        st = certify_other(best, &a, kind);
-    else if (*kind == EK_ANSWER_OPTIMAL)
-        st = disagree("the chunk", best->values[0] + 1, best->values[0]);
-done:
-    ek_problem_free(a.problem);
-    return st;
-}
-
-static enum ek_status certify_others(const struct ek_costs *c, const struct ek_request *r,
-                                     struct ek_solution *s, const struct attempt *best, bool *done)
-{
-    for (size_t i = 0; *done && i < s->n_tried; i++) {
-        enum ek_answer_kind kind;
-        if (s->tried[i].micro_batches == best->choice.micro_batches &&
-            s->tried[i].chunk == best->choice.chunk && s->tried[i].tp == best->choice.tp)
-            continue;
-        EK_TRY(certify_choice(c, r, &s->tried[i], best, &s->ilp, &kind));
-        *done = kind == EK_ANSWER_INFEASIBLE;
-    }
-    return EK_OK;
 }
 
 /* ---- The whole ----------------------------------------------------------------------------------
@@ -691,7 +523,7 @@ static enum ek_status check_request(const struct ek_request *r)
     return EK_OK;
 }
 
-static void fill_solution(struct ek_solution *s, struct attempt *best)
+static void fill_solution(struct ek_solution *s, struct ek_attempt *best)
 {
     s->problem = best->problem;
     s->answer = best->found.answer;
@@ -713,16 +545,17 @@ static enum ek_status no_plan(const struct ek_solution *s)
 
 /* The dynamic program has too many states: the integer program alone. */
 static enum ek_status solve_by_ilp(const struct ek_costs *c, const struct ek_request *r,
-                                   struct ek_solution *s, struct attempt *best)
+                                   struct ek_solution *s, struct ek_attempt *best)
 {
-    struct attempt a;
+    struct ek_attempt a;
 
-    EK_TRY(attempt_new(c, r, &best->choice, ek_ilp_solve, &s->ilp, &a));
+    EK_TRY(ek_attempt_new(c, r, &best->choice, ek_ilp_solve, &s->ilp, &a));
     EK_TRY(solve_levels(c, NULL, &a));
     if (a.feasible && (!a.unknown || !best->feasible)) {
         ek_problem_free(best->problem);
         *best = a;
         s->proven = !a.unknown && s->n_tried == 1;
+        s->settled = s->n_tried == 1 ? a.settled : 0;
     } else {
         ek_problem_free(a.problem);
     }
@@ -732,10 +565,8 @@ static enum ek_status solve_by_ilp(const struct ek_costs *c, const struct ek_req
 }
 
 static enum ek_status solve_and_certify(const struct ek_costs *c, const struct ek_request *r,
-                                        struct ek_solution *s, struct attempt *best)
+                                        struct ek_solution *s, struct ek_attempt *best)
 {
-    bool done = false;
-
     EK_TRY(attempt_best(c, r, s, best));
     if (best->unknown && !s->dp.expired) {
         s->ilp.deadline_ns = s->dp.deadline_ns;
@@ -743,7 +574,7 @@ static enum ek_status solve_and_certify(const struct ek_costs *c, const struct e
     }
     if (!best->feasible && !best->unknown && !r->no_certificate) {
         s->ilp.deadline_ns = s->dp.deadline_ns;
-        return certify_infeasible(c, r, s);
+        return ek_certify_infeasible(c, r, s);
     }
     if (!best->feasible || best->unknown || s->dp.expired) {
         s->cross_check = "not made: stopped before the end";
@@ -754,10 +585,9 @@ static enum ek_status solve_and_certify(const struct ek_costs *c, const struct e
     if (r->no_certificate)
         return EK_OK;
     s->ilp.deadline_ns = s->dp.deadline_ns;
-    EK_TRY(certify(c, best, &s->ilp, &done));
-    EK_TRY(certify_others(c, r, s, best, &done));
-    s->proven = done;
-    s->cross_check = done ? "equal" : "not finished: stopped";
+    EK_TRY(ek_certify(c, r, best, s));
+    s->proven = s->confirmed > r->n_objectives;
+    s->cross_check = s->proven ? "equal" : "not finished: stopped";
     return EK_OK;
 }
 
@@ -765,7 +595,7 @@ enum ek_status ek_solve(const struct ek_costs *c, const struct ek_request *r,
                         struct ek_solution **out)
 {
     struct ek_solution *s;
-    struct attempt best = {0};
+    struct ek_attempt best = {0};
     enum ek_status st;
 
     EK_TRY(check_request(r));

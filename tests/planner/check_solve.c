@@ -445,6 +445,19 @@ START_TEST(a_stopped_solve_is_never_worse_than_a_recipe)
 }
 END_TEST
 
+/* Of a stopped solution: what is called settled is as good as the optimum. */
+static void holds_what_it_claims(const struct ek_solution *s, const struct ek_solution *best,
+                                 size_t n)
+{
+    ck_assert_uint_le(s->settled, n + 1);
+    ck_assert_uint_le(s->confirmed, s->settled);
+    ck_assert_int_eq(s->proven, s->confirmed == n + 1);
+    for (size_t i = 0; i < n && i < s->settled; i++)
+        ck_assert_double_eq_tol(s->values[i], best->values[i], 5e-6 * best->values[i]);
+    if (s->settled == n + 1)
+        ck_assert_double_eq_tol(s->score.latency, best->score.latency, 1e-5 * best->score.latency);
+}
+
 /* Stopped after more and more states: plan, values and bound always belong together. */
 START_TEST(a_stopped_solve_bounds_what_it_could_not_settle)
 {
@@ -467,6 +480,7 @@ START_TEST(a_stopped_solve_bounds_what_it_could_not_settle)
             continue;
         ck_assert_double_le(s->bounds[0], best->values[0] * (1 + 1e-9));
         ck_assert_double_ge(s->values[0], best->values[0] * (1 - 1e-9));
+        holds_what_it_claims(s, best, r.n_objectives);
         ck_assert_double_eq_tol(s->values[1], _i == 2 ? s->score.throughput : s->score.balance,
                                 1e-9);
         ek_solution_free(s);
