@@ -137,8 +137,10 @@ static enum ek_status add_times(struct bench *b)
         EK_TRY(add(b, see));
     EK_TRY(add(b, fill));
     EK_TRY(add(b, step));
-    for (uint32_t i = 0; i < b->result.n_stages; i++)
-        EK_TRY(add_stage(b, i));
+    for (size_t stage = 0; stage < p->n_stages; stage++) /* timings are in the order of pipelines */
+        for (uint32_t i = 0; i < b->result.n_stages; i++)
+            if (b->result.prefill[i].stage == stage)
+                EK_TRY(add_stage(b, i));
     return EK_OK;
 }
 

@@ -8,21 +8,41 @@
 #include <math.h>
 #include <string.h>
 
+static void judge(struct ek_assessment *out, uint32_t device, bool shared, uint64_t used,
+                  uint64_t cap)
+{
+    double ratio = (double)used / fmax((double)cap, 1);
+
+    if (ratio <= out->worst_ratio)
+        return;
+    out->worst_ratio = ratio;
+    out->worst = device;
+    out->shared = shared;
+    out->lacks = used > cap ? used - cap : 0;
+}
+
+/* Each device by itself, then the memories that devices share. */
 static void judge_memory(const struct ek_problem *p, const struct ek_placement *pl,
                          struct ek_assessment *out)
 {
-    for (uint32_t d = 0; d < p->n_devices; d++) {
-        double cap = (double)p->groups[p->devices[d].group].cap, ratio;
+    uint64_t used[EK_PLAN_MAX_POOLS] = {0};
+    uint32_t first[EK_PLAN_MAX_POOLS] = {0};
+
+    for (uint32_t d = p->n_devices; d-- > 0;) {
+        const struct ek_group *g = &p->groups[p->devices[d].group];
         out->memory[d] = pl->memory[d];
         if (!pl->used[d])
             continue;
-        ratio = (double)pl->memory[d].total / fmax(cap, 1);
-        out->score.balance = fmax(out->score.balance, ratio);
-        if (ratio > out->worst_ratio) {
-            out->worst_ratio = ratio;
-            out->worst = d;
+        judge(out, d, false, pl->memory[d].total, g->cap);
+        if (g->pool >= 0) {
+            used[g->pool] += pl->memory[d].total;
+            first[g->pool] = d;
         }
     }
+    out->score.balance = out->worst_ratio;
+    for (uint32_t i = 0; i < p->n_pools; i++)
+        if (used[i] > p->pools[i])
+            judge(out, first[i], true, used[i], p->pools[i]);
 }
 
 /* What the image features need to reach the embedding's device, when they are made elsewhere. */

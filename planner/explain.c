@@ -83,9 +83,8 @@ static json_t *recipe_json(const struct ek_problem *p, const struct ek_recipe *r
                   a.runnable);
     if (a.worst_ratio > 1)
         json_object_set_new(o, "over",
-                            json_pack("{s:s s:I}", "device", ek_pdevice_name(p, a.worst), "bytes",
-                                      (json_int_t)(a.memory[a.worst].total -
-                                                   p->groups[p->devices[a.worst].group].cap)));
+                            json_pack("{s:s s:I s:b}", "device", ek_pdevice_name(p, a.worst),
+                                      "bytes", (json_int_t)a.lacks, "shared", a.shared));
     if (a.runnable) {
         json_object_set_new(o, "throughput_s", json_real(a.score.throughput));
         json_object_set_new(o, "latency_s", json_real(a.score.latency));
@@ -141,9 +140,8 @@ static void print_recipe(struct ek_table *t, const struct ek_problem *p, const s
 
     ek_assess(p, &r->assignment, &a);
     if (a.worst_ratio > 1)
-        snprintf(fits, sizeof(fits), "no: %.64s lacks %s", ek_pdevice_name(p, a.worst),
-                 ek_format_bytes(v[0], a.memory[a.worst].total -
-                                           p->groups[p->devices[a.worst].group].cap));
+        snprintf(fits, sizeof(fits), "no: %s%.64s lacks %s", a.shared ? "what is shared with " : "",
+                 ek_pdevice_name(p, a.worst), ek_format_bytes(v[0], a.lacks));
     else
         snprintf(fits, sizeof(fits), "%s", a.runnable ? "yes" : "no times or links for it");
     if (!a.runnable) {

@@ -72,11 +72,12 @@ static void print_people(const struct ek_plan_arguments *a, const struct given *
         printf("%s: no times or no link for it\n", a->from);
         return;
     }
-    printf("%s: %u stages, a batch in %s, prefill %s, decode %s a token; fullest %s at %.1f %%%s\n",
-           a->from, v->stages, ek_format_seconds(s[0], v->score.throughput),
-           ek_format_seconds(s[1], v->prefill_s), ek_format_seconds(s[2], v->decode_s),
-           ek_pdevice_name(g->p, v->worst), v->worst_ratio * 100,
-           v->worst_ratio > 1 ? ": DOES NOT FIT" : "");
+    printf(
+        "%s: %u stages, a batch in %s, prefill %s, decode %s a token; fullest %s%s at %.1f %%%s\n",
+        a->from, v->stages, ek_format_seconds(s[0], v->score.throughput),
+        ek_format_seconds(s[1], v->prefill_s), ek_format_seconds(s[2], v->decode_s),
+        v->shared ? "what is shared with " : "", ek_pdevice_name(g->p, v->worst),
+        v->worst_ratio * 100, v->worst_ratio > 1 ? ": DOES NOT FIT" : "");
 }
 
 static enum ek_status print_json(const struct given *g)

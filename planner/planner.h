@@ -487,7 +487,9 @@ struct ek_assessment {
     double prefill_s, decode_s;
     struct ek_memory_use memory[EK_PLAN_MAX_DEVICES];
     uint32_t worst;     /* the fullest device ... */
-    double worst_ratio; /* ... (used + margin) / budget: over 1 it does not fit */
+    double worst_ratio; /* ... (used + margin) / budget: over 1 it does not fit, ... */
+    uint64_t lacks;     /* ... by so many bytes */
+    bool shared;        /* of the memory that it shares with others, not of a budget of its own */
     uint32_t stages;
 };
 /* The stages of an assignment, devices revisited where it says so: runs of the chain on one device,

@@ -312,7 +312,7 @@ START_TEST(no_recipe_that_fits_beats_the_plan)
         r.fixed_order = r.use_all = false;
         r.max_stages = 0;
         r.no_certificate = true;
-        if (c && ek_solve(c, &r, &s) == EK_OK && s->problem->n_pools == 0) {
+        if (c && ek_solve(c, &r, &s) == EK_OK) {
             struct ek_recipe *recipes = ek_calloc(EK_MAX_RECIPES, sizeof(*recipes));
             size_t n = ek_recipes(s->problem, recipes);
             for (size_t i = 0; i < n; i++) {

@@ -49,6 +49,18 @@ static void put_times(int64_t device, const struct ek_module *mod, const char *a
             put_time(device, mod, act, card, (enum ek_phase)phase, n, 0);
 }
 
+static void remove_profile(void)
+{
+    static const char *const ends[] = {"", "-wal", "-shm"};
+
+    for (size_t i = 0; i < EK_ARRAY_LEN(ends); i++) {
+        char *file = ek_asprintf("%s%s", path, ends[i]);
+        unlink(file);
+        free(file);
+    }
+    strcpy(path, "scale-XXXXXX.db");
+}
+
 static void open_profile(const char *backend, const char *act)
 {
     struct ek_store_device d = {.memory_total = 80 * EK_GIB, .memory_free = 80 * EK_GIB};
@@ -60,6 +72,7 @@ static void open_profile(const char *backend, const char *act)
     int fd = mkstemps(path, 3);
 
     ck_assert_int_ge(fd, 0);
+    atexit(remove_profile); /* of a test that fails, too */
     close(fd);
     unlink(path);
     ck_assert_msg(ek_model_open(file, &o, &model) == EK_OK, "%s", ek_last_error());
@@ -79,8 +92,7 @@ static void close_profile(void)
 {
     ek_store_close(store);
     ek_model_close(model);
-    unlink(path);
-    strcpy(path, "scale-XXXXXX.db");
+    remove_profile();
 }
 
 /* A card that would measure so many times the profile's ceilings. */
