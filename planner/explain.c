@@ -32,21 +32,34 @@ static const char *bottleneck_of(const struct ek_problem *p, const struct ek_sol
 /* Bytes of the cheapest module that would make the stage one longer, 0 when none would. */
 static uint64_t least_growth(const struct ek_problem *p, const struct ek_column *c)
 {
-    struct ek_memory_use now = ek_problem_memory(p, c->kind, c->first, c->last, c->sides), u;
-    uint64_t least = 0;
+    uint64_t before = UINT64_MAX, behind = UINT64_MAX, least;
 
-    if (c->first > c->last)
+    if (c->first > 0)
+        before = ek_problem_memory(p, c->kind, c->first - 1, c->last, c->sides).total;
+    if (c->last + 1 < (int32_t)p->n_items)
+        behind = ek_problem_memory(p, c->kind, c->first, c->last + 1, c->sides).total;
+    least = before < behind ? before : behind;
+    if (least == UINT64_MAX)
         return 0;
-    if (c->first > 0) {
-        u = ek_problem_memory(p, c->kind, c->first - 1, c->last, c->sides);
-        least = u.total - now.total;
+    return least > c->total ? least - c->total : 1; /* buffers of a head alone may be larger */
+}
+
+/* Bytes that are left on the stage's devices, and in the memory that they share with others. */
+static uint64_t headroom(const struct ek_solution *s, const struct ek_column *c)
+{
+    const struct ek_problem *p = s->problem;
+    const struct ek_group *g = &p->groups[p->kinds[c->kind].group];
+    uint64_t own = g->cap - c->total, used = 0;
+
+    if (g->pool < 0)
+        return own;
+    for (uint32_t i = 0; i < s->answer.n; i++) {
+        const struct ek_column *o = &p->columns[s->answer.columns[i]];
+        if (p->groups[p->kinds[o->kind].group].pool == g->pool)
+            used += o->total * p->kinds[o->kind].tp;
     }
-    if (c->last + 1 < (int32_t)p->n_items) {
-        u = ek_problem_memory(p, c->kind, c->first, c->last + 1, c->sides);
-        if (least == 0 || u.total - now.total < least)
-            least = u.total - now.total;
-    }
-    return least;
+    used = p->pools[g->pool] - used; /* left */
+    return used < own ? used : own;
 }
 
 static json_t *binding_json(const struct ek_solution *s)
@@ -58,14 +71,14 @@ static json_t *binding_json(const struct ek_solution *s)
     ek_place(p, s->answer.columns, s->answer.n, &pl);
     for (size_t i = 0; i < pl.n_stages; i++) {
         const struct ek_column *c = &p->columns[pl.stages[i].column];
-        uint64_t cap = p->groups[p->kinds[c->kind].group].cap, grow = least_growth(p, c);
+        uint64_t left = headroom(s, c), grow;
         if (pl.stages[i].first > pl.stages[i].last)
             continue;
-        json_array_append_new(list,
-                              json_pack("{s:s s:I s:I s:b}", "device",
-                                        ek_pdevice_name(p, pl.stages[i].devices[0]), "headroom",
-                                        (json_int_t)(cap - c->total), "one_more_module_takes",
-                                        (json_int_t)grow, "memory_binds", grow > cap - c->total));
+        grow = least_growth(p, c);
+        json_array_append_new(list, json_pack("{s:s s:I s:I s:b}", "device",
+                                              ek_pdevice_name(p, pl.stages[i].devices[0]),
+                                              "headroom", (json_int_t)left, "one_more_module_takes",
+                                              (json_int_t)grow, "memory_binds", grow > left));
     }
     return list;
 }

@@ -17,6 +17,12 @@ tests_planner_check_planner_SOURCES = tests/planner/check_planner.c $(PLANNER_TE
 tests_planner_check_planner_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
 tests_planner_check_planner_LDADD = $(PLANNER_TEST_LIBS)
 
+check_PROGRAMS += tests/planner/check_explain
+TESTS += tests/planner/check_explain
+tests_planner_check_explain_SOURCES = tests/planner/check_explain.c $(PLANNER_TEST_SUPPORT)
+tests_planner_check_explain_CPPFLAGS = $(AM_CPPFLAGS) $(CHECK_CFLAGS)
+tests_planner_check_explain_LDADD = $(PLANNER_TEST_LIBS)
+
 check_PROGRAMS += tests/planner/check_given
 TESTS += tests/planner/check_given
 tests_planner_check_given_SOURCES = tests/planner/check_given.c tests/planner/small.h \
