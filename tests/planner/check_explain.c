@@ -231,6 +231,23 @@ START_TEST(a_recipe_that_fills_a_shared_memory_does_not_fit)
 }
 END_TEST
 
+/* A device_map cannot say that a tied head is held twice: it stays with its embedding. */
+START_TEST(a_map_keeps_a_tied_head_with_its_embedding)
+{
+    struct ek_costs *c = small_costs();
+    struct ek_request r = request_for(c);
+    struct ek_solution *s = solve(c, &r);
+
+    ck_assert_uint_gt(s->answer.n, 1);
+    ek_solution_free(s);
+    r.as_map = true;
+    s = solve(c, &r);
+    ck_assert_uint_eq(s->answer.n, 1);
+    ek_solution_free(s);
+    ek_costs_free(c);
+}
+END_TEST
+
 /* ---- Among what is chosen -----------------------------------------------------------------------
  */
 static const struct {
@@ -346,6 +363,7 @@ int main(void)
     tcase_add_loop_test(t, the_bottleneck_is_named, 0, EK_ARRAY_LEN(bottlenecks));
     tcase_add_test(t, no_recipe_that_fits_beats_the_plan);
     tcase_add_test(t, a_recipe_that_fills_a_shared_memory_does_not_fit);
+    tcase_add_test(t, a_map_keeps_a_tied_head_with_its_embedding);
     tcase_add_loop_test(t, choices_are_those_worth_trying, 0, EK_ARRAY_LEN(choices));
     tcase_add_test(t, one_degree_is_chosen_among_those_with_times);
     suite_add_tcase(s, t);

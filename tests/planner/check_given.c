@@ -161,6 +161,41 @@ START_TEST(accelerates_maps_are_those_that_it_makes)
 }
 END_TEST
 
+/* Four layers of 200 bytes and 160 of cache between an embedding and a head (100 each); a stage
+ * takes 10. */
+static const struct {
+    uint64_t memory[3];
+    const char *recipe;
+    uint32_t device[7];
+} usual[] = {
+    {{1000, 1000, 2000}, "equal split", {0, 0, 0, 1, 2, 2, 2}},
+    {{1000, 1000, 2000}, "vLLM's default", {0, 0, 1, 1, 2, 2, 2}},
+    {{1000, 1000, 2000}, "proportional", {0, 0, 1, 2, 2, 2, 2}},
+    {{1000, 1000, 1000}, "proportional", {0, 0, 0, 1, 2, 2, 2}},
+    {{600, 1000, 1000}, "proportional", {0, 0, 1, 1, 2, 2, 2}},
+    {{1000, 1000, 10}, "proportional", {0, 0, 0, 1, 1, 1, 1}},
+    {{1000, 1000, 2000}, "llama.cpp", {2, 2, 2, 2, 2, 2, 2}},
+    {{1000, 1000, 1000}, "llama.cpp", {1, 1, 1, 2, 2, 2, 2}},
+    {{1000, 1000, 923}, "llama.cpp", {1, 1, 1, 2, 2, 2, 2}}, /* 831 and a tenth */
+    {{1000, 1000, 922}, "llama.cpp", {0, 0, 1, 1, 2, 2, 2}},
+    {{10, 10, 10}, "llama.cpp", {0, 0, 0, 0, 0, 0, 0}},
+};
+
+START_TEST(the_usual_recipes_go_by_their_rules)
+{
+    struct ek_costs *c = small_costs();
+    struct ek_problem *p = problem_of(c, 1);
+    struct ek_assignment a;
+
+    for (uint32_t d = 0; d < 3; d++)
+        p->devices[d].memory = usual[_i].memory[d];
+    ck_assert_int_eq(ek_recipe_named(p, usual[_i].recipe, &a), EK_OK);
+    ck_assert_mem_eq(a.device, usual[_i].device, sizeof(usual[_i].device));
+    ek_problem_free(p);
+    ek_costs_free(c);
+}
+END_TEST
+
 START_TEST(a_given_placement_is_a_plan_that_says_so)
 {
     struct ek_costs *c = small_costs();
@@ -354,6 +389,7 @@ int main(void)
 
     tcase_add_loop_test(t, a_map_becomes_stages_in_the_order_of_the_chain, 0, EK_ARRAY_LEN(maps));
     tcase_add_test(t, a_device_that_is_visited_twice_works_on_one_stage_at_a_time);
+    tcase_add_loop_test(t, the_usual_recipes_go_by_their_rules, 0, EK_ARRAY_LEN(usual));
     tcase_add_test(t, a_given_placement_is_a_plan_that_says_so);
     tcase_add_loop_test(t, splits_and_recipes_are_understood_or_refused, 0, EK_ARRAY_LEN(splits));
     tcase_add_loop_test(t, accelerates_maps_are_those_that_it_makes, 0, EK_ARRAY_LEN(accelerates));
