@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decode attention: one new token a sequence. All heads that share a cached head are the columns of
-// a tensor-core product whose rows are 16 tokens, so the cache is read once: S^T = K q^T, and
-// O^T = V^T P^T. Each warp streams its own steps through its own ring in shared memory, with no
-// barrier but at the end of a pair, where they are joined.
+// Decode attention of a cache of E4M3 (attention_parts.cu: of activations): one new token a
+// sequence. All heads that share a cached head are the columns of a tensor-core product whose rows
+// are 16 tokens, so the cache is read once: S^T = K q^T, and O^T = V^T P^T. Each warp streams its
+// own steps through its own ring in shared memory, with no barrier but at the end of a pair, where
+// they are joined.
 #include "kernels/cuda/cache.cuh"
 #include "kernels/cuda/decode_join.cuh"
 
@@ -25,12 +26,11 @@ __device__ __forceinline__ void keep(uint32_t &v)
 }
 
 // A step's keys and values in shared memory: rows of tokens, their pieces of 16 bytes exchanged so
-// that no two lanes of a load meet in a bank. Behind them, where there are any, scales of keys,
-// then of values.
-template <typename C, int D> struct DecodeStage {
-    static constexpr uint32_t ROW = D * sizeof(C), PIECES = ROW / 16, VALUES = DEC_STEP * ROW,
+// that no two lanes of a load meet in a bank. Behind them scales of keys, then of values.
+template <int D> struct DecodeStage {
+    static constexpr uint32_t ROW = D * sizeof(f8), PIECES = ROW / 16, VALUES = DEC_STEP * ROW,
                               SCALES = 2 * DEC_STEP * ROW,
-                              BYTES = SCALES + (SCALED<C> ? 2 * DEC_STEP * sizeof(float) : 0);
+                              BYTES = SCALES + 2 * DEC_STEP * sizeof(float);
 
     static __device__ __forceinline__ uint32_t place(uint32_t token, uint32_t piece)
     {
@@ -66,9 +66,8 @@ template <typename C, int D> struct DecodeStage {
             copy16(stage + to[i % TURNS] + i * AHEAD, k + behind);
             copy16(stage + VALUES + to[i % TURNS] + i * AHEAD, v + behind);
         }
-        if (SCALED<C>)
-            copy4(stage + SCALES + 4 * lane, (lane < DEC_STEP ? a.kv.k_scale : a.kv.v_scale) + row +
-                                                 min(lane % DEC_STEP, n - 1) * apart);
+        copy4(stage + SCALES + 4 * lane, (lane < DEC_STEP ? a.kv.k_scale : a.kv.v_scale) + row +
+                                             min(lane % DEC_STEP, n - 1) * apart);
     }
 };
 
@@ -108,9 +107,9 @@ template <typename T> __device__ __forceinline__ uint32_t lift(uint32_t v)
 // One warp's running state: column n of tile i is head 8 i + n; lane (g, t) holds of scores tokens
 // g, g + 8 and of sums dimensions dim_of(m, 0) and (m, 1), both of heads 2t, 2t + 1. The order of
 // dimensions inside the first product is free: lane t multiplies those of pieces t, t + 4, ...
-template <typename T, typename C, int D, int TILES> struct DecodeWarp {
-    using Stage = DecodeStage<C, D>;
-    static constexpr int E = 16 / sizeof(C); // elements of a piece
+template <typename T, int D, int TILES> struct DecodeWarp {
+    using Stage = DecodeStage<D>;
+    static constexpr int E = 16 / sizeof(f8); // elements of a piece
 
     uint32_t q[TILES][D / 16][2];
     float o[TILES][D / 16][4];
@@ -128,28 +127,24 @@ template <typename T, typename C, int D, int TILES> struct DecodeWarp {
         }
 #pragma unroll
         for (int i = 0; i < D / (2 * E); i++) {
-            values[i] = Stage::VALUES + (SCALED<C> ? Stage::place(8 * eight + low, 2 * i + upper)
-                                                   : Stage::place(8 * upper + low, 2 * i + eight));
+            values[i] = Stage::VALUES + Stage::place(8 * eight + low, 2 * i + upper);
             keep(values[i]);
         }
     }
 
     static __device__ __forceinline__ uint32_t dim_of(uint32_t m, uint32_t r, uint32_t g)
     {
-        return 16 * m + (SCALED<C> ? 2 * g + r : g + 8 * r);
+        return 16 * m + 2 * g + r;
     }
 
     // Of 8 elements of a query, the operands of two products.
     static __device__ __forceinline__ void place_q(uint32_t (*to)[2], const uint4 &v)
     {
-        if constexpr (SCALED<C>) { // bytes 0 and 2, 1 and 3 are widened together
-            to[0][0] = lift<T>(__byte_perm(v.x, v.y, 0x5410));
-            to[0][1] = lift<T>(__byte_perm(v.x, v.y, 0x7632));
-            to[1][0] = lift<T>(__byte_perm(v.z, v.w, 0x5410));
-            to[1][1] = lift<T>(__byte_perm(v.z, v.w, 0x7632));
-        } else {
-            to[0][0] = v.x, to[0][1] = v.y, to[1][0] = v.z, to[1][1] = v.w;
-        }
+        // bytes 0 and 2, 1 and 3 are widened together
+        to[0][0] = lift<T>(__byte_perm(v.x, v.y, 0x5410));
+        to[0][1] = lift<T>(__byte_perm(v.x, v.y, 0x7632));
+        to[1][0] = lift<T>(__byte_perm(v.z, v.w, 0x5410));
+        to[1][1] = lift<T>(__byte_perm(v.z, v.w, 0x7632));
     }
 
     __device__ __forceinline__ void begin(const ek_cu_attention &a, const DecodePair &p,
@@ -177,13 +172,9 @@ template <typename T, typename C, int D, int TILES> struct DecodeWarp {
     static __device__ __forceinline__ void operand(uint32_t k[4], const uint4 &x, const uint4 &y,
                                                    int i)
     {
-        if constexpr (SCALED<C>) {
-            uint2 u = widen4<T>(i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w);
-            uint2 v = widen4<T>(i == 0 ? y.x : i == 1 ? y.y : i == 2 ? y.z : y.w);
-            k[0] = u.x, k[1] = v.x, k[2] = u.y, k[3] = v.y;
-        } else {
-            k[0] = i ? x.z : x.x, k[1] = i ? y.z : y.x, k[2] = i ? x.w : x.y, k[3] = i ? y.w : y.y;
-        }
+        uint2 u = widen4<T>(i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w);
+        uint2 v = widen4<T>(i == 0 ? y.x : i == 1 ? y.y : i == 2 ? y.z : y.w);
+        k[0] = u.x, k[1] = v.x, k[2] = u.y, k[3] = v.y;
     }
 
     __device__ __forceinline__ void scores(uint32_t stage, float s[TILES][4], uint32_t g) const
@@ -206,9 +197,8 @@ template <typename T, typename C, int D, int TILES> struct DecodeWarp {
             }
         }
         float f[2] = {1, 1};
-        if constexpr (SCALED<C>)
-            for (int r = 0; r < 2; r++)
-                f[r] = load_scale(stage + Stage::SCALES + 4 * (g + 8 * r)) / (WIDENED<T> * LIFT<T>);
+        for (int r = 0; r < 2; r++)
+            f[r] = load_scale(stage + Stage::SCALES + 4 * (g + 8 * r)) / (WIDENED<T> * LIFT<T>);
 #pragma unroll
         for (int n = 0; n < TILES; n++)
 #pragma unroll
@@ -218,7 +208,7 @@ template <typename T, typename C, int D, int TILES> struct DecodeWarp {
 
     // How far (in powers of two) scores may rise above the maximum that sums are relative to: what
     // bounds them is the range of T, of which the values' scales need some.
-    static constexpr float SLACK = SCALED<C> && std::is_same<T, f16>::value ? 0 : 8;
+    static constexpr float SLACK = std::is_same<T, f16>::value ? 0 : 8;
 
     // A new maximum; rescales what was summed before.
     __device__ __forceinline__ void raise(const float s[4], int n)
@@ -258,43 +248,32 @@ template <typename T, typename C, int D, int TILES> struct DecodeWarp {
     __device__ __forceinline__ void turn(uint32_t stage, float s[4], uint32_t p[2],
                                          uint32_t g) const
     {
-        if constexpr (SCALED<C>)
-            for (int r = 0; r < 2; r++) {
-                float f = load_scale(stage + Stage::SCALES + 4 * (DEC_STEP + g + 8 * r)) *
-                          (LIFT<T> == 1 ? 1 / WIDENED<T> : LIFT<T>);
-                s[2 * r] *= f, s[2 * r + 1] *= f;
-            }
+        for (int r = 0; r < 2; r++) {
+            float f = load_scale(stage + Stage::SCALES + 4 * (DEC_STEP + g + 8 * r)) *
+                      (LIFT<T> == 1 ? 1 / WIDENED<T> : LIFT<T>);
+            s[2 * r] *= f, s[2 * r + 1] *= f;
+        }
         p[0] = turn_tile(pack2<T>(s[0], s[1]));
         p[1] = turn_tile(pack2<T>(s[2], s[3]));
     }
     // What the sums are to be multiplied by in the end.
-    static constexpr float WHOLE = SCALED<C> && LIFT<T> != 1 ? 1 / (WIDENED<T> * LIFT<T>) : 1.0f;
+    static constexpr float WHOLE = LIFT<T> != 1 ? 1 / (WIDENED<T> * LIFT<T>) : 1.0f;
 
     // Values of 16 dimensions, turned, of 16 tokens (E4M3: of 32 in two operands).
     __device__ __forceinline__ void add_values(uint32_t stage, const uint32_t p[TILES][2])
     {
         uint32_t v[4], k[4];
 
-        if constexpr (SCALED<C>) {
 #pragma unroll
-            for (int m = 0; m < D / 16; m += 2) {
-                load_tiles_turned(v, stage + values[m / 2]);
+        for (int m = 0; m < D / 16; m += 2) {
+            load_tiles_turned(v, stage + values[m / 2]);
 #pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    uint2 x = widen4<T>(v[2 * h]), y = widen4<T>(v[2 * h + 1]);
-                    k[0] = x.x, k[1] = x.y, k[2] = y.x, k[3] = y.y;
-#pragma unroll
-                    for (int n = 0; n < TILES; n++)
-                        mma<T>(o[n][m + h], k, p[n][0], p[n][1]);
-                }
-            }
-        } else {
-#pragma unroll
-            for (int m = 0; m < D / 16; m++) {
-                load_tiles_turned(v, stage + values[m]);
+            for (int h = 0; h < 2; h++) {
+                uint2 x = widen4<T>(v[2 * h]), y = widen4<T>(v[2 * h + 1]);
+                k[0] = x.x, k[1] = x.y, k[2] = y.x, k[3] = y.y;
 #pragma unroll
                 for (int n = 0; n < TILES; n++)
-                    mma<T>(o[n][m], v, p[n][0], p[n][1]);
+                    mma<T>(o[n][m + h], k, p[n][0], p[n][1]);
             }
         }
     }
@@ -319,11 +298,11 @@ template <typename T, typename C, int D, int TILES> struct DecodeWarp {
     }
 };
 
-template <typename T, typename C, int D, int TILES>
+template <typename T, int D, int TILES>
 __device__ __forceinline__ void publish(DecodeShared<D, TILES> &s,
-                                        const DecodeWarp<T, C, D, TILES> &state, uint32_t heads)
+                                        const DecodeWarp<T, D, TILES> &state, uint32_t heads)
 {
-    using Warp = DecodeWarp<T, C, D, TILES>;
+    using Warp = DecodeWarp<T, D, TILES>;
     uint32_t warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 
 #pragma unroll
@@ -349,12 +328,12 @@ __device__ __forceinline__ void publish(DecodeShared<D, TILES> &s,
 
 // ---- a warp's steps: every so many of its team's, fetched some stages ahead. A step lies inside
 // of a block of the cache; the blocks of the next 32 are looked up at once, one a lane.
-template <typename C, int D> struct DecodeFeed {
+template <int D> struct DecodeFeed {
     DecodePair pair;
     uint32_t u, end, stride;
     uint32_t index; // which lane has the block of step u
     int32_t block;
-    uint32_t to[DecodeStage<C, D>::TURNS];
+    uint32_t to[DecodeStage<D>::TURNS];
 
     __device__ __forceinline__ void find(const ek_cu_attention &a, uint32_t lane)
     {
@@ -386,17 +365,17 @@ template <typename C, int D> struct DecodeFeed {
         if (u >= end || !pair.len)
             return;
         size_t slot = (size_t)at * a.kv.page + offset_of(a, first);
-        DecodeStage<C, D>::fetch(a, stage, to, slot * a.kv.kv_heads + pair.index / a.tiles,
-                                 min(pair.len - first, DEC_STEP), a.kv.kv_heads, lane);
+        DecodeStage<D>::fetch(a, stage, to, slot * a.kv.kv_heads + pair.index / a.tiles,
+                              min(pair.len - first, DEC_STEP), a.kv.kv_heads, lane);
     }
 };
 
-template <typename C, int D> struct DecodeRing {
+template <int D> struct DecodeRing {
     uint32_t base, at, stages; // at: the stage that is used next
 
     __device__ __forceinline__ uint32_t stage() const
     {
-        return base + at * DecodeStage<C, D>::BYTES;
+        return base + at * DecodeStage<D>::BYTES;
     }
     __device__ __forceinline__ void advance()
     {
@@ -414,10 +393,10 @@ template <typename C, int D> struct DecodeRing {
     }
     // The first stages, but for the newest tokens; then, behind the kernel ahead, those: whether
     // there are any, which all copies have to be waited for.
-    __device__ __forceinline__ bool fill(const ek_cu_attention &a, DecodeFeed<C, D> &feed,
+    __device__ __forceinline__ bool fill(const ek_cu_attention &a, DecodeFeed<D> &feed,
                                          uint32_t lane)
     {
-        DecodeFeed<C, D> ahead[DEC_STAGES];
+        DecodeFeed<D> ahead[DEC_STAGES];
         bool late = false;
 
 #pragma unroll
@@ -430,7 +409,7 @@ template <typename C, int D> struct DecodeRing {
         for (int i = 0; i < DEC_STAGES; i++) {
             bool wait = i < stages && ahead[i].u < ahead[i].end && ahead[i].newest();
             if (i < stages && !wait)
-                ahead[i].fetch(a, base + i * DecodeStage<C, D>::BYTES, lane);
+                ahead[i].fetch(a, base + i * DecodeStage<D>::BYTES, lane);
             if (i < stages)
                 copy_commit();
             late |= wait;
@@ -441,7 +420,7 @@ template <typename C, int D> struct DecodeRing {
 #pragma unroll
         for (int i = 0; i < DEC_STAGES; i++)
             if (i < stages && ahead[i].u < ahead[i].end && ahead[i].newest())
-                ahead[i].fetch(a, base + i * DecodeStage<C, D>::BYTES, lane);
+                ahead[i].fetch(a, base + i * DecodeStage<D>::BYTES, lane);
         copy_commit();
         return true;
     }
@@ -449,7 +428,7 @@ template <typename C, int D> struct DecodeRing {
 
 // The batch's description was uploaded, and the cache of earlier tokens written, before the kernels
 // of this step: both are read before the end of the kernel ahead is awaited.
-template <typename T, typename C, int D, int TILES>
+template <typename T, int D, int TILES>
 __global__ void __launch_bounds__(32 * DEC_WARPS, 2) decode_k(const ek_cu_attention a)
 {
     extern __shared__ uint4 raw[];
@@ -457,15 +436,15 @@ __global__ void __launch_bounds__(32 * DEC_WARPS, 2) decode_k(const ek_cu_attent
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = a.heads / a.kv.kv_heads;
     DecodeTeam team = {blockIdx.x % a.team, a.team, blockIdx.x / a.team};
     uint32_t mine = team.rank * DEC_WARPS + warp;
-    DecodeWarp<T, C, D, TILES> state;
+    DecodeWarp<T, D, TILES> state;
 
     pdl_next();
     DecodeShare share = decode_share(a, team.index, lane);
-    DecodeFeed<C, D> feed = {
+    DecodeFeed<D> feed = {
         share.pair, share.begin + mine, share.end, team.size * DEC_WARPS, 32 /* looks up */, 0};
-    DecodeRing<C, D> ring = {shared_at(&shared + 1), 0, a.stages};
-    ring.base += warp * a.stages * DecodeStage<C, D>::BYTES;
-    DecodeStage<C, D>::places(feed.to, lane);
+    DecodeRing<D> ring = {shared_at(&shared + 1), 0, a.stages};
+    ring.base += warp * a.stages * DecodeStage<D>::BYTES;
+    DecodeStage<D>::places(feed.to, lane);
     state.places(lane);
     feed.find(a, lane);
     bool late = ring.fill(a, feed, lane);
@@ -505,36 +484,34 @@ __global__ void __launch_bounds__(32 * DEC_WARPS, 2) decode_k(const ek_cu_attent
 // leave others empty.
 #define DEC_THIRD (77u << 10)
 
-template <typename T, typename C, int D, int TILES>
+template <typename T, int D, int TILES>
 static cudaError_t decode_launch(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
 {
-    uint32_t blocks = a->team * a->teams, stage = DecodeStage<C, D>::BYTES;
+    uint32_t blocks = a->team * a->teams, stage = DecodeStage<D>::BYTES;
     uint32_t bytes = (uint32_t)sizeof(DecodeShared<D, TILES>) + DEC_WARPS * a->stages * stage;
 
     if (blocks > q->n_sm && q->pdl && bytes < DEC_THIRD)
         bytes = DEC_THIRD;
-    return launch_cluster(q, decode_k<T, C, D, TILES>, dim3(blocks), 32 * DEC_WARPS, bytes, a->team,
+    return launch_cluster(q, decode_k<T, D, TILES>, dim3(blocks), 32 * DEC_WARPS, bytes, a->team,
                           *a);
 }
 
-template <typename T, typename C>
+template <typename T>
 static cudaError_t decode_type(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
 {
     bool two = a->heads / a->kv.kv_heads > EK_CU_TILE / 2;
 
     if (a->kv.head_dim == 64)
-        return two ? decode_launch<T, C, 64, 2>(q, a) : decode_launch<T, C, 64, 1>(q, a);
-    return two ? decode_launch<T, C, 128, 2>(q, a) : decode_launch<T, C, 128, 1>(q, a);
+        return two ? decode_launch<T, 64, 2>(q, a) : decode_launch<T, 64, 1>(q, a);
+    return two ? decode_launch<T, 128, 2>(q, a) : decode_launch<T, 128, 1>(q, a);
 }
 
 extern "C" cudaError_t ek_cu_attention_decode(const struct ek_cu_queue *q, enum ek_dtype act,
                                               const struct ek_cu_attention *a)
 {
-    bool scaled = a->kv.dtype == EK_F8_E4M3;
-
     if (act == EK_BF16)
-        return scaled ? decode_type<bf16, f8>(q, a) : decode_type<bf16, bf16>(q, a);
+        return decode_type<bf16>(q, a);
     if (act == EK_F16)
-        return scaled ? decode_type<f16, f8>(q, a) : decode_type<f16, f16>(q, a);
+        return decode_type<f16>(q, a);
     return cudaErrorNotSupported;
 }

@@ -178,11 +178,10 @@ cudaError_t ek_cu_unpack(const struct ek_cu_queue *q, enum ek_dtype act,
 /* Any shape and cache type: one block a token and head. */
 cudaError_t ek_cu_attention_any(const struct ek_cu_queue *q, enum ek_dtype act,
                                 const struct ek_cu_attention *a);
-/* BF16 or F16, head_dim = v_dim = 64 or 128: one token a sequence, the cache of the same type or
- * E4M3 ... */
+/* BF16 or F16, head_dim = v_dim = 64 or 128: one token a sequence, a cache of E4M3 ... */
 cudaError_t ek_cu_attention_decode(const struct ek_cu_queue *q, enum ek_dtype act,
                                    const struct ek_cu_attention *a);
-/* ... and many, the cache of the same type. */
+/* ... and many, the cache of the activations' type. */
 cudaError_t ek_cu_attention_prefill(const struct ek_cu_queue *q, enum ek_dtype act,
                                     const struct ek_cu_attention *a);
 
