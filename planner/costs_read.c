@@ -189,6 +189,8 @@ static enum ek_status read_class(struct reader *r, const json_t *o)
     k->behind = 1;
     EK_TRY(ek_json_opt_real(o, at(r), "behind", 1, 1000, &k->behind));
     EK_TRY(ek_json_opt_real(o, at(r), "recovery_s", 0, 1000, &k->recovery_s));
+    k->refill_s = k->recovery_s;
+    EK_TRY(ek_json_opt_real(o, at(r), "refill_s", 0, 1000, &k->refill_s));
     EK_TRY(ek_json_opt_real(o, at(r), "return_s", 0, 1, &k->return_s));
     EK_TRY(ek_json_opt_bool(o, at(r), "budgeted", &k->budgeted));
     EK_TRY(ek_json_opt_bool(o, at(r), "estimate", &k->estimate));

@@ -32,6 +32,8 @@ static json_t *class_json(const struct ek_cost_class *k)
         json_object_set_new(o, "behind", json_real(k->behind));
         json_object_set_new(o, "recovery_s", json_real(k->recovery_s));
     }
+    if (k->refill_s != k->recovery_s)
+        json_object_set_new(o, "refill_s", json_real(k->refill_s));
 
     for (uint32_t i = 0; i < k->count; i++) {
         const struct ek_cost_device *d = &k->devices[i];

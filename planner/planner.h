@@ -83,6 +83,7 @@ struct ek_cost_class { /* identical devices */
     double return_s;       /* between two decode steps: ids to the host, the next step queued */
     double slow_prefill, slow_decode; /* times are so much longer while all others work */
     double sustained, burst_s; /* prefill takes so much longer from so many seconds of it on, ... */
+    double refill_s;           /* (of which so many of decoding give half again) */
     double looking;            /* ... and work on pictures so much */
     double behind, recovery_s; /* decode steps right behind it too; half is gone after recovery_s */
     bool budgeted;             /* memory was declared for this device, not merely found */

@@ -152,9 +152,9 @@ static double times_rested(const struct importer *im, const struct ek_store_time
 
     for (size_t i = 0; i < n; i++) {
         const struct ek_store_key *b = &rows[i].key;
-        if (strcmp(b->launch, EK_STORE_SUSTAINED) != 0 && b->phase == a->phase &&
-            b->batch == a->batch && b->tokens == a->tokens && b->context == a->context &&
-            of_types(im, b->act, b->cache) && rows[i].time.median_s > 0)
+        if (strcmp(b->launch, a->launch) != 0 && b->phase == a->phase && b->batch == a->batch &&
+            b->tokens == a->tokens && b->context == a->context && of_types(im, b->act, b->cache) &&
+            rows[i].time.median_s > 0)
             return fmin(fmax(row->time.median_s / rows[i].time.median_s, 1), MOST_SUSTAINED);
     }
     return 1;
@@ -179,6 +179,9 @@ static void read_sustained(const struct importer *im, const char *signature,
         bool decode = rows[i].key.phase == EK_PHASE_DECODE;
         double *seconds = decode ? &k->recovery_s : &k->burst_s;
         double *ratio = decode ? &k->behind : prefill;
+        if (of == NULL && strcmp(rows[i].key.launch, EK_STORE_REFILLED) == 0 &&
+            of_types(im, rows[i].key.act, rows[i].key.cache))
+            k->refill_s = fmin(rows[i].time.median_s, MOST_SUSTAINED);
         if (strcmp(rows[i].key.launch, EK_STORE_SUSTAINED) != 0 ||
             !of_types(im, rows[i].key.act, rows[i].key.cache))
             continue;
@@ -201,6 +204,8 @@ static enum ek_status sustained(const struct importer *im, const struct ek_store
         read_sustained(im, im->c->signatures[s], rows, n, k);
         free(rows);
     }
+    if (k->refill_s == 0)
+        k->refill_s = k->recovery_s;
     return EK_OK;
 }
 

@@ -285,13 +285,13 @@ static void slow_down(const struct ek_problem *p, uint32_t kind, int32_t first, 
     s->decode *= 1 + (k->slow_decode - 1) * (fmin(stages, p->micro_batches) - 1) / others;
 }
 
-/* What is left of a device's lower clocks after so many seconds. */
-static double left_after(const struct ek_cost_class *k, double seconds)
+/* What a prefill finds of its burst behind so many seconds of decoding. */
+static double burst_behind(const struct ek_cost_class *k, double seconds)
 {
-    return k->recovery_s > 0 ? exp2(-seconds / k->recovery_s) : 0;
+    return k->burst_s * (k->refill_s > 0 ? 1 - exp2(-seconds / k->refill_s) : 1);
 }
 
-/* The mean of that meanwhile. */
+/* The mean of what is left of lower clocks while so many seconds pass. */
 static double left_during(const struct ek_cost_class *k, double seconds)
 {
     double half_lives = k->recovery_s > 0 ? seconds / k->recovery_s : INFINITY;
@@ -316,7 +316,7 @@ static void go_on(const struct ek_problem *p, uint32_t kind, struct sums *s)
     const struct ek_cost_class *k = &p->costs->classes[p->groups[of->group].cls];
     double seen = s->seen * p->micro_batches, prefill = s->prefill * p->micro_batches;
     double decoding = p->workload.generate * of->round_s;
-    double burst = k->burst_s * (1 - left_after(k, decoding));
+    double burst = burst_behind(k, decoding);
     double all = seen + prefill, low = all > 0 ? fmin(all / fmax(burst, all), 1) : 0;
     double text = longer(k->sustained, burst, seen, prefill);
 

@@ -10,14 +10,14 @@
 #include <math.h>
 #include <string.h>
 
-#define ROOM      3 /* of jobs between two stages: of the runtime's links, and one that waits for them */
+#define ROOM      3 /* for jobs between two stages: a link's slots, and where one waits for them */
 #define MOST_JOBS 256
 #define ROUNDS    8 /* of decoding */
 
 struct worker {
     bool at_work;
-    uint32_t done;          /* jobs */
-    double left;            /* of the one at work, alone */
+    uint32_t done;         /* jobs */
+    double left;           /* of the one at work, alone */
     double came[ROOM + 1]; /* when a job came, by its number */
 };
 struct turns {

@@ -40,6 +40,10 @@ double timing_error(const struct ek_store_time *t);
 /* Of at most 512 runs of equal work: how many times as long as a rested one the last third takes
  * (1: no more than clocks tell), and how long they went on before they did. */
 void sustain_read(const double *seconds, size_t n, double rested, double *ratio, double *burst_s);
+/* Of n that went on so many seconds after others did, whose ratio and burst are known: after how
+ * many seconds half of the burst is there again. */
+double refill_read(const double *seconds, size_t n, double rested, double ratio, double burst_s,
+                   double between_s);
 /* Of n runs right behind work that went on, how many times a rested one they take at first, and
  * after how many seconds half of that is gone. */
 void recover_read(const double *seconds, size_t n, double rested, double *ratio, double *half_s);

@@ -76,6 +76,7 @@ enum ek_phase { EK_PHASE_PREFILL, EK_PHASE_DECODE };
 /* The launch mode of two rows of a GPU: a layer's time where prefill goes on without rests, and (of
  * EK_STORE_STAGE) after how many seconds of it clocks are lower. */
 #define EK_STORE_SUSTAINED "sustained"
+#define EK_STORE_REFILLED  "refilled"
 
 struct ek_store_key {   /* everything that changes a measurement */
     int64_t device;     /* row of ek_store_device: UUID, driver, libraries, kernels' hash */
@@ -85,7 +86,7 @@ struct ek_store_key {   /* everything that changes a measurement */
     uint32_t tokens;         /* new tokens a sequence (decode: 1) */
     uint32_t context;        /* tokens in the cache of each sequence after this step */
     char act[12], cache[12]; /* dtype names */
-    char launch[12];         /* "eager", "graph", EK_STORE_SUSTAINED */
+    char launch[12];         /* "eager", "graph", EK_STORE_SUSTAINED, _REFILLED */
     uint32_t busy;           /* other devices of the machine at work meanwhile; 0: alone */
 };
 struct ek_store_time {

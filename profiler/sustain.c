@@ -25,14 +25,21 @@ static struct ek_store_key key_of(const struct profile_device *d, const char *si
     return k;
 }
 
+static enum ek_status put_under(const struct profile_device *d, const struct ek_store_key *key,
+                                double seconds, size_t n)
+{
+    struct ek_store_time t = {.median_s = seconds, .min_s = seconds, .n = (uint32_t)n};
+
+    strcpy(t.stop, "timeout");
+    return ek_store_put_time(d->p->store, key, &t);
+}
+
 static enum ek_status put(const struct profile_device *d, const char *signature,
                           const struct ek_point *at, double seconds, size_t n)
 {
     struct ek_store_key k = key_of(d, signature, at);
-    struct ek_store_time t = {.median_s = seconds, .min_s = seconds, .n = (uint32_t)n};
 
-    strcpy(t.stop, "timeout");
-    return ek_store_put_time(d->p->store, &k, &t);
+    return put_under(d, &k, seconds, n);
 }
 
 /* What the point takes with rests before it. */
@@ -61,30 +68,42 @@ static enum ek_status put_both(const struct profile_device *d, const struct ek_p
     return module > 0 ? put(d, signature, at, ratio * module, n) : EK_OK;
 }
 
-/* How many times a rested module the steps of a rig take, and from when on. */
-static enum ek_status go_on(const struct profile_device *d, struct rig *rig, const char *signature,
-                            const struct ek_point *at, double *ratio, double *burst, size_t *n)
-{
-    double seconds[MOST], module, stage;
+/* A rig's steps, and what comes of them when they go on: each is longer than a rested one, from
+ * some time on. */
+struct steps {
+    struct rig *rig;
+    struct ek_point at;
+    double rested, ratio, burst;
+    size_t n;
+};
 
-    EK_TRY(rested(d, signature, at, &module));
-    EK_TRY(rested(d, EK_STORE_STAGE, at, &stage));
-    EK_TRY(rig_begin(rig, at));
-    EK_TRY(rig_rest(rig));
-    EK_TRY(rig_go_on(rig, LONG_ENOUGH, seconds, MOST, n));
-    sustain_read(seconds, *n, rig_modules(rig) * module + stage, ratio, burst);
+/* Makes them ready. */
+static enum ek_status begin(const struct profile_device *d, const char *signature, struct steps *s)
+{
+    double module, stage;
+
+    EK_TRY(rested(d, signature, &s->at, &module));
+    EK_TRY(rested(d, EK_STORE_STAGE, &s->at, &stage));
+    EK_TRY(rig_begin(s->rig, &s->at));
+    s->rested = rig_modules(s->rig) * module + stage;
     return EK_OK;
 }
 
-static enum ek_status measure_prefill(const struct profile_device *d, struct rig *rig,
-                                      const struct ek_point *at)
+static enum ek_status go_on(const struct profile_device *d, const char *signature, struct steps *s)
 {
-    const char *signature = d->p->groups[0].module->signature;
-    double ratio, burst;
-    size_t n;
+    double seconds[MOST];
 
-    EK_TRY(go_on(d, rig, signature, at, &ratio, &burst, &n));
-    return put_both(d, at, ratio, burst, n);
+    EK_TRY(begin(d, signature, s));
+    EK_TRY(rig_rest(s->rig));
+    EK_TRY(rig_go_on(s->rig, LONG_ENOUGH, seconds, MOST, &s->n));
+    sustain_read(seconds, s->n, s->rested, &s->ratio, &s->burst);
+    return EK_OK;
+}
+
+static enum ek_status measure_prefill(const struct profile_device *d, struct steps *s)
+{
+    EK_TRY(go_on(d, d->p->groups[0].module->signature, s));
+    return put_both(d, &s->at, s->ratio, s->burst, s->n);
 }
 
 /* Pictures draw less power than prompts do: the largest one, over and over. */
@@ -94,23 +113,23 @@ static enum ek_status measure_pictures(const struct profile_device *d, const str
     const char *signature = g->module->signature;
     struct ek_point corners[4];
     struct ek_store_key k;
-    struct rig *rig = NULL;
-    double ratio, burst, module;
+    struct steps s = {.rig = NULL};
+    double module;
     enum ek_status st;
-    size_t n;
 
     points_corners(&pictures, corners);
-    k = key_of(d, signature, &corners[0]);
+    s.at = corners[0];
+    k = key_of(d, signature, &s.at);
     if (ek_store_has_time(d->p->store, &k))
         return EK_OK;
     EK_TRY(devices_stopped(d->p->opt->stop));
-    EK_GOTO(rig_new(&d->rig, g, &rig), st, end);
-    EK_GOTO(go_on(d, rig, signature, &corners[0], &ratio, &burst, &n), st, end);
-    EK_GOTO(rested(d, signature, &corners[0], &module), st, end);
+    EK_GOTO(rig_new(&d->rig, g, &s.rig), st, end);
+    EK_GOTO(go_on(d, signature, &s), st, end);
+    EK_GOTO(rested(d, signature, &s.at, &module), st, end);
     if (module > 0)
-        st = put(d, signature, &corners[0], ratio * module, n);
+        st = put_under(d, &k, s.ratio * module, s.n);
 end:
-    rig_free(rig);
+    rig_free(s.rig);
     return st;
 }
 
@@ -129,20 +148,44 @@ static enum ek_status sustained_pictures(const struct profile_device *d)
     return st == EK_NO ? EK_OK : st;
 }
 
-/* Decode steps right behind prefill that went on, beside those of a rested device. */
-static enum ek_status measure_behind(const struct profile_device *d, struct rig *prefill,
-                                     struct rig *rig, const struct ek_point *at)
+static double sum(const double *v, size_t n)
 {
-    double before[MOST], behind[MOST], ratio, half;
-    size_t n, all;
+    double all = 0;
 
-    EK_TRY(rig_begin(rig, at));
-    EK_TRY(rig_rest(rig));
-    EK_TRY(rig_go_on(rig, UNTIL_BACK / 3, before, MOST, &n));
-    EK_TRY(rig_go_on(prefill, UNTIL_LOW, behind, MOST, &all));
-    EK_TRY(rig_go_on(rig, UNTIL_BACK, behind, MOST, &all));
-    recover_read(behind, all, timing_median(before, n), &ratio, &half);
-    return put_both(d, at, ratio, half, all);
+    for (size_t i = 0; i < n; i++)
+        all += v[i];
+    return all;
+}
+
+/* How much of its burst prefill has again behind so many seconds of decoding. */
+static enum ek_status measure_refill(const struct profile_device *d, const struct steps *prefill,
+                                     double decoding)
+{
+    struct ek_store_key k = key_of(d, EK_STORE_STAGE, &prefill->at);
+    double again[MOST];
+    size_t n;
+
+    EK_TRY(rig_go_on(prefill->rig, UNTIL_LOW, again, MOST, &n));
+    if (!(prefill->burst > 0))
+        return EK_OK;
+    snprintf(k.launch, sizeof(k.launch), "%s", EK_STORE_REFILLED);
+    return put_under(
+        d, &k, refill_read(again, n, prefill->rested, prefill->ratio, prefill->burst, decoding), n);
+}
+
+/* Decode steps right behind prefill that went on, beside those of a rested device. */
+static enum ek_status measure_behind(const struct profile_device *d, const struct steps *prefill,
+                                     struct steps *s)
+{
+    double behind[MOST];
+    size_t n;
+
+    EK_TRY(begin(d, d->p->groups[0].module->signature, s));
+    EK_TRY(rig_go_on(prefill->rig, UNTIL_LOW, behind, MOST, &n));
+    EK_TRY(rig_go_on(s->rig, UNTIL_BACK, behind, MOST, &s->n));
+    recover_read(behind, s->n, s->rested, &s->ratio, &s->burst);
+    EK_TRY(measure_refill(d, prefill, sum(behind, s->n)));
+    return put_both(d, &s->at, s->ratio, s->burst, s->n);
 }
 
 /* Points that are measured anyway: the longest prefill step; the decode step with the most
@@ -171,24 +214,23 @@ static bool measured(const struct profile_device *d, const struct ek_point *last
 
 enum ek_status profile_sustained(const struct profile_device *d)
 {
-    struct rig *prefill = NULL, *decode = NULL;
     const struct rig_group *g = &d->p->groups[0];
-    struct ek_point step, round;
+    struct steps prefill = {.rig = NULL}, decode = {.rig = NULL};
     enum ek_status st;
 
-    choose_points(d, &step, &round);
+    choose_points(d, &prefill.at, &decode.at);
     if (!d->rig.gpu || g->run < 2)
         return EK_OK;
     EK_TRY(sustained_pictures(d));
-    if (measured(d, &round))
+    if (measured(d, &decode.at))
         return EK_OK;
     EK_TRY(devices_stopped(d->p->opt->stop));
-    EK_GOTO(rig_new(&d->rig, g, &prefill), st, end);
-    EK_GOTO(rig_new(&d->rig, g, &decode), st, end);
-    EK_GOTO(measure_prefill(d, prefill, &step), st, end);
-    st = measure_behind(d, prefill, decode, &round);
+    EK_GOTO(rig_new(&d->rig, g, &prefill.rig), st, end);
+    EK_GOTO(rig_new(&d->rig, g, &decode.rig), st, end);
+    EK_GOTO(measure_prefill(d, &prefill), st, end);
+    st = measure_behind(d, &prefill, &decode);
 end:
-    rig_free(decode);
-    rig_free(prefill);
+    rig_free(decode.rig);
+    rig_free(prefill.rig);
     return st == EK_NO ? EK_OK : st;
 }

@@ -149,6 +149,8 @@ enum ek_status timing_run(const struct timing_rule *rule, timing_sample_fn sampl
  */
 enum { MOST_RUNS = 512, FEWEST_RUNS = 6 };
 #define TOLD_APART 1.01
+#define MOST_BACK  0.99
+#define NEVER_BACK 1000.0 /* seconds */
 
 /* Seconds until two runs in a row are over a limit, or under it. */
 static double runs_until(const double *seconds, size_t n, double limit, bool over)
@@ -178,6 +180,14 @@ void sustain_read(const double *seconds, size_t n, double rested, double *ratio,
         return;
     }
     *burst_s = runs_until(seconds, n, rested * (1 + (*ratio - 1) / 2), true);
+}
+
+double refill_read(const double *seconds, size_t n, double rested, double ratio, double burst_s,
+                   double between_s)
+{
+    double back = runs_until(seconds, n, rested * (1 + (ratio - 1) / 2), true) / burst_s;
+
+    return back > 0 ? between_s / -log2(1 - fmin(back, MOST_BACK)) : NEVER_BACK;
 }
 
 #define AT_FIRST 0.01 /* seconds */

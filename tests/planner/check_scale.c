@@ -374,6 +374,7 @@ START_TEST(rows_of_work_that_goes_on_and_of_two_sequences_are_read)
     put_row(layer, EK_STORE_SUSTAINED, EK_PHASE_DECODE, 1, 1, 512, 1.5 * decode);
     put_row(EK_STORE_STAGE, EK_STORE_SUSTAINED, EK_PHASE_PREFILL, 1, 512, 512, 0.05);
     put_row(EK_STORE_STAGE, EK_STORE_SUSTAINED, EK_PHASE_DECODE, 1, 1, 512, 0.03);
+    put_row(EK_STORE_STAGE, EK_STORE_REFILLED, EK_PHASE_PREFILL, 1, 512, 512, 0.5);
     put_row(layer, "eager", EK_PHASE_PREFILL, 2, 256, 768, 2 * prefill);
     put_row(layer, "eager", EK_PHASE_PREFILL, 2, 32, 768, 2 * prefill);
     c = costs_of(NULL);
@@ -382,6 +383,7 @@ START_TEST(rows_of_work_that_goes_on_and_of_two_sequences_are_read)
     ck_assert_double_eq_tol(k->behind, 1.5, 1e-9);
     ck_assert_double_eq(k->burst_s, 0.05);
     ck_assert_double_eq(k->recovery_s, 0.03);
+    ck_assert_double_eq(k->refill_s, 0.5);
     t = ek_costs_times(c, 0, c->modules[1].sig, 1);
     ck_assert_double_eq_tol(t->prefill.context_s, prefill / 384, 1e-9 * prefill);
     ck_assert_double_eq_tol(t->prefill.short_context_s, prefill / 720, 1e-9 * prefill);

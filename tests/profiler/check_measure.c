@@ -325,6 +325,21 @@ START_TEST(clocks_that_come_back_are_seen_and_when)
 }
 END_TEST
 
+/* Behind 0.15 s of something else, of 50 ms before clocks fall half are there again, a tenth, none.
+ */
+START_TEST(the_time_until_clocks_fall_comes_back)
+{
+    static const size_t quick[] = {25, 5, 0};
+    static const double half[] = {0.15, 0.15 / 0.152003, 1000};
+    double took[60];
+
+    for (size_t i = 0; i < 60; i++)
+        took[i] = 0.001 * (i < quick[_i] ? 1 : 1.08);
+    ck_assert_double_eq_tol(refill_read(took, 60, 0.001, 1.08, 0.05, 0.15), half[_i],
+                            1e-3 * half[_i]);
+}
+END_TEST
+
 /* ---- Points -----------------------------------------------------------------------------------
  */
 
@@ -535,6 +550,7 @@ int main(void)
                         EK_ARRAY_LEN(kernel_names));
     tcase_add_test(tc, samples_that_differ_by_what_they_do_are_averaged);
     tcase_add_test(tc, a_stages_own_time_is_the_median_of_its_shorter_rows);
+    tcase_add_loop_test(tc, the_time_until_clocks_fall_comes_back, 0, 3);
     tcase_add_loop_test(tc, clocks_that_come_back_are_seen_and_when, 0, EK_ARRAY_LEN(coming_back));
     tcase_add_loop_test(tc, clocks_that_fall_are_seen_and_when, 0, EK_ARRAY_LEN(going_on));
     tcase_add_loop_test(tc, points_are_added_where_interpolation_misses, 0, EK_ARRAY_LEN(spaces));
