@@ -19,7 +19,8 @@ static const struct ek_option options[] = {
     {"max-context", "N", "longest context (default 2048; GPUs alone: 4096)"},
     {"target-error", "F", "of interpolation between points (default 0.03)"},
     {"kernels", NULL, "trace which kernels a few points of each module go to (GPUs)"},
-    {"thorough", NULL, "more points, longer sampling"},
+    {"thorough", NULL,
+     "more points, longer sampling; of GPUs decode steps launched one by one, too"},
     {NULL, NULL, NULL},
 };
 

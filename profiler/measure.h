@@ -129,6 +129,7 @@ struct rig_options {
     const struct ek_ceilings *ceilings;
     uint64_t memory; /* bytes that the rig may take */
     bool gpu, thorough;
+    bool eager; /* decode steps are launched, not replayed */
 };
 struct rig;
 enum ek_status rig_new(const struct rig_options *opt, const struct rig_group *group,

@@ -131,9 +131,9 @@ struct point_space profile_space(const struct rig_options *rig, const struct rig
     return s;
 }
 
-static const char *launch_of(const struct ek_device *dev, enum ek_phase phase)
+static const char *launch_of(const struct rig_options *o, enum ek_phase phase)
 {
-    return dev->ops->graph_begin && phase == EK_PHASE_DECODE ? "graph" : "eager";
+    return o->dev->ops->graph_begin && !o->eager && phase == EK_PHASE_DECODE ? "graph" : "eager";
 }
 
 struct ek_store_key profile_key(const struct profile_device *d, const char *signature,
@@ -149,7 +149,7 @@ struct ek_store_key profile_key(const struct profile_device *d, const char *sign
     snprintf(k.signature, sizeof(k.signature), "%s", signature);
     snprintf(k.act, sizeof(k.act), "%s", ek_dtype_name(d->rig.dev->act));
     snprintf(k.cache, sizeof(k.cache), "%s", ek_dtype_name(d->rig.cache));
-    snprintf(k.launch, sizeof(k.launch), "%s", launch_of(d->rig.dev, at->phase));
+    snprintf(k.launch, sizeof(k.launch), "%s", launch_of(&d->rig, at->phase));
     return k;
 }
 
@@ -165,7 +165,7 @@ enum ek_status profile_rows(const struct profile_device *d, const char *signatur
         const struct ek_store_key *k = &rows[i].key;
         if (strcmp(k->act, ek_dtype_name(d->rig.dev->act)) == 0 &&
             strcmp(k->cache, ek_dtype_name(d->rig.cache)) == 0 &&
-            strcmp(k->launch, launch_of(d->rig.dev, k->phase)) == 0)
+            strcmp(k->launch, launch_of(&d->rig, k->phase)) == 0)
             rows[kept++] = rows[i];
     }
     *out = rows;
@@ -337,6 +337,34 @@ static enum ek_status measure_owns(struct visit *v, const struct point_space *s)
     return EK_OK;
 }
 
+/* Decode steps that are launched, beside those that are replayed: what graphs save, for the record
+ * (plans take what is replayed). One sequence and the most, deep. */
+static enum ek_status measure_launched(const struct profile_device *d, const struct rig_group *g)
+{
+    const struct rig_options *o = &d->rig;
+    struct profile_device eager = *d;
+    struct visit v = {.d = &eager, .group = g};
+    struct ek_store_time t;
+    enum ek_status st = EK_OK;
+
+    if (!o->thorough || o->dev->ops->graph_begin == NULL || last_phase(g) != EK_PHASE_DECODE)
+        return EK_OK;
+    eager.rig.eager = true;
+    for (int i = 0; i < 2 && st == EK_OK; i++) {
+        uint32_t batch = i ? o->max_batch : 1, most = rig_max_cached(o, g) / batch;
+        struct ek_point at = {EK_PHASE_DECODE, batch, 1,
+                              most < o->max_context ? most : o->max_context};
+
+        st = at.context > 0 ? measure_point(&v, &at, &t) : EK_NO;
+        if (st == EK_OK && tells_own(&v))
+            st = measure_own(&v, &at);
+        if (st == EK_NO)
+            st = EK_OK;
+    }
+    rig_free(v.rig);
+    return st;
+}
+
 static enum ek_status measure_group(struct profile_device *d, const struct rig_group *g)
 {
     struct visit v = {.d = d, .group = g};
@@ -355,7 +383,7 @@ static enum ek_status measure_group(struct profile_device *d, const struct rig_g
         profile_say(p, begin + points_most(&s), d->row.name);
     }
     rig_free(v.rig);
-    return st;
+    return st == EK_OK ? measure_launched(d, g) : st;
 }
 
 /* ---- Devices ----------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ static struct ek_stage_options stage_options(const struct rig_options *o, uint32
                                      .max_seqs = o->max_batch,
                                      .max_context = o->max_context,
                                      .max_logits = o->max_batch,
+                                     .eager = o->eager,
                                      .cache = o->cache};
 }
 

@@ -267,7 +267,8 @@ enum ek_status ek_stage_run(struct ek_stage *s, const struct ek_batch *batch, co
     if (batch->n_tokens > s->opt.max_tokens || batch->n_seqs > s->opt.max_seqs)
         return ek_error(EK_EUSAGE, "stage: batch of %u tokens, %u sequences; at most %u and %u",
                         batch->n_tokens, batch->n_seqs, s->opt.max_tokens, s->opt.max_seqs);
-    if (s->dev->ops->graph_begin != NULL && batch->n_tokens == batch->n_seqs && s->n_replaced == 0)
+    if (s->dev->ops->graph_begin != NULL && !s->opt.eager && batch->n_tokens == batch->n_seqs &&
+        s->n_replaced == 0)
         return stage_graphs_run(s, batch, in, out, logit_rows, n_logits);
     return stage_run_eager(s, batch, in, out, logit_rows, n_logits);
 }

@@ -90,6 +90,7 @@ struct ek_stage_options {
      * taken). NULL: it decides. */
     const int32_t *experts;
     struct ek_load_times *load; /* filled by ek_stage_new, which takes long then; NULL: not asked */
+    bool eager;                 /* for measuring: no step is replayed from a graph */
     bool shared_embed;          /* a tied head uses the embedding of another stage of this device */
     const struct ek_stage *embed_of; /* that stage, for ek_stage_new; it outlives this one */
 };
