@@ -43,7 +43,9 @@ CUDA_KERNEL_SOURCES = kernels/cuda/cuda.h kernels/cuda/launch.h kernels/cuda/dev
 	kernels/cuda/arrange.cu kernels/cuda/blocks.cuh kernels/cuda/stream_blocks.cuh \
 	kernels/cuda/chunks.cuh kernels/cuda/few.cuh kernels/cuda/few_groups.cu kernels/cuda/few_plain.cu \
 	kernels/cuda/few_q32.cu kernels/cuda/few_qk.cu kernels/cuda/integers.cuh \
-	kernels/cuda/one.cu kernels/cuda/one_blocks.cu kernels/cuda/digits.cuh \
+	kernels/cuda/one.cu kernels/cuda/one_blocks.cu kernels/cuda/one_bands.cuh \
+	kernels/cuda/ask.cuh kernels/cuda/bands.cuh kernels/cuda/digits.cuh \
+	kernels/cuda/experts_blocks.cu kernels/cuda/layers.cuh \
 	kernels/cuda/one_blocks.h kernels/cuda/held.cu kernels/cuda/held.h kernels/cuda/split.cuh \
 	kernels/cuda/batch.cuh \
 	kernels/cuda/staged.cuh kernels/cuda/stream.cu kernels/cuda/units.cuh kernels/cuda/deepseek.c \

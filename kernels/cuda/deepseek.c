@@ -357,6 +357,19 @@ static enum ek_status check_experts(const struct ek_cuda *d, const struct ek_exp
     return EK_OK;
 }
 
+/* Token by token, no grouping. */
+static enum ek_status run_ungrouped(struct ek_cuda *d, const struct ek_cu_experts *a,
+                                    const struct ek_experts *e)
+{
+    enum ek_dtype act = d->base.act, up = e->gate_up->dtype, down = e->down->dtype;
+
+    return ek_cuda_issued(d,
+                          ek_cu_experts_blocks_fits(&d->queue, up, down, act, a)
+                              ? ek_cu_experts_blocks(&d->queue, up, down, act, a)
+                              : ek_cu_experts_one(&d->queue, up, down, act, a),
+                          "experts");
+}
+
 static enum ek_status run_grouped(struct ek_cuda *d, const struct ek_cu_experts *a,
                                   const struct ek_experts *e)
 {
@@ -413,9 +426,7 @@ enum ek_status ek_cuda_experts(struct ek_device *dev, const void *x, size_t ldx,
     EK_TRY(take_memory(d, &a));
     if (n > 1 && dev->act != EK_F32)
         return run_grouped(d, &a, e);
-    return ek_cuda_issued(
-        d, ek_cu_experts_one(&d->queue, e->gate_up->dtype, e->down->dtype, dev->act, &a),
-        "experts");
+    return run_ungrouped(d, &a, e);
 }
 
 /* The shared layer as layers of the experts' size, in the same launches. */
@@ -470,9 +481,7 @@ static enum ek_status token_apart(struct ek_device *dev, const struct ek_mixture
     EK_TRY(ek_cuda_scratch(
         d, EK_CU_OP, (size_t)(a->e.n_shared + a->e.top_k) * e->inner * element(dev->act), &p));
     a->e.inner_x = p;
-    return ek_cuda_issued(
-        d, ek_cu_experts_one(&d->queue, e->gate_up->dtype, e->down->dtype, dev->act, &a->e),
-        "experts");
+    return run_ungrouped(d, &a->e, e);
 }
 
 static enum ek_status run_token(struct ek_cuda *d, struct ek_cu_mixture *a)

@@ -154,6 +154,14 @@ cudaError_t ek_cu_experts_sum(const struct ek_cu_queue *q, enum ek_dtype act,
  */
 cudaError_t ek_cu_experts_one(const struct ek_cu_queue *q, enum ek_dtype w_up, enum ek_dtype w_down,
                               enum ek_dtype act, const struct ek_cu_experts *e);
+/* ---- experts_blocks.cu: the same for one token of BF16 or F16 and weights in blocks, rows of
+ * whole blocks and bands; where a block of threads has shared memory for the token */
+bool ek_cu_experts_blocks_fits(const struct ek_cu_queue *q, enum ek_dtype w_up,
+                               enum ek_dtype w_down, enum ek_dtype act,
+                               const struct ek_cu_experts *e);
+cudaError_t ek_cu_experts_blocks(const struct ek_cu_queue *q, enum ek_dtype w_up,
+                                 enum ek_dtype w_down, enum ek_dtype act,
+                                 const struct ek_cu_experts *e);
 /* ---- token.cu: one token, its norm and router as well; BF16 or F16, experts of the same type, on
  * Hopper */
 bool ek_cu_token_fits(const struct ek_cu_queue *q, const struct ek_cu_mixture *a);

@@ -7,39 +7,8 @@
 #ifndef EK_CUDA_DIGITS_CUH
 #define EK_CUDA_DIGITS_CUH
 
+#include "kernels/cuda/ask.cuh"
 #include "kernels/cuda/blocks.cuh"
-
-// ---- loads that may not be there: zeros then. No branch: compilers keep loads in flight apart
-// from each other only in code without any.
-#define ONE_LOAD(NAME, TYPE, OP, REG)                                                              \
-    __device__ __forceinline__ TYPE NAME(const uint8_t *p, uint32_t there)                         \
-    {                                                                                              \
-        TYPE v = 0;                                                                                \
-        asm volatile("{.reg .pred q;\nsetp.ne.u32 q, %2, 0;\n@q " OP " %0, [%1];}"                 \
-                     : "+" REG(v)                                                                  \
-                     : "l"(p), "r"(there));                                                        \
-        return v;                                                                                  \
-    }
-ONE_LOAD(ask_u16, uint16_t, "ld.global.nc.L1::no_allocate.u16", "h")
-ONE_LOAD(ask_u32, uint32_t, "ld.global.nc.L1::no_allocate.u32", "r")
-__device__ __forceinline__ uint2 ask_u64(const uint8_t *p, uint32_t there)
-{
-    uint2 v = make_uint2(0, 0);
-    asm volatile("{.reg .pred q;\nsetp.ne.u32 q, %3, 0;\n"
-                 "@q ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];}"
-                 : "+r"(v.x), "+r"(v.y)
-                 : "l"(p), "r"(there));
-    return v;
-}
-__device__ __forceinline__ uint4 ask_u128(const uint8_t *p, uint32_t there)
-{
-    uint4 v = make_uint4(0, 0, 0, 0);
-    asm volatile("{.reg .pred q;\nsetp.ne.u32 q, %5, 0;\n"
-                 "@q ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];}"
-                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
-                 : "l"(p), "r"(there));
-    return v;
-}
 
 // ---- heads of rows g and g + 8: what a block has once, and what a load of its sub-blocks has
 template <int BYTES> struct HeadAhead;

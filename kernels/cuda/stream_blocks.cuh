@@ -10,154 +10,14 @@
 
 #include <cooperative_groups.h>
 
+#include "kernels/cuda/bands.cuh"
 #include "kernels/cuda/integers.cuh"
-#include "kernels/cuda/units.cuh"
 
 #define PACK_WARPS   8
 #define PACK_THREADS (32 * PACK_WARPS)
 #define PACK_COLS    64       // of a step
 #define PACK_LD      (32 + 4) // of sums
 #define PACK_BLOCKS  2        // of a multiprocessor
-
-// ---- which bands and rows are a tile. Unit l of a tile: its sums are rows place(l, 0), place(l,
-// 1) of the two bands.
-template <int MODE> struct Tile;
-template <> struct Tile<EK_CU_LINEAR> {
-    static const int rows = 1, units = 32;
-    static __host__ __device__ uint32_t bands(uint32_t rows)
-    {
-        return (rows + 15) / 16;
-    }
-    static uint32_t count(const ek_cu_product &p)
-    {
-        uint32_t n = 0;
-
-        for (uint32_t i = 0; i < p.n_mats; i++)
-            n += bands(p.mat[i].rows);
-        return (n + 1) / 2;
-    }
-    // Band `band` of all matrices is *band of matrix *m, whose first output is *at; false: past the
-    // end, the last one again.
-    static __device__ __forceinline__ bool find_band(const ek_cu_product &p, uint32_t *band,
-                                                     uint32_t *m, uint32_t *at)
-    {
-        *m = *at = 0;
-        while (*m + 1 < p.n_mats && *band >= bands(p.mat[*m].rows)) {
-            *band -= bands(p.mat[*m].rows);
-            *at += p.mat[(*m)++].rows;
-        }
-        if (*band < bands(p.mat[*m].rows))
-            return true;
-        *band = bands(p.mat[*m].rows) - 1;
-        return false;
-    }
-    static __device__ __forceinline__ const uint8_t *band(const ek_cu_product &p, uint32_t tile,
-                                                          uint32_t b)
-    {
-        uint32_t band = 2 * tile + b, m, at;
-
-        find_band(p, &band, &m, &at);
-        return p.mat[m].data + band * 16 * p.row_bytes;
-    }
-    static __device__ __forceinline__ bool find(const ek_cu_product &p, uint32_t tile, uint32_t l,
-                                                uint32_t *u, uint32_t *m, uint32_t row[1])
-    {
-        uint32_t band = 2 * tile + l / 16;
-        bool there = find_band(p, &band, m, u);
-
-        row[0] = band * 16 + l % 16;
-        *u += row[0];
-        return there && row[0] < p.mat[*m].rows;
-    }
-    static __device__ __forceinline__ uint32_t place(const ek_cu_product &, uint32_t l, uint32_t)
-    {
-        return l;
-    }
-};
-template <> struct Tile<EK_CU_GATE_UP> {
-    static const int rows = 2, units = 16;
-    static uint32_t count(const ek_cu_product &p)
-    {
-        return (p.mat[0].rows + 15) / 16;
-    }
-    static __device__ __forceinline__ const uint8_t *band(const ek_cu_product &p, uint32_t tile,
-                                                          uint32_t b)
-    {
-        return p.mat[b].data + (size_t)tile * 16 * p.row_bytes;
-    }
-    static __device__ __forceinline__ bool find(const ek_cu_product &p, uint32_t tile, uint32_t l,
-                                                uint32_t *u, uint32_t *m, uint32_t row[2])
-    {
-        *u = row[0] = row[1] = tile * 16 + l;
-        *m = 0;
-        return *u < p.mat[0].rows;
-    }
-    static __device__ __forceinline__ uint32_t place(const ek_cu_product &, uint32_t l, uint32_t r)
-    {
-        return l + 16 * r;
-    }
-};
-// Heads of 32 rows or a multiple; pairs that rotate are half a head apart, or neighbours.
-template <> struct Tile<EK_CU_QKV> {
-    static const int rows = 2, units = 16;
-    static uint32_t count(const ek_cu_product &p)
-    {
-        return (p.mat[0].rows + p.mat[1].rows + p.mat[2].rows) / 32;
-    }
-    // The tile's first row in its matrix *m, and the distance to its second band.
-    static __device__ __forceinline__ uint32_t first(const ek_cu_product &p, uint32_t tile,
-                                                     uint32_t *m, uint32_t *apart)
-    {
-        uint32_t dim = p.kv.head_dim;
-
-        *m = 0;
-        while (*m + 1 < p.n_mats && tile >= p.mat[*m].rows / 32)
-            tile -= p.mat[(*m)++].rows / 32;
-        *apart = p.rope.interleaved ? 16 : dim / 2;
-        return p.rope.interleaved ? 32 * tile : tile / (dim / 32) * dim + tile % (dim / 32) * 16;
-    }
-    static __device__ __forceinline__ const uint8_t *band(const ek_cu_product &p, uint32_t tile,
-                                                          uint32_t b)
-    {
-        uint32_t m, apart, row = first(p, tile, &m, &apart);
-
-        return p.mat[m].data + (size_t)(row + b * apart) * p.row_bytes;
-    }
-    static __device__ __forceinline__ bool find(const ek_cu_product &p, uint32_t tile, uint32_t l,
-                                                uint32_t *u, uint32_t *m, uint32_t row[2])
-    {
-        uint32_t apart, at = first(p, tile, m, &apart);
-
-        *u = 0;
-        row[0] = at + (p.rope.interleaved ? 2 * l : l);
-        row[1] = row[0] + (p.rope.interleaved ? 1 : apart);
-        return true;
-    }
-    static __device__ __forceinline__ uint32_t place(const ek_cu_product &p, uint32_t l, uint32_t r)
-    {
-        return p.rope.interleaved ? 2 * l + r : l + 16 * r;
-    }
-};
-
-// Runs the statement with MODE as what becomes of the sums.
-#define PACK_DISPATCH(mode, ...)                                                                   \
-    switch (mode) {                                                                                \
-    case EK_CU_LINEAR: {                                                                           \
-        constexpr int MODE = EK_CU_LINEAR;                                                         \
-        __VA_ARGS__;                                                                               \
-        break;                                                                                     \
-    }                                                                                              \
-    case EK_CU_GATE_UP: {                                                                          \
-        constexpr int MODE = EK_CU_GATE_UP;                                                        \
-        __VA_ARGS__;                                                                               \
-        break;                                                                                     \
-    }                                                                                              \
-    case EK_CU_QKV: {                                                                              \
-        constexpr int MODE = EK_CU_QKV;                                                            \
-        __VA_ARGS__;                                                                               \
-        break;                                                                                     \
-    }                                                                                              \
-    }
 
 // ---- steps: 64 columns of a band. Of larger blocks: the heads, and two of the sub-blocks.
 template <int W, int NT> struct Pack {
@@ -249,7 +109,7 @@ template <int W> struct Ahead {
         step = r.first;
         if (tile >= r.tiles)
             return;
-        PACK_DISPATCH(r.mode, band[0] = Tile<MODE>::band(p, tile, 0),
+        BAND_DISPATCH(r.mode, band[0] = Tile<MODE>::band(p, tile, 0),
                       band[1] = Tile<MODE>::band(p, tile, 1))
         band[0] += S::offset(step);
         band[1] += S::offset(step);
@@ -444,7 +304,7 @@ __global__ void __launch_bounds__(PACK_THREADS, PACK_BLOCKS)
             multiply_step<W, T, NT>(c, SharedAt{at}, number, x);
             at = at == ring + (S::stages - 1) * stage ? ring : at + stage;
         }
-        PACK_DISPATCH(mode, finish_tile<T, MODE, NT>(p, n, tile, turn, c,
+        BAND_DISPATCH(mode, finish_tile<T, MODE, NT>(p, n, tile, turn, c,
                                                      sums + turn % 2 * (S::sum_bytes / 8)))
     }
     if (gridDim.x > 1)
@@ -474,7 +334,7 @@ static uint32_t pack_tiles(enum ek_cu_mode mode, const ek_cu_product &p)
 {
     uint32_t tiles = 0;
 
-    PACK_DISPATCH(mode, tiles = Tile<MODE>::count(p))
+    BAND_DISPATCH(mode, tiles = Tile<MODE>::count(p))
     return tiles;
 }
 

@@ -76,6 +76,11 @@ float *take_ones(size_t n)
     return p;
 }
 
+double weight_bytes(enum ek_dtype type, double n)
+{
+    return n / (double)ek_dtype_block(type) * (double)ek_dtype_block_bytes(type);
+}
+
 struct ek_mat matrix(enum ek_dtype t, uint32_t rows, uint32_t cols)
 {
     struct ek_mat m;

@@ -21,6 +21,7 @@ void *take_copy(const void *v, size_t bytes);
 void *take_ints(const int32_t *v, size_t n);
 float *take_ones(size_t n);                                          /* about 1 */
 struct ek_mat matrix(enum ek_dtype t, uint32_t rows, uint32_t cols); /* random bits */
+double weight_bytes(enum ek_dtype type, double n);                   /* of n elements */
 /* Median seconds of run(arg), as a graph when asked. */
 double seconds(void (*run)(void *), void *arg, bool graph, int repeats);
 

@@ -3,7 +3,7 @@
  * Speed of latent attention and mixtures of experts on the shapes of DeepSeek-V2-Lite: layers as
  * the runtime composes them, and their operations alone, as shares of the ceilings measured in the
  * same run (a streaming kernel, an 8192^3 product). Weights rotate over several layers.
- * Usage: bench_deepseek [LAYERS [decode | prefill]]
+ * Usage: bench_deepseek [LAYERS [decode | prefill [TYPE]]]    TYPE: of the experts' weights
  */
 #include "tests/gpu/bench.h"
 
@@ -22,6 +22,7 @@ struct layer {
     struct ek_kv kv;
 };
 struct model {
+    enum ek_dtype type; /* of the experts */
     struct layer layers[MOST_LAYERS];
     uint32_t n_layers;
     struct ek_batch batch;
@@ -162,11 +163,11 @@ static void run_layers(void *arg)
 
 /* ---- setting up --------------------------------------------------------------------------------
  */
-static void make_model(struct model *m, uint32_t layers)
+static void make_model(struct model *m, uint32_t layers, enum ek_dtype type)
 {
     float f[ROPE / 2], ones[8192];
 
-    *m = (struct model){.n_layers = layers};
+    *m = (struct model){.type = type, .n_layers = layers};
     for (uint32_t i = 0; i < layers; i++) {
         struct layer *l = &m->layers[i];
 
@@ -174,10 +175,10 @@ static void make_model(struct model *m, uint32_t layers)
         l->kv_b = matrix(EK_BF16, HEADS * (NOPE + V), LORA);
         l->o = matrix(EK_BF16, HIDDEN, HEADS * V);
         l->router = matrix(EK_BF16, EXPERTS, HIDDEN);
-        l->gate_up = matrix(EK_BF16, EXPERTS * 2 * INNER, HIDDEN);
-        l->down = matrix(EK_BF16, EXPERTS * HIDDEN, INNER);
-        l->shared_up = matrix(EK_BF16, 2 * SHARED, HIDDEN);
-        l->shared_down = matrix(EK_BF16, HIDDEN, SHARED);
+        l->gate_up = matrix(m->type, EXPERTS * 2 * INNER, HIDDEN);
+        l->down = matrix(m->type, EXPERTS * HIDDEN, INNER);
+        l->shared_up = matrix(m->type, 2 * SHARED, HIDDEN);
+        l->shared_down = matrix(m->type, HIDDEN, SHARED);
     }
     for (int i = 0; i < ROPE / 2; i++)
         f[i] = powf(10000, -2.0f * (float)i / ROPE);
@@ -300,8 +301,8 @@ static void parts(struct model *m, bool graph)
 static void decode(struct model *m, uint32_t n_seqs, uint32_t context)
 {
     double expert = 3.0 * HIDDEN * INNER, t;
-    double bytes = 2 * (attention_params() + (experts_met(n_seqs) + 2) * expert) +
-                   (double)n_seqs * context * KEY * 2;
+    double bytes = 2 * attention_params() + (double)n_seqs * context * KEY * 2 +
+                   weight_bytes(m->type, (experts_met(n_seqs) + 2) * expert);
 
     make_batch(m, n_seqs, context - 1, 1);
     make_buffers(m);
@@ -325,6 +326,15 @@ static void prefill(struct model *m, uint32_t past, uint32_t n)
     free_buffers(m);
 }
 
+static enum ek_dtype type_named(const char *name)
+{
+    enum ek_dtype t = 0;
+
+    while (t + 1 < EK_N_DTYPES && strcmp(ek_dtype_name(t), name) != 0)
+        t++;
+    return t;
+}
+
 int main(int argc, char **argv)
 {
     static const uint32_t prompts[][2] = {{0, 32},    {0, 128},    {0, 512},    {0, 4096},
@@ -335,7 +345,11 @@ int main(int argc, char **argv)
 
     if (!bench_open())
         return 77;
-    make_model(&m, layers < 1 ? 1 : layers > MOST_LAYERS ? MOST_LAYERS : (uint32_t)layers);
+    make_model(&m,
+               layers < 1             ? 1
+               : layers > MOST_LAYERS ? MOST_LAYERS
+                                      : (uint32_t)layers,
+               type_named(argc > 3 ? argv[3] : "BF16"));
     if (what[0] != 'p') {
         decode(&m, 1, 512);
         decode(&m, 1, 8192);

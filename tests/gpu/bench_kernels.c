@@ -15,12 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Bytes of n weights. */
-static double weight_bytes(enum ek_dtype type, double n)
-{
-    return n / (double)ek_dtype_block(type) * (double)ek_dtype_block_bytes(type);
-}
-
 struct product {
     struct ek_mat w[64];
     uint32_t copies, n;
@@ -460,6 +454,7 @@ static void block_steps(void)
 
         make_model(&m, &models[1], quants[i]);
         decode_step(&m, 1, 512, false);
+        decode_step(&m, 4, 512, false);
         decode_step(&m, 8, 512, false);
         prefill(&m, 4096);
         free_model(&m);
