@@ -35,7 +35,8 @@ CUDA_KERNEL_SOURCES = kernels/cuda/cuda.h kernels/cuda/launch.h kernels/cuda/dev
 	kernels/cuda/decode_work.cuh kernels/cuda/decode_join.cuh kernels/cuda/cache.cuh \
 	kernels/cuda/unpack.cu kernels/cuda/attention_any.cu kernels/cuda/begun.cuh \
 	kernels/cuda/bulk.cuh \
-	kernels/cuda/attention_decode.cu kernels/cuda/parts.h kernels/cuda/attention_parts.cu \
+	kernels/cuda/attention_decode.cu kernels/cuda/parts.h kernels/cuda/parts_join.cuh \
+	kernels/cuda/attention_parts.cu kernels/cuda/attention_boxed.cu \
 	kernels/cuda/probe.cu \
 	kernels/cuda/attention_boxes.cuh kernels/cuda/attention_dense.cu \
 	kernels/cuda/attention_prefill.cu kernels/cuda/attention_tiles.cuh kernels/cuda/common.cuh \

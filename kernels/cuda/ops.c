@@ -262,6 +262,8 @@ static enum ek_status attention_decode(struct ek_cuda *d, struct ek_cu_attention
         return issue(&d->base, ek_cu_attention_decode(&d->queue, d->base.act, a), "attention");
     }
     EK_TRY(plan_parts(d, a));
+    if (ek_cu_boxed_takes(&d->queue, a))
+        return issue(&d->base, ek_cu_attention_boxed(&d->queue, d->base.act, a), "attention");
     return issue(&d->base, ek_cu_attention_parts(&d->queue, d->base.act, a), "attention");
 }
 
