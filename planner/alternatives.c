@@ -80,21 +80,18 @@ static enum ek_status split(const struct ek_problem *p, enum ek_objective o,
     return EK_OK;
 }
 
-static json_t *plan_text(const struct ek_problem *p, const struct ek_answer *a, double value)
+/* best: the value that the best plan has. */
+static json_t *plan_text(const struct ek_problem *p, const struct ek_answer *a, double value,
+                         double best)
 {
     struct ek_score sc = ek_score_of(p, a->columns, a->n);
-    json_t *o = json_pack("{s:f s:f s:f s:f}", "value", value, "throughput_s", sc.throughput,
-                          "latency_s", sc.latency, "balance", sc.balance);
-    json_t *stages = json_array();
+    json_t *o =
+        json_pack("{s:f s:f s:f s:f s:f}", "value", value, "times", best > 0 ? value / best : 1,
+                  "throughput_s", sc.throughput, "latency_s", sc.latency, "balance", sc.balance);
     struct ek_placement pl;
 
     ek_place(p, a->columns, a->n, &pl);
-    for (size_t i = 0; i < pl.n_stages; i++)
-        json_array_append_new(stages,
-                              json_sprintf("%s%s: %d", ek_pdevice_name(p, pl.stages[i].devices[0]),
-                                           pl.stages[i].n_devices > 1 ? "+" : "",
-                                           pl.stages[i].last - pl.stages[i].first + 1));
-    json_object_set_new(o, "modules", stages);
+    json_object_set_new(o, "modules", ek_placement_modules(p, &pl));
     return o;
 }
 
@@ -112,7 +109,8 @@ static enum ek_status next_best(const struct ek_problem *p, enum ek_objective o,
                 best = &nodes[j];
         if (best == NULL)
             break;
-        json_array_append_new(list, plan_text(p, &best->found.answer, best->found.value));
+        json_array_append_new(list, plan_text(p, &best->found.answer, best->found.value,
+                                              nodes[0].found.value));
         st = split(p, o, best, nodes, &n, e);
         best->found.kind = EK_ANSWER_NONE;
     }
@@ -141,6 +139,7 @@ enum ek_status ek_alternatives(const struct ek_request *r, const struct ek_solut
         return EK_ENOMEM;
     nodes[0].deny = ek_calloc(s->problem->n_columns, 1);
     nodes[0].found.answer = s->answer;
+    nodes[0].found.value = ek_score_value(o, &s->score);
     *out = json_array();
     st = nodes[0].deny ? next_best(s->problem, o, nodes, k, &e, *out) : EK_ENOMEM;
     free(nodes);

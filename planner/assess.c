@@ -94,6 +94,17 @@ static void score(const struct ek_problem *p, const struct ek_placement *pl,
     out->score.throughput = fmax(fmax(busiest, link) * m, out->score.latency);
 }
 
+static bool revisits(const struct ek_problem *p, const struct ek_placement *pl)
+{
+    uint32_t parts[EK_PLAN_MAX_DEVICES] = {0}, most = 0;
+
+    for (size_t i = 0; i < pl->n_stages; i++)
+        parts[pl->stages[i].devices[0]] += pl->stages[i].first <= pl->stages[i].last;
+    for (uint32_t d = 0; d < p->n_devices; d++)
+        most = parts[d] > most ? parts[d] : most;
+    return most > 1;
+}
+
 void ek_assess(const struct ek_problem *p, const struct ek_assignment *a, struct ek_assessment *out)
 {
     struct ek_placement pl;
@@ -107,4 +118,5 @@ void ek_assess(const struct ek_problem *p, const struct ek_assignment *a, struct
     out->prefill_s = pl.prefill_s;
     out->decode_s = pl.decode_s;
     out->stages = (uint32_t)pl.n_stages;
+    out->revisits = revisits(p, &pl);
 }

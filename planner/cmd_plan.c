@@ -105,25 +105,25 @@ static enum ek_status add_explanations(const struct ek_plan_arguments *a, const 
     return EK_OK;
 }
 
-/* Values are of the objective. */
+/* Values are of the objective, beside the plan's own. */
 static void print_list(const json_t *list, const char *title, enum ek_objective o, FILE *out)
 {
-    char value[EK_UNIT_LEN];
+    char value[EK_UNIT_LEN], change[32];
     json_t *v, *m;
     size_t i, k;
 
     json_array_foreach((json_t *)list, i, v)
     {
-        const char *change = json_string_value(json_object_get(v, "change"));
+        double more = json_number_value(json_object_get(v, "times")) - 1;
         const json_t *modules = json_object_get(v, "modules");
-        fprintf(out, "%-13s %s", i ? "" : title,
-                ek_objective_text(o, json_number_value(json_object_get(v, "value")), value));
-        if (change)
-            fprintf(out, " (%.3f x) with %s", json_number_value(json_object_get(v, "times")),
-                    change);
+        snprintf(change, sizeof(change), "%+.2f %%", 100 * more);
+        fprintf(out, "%-13s %s (%s) with ", i ? "" : title,
+                ek_objective_text(o, json_number_value(json_object_get(v, "value")), value),
+                fabs(more) < 5e-5 ? "the same" : change);
         json_array_foreach((json_t *)modules, k, m)
-            fprintf(out, "%s%s", k ? ", " : " with ", json_string_value(m));
-        fputs(modules ? " modules\n" : "\n", out);
+            fprintf(out, "%s%s", k ? ", " : "", json_string_value(m));
+        fprintf(out, "%s\n",
+                modules ? " modules" : json_string_value(json_object_get(v, "change")));
     }
 }
 

@@ -106,6 +106,8 @@ static json_t *recipe_json(const struct ek_problem *p, const struct ek_recipe *r
             json_object_set_new(o, "times_ours",
                                 json_real(a.score.throughput / s->score.throughput));
     }
+    if (a.revisits)
+        json_object_set_new(o, "revisits", json_true());
     if (r->note[0])
         json_object_set_new(o, "note", json_string(r->note));
     return o;
@@ -149,7 +151,7 @@ static void print_recipe(struct ek_table *t, const struct ek_problem *p, const s
                          const struct ek_solution *s)
 {
     struct ek_assessment a;
-    char v[3][EK_UNIT_LEN], fits[160];
+    char v[3][EK_UNIT_LEN], fits[160], note[192];
 
     ek_assess(p, &r->assignment, &a);
     if (a.worst_ratio > 1)
@@ -157,35 +159,63 @@ static void print_recipe(struct ek_table *t, const struct ek_problem *p, const s
                  ek_pdevice_name(p, a.worst), ek_format_bytes(v[0], a.lacks));
     else
         snprintf(fits, sizeof(fits), "%s", a.runnable ? "yes" : "no times or links for it");
+    snprintf(note, sizeof(note), "%s%s%s", r->note, r->note[0] && a.revisits ? "; " : "",
+             a.revisits ? "uses a device twice: no plan here does" : "");
     if (!a.runnable) {
-        ek_table_row(t, "%s|%s|||||%s", r->name, fits, r->note);
+        ek_table_row(t, "%s|%s|||||%s", r->name, fits, note);
         return;
     }
     ek_table_row(t, "%s|%s|%s|%s|%.0f %%|%.2f x|%s", r->name, fits,
                  ek_format_seconds(v[1], a.score.throughput),
                  ek_format_seconds(v[2], a.score.latency), a.score.balance * 100,
-                 a.score.throughput / s->score.throughput, r->note);
+                 a.score.throughput / s->score.throughput, note);
+}
+
+static const char *device_of(const struct ek_problem *p, const struct ek_placed_stage *s)
+{
+    return ek_pdevice_name(p, s->devices[0]);
+}
+
+/* The stage before the link that is kept busy longest. */
+static size_t busiest_link(const struct ek_problem *p, const struct ek_placement *pl)
+{
+    double most = -1;
+    size_t best = 0;
+
+    for (size_t i = 0; i + 1 < pl->n_stages; i++) {
+        const struct ek_placed_stage *s = &pl->stages[i];
+        double busy = s->first <= s->last && s[1].first <= s[1].last
+                          ? ek_problem_hop_work(p, s->last, s->kind, s[1].kind)
+                          : 0;
+        best = busy > most ? i : best;
+        most = fmax(most, busy);
+    }
+    return best;
 }
 
 static void print_bottleneck(const struct ek_solution *s, FILE *out)
 {
     const struct ek_problem *p = s->problem;
-    uint32_t column = 0;
+    uint32_t column = 0, m = p->micro_batches;
     const char *what = bottleneck_of(p, s, &column), *before = "stage";
     struct ek_placement pl;
+    size_t link;
 
-    if (strcmp(what, "stage") != 0) {
-        fprintf(out, "bottleneck    %s\n",
-                strcmp(what, "link") == 0
-                    ? "a link"
-                    : "stages wait for each other: too few sequences at once to fill them");
-        return;
-    }
     ek_place(p, s->answer.columns, s->answer.n, &pl);
-    fprintf(out, "bottleneck    the work of");
-    for (size_t i = 0; i < pl.n_stages; i++)
+    link = busiest_link(p, &pl);
+    if (strcmp(what, "link") == 0)
+        fprintf(out, "bottleneck    the link from %s to %s", device_of(p, &pl.stages[link]),
+                device_of(p, &pl.stages[link + 1]));
+    else if (strcmp(what, "latency") == 0)
+        fprintf(out,
+                "bottleneck    stages wait for each other: %u group%s of sequences in %zu stages "
+                "do%s not keep all at work; a larger batch may",
+                m, m == 1 ? "" : "s", pl.n_stages, m == 1 ? "es" : "");
+    else
+        fprintf(out, "bottleneck    the work of");
+    for (size_t i = 0; strcmp(what, "stage") == 0 && i < pl.n_stages; i++)
         if (pl.stages[i].column == column) {
-            fprintf(out, " %s %zu", before, i);
+            fprintf(out, " %s %zu (%s)", before, i, device_of(p, &pl.stages[i]));
             before = "and";
         }
     fputc('\n', out);

@@ -125,17 +125,12 @@ static json_t *front_json(struct front *f)
     qsort(f->points, f->n, sizeof(*f->points), by_prefill);
     for (size_t i = 0; i < f->n; i++) {
         struct ek_placement pl;
-        json_t *stages = json_array();
         ek_place(f->p, f->points[i].answer.columns, f->points[i].answer.n, &pl);
-        for (size_t k = 0; k < pl.n_stages; k++)
-            json_array_append_new(
-                stages, json_sprintf("%s%s: %d", ek_pdevice_name(f->p, pl.stages[k].devices[0]),
-                                     pl.stages[k].n_devices > 1 ? "+" : "",
-                                     pl.stages[k].last - pl.stages[k].first + 1));
-        json_array_append_new(list, json_pack("{s:f s:f s:f s:o}", "prefill_s",
-                                              f->points[i].prefill * f->p->micro_batches,
-                                              "decode_s", f->points[i].decode, "balance",
-                                              f->points[i].balance, "modules", stages));
+        json_array_append_new(list,
+                              json_pack("{s:f s:f s:f s:o}", "prefill_s",
+                                        f->points[i].prefill * f->p->micro_batches, "decode_s",
+                                        f->points[i].decode, "balance", f->points[i].balance,
+                                        "modules", ek_placement_modules(f->p, &pl)));
     }
     return list;
 }

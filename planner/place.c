@@ -407,3 +407,18 @@ bool ek_place_assignment(const struct ek_problem *p, const struct ek_assignment 
         predict(p, out);
     return ok;
 }
+
+json_t *ek_placement_modules(const struct ek_problem *p, const struct ek_placement *pl)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < pl->n_stages; i++) {
+        const struct ek_placed_stage *s = &pl->stages[i];
+        int n = s->last - s->first + 1;
+        for (uint32_t m = 0; m < p->first_item; m++)
+            n += pl->side_stage[m] == i;
+        json_array_append_new(list, json_sprintf("%s%s: %d", ek_pdevice_name(p, s->devices[0]),
+                                                 s->n_devices > 1 ? "+" : "", n));
+    }
+    return list;
+}

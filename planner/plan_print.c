@@ -145,27 +145,53 @@ static void print_calibration(const struct ek_problem *p, const struct ek_placem
     }
 }
 
+static void print_workload(const struct ek_costs *c, const struct ek_problem *p, FILE *out)
+{
+    const struct ek_workload *w = &p->workload;
+    uint32_t groups = p->micro_batches;
+
+    fprintf(out, "%s: batch %u, prompt %u", c->model_name[0] ? c->model_name : c->name, w->batch,
+            ek_workload_prompt(w));
+    if (w->images > 0)
+        fprintf(out, " (%u image%s of %u in it)", w->images, w->images == 1 ? "" : "s",
+                w->image_tokens);
+    fprintf(out, ", generate %u, context %u; %u micro-batch%s, prefill in chunks of %u\n\n",
+            w->generate, w->context, groups, groups == 1 ? "" : "es", w->prefill_chunk);
+}
+
+static void print_unused(const struct ek_problem *p, const struct ek_placement *pl, FILE *out)
+{
+    uint32_t n = 0;
+
+    for (uint32_t d = 0; d < p->n_devices; d++)
+        if (!pl->used[d])
+            fprintf(out, "%s%s", n++ ? ", " : "unused        ", ek_pdevice_name(p, d));
+    if (n > 0)
+        fprintf(out, ": no plan that uses %s is better\n", n == 1 ? "it" : "them");
+}
+
 void ek_plan_print(const struct ek_costs *c, const struct ek_solution *s,
                    const struct ek_request *r, FILE *out)
 {
     const struct ek_problem *p = s->problem;
-    const struct ek_workload *w = &p->workload;
     struct ek_placement pl;
     char a[EK_UNIT_LEN], b[EK_UNIT_LEN];
 
     ek_place(p, s->answer.columns, s->answer.n, &pl);
-    fprintf(out, "%s: batch %u, prompt %u, generate %u, context %u, %u micro-batch%s\n\n",
-            c->model_name[0] ? c->model_name : c->name, w->batch, ek_workload_prompt(w),
-            w->generate, w->context, p->micro_batches, p->micro_batches == 1 ? "" : "es");
+    print_workload(c, p, out);
     print_stages(p, &pl, out);
     fputc('\n', out);
     print_memory(p, &pl, out);
-    fprintf(out, "\npredicted     prefill %s, decode %s a token (%.1f tokens/s)%s%s%s\n",
-            ek_format_seconds(a, pl.prefill_s), ek_format_seconds(b, pl.decode_s), pl.tokens_per_s,
-            c->estimate ? "; an ESTIMATE" : "", c->estimate && c->source[0] ? ": " : "",
-            c->estimate ? c->source : "");
+    fprintf(out, "\npredicted     prefill %s", ek_format_seconds(a, pl.prefill_s));
+    if (p->workload.generate > 0)
+        fprintf(out, ", decode %s a token (%.1f tokens/s)", ek_format_seconds(b, pl.decode_s),
+                pl.tokens_per_s);
+    fprintf(out, "%s%s%s\n", c->estimate ? "; an ESTIMATE" : "",
+            c->estimate && c->source[0] ? ": " : "", c->estimate ? c->source : "");
     print_calibration(p, &pl, out);
     if (p->outside)
         fprintf(out, "              some times lie outside of what was measured: extrapolated\n");
     print_proof(s, r, out);
+    if (s->proven && !s->near)
+        print_unused(p, &pl, out);
 }

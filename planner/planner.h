@@ -477,6 +477,8 @@ struct ek_placement { /* execution order: side modules' stages first */
 void ek_place(const struct ek_problem *p, const uint32_t *columns, uint32_t n,
               struct ek_placement *out);
 const char *ek_pdevice_name(const struct ek_problem *p, uint32_t d);
+/* "device: modules" of each stage; "device+: ..." of a group of devices. */
+json_t *ek_placement_modules(const struct ek_problem *p, const struct ek_placement *pl);
 /* ---- Other people's placements, and what they would cost
  * --------------------------------------------------- */
 struct ek_assignment {
@@ -492,6 +494,7 @@ struct ek_assessment {
     uint64_t lacks;     /* ... by so many bytes */
     bool shared;        /* of the memory that it shares with others, not of a budget of its own */
     uint32_t stages;
+    bool revisits; /* a device holds several parts of the chain, as no plan here does */
 };
 /* The stages of an assignment, devices revisited where it says so: runs of the chain on one device,
  * side modules with the chain's first stage or in stages of their own. False: no times or links for

@@ -107,7 +107,8 @@ expect 0 "staying near" "$plan" plan --costs "$costs" --near "$dir/a.json"
 says "out" "^bound .*, gap "
 expect 0 "explaining" "$plan" plan --costs "$costs" --explain --pareto --json
 expect 0 "explaining to people" "$plan" plan --costs "$costs" --explain --pareto
-says "out" "^next best  *[0-9.]* s with cuda:[0-9]: "
+says "out" "^next best  *[0-9.]* s (.*) with cuda:[0-9]: "
+says "out" "^unused  *cuda:[0-9]"
 says "out" "with one more rtx4090"
 says "out" "cuda:1: does not bind; one more module takes"
 says "out" "^front of the slowest"
@@ -115,7 +116,7 @@ vl2=${srcdir:-.}/tests/fixtures/configs/deepseek-vl2
 expect 0 "a tower beside later layers" "$plan" plan "$vl2" --hardware "3x rtx4090" --batch 4 \
     --images 1 --image-tokens 421 # three stages of the chain behind one of the tower
 says "out" "^ *0  cuda:2  vision, projector"
-says "out" "^bottleneck    the work of stage 1$"
+says "out" "^bottleneck    the work of stage 1 (cuda:[0-9]*)$"
 expect 2 "pictures of no tokens" "$plan" plan "$vl2" --hardware "3x rtx4090" --images 1
 says "err" "how many --image-tokens"
 expect 0 "groups of devices" "$plan" plan "$vl2" --hardware "4x rtx4090" --tp 2
