@@ -250,7 +250,8 @@ float ek_random_normal(uint64_t *state);
 double ek_random_unit(uint64_t *state); /* [0, 1) */
 /* 128-bit XXH3 of data, as 32 hex digits plus NUL. Identity, not security. */
 void ek_hash_hex(const void *data, size_t n, char out[33]);
-struct ek_hash; /* streaming form */
+uint64_t ek_hash_u64(const void *data, size_t n); /* of memory; not for files */
+struct ek_hash;                                   /* streaming form */
 struct ek_hash *ek_hash_new(void);
 void ek_hash_add(struct ek_hash *h, const void *data, size_t n);
 void ek_hash_end(struct ek_hash *h, char out[33]); /* frees h */

@@ -47,6 +47,11 @@ void ek_hash_hex(const void *data, size_t n, char out[33])
     to_hex(XXH3_128bits(data, n), out);
 }
 
+uint64_t ek_hash_u64(const void *data, size_t n)
+{
+    return XXH3_64bits(data, n);
+}
+
 struct ek_hash {
     XXH3_state_t *state;
 };

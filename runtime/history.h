@@ -9,15 +9,16 @@
 #include "runtime/runtime.h"
 
 struct history {
-    bool open;     /* slot is a sequence of the engine's, kept open */
-    uint32_t slot; /* its cache holds ... */
-    int32_t *ids;  /* ... these tokens, and maybe more behind them */
+    bool open;       /* slot is a sequence of the engine's, kept open */
+    uint32_t slot;   /* its cache holds ... */
+    uint64_t *names; /* ... these tokens, and maybe more behind them */
     size_t n, cap;
     uint64_t ended; /* when, in the order of ends; 0: never used */
 };
 
-/* Remembers a prompt and its answer, whose last token the cache does not hold: as far as ids alone
- * say what the cache holds, so up to the first picture. EK_ENOMEM: nothing is remembered. */
+/* Remembers a prompt and its answer, whose last token the cache does not hold: as far as names say
+ * what the cache holds, so up to the first picture where the prompt has none. EK_ENOMEM: nothing is
+ * remembered. */
 enum ek_status history_keep(struct history *h, const struct ek_prompt *p,
                             const struct ek_completion *out);
 /* How many of the prompt's tokens the cache holds, its last one never: something must be computed

@@ -45,6 +45,8 @@ void ek_vision_prompt_close(struct ek_vision_prompt *v)
 {
     ek_embeds_free(&v->embeds);
     ek_vl_prompt_free(&v->vl);
+    free(v->names);
+    v->names = NULL;
     v->prompt = (struct ek_prompt){0};
 }
 
@@ -54,7 +56,27 @@ static void bind_prompt(struct ek_vision_prompt *v)
                                    .n = v->vl.n_ids,
                                    .positions = v->vl.positions,
                                    .delta = v->vl.delta,
-                                   .embeds = &v->embeds};
+                                   .embeds = &v->embeds,
+                                   .names = v->names};
+}
+
+/* Two rows that hold the same at the same positions are the same, whatever picture they are of. */
+static enum ek_status name_tokens(struct ek_vision_prompt *v, size_t hidden)
+{
+    const struct ek_vl_prompt *vl = &v->vl;
+
+    if ((v->names = ek_calloc(vl->n_ids, sizeof(*v->names))) == NULL)
+        return EK_ENOMEM;
+    for (size_t i = 0; i < vl->n_ids; i++)
+        v->names[i] = (uint32_t)vl->ids[i];
+    for (size_t k = 0; k < v->embeds.n; k++) {
+        size_t i = v->embeds.tokens[k];
+        uint64_t what[4] = {ek_hash_u64(v->embeds.rows[k], hidden * sizeof(float))};
+        for (size_t r = 0; vl->positions && r < 3; r++)
+            what[1 + r] = (uint32_t)vl->positions[r * vl->n_ids + i];
+        v->names[i] = ek_hash_u64(what, sizeof(what)) | (uint64_t)1 << 63; /* no id */
+    }
+    return EK_OK;
 }
 
 enum ek_status ek_vision_prompt_open(struct ek_engine *e, const struct ek_vl_rules *rules,
@@ -68,6 +90,7 @@ enum ek_status ek_vision_prompt_open(struct ek_engine *e, const struct ek_vl_rul
     EK_GOTO(ek_vl_prompt(rules, ids, n_ids, items, n_items, ek_engine_max_context(e), &v.vl), st,
             fail);
     EK_GOTO(ek_engine_encode(e, rules, &v.vl, &v.embeds), st, fail);
+    EK_GOTO(name_tokens(&v, ek_engine_model(e)->config.hidden), st, fail);
     for (size_t i = 0; i < v.vl.n_visuals; i++) { /* the pixels are not needed any more */
         free(v.vl.visuals[i].pixels);
         v.vl.visuals[i].pixels = NULL;

@@ -373,11 +373,15 @@ struct ek_prompt { /* all borrowed */
     const int32_t *positions;       /* M-RoPE: [3][n]; NULL: 0, 1, ... */
     int32_t delta;                  /* the position of token i >= n is i + delta */
     const struct ek_embeds *embeds; /* pictures' rows; NULL: none */
+    /* [n] what tells tokens apart for a cache: ids, but of pictures' rows what they hold and where.
+     * NULL: nothing of pictures, and behind them, is the same as anything */
+    const uint64_t *names;
 };
 /* A prompt with pictures, laid out and encoded: what ek_generate takes is .prompt. */
 struct ek_vision_prompt {
     struct ek_vl_prompt vl; /* without pixels */
     struct ek_embeds embeds;
+    uint64_t *names;
     struct ek_prompt prompt; /* points into the struct, which stays where it was opened */
 };
 /* ek_vl_prompt, then ek_engine_encode. items stay the caller's. */

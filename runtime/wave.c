@@ -158,7 +158,7 @@ void wave_close(struct wave *w)
     for (uint32_t i = 0; w->past && i < w->n; i++) {
         if (w->past[i].open)
             ek_engine_seq_close(w->e, w->past[i].slot);
-        free(w->past[i].ids);
+        free(w->past[i].names);
     }
     free(w->past);
     w->past = NULL;

@@ -223,6 +223,81 @@ static char *pictures_body(int n)
     return body;
 }
 
+/* A conversation about a picture of 2 x 1 pixels: so many turns of it, the last of them a question.
+ */
+static json_t *talk(const char *picture, int turns)
+{
+    static char answer[ANSWER];
+    char *body =
+        ek_asprintf("{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image_url\", "
+                    "\"image_url\": "
+                    "{\"url\": \"data:image/png;base64,%s\"}}, {\"type\": \"text\", \"text\": "
+                    "\"What is it? And what is it not?\"}]}%s], "
+                    "\"max_tokens\": 9, \"temperature\": 0}",
+                    picture,
+                    turns == 1
+                        ? ""
+                        : ", {\"role\": \"assistant\", \"content\": \"b\"}, {\"role\": \"user\", "
+                          "\"content\": \"c\"}");
+    int fd = dial();
+
+    post(fd, "/v1/chat/completions", body);
+    free(body);
+    hear(fd, answer);
+    ck_assert_msg(code_of(answer) == 200, "%s", answer);
+    return document_of(answer);
+}
+
+static json_int_t cached(const json_t *v)
+{
+    return json_integer_value(json_object_get(
+        json_object_get(json_object_get(v, "usage"), "prompt_tokens_details"), "cached_tokens"));
+}
+
+static bool same_answer(const json_t *a, const json_t *b)
+{
+    return json_equal(json_object_get(json_array_get(json_object_get(a, "choices"), 0), "message"),
+                      json_object_get(json_array_get(json_object_get(b, "choices"), 0), "message"));
+}
+
+/* What the cache holds of a picture is there for the next turn, and for no other picture. */
+START_TEST(a_turn_about_the_same_picture_is_computed_from_where_the_last_one_ended)
+{
+    static const char *const models[] = {"deepseek-vl2-tiny", "qwen2.5-vl"};
+    static const char *const pictures[] = {"iVBORw0KGgoAAAANSUhEUgAAAAIAAAABCAIAAAB7QOjdAAAADUlEQVR"
+                                           "4nGP4zwAE/wEHAAH/4iOeWQAAAABJRU5ErkJg"
+                                           "gg==",
+                                           "iVBORw0KGgoAAAANSUhEUgAAAAIAAAABCAIAAAB7QOjdAAAAD0lEQVR"
+                                           "4nGPgOiH3S6QHAAhFAot6wUftAAAAAElFTkSuQmCC"};
+    json_t *alone[2], *first, *next, *other;
+
+    close_server();
+    open_server_of(models[_i]);
+    for (int i = 0; i < 2; i++) {
+        start();
+        alone[i] = talk(pictures[i], 2);
+        ck_assert_int_eq(cached(alone[i]), 0);
+        end(EK_OK);
+    }
+    start();
+    first = talk(pictures[0], 1);
+    next = talk(pictures[0], 2);
+    other = talk(pictures[1], 2);
+    end(EK_OK);
+    ck_assert_int_eq(cached(first), 0);
+    ck_assert_msg(cached(next) >= 32 && cached(next) > cached(other), "%d, %d", (int)cached(next),
+                  (int)cached(other));
+    ck_assert(same_answer(next, alone[0]));
+    ck_assert_int_lt(cached(other), 32);
+    ck_assert(same_answer(other, alone[1]));
+    json_decref(alone[0]);
+    json_decref(alone[1]);
+    json_decref(first);
+    json_decref(next);
+    json_decref(other);
+}
+END_TEST
+
 START_TEST(a_picture_is_looked_at)
 {
     static char answer[ANSWER];
@@ -459,6 +534,8 @@ int main(void)
     tcase_add_test(tc, a_turn_that_goes_on_is_computed_from_where_the_last_one_ended);
     tcase_add_test(tc, log_probabilities_are_those_of_the_logits);
     tcase_add_test(tc, a_chat_has_its_log_probabilities_token_by_token);
+    tcase_add_loop_test(tc, a_turn_about_the_same_picture_is_computed_from_where_the_last_one_ended,
+                        0, 2);
     tcase_add_test(tc, a_picture_is_looked_at);
     tcase_add_test(tc, pictures_beyond_the_context_are_refused_as_a_long_prompt_is);
     tcase_add_test(tc, what_cannot_be_answered_is_refused_and_the_next_is_served);

@@ -8,8 +8,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define MODEL "fixtures/reference/deepseek-vl2-tiny"
-
 struct ek_model *model;
 static struct ek_plan *plan;
 struct ek_engine *engine;
@@ -41,11 +39,19 @@ static void *serve(void *arg)
 
 void open_server(void)
 {
-    model = fixture_model("deepseek-vl2-tiny");
+    open_server_of("deepseek-vl2-tiny");
+}
+
+void open_server_of(const char *name)
+{
+    char *path = ek_asprintf("fixtures/reference/%s", name);
+
+    model = fixture_model(name);
     plan = one_device_plan(model);
     plan->batch = 3;
     engine = open_engine(model, plan);
-    ck_ok(ek_tokenizer_open(source_path(MODEL), &tokenizer));
+    ck_ok(ek_tokenizer_open(source_path(path), &tokenizer));
+    free(path);
     options = (struct ek_server_options){.host = "127.0.0.1",
                                          .model = "tiny",
                                          .connections = 16,
@@ -53,12 +59,12 @@ void open_server(void)
                                          .request_s = 30,
                                          .stop = &stop,
                                          .ready = ready};
-    stop = false;
-    base[0] = '\0';
 }
 
 void start(void)
 {
+    stop = false;
+    base[0] = '\0';
     ck_assert_int_eq(pthread_create(&thread, NULL, serve, NULL), 0);
     pthread_mutex_lock(&lock);
     while (base[0] == '\0')

@@ -17,10 +17,11 @@ extern struct ek_server_options options; /* of the server: may be changed before
 
 /* A checked fixture: the engine, not served yet. */
 void open_server(void);
+void open_server_of(const char *name); /* of another fixture's model, after close_server */
 void close_server(void);
 /* Steps take so long that no answer ends by itself while a test looks. */
 void make_slow(void);
-void start(void);
+void start(void); /* after end, again */
 /* Asks it to stop, and holds its status against what is wanted. */
 void end(enum ek_status want);
 /* Waits for it to end by itself. */
