@@ -35,6 +35,10 @@ static const struct ek_option options[] = {
     {"top-k", "N", "only the k best tokens (0: all)"},
     {"top-p", "F", "only the best tokens of this total probability (default 1)"},
     {"min-p", "F", "only tokens of at least this share of the best one's probability"},
+    {"repetition-penalty", "F",
+     "divides logits above 0 of tokens in the prompt or the answer, multiplies others (default 1)"},
+    {"presence-penalty", "F", "off a token's logit once it is in the answer (default 0)"},
+    {"frequency-penalty", "F", "and for each time that it is (default 0)"},
     {"seed", "N", "of sampling (default 1)"},
     {"ignore-eos", NULL, "go on after the end-of-sequence token"},
     {"record", "FILE", "write a reference of this run's logits (prompt and answer)"},
@@ -275,8 +279,25 @@ static enum ek_status read_sampling(const struct ek_args *a, struct ek_sampling 
     return ek_arg_u64(a, "seed", 0, UINT64_MAX, &s->seed);
 }
 
+/* *some: they do something. */
+static enum ek_status read_penalties(const struct ek_args *a, struct ek_penalties *p, bool *some)
+{
+    double repetition = 1, presence = 0, frequency = 0;
+
+    EK_TRY(ek_arg_double(a, "repetition-penalty", 0.01, 100, &repetition));
+    EK_TRY(ek_arg_double(a, "presence-penalty", -2, 2, &presence));
+    EK_TRY(ek_arg_double(a, "frequency-penalty", -2, 2, &frequency));
+    *p = (struct ek_penalties){.repetition = (float)repetition,
+                               .presence = (float)presence,
+                               .frequency = (float)frequency};
+    *some = repetition != 1 || presence != 0 || frequency != 0;
+    return EK_OK;
+}
+
 static enum ek_status generate(struct job *j)
 {
+    struct ek_penalties penalties;
+    bool penalised;
     struct ek_generate_options opt = {.sampling = EK_SAMPLING_GREEDY,
                                       .max_tokens = 128,
                                       .stop = j->stops,
@@ -286,6 +307,8 @@ static enum ek_status generate(struct job *j)
     enum ek_status st;
 
     EK_TRY(read_sampling(j->args, &opt.sampling));
+    EK_TRY(read_penalties(j->args, &penalties, &penalised));
+    opt.penalties = penalised ? &penalties : NULL;
     EK_TRY(ek_arg_u32(j->args, "max-tokens", 1, 1u << 22, &opt.max_tokens));
     opt.n_stop = collect_stops(j);
     if (j->tokenizer && j->n_prompts == 1 && !ek_arg_flag(j->args, "json") &&

@@ -19,6 +19,14 @@ ids() { # of the last answer
     sed -n '/"ids"/,/]/p' "$scratch/out"
 }
 ids >"$scratch/alone"
+expect 0 evenkeel run "$model" --ids 1,2,3,4 --max-tokens 40 --ignore-eos --repetition-penalty 100 \
+    --presence-penalty 2 --frequency-penalty 2 --json
+[ "$(ids | grep -oE '[0-9]+' | sort -u | wc -l)" -eq 40 ] || {
+    echo "FAILED: a token was said again"
+    failures=$((failures + 1))
+}
+expect 2 evenkeel run "$model" --ids 1,2 --frequency-penalty 3
+one_line
 
 # a device_map that visits cpu:0 three times, the head back with its embedding
 cat >"$scratch/map.json" <<'END'
