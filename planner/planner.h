@@ -436,7 +436,7 @@ struct ek_solution {
      * them: so many are answered for certain, so many by both methods. */
     size_t settled, confirmed;
     bool proven, interrupted; /* proven: all of them, as well as was asked for */
-    const char *cross_check; /* "equal", or why it was not made; static storage */
+    const char *cross_check;  /* "equal", or why it was not made; static storage */
     struct ek_effort dp, ilp;
     struct ek_choice tried[EK_MAX_CHOICES]; /* considered */
     size_t n_tried;

@@ -35,6 +35,14 @@ const struct ek_modcost *ek_stage_cost(const struct ek_problem *p, uint32_t cls,
     return slot(p, cls, tp, (uint32_t)p->costs->n_modules);
 }
 
+const struct ek_modcost *ek_ending_cost(const struct ek_problem *p, uint32_t cls, uint32_t tp)
+{
+    const struct ek_modcost *c =
+        ek_modcost_of(p, cls, tp, (uint32_t)p->costs->n_modules + EK_SIG_ENDING);
+
+    return c->known ? c : NULL;
+}
+
 const struct ek_cost_space *ek_stage_space(const struct ek_problem *p, uint32_t cls, uint32_t tp,
                                            uint32_t sig)
 {
@@ -136,8 +144,8 @@ static enum ek_status price_modules(struct ek_problem *p, bool measured_chunk)
         struct ek_modcost cost[EK_PICTURES + 1];
         for (int pass = EK_EVERY_CHUNK; pass <= EK_PICTURES; pass++)
             price_one(p, t, (enum ek_prefill_pass)pass, &cost[pass]);
-        if (t->sig == EK_SIG_STAGE)
-            *slot(p, t->cls, t->tp, n) = cost[EK_EVERY_CHUNK];
+        if (t->sig == EK_SIG_STAGE || t->sig == EK_SIG_ENDING)
+            *slot(p, t->cls, t->tp, n + t->sig) = cost[EK_EVERY_CHUNK];
         for (uint32_t m = 0; m < n; m++)
             if (c->modules[m].sig == t->sig &&
                 (!measured_chunk || c->modules[m].kind != EK_MODULE_LAYER ||

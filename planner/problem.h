@@ -21,6 +21,8 @@ struct ek_modcost {
 const struct ek_modcost *ek_modcost_of(const struct ek_problem *p, uint32_t cls, uint32_t tp,
                                        uint32_t module);
 const struct ek_modcost *ek_stage_cost(const struct ek_problem *p, uint32_t cls, uint32_t tp);
+/* So of one that ends the chain and has no layer; NULL: not known. */
+const struct ek_modcost *ek_ending_cost(const struct ek_problem *p, uint32_t cls, uint32_t tp);
 /* Of a signature below EK_N_STAGE_SIGS. */
 const struct ek_cost_space *ek_stage_space(const struct ek_problem *p, uint32_t cls, uint32_t tp,
                                            uint32_t sig);

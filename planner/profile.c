@@ -471,7 +471,7 @@ static enum ek_status add_times(struct importer *im, uint32_t cls, uint32_t sig)
         free(t->prefill.rows);
         free(t->decode.rows);
     }
-    if (sig == EK_SIG_STAGE) {
+    if (sig == EK_SIG_STAGE || sig == EK_SIG_ENDING) {
         level(&t->prefill, EK_PHASE_PREFILL);
         level(&t->decode, EK_PHASE_DECODE);
     }

@@ -326,10 +326,25 @@ static void go_on(const struct ek_problem *p, uint32_t kind, struct sums *s)
     s->decode *= 1 + (k->behind - 1) * low * left_during(k, decoding);
 }
 
+/* The chain's items are a final norm, a head or both. */
+static bool only_ends(const struct ek_problem *p, int32_t first, int32_t last)
+{
+    enum ek_module_kind kind;
+
+    if (first > last)
+        return false;
+    kind = p->costs->modules[p->first_item + (uint32_t)first].kind;
+    return kind == EK_MODULE_NORM || kind == EK_MODULE_HEAD;
+}
+
 /* What a stage takes once a step. */
-static void begin(const struct ek_problem *p, const struct ek_modcost *own, int32_t first,
+static void begin(const struct ek_problem *p, uint32_t cls, uint32_t tp, int32_t first,
                   int32_t last, struct sums *t)
 {
+    const struct ek_modcost *own = only_ends(p, first, last) ? ek_ending_cost(p, cls, tp) : NULL;
+
+    if (own == NULL)
+        own = ek_stage_cost(p, cls, tp);
     t->prefill = own->prefill;
     t->decode = first <= last && last >= (int32_t)p->n_seeing ? own->decode : 0;
 }
@@ -343,7 +358,7 @@ bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, 
     const struct ek_modcost *overhead = ek_stage_cost(p, cls, k->tp);
     struct sums t = {0};
 
-    begin(p, overhead, first, last, &t);
+    begin(p, cls, k->tp, first, last, &t);
     if (first <= last && p->costs->n_stages)
         stage = measured_stage(p->costs, cls, k->tp, (uint32_t)first, (uint32_t)last);
     if (stage) {

@@ -135,8 +135,9 @@ struct rig;
 enum ek_status rig_new(const struct rig_options *opt, const struct rig_group *group,
                        struct rig **out);
 void rig_free(struct rig *r); /* NULL is fine */
-/* Time of the module at a point and, beside it, of a stage without modules. EK_NO: the gate refuses
- * it. overhead_s: a stage's own time, known already (groups of one only). */
+/* Time of the module at a point and, beside it, of a stage without modules (of groups of one: what
+ * its stage took beside it). EK_NO: the gate refuses it. overhead_s: a stage's own time, known
+ * already (groups of one only). */
 enum ek_status rig_measure(struct rig *r, const struct ek_point *at, double overhead_s,
                            struct ek_store_time *module, struct ek_store_time *stage);
 /* What a stage takes once a step, from stages of one module and of two: with many, the differences

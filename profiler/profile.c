@@ -230,6 +230,10 @@ static enum ek_status put_rows(const struct visit *v, const struct ek_point *at,
 
     if (tells_own(v) && !v->d->rig.gpu)
         EK_TRY(ek_store_put_time(v->d->p->store, &k, stage));
+    if (v->group->module->kind == EK_MODULE_NORM) { /* of a stage that ends the chain */
+        k = profile_key(v->d, EK_STORE_ENDING, at, 0);
+        EK_TRY(ek_store_put_time(v->d->p->store, &k, stage));
+    }
     k = profile_key(v->d, v->group->module->signature, at, 0);
     return ek_store_put_time(v->d->p->store, &k, module);
 }

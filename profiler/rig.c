@@ -591,8 +591,11 @@ static enum ek_status time_point(struct rig *r, double overhead_s, struct ek_sto
         note_state(r, &before, &t[i]);
     *whole = t[0].median_s;
     if (alone(r)) {
+        t[1] = t[0];
         t[0].median_s = less_overhead(t[0].median_s, overhead_s);
         t[0].min_s = less_overhead(t[0].min_s, overhead_s);
+        t[1].median_s -= t[0].median_s;
+        t[1].min_s -= t[0].min_s;
     } else {
         t[0].min_s = fmax((r->least[1] - r->least[0]) / r->n, 0);
         judge_intercept(r, &t[1]);

@@ -38,7 +38,8 @@ static bool time_is_sane(const char *signature, const struct ek_store_time *t)
 {
     return seconds_are_sane(t->median_s) && seconds_are_sane(t->mad_s) &&
            seconds_are_sane(t->min_s) && t->n > 0 &&
-           (t->median_s > 0 || strcmp(signature, EK_STORE_STAGE) == 0);
+           (t->median_s > 0 || strcmp(signature, EK_STORE_STAGE) == 0 ||
+            strcmp(signature, EK_STORE_ENDING) == 0);
 }
 
 static enum ek_status insert_time(struct ek_store *s, const struct ek_store_key *k,

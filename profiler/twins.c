@@ -107,7 +107,8 @@ static enum ek_status copy_all(const struct profile_device *d, copy_fn copy, con
 
 enum ek_status twins_times(const struct profile_device *d)
 {
-    return copy_all(d, copy_times, EK_STORE_STAGE);
+    EK_TRY(copy_all(d, copy_times, EK_STORE_STAGE));
+    return copy_all(d, copy_times, EK_STORE_ENDING);
 }
 
 enum ek_status twins_memory(const struct profile_device *d)
