@@ -317,6 +317,25 @@ __device__ __forceinline__ void pdl_next()
 #endif
 }
 
+// A kernel may have so many bytes beside its own from now on, and for good: the limit is the
+// kernel's on that GPU, whoever launches it. Were it what this launch needs, another thread's
+// launch or graph would find it too low; so it is raised to all that there is, once.
+static inline cudaError_t allow_shared(const struct ek_cu_queue *q, const void *kernel,
+                                       size_t shared)
+{
+    cudaFuncAttributes own;
+    cudaError_t e = cudaFuncGetAttributes(&own, kernel);
+
+    if (e != cudaSuccess)
+        return e;
+    if (own.sharedSizeBytes + shared > q->shared)
+        return cudaErrorInvalidConfiguration;
+    if ((size_t)own.maxDynamicSharedSizeBytes >= shared)
+        return cudaSuccess;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                (int)(q->shared - own.sharedSizeBytes));
+}
+
 // cluster: blocks along x that share their memories, or 1.
 template <typename... P, typename... A>
 static cudaError_t launch_cluster(const struct ek_cu_queue *q, void (*kernel)(P...), dim3 grid,
@@ -327,15 +346,8 @@ static cudaError_t launch_cluster(const struct ek_cu_queue *q, void (*kernel)(P.
 
     if (cluster > 1 && !q->pdl)
         return cudaErrorNotSupported;
-    if (q->less) {
-        cudaFuncAttributes own;
-        cudaError_t e = cudaFuncGetAttributes(&own, kernel);
-        if (e != cudaSuccess || own.sharedSizeBytes + shared > q->shared)
-            return e != cudaSuccess ? e : cudaErrorInvalidConfiguration;
-    }
-    if (shared > 32 * 1024) { // with what the kernel has of its own, 48 KiB need no asking
-        cudaError_t e =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    if (q->less || shared > 32 * 1024) { // with what it has of its own, 48 KiB need no asking
+        cudaError_t e = allow_shared(q, (const void *)kernel, shared);
         if (e != cudaSuccess)
             return e;
     }
