@@ -27,8 +27,11 @@ struct ek_attempt { /* one choice */
 
 bool ek_is_searched(enum ek_objective o); /* a size: context or batch */
 void ek_set_size(struct ek_request *r, enum ek_objective o, uint32_t v);
+/* That is worth asking for: a group of sequences has one at least. */
+uint32_t ek_least_size(const struct ek_workload *w, enum ek_objective o, uint32_t micro_batches);
+/* least: of a size that is sought the least; else that of the request. */
 enum ek_status ek_attempt_new(const struct ek_costs *c, const struct ek_request *r,
-                              const struct ek_choice *choice, ek_oracle_fn oracle,
+                              const struct ek_choice *choice, bool least, ek_oracle_fn oracle,
                               struct ek_effort *e, struct ek_attempt *a);
 /* Is there a plan at size v within the limits? *made: its problem, or NULL. */
 enum ek_status ek_try_size(const struct ek_costs *c, const struct ek_attempt *a,

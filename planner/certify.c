@@ -92,7 +92,7 @@ enum ek_status ek_certify_infeasible(const struct ek_costs *c, const struct ek_r
     for (size_t i = 0; i < s->n_tried; i++) {
         struct ek_attempt a;
         struct ek_found f;
-        enum ek_status st = ek_attempt_new(c, r, &s->tried[i], ek_ilp_solve, &s->ilp, &a);
+        enum ek_status st = ek_attempt_new(c, r, &s->tried[i], true, ek_ilp_solve, &s->ilp, &a);
         if (st == EK_NO)
             continue;
         EK_TRY(st);
@@ -144,22 +144,27 @@ static enum ek_status certify_choice(const struct ek_costs *c, const struct ek_r
     enum ek_objective o = r->objectives[0];
     enum ek_answer_kind kind = EK_ANSWER_INFEASIBLE;
     struct ek_request q = *r;
+    double size = best->values[0];
     struct ek_attempt a;
     enum ek_status st;
 
     *confirmed = r->n_objectives;
+    if (o == EK_OBJ_BATCH) /* a group of sequences has one at least */
+        size = fmax(size, choice->micro_batches - 1.0);
     if (ek_is_searched(o))
-        ek_set_size(&q, o, (uint32_t)best->values[0]);
-    st = ek_attempt_new(c, &q, choice, ek_ilp_solve, e, &a);
+        ek_set_size(&q, o, (uint32_t)size);
+    st = ek_attempt_new(c, &q, choice, false, ek_ilp_solve, e, &a);
     if (st == EK_NO)
         return EK_OK;
     EK_TRY(st);
     *confirmed = 0;
     if (ek_is_searched(o))
-        EK_GOTO(size_certified(c, &a, o, best->values[0], e, &kind), st, done);
+        EK_GOTO(size_certified(c, &a, o, size, e, &kind), st, done);
     if (kind == EK_ANSWER_OPTIMAL)
-        st = disagree("the chunk", best->values[0] + 1, best->values[0]);
-    if (kind == EK_ANSWER_INFEASIBLE) {
+        st = disagree("the chunk", size + 1, best->values[0]);
+    if (kind == EK_ANSWER_INFEASIBLE && ek_is_searched(o) && size > best->values[0]) {
+        *confirmed = r->n_objectives;
+    } else if (kind == EK_ANSWER_INFEASIBLE) {
         *confirmed = ek_is_searched(o);
         st = certify_other(best, &a, confirmed);
     }

@@ -54,6 +54,11 @@ void ek_set_size(struct ek_request *r, enum ek_objective o, uint32_t v)
         r->workload.batch = v;
 }
 
+uint32_t ek_least_size(const struct ek_workload *w, enum ek_objective o, uint32_t micro_batches)
+{
+    return o == EK_OBJ_CONTEXT ? ek_workload_prompt(w) + w->generate : micro_batches;
+}
+
 /* A recipe that is a plan spares the search for one. */
 static enum ek_status any_recipe(const struct ek_problem *p, struct ek_found *f)
 {
@@ -100,7 +105,7 @@ static enum ek_status grow_size(const struct ek_costs *c, struct ek_attempt *a, 
                                 struct ek_found *out)
 {
     const struct ek_workload *w = &a->problem->workload;
-    uint32_t low = o == EK_OBJ_CONTEXT ? ek_workload_prompt(w) + w->generate : 1;
+    uint32_t low = ek_least_size(w, o, a->problem->micro_batches);
     uint32_t high = o == EK_OBJ_CONTEXT ? EK_MAX_CONTEXT : EK_MAX_BATCH;
     uint32_t most = high, step = low;
     struct ek_problem *best = NULL, *p;
@@ -256,10 +261,14 @@ static enum ek_status solve_levels(const struct ek_costs *c, const struct ek_ans
 }
 
 enum ek_status ek_attempt_new(const struct ek_costs *c, const struct ek_request *r,
-                              const struct ek_choice *choice, ek_oracle_fn oracle,
+                              const struct ek_choice *choice, bool least, ek_oracle_fn oracle,
                               struct ek_effort *e, struct ek_attempt *a)
 {
+    enum ek_objective o = r->objectives[0];
+
     *a = (struct ek_attempt){.request = ek_request_with(r, choice), .choice = *choice};
+    if (least && ek_is_searched(o))
+        ek_set_size(&a->request, o, ek_least_size(&r->workload, o, choice->micro_batches));
     EK_TRY(ek_problem_new(c, &a->request, choice->micro_batches, &a->problem));
     a->state = (struct ek_search_state){.p = a->problem,
                                         .oracle = oracle,
@@ -349,7 +358,7 @@ static enum ek_status race_new(const struct ek_costs *c, const struct ek_request
 {
     for (size_t i = 0; i < race->n && race->columns <= RACE_COLUMNS; i++) {
         struct ek_attempt *a = &race->all[i];
-        enum ek_status st = ek_attempt_new(c, r, &s->tried[i], ek_dp_solve, &s->dp, a);
+        enum ek_status st = ek_attempt_new(c, r, &s->tried[i], true, ek_dp_solve, &s->dp, a);
         race->turns[i].floor = INFINITY;
         if (st == EK_NO)
             continue;
@@ -478,7 +487,7 @@ static enum ek_status attempt_best(const struct ek_costs *c, const struct ek_req
         }
         if (best->feasible && !best->unknown && turns[i].floor > best->values[0] * (1 + 3e-6))
             continue;
-        st = ek_attempt_new(c, r, &s->tried[turns[i].choice], ek_dp_solve, &s->dp, &a);
+        st = ek_attempt_new(c, r, &s->tried[turns[i].choice], true, ek_dp_solve, &s->dp, &a);
         if (st == EK_NO) {
             first = st;
             continue;
@@ -549,7 +558,7 @@ static enum ek_status solve_by_ilp(const struct ek_costs *c, const struct ek_req
 {
     struct ek_attempt a;
 
-    EK_TRY(ek_attempt_new(c, r, &best->choice, ek_ilp_solve, &s->ilp, &a));
+    EK_TRY(ek_attempt_new(c, r, &best->choice, true, ek_ilp_solve, &s->ilp, &a));
     EK_TRY(solve_levels(c, NULL, &a));
     if (a.feasible && (!a.unknown || !best->feasible)) {
         ek_problem_free(best->problem);

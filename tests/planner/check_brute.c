@@ -48,6 +48,106 @@ static void hold_against(uint64_t seed, const struct ek_costs *c, const struct e
     ek_solution_free(s);
 }
 
+/* Whether anything fits into the memories that devices share hangs on a few bytes. */
+START_TEST(brute_force_agrees_where_shared_memories_are_nearly_full)
+{
+    const char *env = getenv("EK_BRUTE");
+    uint64_t n = env ? strtoull(env, NULL, 10) : 400, counts[2] = {0, 0};
+
+    for (uint64_t seed = 0; seed < n; seed++) {
+        struct ek_costs *c;
+        struct ek_request r;
+        tiny_instance(seed, &c, &r);
+        if (c) {
+            fill_memories(seed, c, &r);
+            hold_against(seed, c, &r, counts);
+        }
+        ek_costs_free(c);
+        ek_request_free(&r);
+    }
+    if (env)
+        printf("nearly full: %llu feasible, %llu infeasible instances agree\n",
+               (unsigned long long)counts[1], (unsigned long long)counts[0]);
+    ck_assert_uint_gt(counts[0], n / 8);
+    ck_assert_uint_gt(counts[1], n / 8);
+}
+END_TEST
+
+static bool is_feasible(const struct ek_costs *c, const struct ek_request *r, uint32_t context,
+                        uint32_t batch, struct brute_values *b)
+{
+    struct ek_request q = *r;
+
+    q.workload.context = context;
+    q.workload.batch = batch;
+    q.objectives[0] = r->objectives[1];
+    q.n_objectives = 1;
+    brute_solve(c, &q, b);
+    return b->feasible;
+}
+
+#define MEASURED 1000000 /* tokens and sequences up to which memory is as the instances say */
+
+/* The longest context or the largest batch: one more does not fit, and of what does it is best. */
+static void hold_size(uint64_t seed, const struct ek_costs *c, const struct ek_request *r,
+                      uint64_t counts[2])
+{
+    struct ek_request q = *r;
+    struct brute_values b;
+    struct ek_solution *s = NULL;
+    bool context = seed % 2;
+    uint32_t least =
+        r->workload.prompt + r->workload.images * r->workload.image_tokens + r->workload.generate;
+    enum ek_status st;
+
+    q.objectives[0] = context ? EK_OBJ_CONTEXT : EK_OBJ_BATCH;
+    q.objectives[1] = r->objectives[0];
+    q.n_objectives = 2;
+    st = ek_solve(c, &q, &s);
+    counts[st == EK_OK]++;
+    if (st != EK_OK) {
+        ck_assert_msg(st == EK_NO &&
+                          !is_feasible(c, &q, context ? least : q.workload.context,
+                                       context ? q.workload.batch : q.workload.micro_batches, &b),
+                      "seed %llu: %s", (unsigned long long)seed, ek_last_error());
+        return;
+    }
+    ck_assert(s->proven && (context ? s->context : s->batch) == s->values[0]);
+    if (s->values[0] < MEASURED / 100) { /* and what is not bounded by a memory is not sought */
+        ck_assert_msg(!is_feasible(c, &q, s->context + context, s->batch + !context, &b),
+                      "seed %llu: more than %.0f fits", (unsigned long long)seed, s->values[0]);
+        ck_assert(is_feasible(c, &q, s->context, s->batch, &b));
+        ck_assert_msg(near(s->values[1], b.values[0]) && near(s->score.latency, b.latency),
+                      "seed %llu: %.12g, brute %.12g", (unsigned long long)seed, s->values[1],
+                      b.values[0]);
+    }
+    ek_solution_free(s);
+}
+
+START_TEST(the_size_that_fits_is_the_largest_as_brute_force_says)
+{
+    const char *env = getenv("EK_BRUTE");
+    uint64_t n = env ? strtoull(env, NULL, 10) : 200, counts[2] = {0, 0};
+
+    for (uint64_t seed = 0; seed < n; seed++) {
+        struct ek_costs *c;
+        struct ek_request r;
+        tiny_instance(seed, &c, &r);
+        if (c) {
+            if (seed % 3 == 0)
+                fill_memories(seed, c, &r);
+            hold_size(seed, c, &r, counts);
+        }
+        ek_costs_free(c);
+        ek_request_free(&r);
+    }
+    if (env)
+        printf("sizes: %llu found, %llu where nothing fits\n", (unsigned long long)counts[1],
+               (unsigned long long)counts[0]);
+    ck_assert_uint_gt(counts[1], n / 4);
+}
+END_TEST
+
 /* Better in the first objective that tells them apart. */
 static bool better(const struct ek_request *r, const struct brute_values *a,
                    const struct brute_values *b)
@@ -280,6 +380,8 @@ int main(void)
 
     tcase_set_timeout(t, 0);
     tcase_add_test(t, brute_force_agrees_on_random_instances);
+    tcase_add_test(t, brute_force_agrees_where_shared_memories_are_nearly_full);
+    tcase_add_test(t, the_size_that_fits_is_the_largest_as_brute_force_says);
     tcase_add_test(t, the_choice_of_groups_is_the_best_as_brute_force_says);
     tcase_add_test(t, the_front_is_whole_as_brute_force_says);
     tcase_add_test(t, the_closest_plan_moves_as_little_as_brute_force_says);

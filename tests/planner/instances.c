@@ -231,6 +231,18 @@ void tiny_instance(uint64_t seed, struct ek_costs **c, struct ek_request *r)
     json_decref(root);
 }
 
+void fill_memories(uint64_t seed, struct ek_costs *c, const struct ek_request *r)
+{
+    uint64_t need = 0, s = seed * 104729 + 7;
+    double part = some(&s, 0.4, 1.6); /* as if there were one memory, or two */
+
+    for (size_t i = 0; i < c->n_modules; i++)
+        need += c->modules[i].weights + c->modules[i].kv * r->workload.batch * r->workload.context;
+    for (size_t k = 0; k < c->n_classes; k++)
+        if (c->classes[k].memory_group[0])
+            c->classes[k].memory = (uint64_t)((double)need * part) + c->classes[k].overhead;
+}
+
 /* ---- Large --------------------------------------------------------------------------------------
  */
 static const double speeds[] = {1, .62, .38, .24, .9, .55, .33, .2};
