@@ -10,7 +10,8 @@ libplanner_a_SOURCES = planner/planner.h planner/problem.h planner/bound.h plann
 	planner/glpk_guard.h planner/glpk_guard.c planner/ilp_memory.h planner/ilp_memory.c \
 	planner/ilp.c planner/levels.c planner/choices.c \
 	planner/incumbent.c planner/attempt.h planner/solve.c planner/certify.c \
-	planner/turns.h planner/turns.c planner/place.c planner/plan_json.c planner/plan_print.c planner/assess.c planner/recipes.c \
+	planner/turns.h planner/turns.c planner/place.c planner/plan_json.c \
+	planner/plan_print.c planner/assess.c planner/recipes.c \
 	planner/explain.c planner/alternatives.c planner/device_map.h planner/device_map.c \
 	planner/pareto.c planner/near.c planner/plan_file.h planner/plan_file.c planner/export.c \
 	planner/page.h planner/page.c planner/report.c planner/report_more.c planner/simulate.h \

@@ -41,7 +41,8 @@ warns 'takes no value'
 expect 2 evenkeel serve x --plan y --context 9
 warns 'not with --plan'
 for wrong in "--ids 1,2 --system x" "--ids 1,2 --raw" "--ids 1,2 --prompt x --raw" \
-    "--ids 1 --fps 3" "--prompt x --fps 3" "--prompt x --image x --fps 3" "--prompt x --image-as white"; do
+    "--ids 1 --fps 3" "--prompt x --fps 3" "--prompt x --image x --fps 3" \
+    "--prompt x --image-as white"; do
     expect 2 evenkeel run x $wrong
     one_line
 done

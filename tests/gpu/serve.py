@@ -8,8 +8,8 @@ OPTIONs are of both, as --devices cuda:0. Greedy. Speed: 1 client (twice: the fi
 graphs), 4, half as many as sequences, as many, twice as many, each count twice. Then prompts that
 begin alike, several answers to each, tokens chosen on the host, a stream, a stop string, chats
 (--chat: the model has a template), pictures, clients that leave in the middle, an end while clients
-are served. Exit code 1 when an answer differs or a check fails: in BF16 that may be a near tie, since
-products with another number of tokens add in another order.
+are served. Exit code 1 when an answer differs or a check fails: in BF16 that may be a near tie,
+since products with another number of tokens add in another order.
 """
 
 import argparse
