@@ -28,11 +28,22 @@ static const struct {
     {{"cuda:0", "cuda:1"}, EK_BF16}, /* the last: only where there are two */
 };
 
+static uint32_t n_gpus;
+
 static void set_device(struct ek_device_spec *spec, const char *name)
 {
     *spec = (struct ek_device_spec){.index = (uint32_t)strtoul(strchr(name, ':') + 1, NULL, 10)};
     snprintf(spec->name, sizeof(spec->name), "%s", name);
     snprintf(spec->backend, sizeof(spec->backend), "%.*s", (int)strcspn(name, ":"), name);
+}
+
+/* Device i of those that are declared on as many GPUs as there are. */
+static void declare_device(struct ek_device_spec *spec, uint32_t i)
+{
+    char name[EK_NAME_LEN];
+
+    snprintf(name, sizeof(name), "cuda:%u.%u", i % n_gpus, i / n_gpus);
+    set_device(spec, name);
 }
 
 static struct ek_plan *plan_for(const struct ek_model *m, int layout)
@@ -218,6 +229,85 @@ START_TEST(the_same_tokens_give_the_same_bits_again)
         free(ids);
         ek_model_close(m);
     }
+}
+END_TEST
+
+/* Modules in order over n devices. */
+static struct ek_plan *spread_plan(const struct ek_model *m, uint32_t n, enum ek_dtype act)
+{
+    struct plan_shape shape = {.n_devices = n, .context = 512, .chunk = 32};
+    uint32_t devices[64];
+    struct ek_plan *p;
+
+    for (uint32_t i = 0; i < m->n_modules; i++)
+        devices[i] = (uint32_t)(i * n / m->n_modules);
+    p = plan_by_module(m, &shape, devices);
+    p->act = p->cache = act;
+    for (uint32_t d = 0; d < n; d++)
+        declare_device(&p->devices[d], d);
+    return p;
+}
+
+enum { N_PROMPT = 70, N_STEPS = 10 };
+
+/* Logits of a prompt, in chunks of 32 and less, and of its last steps one by one. */
+static float *spread_logits(const struct ek_model *m, uint32_t n, enum ek_dtype act)
+{
+    size_t prompt = (size_t)N_PROMPT * m->config.vocab, steps = (size_t)N_STEPS * m->config.vocab;
+    struct ek_plan *p = spread_plan(m, n, act);
+    struct ek_engine *e = open_engine(m, p);
+    int32_t *ids = random_ids(m, N_PROMPT, 11);
+    float *out = all_logits(e, ids, N_PROMPT);
+    float *behind = decoded_logits(e, ids, N_PROMPT - N_STEPS, N_PROMPT);
+
+    out = realloc(out, (prompt + steps) * sizeof(*out));
+    ck_assert_ptr_nonnull(out);
+    memcpy(out + prompt, behind, steps * sizeof(*out));
+    free(behind);
+    free(ids);
+    ek_engine_close(e);
+    ek_plan_free(p);
+    return out;
+}
+
+/* A model of the published width, weights from a seed. */
+static struct ek_model *seeded_model(const char *name)
+{
+    static const struct ek_model_options options = {.seed = 7, .synthetic = true};
+    struct ek_model *m = NULL;
+    char path[256];
+
+    snprintf(path, sizeof(path), "fixtures/configs/%s", name);
+    ck_ok(ek_model_open(source_path(path), &options, &m));
+    return m;
+}
+
+/* Every family with each module on a device of its own; 16 modules, and a model whose products are
+ * those of real ones, over 2 to 16 devices. */
+START_TEST(modules_over_up_to_16_devices_give_the_bits_of_one)
+{
+    static const enum ek_dtype acts[] = {EK_F32, EK_BF16};
+    size_t f = (size_t)_i, n = EK_ARRAY_LEN(fixtures);
+    struct ek_model *m = f < n    ? fixture_model(fixtures[f])
+                         : f == n ? small_model(13)
+                                  : seeded_model("qwen2.5-0.5b");
+    uint32_t most = f < n ? (uint32_t)m->n_modules : 16;
+    size_t bytes = (size_t)(N_PROMPT + N_STEPS) * m->config.vocab * sizeof(float);
+
+    for (size_t a = 0; a < EK_ARRAY_LEN(acts); a++) {
+        float *want = spread_logits(m, 1, acts[a]);
+        for (uint32_t d = f < n ? most : 2; d <= most; d *= 2) {
+            float *got = spread_logits(m, d, acts[a]);
+            printf("%-18s %-4s over %2u devices: max|d| %.2e of %.2e\n", m->name,
+                   ek_dtype_name(acts[a]), d, largest_difference(got, want, bytes / sizeof(float)),
+                   largest(want, bytes / sizeof(float)));
+            fflush(stdout);
+            ck_assert_int_eq(memcmp(got, want, bytes), 0);
+            free(got);
+        }
+        free(want);
+    }
+    ek_model_close(m);
 }
 END_TEST
 
@@ -463,6 +553,7 @@ static const struct {
 
 #define EVERY_OTHER -2 /* module is */
 #define EVERY_PART  -3 /* the same with a tower cut into its blocks */
+#define BY_EIGHT    -4 /* the same over 8 devices in turn */
 
 /* The kind of module that is on the second device, the others on the first. -1: none. */
 static const struct {
@@ -477,11 +568,13 @@ static const struct {
     {{"cuda:0", "cpu:0"}, EK_MODULE_VISION, EK_F32},
     {{"cpu:0", "cuda:0"}, EK_MODULE_VISION, EK_F32},
     {{"cuda:0", "cpu:0"}, EVERY_PART, EK_F32},
+    {{NULL}, BY_EIGHT, EK_F32},
     {{"cuda:0", "cuda:0.1"}, -1, EK_BF16},
     {{"cuda:0", "cuda:0.1"}, EK_MODULE_VISION, EK_BF16},
     {{"cuda:0", "cuda:0.1"}, EK_MODULE_HEAD, EK_BF16},
     {{"cuda:0", "cuda:0.1"}, EVERY_OTHER, EK_BF16},
     {{"cuda:0", "cuda:0.1"}, EVERY_PART, EK_BF16},
+    {{NULL}, BY_EIGHT, EK_BF16},
     {{"cuda:0", "cuda:0.1"}, -1, EK_F16},
     {{"cuda:0", "cpu:0"}, EK_MODULE_VISION, EK_F16},
 };
@@ -489,16 +582,21 @@ static const struct {
 static struct ek_plan *view_plan(const struct ek_model *m, int view)
 {
     struct plan_shape shape = {.n_devices = 2, .batch = 2, .context = 160, .chunk = 24};
+    int apart = views[view].apart;
     uint32_t devices[64] = {0};
     struct ek_plan *p;
 
+    if (apart == BY_EIGHT)
+        shape.n_devices = 8;
     for (uint32_t i = 0; i < m->n_modules; i++)
-        devices[i] =
-            views[view].apart == EVERY_OTHER ? i % 2 : (int)m->modules[i].kind == views[view].apart;
+        devices[i] = apart <= EVERY_OTHER ? i % shape.n_devices : (int)m->modules[i].kind == apart;
     p = plan_by_module(m, &shape, devices);
     p->act = p->cache = views[view].act;
-    for (uint32_t d = 0; d < 2; d++)
-        set_device(&p->devices[d], views[view].devices[d]);
+    for (uint32_t d = 0; d < shape.n_devices; d++)
+        if (apart == BY_EIGHT)
+            declare_device(&p->devices[d], d);
+        else
+            set_device(&p->devices[d], views[view].devices[d]);
     return p;
 }
 
@@ -529,7 +627,7 @@ static void look(size_t f, int view, int32_t ids[NEW])
     struct ek_plan *p;
     char path[256];
 
-    if (views[view].apart == EVERY_PART)
+    if (views[view].apart <= EVERY_PART)
         ck_ok(ek_model_cut_tower(m));
     p = view_plan(m, view);
     e = open_engine(m, p);
@@ -567,7 +665,7 @@ START_TEST(pictures_give_the_official_logits_and_the_same_tokens_wherever_module
 }
 END_TEST
 
-static int count_gpus(void)
+static uint32_t count_gpus(void)
 {
     struct ek_device_spec *specs = NULL;
     struct ek_device_info *infos = NULL;
@@ -576,18 +674,20 @@ static int count_gpus(void)
 
     free(specs);
     free(infos);
-    return listed ? (int)n - 1 : 0; /* the CPU is the last */
+    return listed ? (uint32_t)n - 1 : 0; /* the CPU is the last */
 }
 
 int main(void)
 {
     Suite *s = suite_create("runtime on a GPU");
     TCase *tc = tcase_create("gpu"), *tokens = tcase_create("tokens");
-    TCase *stages = tcase_create("stages");
+    TCase *placements = tcase_create("placements");
     SRunner *sr = srunner_create(s);
-    int failed, gpus = count_gpus(), n = (int)EK_ARRAY_LEN(layouts) - (gpus < 2);
+    int failed, n;
 
-    if (gpus == 0) {
+    n_gpus = count_gpus();
+    n = (int)EK_ARRAY_LEN(layouts) - (n_gpus < 2);
+    if (n_gpus == 0) {
         puts("skipped: no GPU");
         srunner_free(sr);
         return 77;
@@ -600,16 +700,18 @@ int main(void)
     tcase_set_timeout(tokens, 300);
     tcase_add_loop_test(tokens, steps_that_follow_one_another_choose_what_they_do_one_by_one, 0, n);
     tcase_add_loop_test(tokens, many_prompts_generate_what_each_does_alone, 0, n);
-    tcase_add_loop_test(tc,
+    tcase_set_timeout(placements, 300);
+    tcase_add_loop_test(placements, modules_over_up_to_16_devices_give_the_bits_of_one, 0,
+                        (int)EK_ARRAY_LEN(fixtures) + 2);
+    tcase_add_loop_test(placements, where_a_stage_begins_changes_no_bit, 0,
+                        (int)(EK_ARRAY_LEN(cut_models) * EK_ARRAY_LEN(cut_types)));
+    tcase_add_loop_test(placements,
                         pictures_give_the_official_logits_and_the_same_tokens_wherever_modules_lie,
                         0, (int)EK_ARRAY_LEN(views));
     tcase_add_loop_test(tc, predicted_memory_is_what_is_allocated, 0, 2);
     suite_add_tcase(s, tc);
     suite_add_tcase(s, tokens);
-    tcase_set_timeout(stages, 300);
-    tcase_add_loop_test(stages, where_a_stage_begins_changes_no_bit, 0,
-                        (int)(EK_ARRAY_LEN(cut_models) * EK_ARRAY_LEN(cut_types)));
-    suite_add_tcase(s, stages);
+    suite_add_tcase(s, placements);
     srunner_set_fork_status(sr, CK_NOFORK); /* a CUDA context does not survive a fork */
     srunner_run_all(sr, CK_ENV);
     failed = srunner_ntests_failed(sr);
