@@ -10,6 +10,7 @@
 #define MOST_CHOSEN        64
 #define LATENT_ONE_CONTEXT 2048 /* tokens: each head reads the context for itself */
 #define FEW_AVERAGE        8 /* tokens an expert: few have over 16 then, which are read once more */
+#define MOST_APART         8 /* tokens whose experts in blocks run one by one */
 
 static size_t element(enum ek_dtype t)
 {
@@ -370,6 +371,35 @@ static enum ek_status run_ungrouped(struct ek_cuda *d, const struct ek_cu_expert
                           "experts");
 }
 
+/* Weights in blocks: a few tokens are faster one by one. */
+static bool apart(const struct ek_cuda *d, const struct ek_cu_experts *a,
+                  const struct ek_experts *e)
+{
+    struct ek_cu_experts one = *a;
+
+    one.n = 1;
+    return ek_cu_experts_blocks_fits(&d->queue, e->gate_up->dtype, e->down->dtype, d->base.act,
+                                     &one);
+}
+
+static enum ek_status run_apart(struct ek_cuda *d, const struct ek_cu_experts *a,
+                                const struct ek_experts *e)
+{
+    size_t act = element(d->base.act);
+
+    for (uint32_t i = 0; i < a->n; i++) {
+        struct ek_cu_experts one = *a;
+
+        one.n = 1;
+        one.x = (const char *)a->x + i * a->ldx * act;
+        one.out = (char *)a->out + i * a->ldo * act;
+        one.ids = a->ids + (size_t)i * a->top_k;
+        one.weights = a->weights + (size_t)i * a->top_k;
+        EK_TRY(run_ungrouped(d, &one, e));
+    }
+    return EK_OK;
+}
+
 static enum ek_status run_grouped(struct ek_cuda *d, const struct ek_cu_experts *a,
                                   const struct ek_experts *e)
 {
@@ -424,6 +454,8 @@ enum ek_status ek_cuda_experts(struct ek_device *dev, const void *x, size_t ldx,
     EK_TRY(check_experts(d, e, &a));
     ek_cuda_use(d);
     EK_TRY(take_memory(d, &a));
+    if (n > 1 && n <= MOST_APART && apart(d, &a, e))
+        return run_apart(d, &a, e);
     if (n > 1 && dev->act != EK_F32)
         return run_grouped(d, &a, e);
     return run_ungrouped(d, &a, e);
