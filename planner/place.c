@@ -101,7 +101,6 @@ static void share_time(const struct ek_problem *p, struct ek_placement *out, boo
         s->pictures_s = between(t->rested_looking, t->looking, look) * p->micro_batches;
         s->prefill_s = text * p->micro_batches + s->pictures_s;
         s->decode_s = between(t->rested_decode, t->decode, fill);
-        s->decode_s *= meet && t->rested_decode > 0 ? t->alone_decode / t->rested_decode : 1;
     }
 }
 
@@ -157,20 +156,15 @@ static void predict(const struct ek_problem *p, struct ek_placement *out)
 {
     const struct ek_workload *w = &p->workload;
     bool meet = ek_buses_meet(p, out);
-    double prompts, round;
+    double prompts;
 
     share_time(p, out, meet);
     for (size_t i = 0; i < out->n_stages; i++)
         note_modules(p, out, i);
     out->return_s = returning(p, out);
-    if (meet) {
-        ek_meet(p, out, &prompts, &round);
-    } else {
-        prompts = prompts_through(p, out);
-        round = round_through(p, out);
-    }
+    prompts = meet ? ek_meet(p, out) : prompts_through(p, out);
     out->prefill_s = pictures_through(p, out) + prompts;
-    out->decode_s = w->generate ? round : 0;
+    out->decode_s = w->generate ? round_through(p, out) : 0;
     out->tokens_per_s = out->decode_s > 0 ? w->batch / out->decode_s : 0;
 }
 

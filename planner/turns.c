@@ -12,7 +12,6 @@
 
 #define ROOM      3 /* for jobs between two stages: a link's slots, and where one waits for them */
 #define MOST_JOBS 256
-#define ROUNDS    8 /* of decoding */
 
 struct worker {
     bool at_work;
@@ -178,62 +177,39 @@ bool ek_buses_meet(const struct ek_problem *p, const struct ek_placement *pl)
 }
 
 /* For each other device on the bus at work, of the factor with all of them. */
-static double slow_of(const struct ek_problem *p, uint32_t device, bool decode)
+static double slow_of(const struct ek_problem *p, uint32_t device)
 {
     const struct ek_cost_class *k = class_of(p, device);
     uint32_t others = 0;
 
     for (uint32_t d = 0; d < p->n_devices; d++)
         others += d != device && same_bus(p, d, device);
-    return others ? ((decode ? k->slow_decode : k->slow_prefill) - 1) / others : 0;
+    return others ? (k->slow_prefill - 1) / others : 0;
 }
 
-static void fill(const struct ek_problem *p, const struct ek_placement *pl, bool decode,
-                 double jobs, struct ek_turn *out)
+static void fill(const struct ek_problem *p, const struct ek_placement *pl, uint32_t jobs,
+                 struct ek_turn *out)
 {
     for (size_t i = 0; i < pl->n_stages; i++) {
         const struct ek_placed_stage *s = &pl->stages[i];
         out[i] = (struct ek_turn){.device = s->devices[0],
                                   .bus = ek_bus_of(p, s->devices[0]),
-                                  .slow = slow_of(p, s->devices[0], decode),
-                                  .seconds =
-                                      (decode ? s->decode_s : s->prefill_s - s->pictures_s) / jobs,
+                                  .slow = slow_of(p, s->devices[0]),
+                                  .seconds = (s->prefill_s - s->pictures_s) / jobs,
                                   .handoff_s = s->handoff_s};
     }
 }
 
-static void meet_prefill(const struct ek_problem *p, struct ek_placement *pl, double *prefill)
+double ek_meet(const struct ek_problem *p, struct ek_placement *pl)
 {
-    struct ek_turn turns[EK_PLAN_MAX_STAGES];
     double chunks = (double)ek_prefill_chunks(&p->workload, p->workload.batch);
     double busy[EK_PLAN_MAX_STAGES], ended[MOST_JOBS];
+    struct ek_turn turns[EK_PLAN_MAX_STAGES];
     struct ek_jobs jobs = {.n = (uint32_t)fmin(fmax(chunks, 1), MOST_JOBS)};
 
-    fill(p, pl, false, jobs.n, turns);
+    fill(p, pl, jobs.n, turns);
     ek_take_turns(turns, pl->n_stages, &jobs, busy, ended);
     for (size_t i = 0; i < pl->n_stages; i++)
         pl->stages[i].prefill_s = pl->stages[i].pictures_s + busy[i];
-    *prefill = ended[jobs.n - 1];
-}
-
-/* A round: of all groups, once the first rounds are over. */
-static void meet_decode(const struct ek_problem *p, struct ek_placement *pl, double *round)
-{
-    struct ek_turn turns[EK_PLAN_MAX_STAGES];
-    uint32_t groups = p->micro_batches < MOST_JOBS / ROUNDS ? p->micro_batches : MOST_JOBS / ROUNDS;
-    struct ek_jobs jobs = {.n = groups * ROUNDS, .again = groups, .return_s = pl->return_s};
-    double busy[EK_PLAN_MAX_STAGES], ended[MOST_JOBS];
-
-    fill(p, pl, true, 1, turns);
-    ek_take_turns(turns, pl->n_stages, &jobs, busy, ended);
-    for (size_t i = 0; i < pl->n_stages; i++)
-        pl->stages[i].decode_s = busy[i] / jobs.n;
-    *round = (ended[jobs.n - 1] - ended[jobs.n / 2 - 1]) / (ROUNDS / 2.0);
-    *round *= (double)p->micro_batches / groups;
-}
-
-void ek_meet(const struct ek_problem *p, struct ek_placement *pl, double *prefill, double *round)
-{
-    meet_prefill(p, pl, prefill);
-    meet_decode(p, pl, round);
+    return ended[jobs.n - 1];
 }

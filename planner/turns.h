@@ -29,8 +29,8 @@ void ek_take_turns(const struct ek_turn *stages, size_t n, const struct ek_jobs 
 uint32_t ek_bus_of(const struct ek_problem *p, uint32_t device);
 /* Do stages of several devices meet on one bus? */
 bool ek_buses_meet(const struct ek_problem *p, const struct ek_placement *pl);
-/* Stages have times of devices alone, and are given those of devices that meet; *prefill: of all
- * prompts without their pictures, *round: of decoding. */
-void ek_meet(const struct ek_problem *p, struct ek_placement *pl, double *prefill, double *round);
+/* Stages have prefill times of devices alone, and are given those of devices that meet. Returns
+ * that of all prompts without their pictures. */
+double ek_meet(const struct ek_problem *p, struct ek_placement *pl);
 
 #endif
