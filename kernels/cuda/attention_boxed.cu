@@ -238,9 +238,11 @@ static cudaError_t boxed_launch(const struct ek_cu_queue *q, const struct ek_cu_
                        : form_launch<T, D, false>(q, a, &maps);
 }
 
+// Contexts that are all under way at once in registers are so the sooner.
 extern "C" bool ek_cu_boxed_takes(const struct ek_cu_queue *q, const struct ek_cu_attention *a)
 {
     return q->wgmma && q->shared >= sizeof(BoxShared<128>) && a->batch.n_seqs > 1 && a->team <= 2 &&
+           a->batch.max_kv > a->n_parts * BOX_STEPS * BOX_WARPS * PART_STEP &&
            (uintptr_t)a->kv.k % 16 == 0 && (uintptr_t)a->kv.v % 16 == 0;
 }
 

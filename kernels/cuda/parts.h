@@ -20,8 +20,8 @@ extern "C" {
  * arrived [seqs * kv_heads * tiles] zero before and after. */
 cudaError_t ek_cu_attention_parts(const struct ek_cu_queue *q, enum ek_dtype act,
                                   const struct ek_cu_attention *a);
-/* The same for teams of at most 2 of several sequences, where the current GPU and this build are
- * Hopper's: attention_boxed.cu. */
+/* The same for teams of at most 2 of several sequences whose contexts are more than registers take
+ * at once, where the current GPU and this build are Hopper's: attention_boxed.cu. */
 bool ek_cu_boxed_takes(const struct ek_cu_queue *q, const struct ek_cu_attention *a);
 cudaError_t ek_cu_attention_boxed(const struct ek_cu_queue *q, enum ek_dtype act,
                                   const struct ek_cu_attention *a);
