@@ -622,10 +622,12 @@ static uint32_t busiest(const struct ek_cu_queue *q, uint32_t tiles, uint32_t st
 
 // Two for a tile where tiles are fewer than multiprocessors, or many are left without one in the
 // last round; three of long rows. More take as long: sums have further to go, and a few
-// multiprocessors with that much under way read as fast as all.
-static uint32_t blocks_of(const struct ek_cu_queue *q, uint32_t tiles, uint32_t steps)
+// multiprocessors with that much under way read as fast as all. Queries, keys and values leave the
+// others to attention, whose contexts come meanwhile.
+static uint32_t blocks_of(const struct ek_cu_queue *q, enum ek_cu_mode mode, uint32_t tiles,
+                          uint32_t steps)
 {
-    if (steps == 1)
+    if (steps == 1 || (mode == EK_CU_QKV && tiles < q->n_sm))
         return 1;
     if (tiles < q->n_sm)
         return steps >= WIDE_LONG && 3 * tiles <= q->n_sm ? 3 : 2;
@@ -633,14 +635,15 @@ static uint32_t blocks_of(const struct ek_cu_queue *q, uint32_t tiles, uint32_t 
 }
 
 template <int NT>
-static void cut(const struct ek_cu_queue *q, const struct ek_cu_product *p, struct wide_plan *s)
+static void cut(const struct ek_cu_queue *q, enum ek_cu_mode mode, const struct ek_cu_product *p,
+                struct wide_plan *s)
 {
     uint32_t rows = 0, most;
 
     for (uint32_t i = 0; i < p->n_mats; i++)
         rows += p->mat[i].rows;
     s->tiles = div_up(rows, WIDE_ROWS);
-    s->blocks = blocks_of(q, s->tiles, div_up(p->cols, WIDE_K));
+    s->blocks = blocks_of(q, mode, s->tiles, div_up(p->cols, WIDE_K));
     most = clusters_of(q, s->blocks);
     s->clusters = s->tiles < most ? s->tiles : most;
     lay_out<NT>(s);
@@ -682,7 +685,7 @@ static cudaError_t wide_launch(const struct ek_cu_queue *q, uint32_t n,
     }
     if (e != cudaSuccess)
         return e;
-    cut<NT>(q, p, &s);
+    cut<NT>(q, (enum ek_cu_mode)MODE, p, &s);
     return launch_cluster(q, wide_k<T, MODE, NT>, dim3(s.blocks, s.clusters), WIDE_THREADS,
                           s.shared, s.blocks, maps, *p, s, n);
 }
