@@ -19,6 +19,7 @@ struct neighbour {
     struct ek_point at;
     struct ek_store_key key; /* of the row with the others at work */
     atomic_bool stop, goes;  /* it is asked to end; it works, or has failed */
+    atomic_bool ended;       /* it works no more */
     pthread_t thread;
     bool running;
     enum ek_status status;
@@ -33,6 +34,7 @@ static void *be_busy(void *arg)
     atomic_store(&n->goes, true);
     if (n->status != EK_OK)
         snprintf(n->message, sizeof(n->message), "%s", ek_last_error());
+    atomic_store(&n->ended, true);
     return NULL;
 }
 
@@ -52,6 +54,7 @@ static enum ek_status start(struct neighbour *n)
 {
     atomic_store(&n->stop, false);
     atomic_store(&n->goes, false);
+    atomic_store(&n->ended, false);
     if (pthread_create(&n->thread, NULL, be_busy, n) != 0)
         return ek_error(EK_EENV, "cannot start a thread for %s", n->d.row.name);
     n->running = true;
@@ -90,23 +93,33 @@ static void await(struct neighbour *all, size_t n)
             nanosleep(&moment, NULL);
 }
 
-/* One of them, while the others work. */
-static enum ek_status measure_one(struct profile *p, struct neighbour *n)
+/* A row counts where all others worked to its end: none is kept beside one that failed. */
+static enum ek_status others_worked(struct neighbour *all, size_t n)
 {
+    for (size_t i = 0; i < n; i++)
+        if (all[i].running && atomic_load(&all[i].ended))
+            EK_TRY(halt(&all[i]));
+    return EK_OK;
+}
+
+/* One of n, while the others work. */
+static enum ek_status measure_one(struct profile *p, struct neighbour *all, size_t i, size_t n)
+{
+    struct neighbour *one = &all[i];
     struct ek_store_time module, stage;
     enum ek_status st;
 
-    if (ek_store_has_time(p->store, &n->key))
+    if (ek_store_has_time(p->store, &one->key))
         return EK_OK;
     EK_TRY(devices_stopped(p->opt->stop));
-    EK_TRY(halt(n));
-    st = rig_measure(n->rig, &n->at, 0, &module, &stage);
+    EK_TRY(halt(one));
+    st = rig_measure(one->rig, &one->at, 0, &module, &stage);
     if (st == EK_NO)
         ek_note("left out: %s", ek_last_error());
-    else if (st == EK_OK)
-        st = ek_store_put_time(p->store, &n->key, &module);
+    else if (st == EK_OK && (st = others_worked(all, n)) == EK_OK)
+        st = ek_store_put_time(p->store, &one->key, &module);
     EK_TRY(st == EK_NO ? EK_OK : st);
-    return start(n);
+    return start(one);
 }
 
 static enum ek_status measure_all(struct profile *p, struct neighbour *all, size_t n)
@@ -117,7 +130,7 @@ static enum ek_status measure_all(struct profile *p, struct neighbour *all, size
     }
     for (size_t i = 0; i < n; i++) {
         await(all, n);
-        EK_TRY(measure_one(p, &all[i]));
+        EK_TRY(measure_one(p, all, i, n));
     }
     return EK_OK;
 }
