@@ -35,7 +35,7 @@ void choice_put(struct choice *c)
     queue_put(c->queue, &c->job);
 }
 
-/* The token that ends the answer is no part of it. */
+/* The token ends the answer, and is no part of it. */
 static bool is_stop(const struct choice *c, int32_t id)
 {
     const struct ek_generate_options *o = &c->job.generation.opt;
@@ -54,7 +54,9 @@ static enum ek_status take_tokens(struct choice *c, size_t n)
 
     for (; c->read < n && !c->answer.stopped; c->read++) {
         int32_t id = queue_token(c->queue, &c->job, c->read, scores);
-        if (c->job.scored && !is_stop(c, id))
+        if (is_stop(c, id))
+            continue;
+        if (c->job.scored)
             EK_TRY(answer_score(&c->answer, scores));
         EK_TRY(ek_decoder_push(c->decoder, id, &text));
         EK_TRY(answer_add(&c->answer, text));

@@ -128,8 +128,10 @@ static char *said(const char *fields, const char **finish)
                              "\"logprobs\": 0%s}",
                              fields);
     json_t *v = ask("/v1/completions", body), *one = choice_at(v, 0);
-    char *text = json_dumps(json_object_get(json_object_get(one, "logprobs"), "tokens"), 0);
+    const json_t *tokens = json_object_get(json_object_get(one, "logprobs"), "tokens");
+    char *text = json_dumps(tokens, 0);
 
+    ck_assert((choice_text(v)[0] == '\0') == (json_array_size(tokens) == 0));
     *finish = strcmp(json_string_value(json_object_get(one, "finish_reason")), "stop") ? "length"
                                                                                        : "stop";
     json_decref(v);
