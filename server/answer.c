@@ -180,26 +180,49 @@ static enum ek_status begin_event(const struct reply *r, struct text *to)
     return put_head(r, r->request->chat ? "chat.completion.chunk" : "text_completion", to);
 }
 
-enum ek_status answer_event(struct answer *a, size_t ready, bool first, struct text *to)
+/* An event that could not be made to its end is no part of the stream. */
+static enum ek_status end_event(enum ek_status st, struct text *to, size_t begun)
+{
+    if (st != EK_OK)
+        to->n = begun;
+    return st;
+}
+
+static enum ek_status put_piece(struct answer *a, size_t ready, bool first, struct text *to)
 {
     const struct request *r = a->reply->request;
-    json_t *piece = json_stringn(a->text + a->sent, ready - a->sent), *v;
+    json_t *piece, *v;
 
+    EK_TRY(begin_event(a->reply, to));
+    piece = json_stringn(a->text + a->sent, ready - a->sent);
     v = r->chat ? json_pack("{si s{so}}", "index", (int)a->index, "delta", "content", piece)
                 : json_pack("{si so}", "index", (int)a->index, "text", piece);
     if (r->chat && first && v != NULL)
         json_object_set_new(json_object_get(v, "delta"), "role", json_string("assistant"));
-    EK_TRY(begin_event(a->reply, to));
     EK_TRY(put_choice(a, v, to));
     return put(to, r->usage ? "],\"usage\":null}\n\n" : "]}\n\n");
 }
 
-enum ek_status reply_usage_event(const struct reply *r, struct text *to)
+enum ek_status answer_event(struct answer *a, size_t ready, bool first, struct text *to)
+{
+    size_t begun = to->n;
+
+    return end_event(put_piece(a, ready, first, to), to, begun);
+}
+
+static enum ek_status put_usage(const struct reply *r, struct text *to)
 {
     EK_TRY(begin_event(r, to));
     EK_TRY(put(to, "],\"usage\":"));
     EK_TRY(put_json(to, usage(r)));
     return put(to, "}\n\n");
+}
+
+enum ek_status reply_usage_event(const struct reply *r, struct text *to)
+{
+    size_t begun = to->n;
+
+    return end_event(put_usage(r, to), to, begun);
 }
 
 /* What is quoted in a message may have been cut within a character. */

@@ -45,7 +45,7 @@ enum ek_status answer_add(struct answer *a, const char *text);
 size_t answer_ready(const struct answer *a);
 
 /* Documents, appended; each is one line that ends with a newline. EK_EFORMAT where they become
- * larger than DOCUMENT_MAX. */
+ * larger than DOCUMENT_MAX; nothing of an event is there then. */
 /* A choice of the whole document: its text and log-probabilities. */
 enum ek_status answer_choice(struct answer *a, struct text *to);
 enum ek_status reply_begin(const struct reply *r, struct text *to); /* what stands before them */

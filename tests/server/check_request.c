@@ -226,6 +226,33 @@ START_TEST(an_answer_ends_before_its_stop_and_is_never_taken_back)
 }
 END_TEST
 
+/* Whatever part of it there is still room for. */
+START_TEST(an_event_is_made_whole_or_not_at_all)
+{
+    struct request r = {.chat = true, .stream = true, .usage = true};
+    struct text to = {NULL, 0, 0};
+    struct reply reply;
+    struct answer a;
+
+    ck_assert_int_eq(reply_open(&reply, &r, "m"), EK_OK);
+    ck_assert_int_eq(answer_open(&a, &reply, 0, NULL), EK_OK);
+    ck_assert_int_eq(answer_add(&a, "abc"), EK_OK);
+    ck_assert_int_eq(answer_event(&a, 3, true, &to), EK_OK);
+    ck_assert_int_eq(ek_grow((void **)&to.data, &to.cap, DOCUMENT_MAX, 1, DOCUMENT_MAX), EK_OK);
+    for (size_t room = 1, whole = to.n; room <= whole; room++) {
+        to.n = DOCUMENT_MAX - room;
+        ck_assert_int_eq(answer_event(&a, 3, true, &to), EK_EFORMAT);
+        ck_assert_uint_eq(to.n, DOCUMENT_MAX - room);
+        if (room < 100) {
+            ck_assert_int_eq(reply_usage_event(&reply, &to), EK_EFORMAT);
+            ck_assert_uint_eq(to.n, DOCUMENT_MAX - room);
+        }
+    }
+    free(to.data);
+    answer_close(&a);
+}
+END_TEST
+
 START_TEST(an_error_is_said_whatever_it_quotes)
 {
     char *text = answer_error(400, NULL, "type 'caf\xc3'");
@@ -249,6 +276,7 @@ int main(void)
     tcase_add_test(tc, settings_are_the_clients_and_the_rest_is_the_interfaces);
     tcase_add_loop_test(tc, pictures_come_in_their_urls_and_nothing_is_fetched, 0,
                         EK_ARRAY_LEN(urls));
+    tcase_add_test(tc, an_event_is_made_whole_or_not_at_all);
     tcase_add_test(tc, an_error_is_said_whatever_it_quotes);
     tcase_add_loop_test(tc, an_answer_ends_before_its_stop_and_is_never_taken_back, 0,
                         EK_ARRAY_LEN(answers));
