@@ -364,7 +364,7 @@ static enum ek_status expand_position(struct search *s, uint32_t pos)
 {
     s->e->early_needs |= s->n > VERY_MANY;
     if (s->p->n_pools && (s->n > MANY_LABELS || s->e->early_needs) && s->shared.needs == NULL)
-        EK_TRY(ek_shared_need(&s->shared));
+        EK_TRY(ek_shared_need(&s->shared, s->e));
     for (uint32_t i = s->head[pos]; i != NO_LABEL && !s->full; i = s->labels[i].next) {
         if (s->labels[i].dead)
             continue;

@@ -5,6 +5,7 @@
  */
 #include "planner/glpk_guard.h"
 
+#include <limits.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdlib.h>
@@ -38,6 +39,13 @@ enum ek_status ek_glpk_guarded(enum ek_status (*work)(void *data), void *data)
     }
     glp_free_env();
     return st;
+}
+
+int ek_glpk_time_left(uint64_t deadline_ns)
+{
+    uint64_t now = ek_now_ns(), left = deadline_ns > now ? (deadline_ns - now) / 1000000 + 1 : 1;
+
+    return deadline_ns && left < INT_MAX ? (int)left : INT_MAX;
 }
 
 void ek_glpk_offer_cutoff(glp_tree *tree, int variable)

@@ -15,6 +15,8 @@
  * gone afterwards. EK_ENOMEM for such an error, else work's status. */
 enum ek_status ek_glpk_guarded(enum ek_status (*work)(void *data), void *data);
 
+/* Milliseconds until a deadline of ek_now_ns (0: none), one at least: a tm_lim. */
+int ek_glpk_time_left(uint64_t deadline_ns);
 /* GLPK takes no cutoff, but an incumbent from a heuristic, without asking whether it is feasible:
  * one whose only cost is the cutoff prunes everything above. variable: without rows, fixed at 0, of
  * that cost. Where it stays, there is no plan. */

@@ -431,7 +431,6 @@ static enum ek_status run(struct builder *b, struct ek_effort *e, struct ek_answ
 {
     struct watch w = {.b = b, .e = e, .any = isinf(b->l->enough) && b->l->enough > 0};
     glp_iocp o;
-    uint64_t now = ek_now_ns();
     int rc;
 
     EK_TRY(build(b));
@@ -443,8 +442,7 @@ static enum ek_status run(struct builder *b, struct ek_effort *e, struct ek_answ
     o.msg_lev = GLP_MSG_OFF;
     o.cb_func = on_node;
     o.cb_info = &w;
-    if (e->deadline_ns)
-        o.tm_lim = e->deadline_ns > now ? (int)((e->deadline_ns - now) / 1000000) + 1 : 1;
+    o.tm_lim = ek_glpk_time_left(e->deadline_ns);
     rc = relax(b, &w, o.tm_lim);
     if (rc == 0)
         rc = glp_intopt(b->lp, &o);

@@ -304,6 +304,7 @@ static enum ek_status run(void *data)
     glp_init_smcp(&simplex);
     simplex.msg_lev = GLP_MSG_OFF;
     simplex.presolve = GLP_ON;
+    simplex.tm_lim = ek_glpk_time_left(b->e->deadline_ns);
     rc = glp_simplex(b->lp, &simplex);
     if (rc == GLP_ENOPFS || (rc == 0 && glp_get_status(b->lp) == GLP_NOFEAS))
         return EK_OK;
@@ -325,7 +326,10 @@ static enum ek_status ask(struct program *b, double low, double high)
     b->longest = high;
     b->maybe = b->any = false;
     b->nodes = b->limit = 0;
-    return b->cutoff < 0 ? EK_OK : ek_glpk_guarded(run, b);
+    if (b->cutoff < 0)
+        return EK_OK;
+    b->maybe = ek_effort_over(b->e);
+    return b->maybe ? EK_OK : ek_glpk_guarded(run, b);
 }
 
 /* What is left of a range of the longest prefill; where there is a plan of the program within it,

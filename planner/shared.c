@@ -7,7 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_NEEDS 64 /* of one state: more are joined, which asks for less */
+/* Of one state: more are joined, which asks for less. As many as are made in a second or so, */
+#define MAX_NEEDS 64 /* ... at most */
+#define ALL_NEEDS (1u << 18)
 #define MAX_LEFT  4096
 
 static uint32_t pool_of(const struct ek_shared *s, const struct ek_open *o)
@@ -228,16 +230,24 @@ static bool repeated(const struct ek_shared *s, const uint32_t *left, uint32_t p
     return false;
 }
 
-static void need_from(struct ek_shared *s, uint32_t pos, uint32_t at)
+/* Devices left of each memory; false: the same in another order stands for it. */
+static bool read_left(const struct ek_shared *s, uint32_t at, uint32_t *left)
 {
-    size_t here = (size_t)pos * s->n_left + at;
-    uint32_t left[EK_PLAN_MAX_POOLS + 1], ordered[EK_PLAN_MAX_POOLS + 1];
+    uint32_t ordered[EK_PLAN_MAX_POOLS + 1];
     struct ek_shared_bytes none = {{0}};
 
     for (uint32_t i = 0; i <= s->b->p->n_pools; i++)
         ordered[i] = left[i] = at / s->stride[i] % (s->devices[i] + 1);
     put_in_order(s, ordered, &none);
-    if (index_of(s, ordered) != at)
+    return index_of(s, ordered) == at;
+}
+
+static void need_from(struct ek_shared *s, uint32_t pos, uint32_t at)
+{
+    size_t here = (size_t)pos * s->n_left + at;
+    uint32_t left[EK_PLAN_MAX_POOLS + 1];
+
+    if (!read_left(s, at, left))
         return;
     for (uint32_t end = pos + 1; end <= s->b->p->n_items; end++)
         for (uint32_t tp = 1; tp <= EK_PLAN_MAX_TP; tp *= 2)
@@ -248,7 +258,19 @@ static void need_from(struct ek_shared *s, uint32_t pos, uint32_t at)
                                 &s->n_needs[here]);
 }
 
-enum ek_status ek_shared_need(struct ek_shared *s)
+static uint32_t most_needs(const struct ek_shared *s)
+{
+    uint32_t left[EK_PLAN_MAX_POOLS + 1], n = 0, each;
+
+    if (s->b->p->n_pools == 1)
+        return 1;
+    for (uint32_t at = 0; at < s->n_left; at++)
+        n += read_left(s, at, left);
+    each = ALL_NEEDS / (n * s->b->p->n_items);
+    return each > MAX_NEEDS ? MAX_NEEDS : each > 0 ? each : 1;
+}
+
+enum ek_status ek_shared_need(struct ek_shared *s, struct ek_effort *e)
 {
     const struct ek_problem *p = s->b->p;
     uint32_t n = 1;
@@ -266,7 +288,7 @@ enum ek_status ek_shared_need(struct ek_shared *s)
     }
     find_alike(s);
     s->n_left = n;
-    s->max_needs = p->n_pools > 1 ? MAX_NEEDS : 1;
+    s->max_needs = most_needs(s);
     s->n_needs = ek_calloc((size_t)(p->n_items + 1) * n, sizeof(*s->n_needs));
     s->needs = ek_calloc((size_t)(p->n_items + 1) * n * s->max_needs, sizeof(*s->needs));
     s->least = ek_calloc(least_at(p->n_items + 1, 0), sizeof(*s->least));
@@ -276,9 +298,11 @@ enum ek_status ek_shared_need(struct ek_shared *s)
         s->n_needs[(size_t)p->n_items * n + at] = 1; /* nothing */
     for (uint32_t pos = p->n_items; pos-- > 0;) {
         find_least(s, pos);
-        for (uint32_t at = 0; at < n; at++)
+        for (uint32_t at = 0; at < n && !ek_effort_over(e); at++)
             need_from(s, pos, at);
     }
+    if (ek_effort_over(e)) /* what is missing would look as if nothing fitted */
+        s->n_left = 0;
     return EK_OK;
 }
 

@@ -27,9 +27,10 @@ struct ek_shared {
     uint32_t *n_needs; /* another: [n_items + 1][n_left]; 0: it fits in no way */
     size_t (*least)[EK_PLAN_MAX_POOLS + 1]; /* while needs are made */
 };
-/* Borrows b. The second makes what ek_shared_fits goes by; without it everything fits. */
+/* Borrows b. The second makes what ek_shared_settle goes by, unless time is up meanwhile;
+ * without it everything fits. */
 enum ek_status ek_shared_new(const struct ek_bound *b, struct ek_shared *s);
-enum ek_status ek_shared_need(struct ek_shared *s);
+enum ek_status ek_shared_need(struct ek_shared *s, struct ek_effort *e);
 void ek_shared_free(struct ek_shared *s);
 /* left: devices of each memory, and of none, that a state has left. Forgets bytes that no longer
  * tell it apart. False: what is behind pos does not fit. */

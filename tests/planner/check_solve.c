@@ -341,18 +341,20 @@ START_TEST(a_time_limit_gives_the_best_so_far_unproven)
 }
 END_TEST
 
-/* Eight cards, none like another, with memories of their own or in turn on so many shared ones;
- * the layers are alike in bytes. */
-static struct ek_costs *eight_cards(uint32_t memories, uint64_t bytes)
+/* Cards, none like another, with memories of their own or in turn on so many shared ones, each so
+ * many bytes larger than the one before; the layers are alike in bytes. */
+static struct ek_costs *cards(uint32_t layers, uint32_t n, uint32_t memories, uint64_t bytes,
+                              uint64_t more)
 {
     static const char *const names[] = {"a", "b", "c", "d"};
-    json_t *root = large_instance(20, 8, 8, false, false, 9), *class, *module;
+    json_t *root = large_instance(layers, n, n, false, false, 9), *class, *module;
     struct ek_costs *c = NULL;
     size_t k;
 
     json_array_foreach(json_object_get(root, "classes"), k, class)
     {
-        json_object_set_new(class, "memory", json_integer((json_int_t)bytes));
+        uint64_t memory = bytes + (memories ? k % memories * more : 0);
+        json_object_set_new(class, "memory", json_integer((json_int_t)memory));
         if (memories)
             json_object_set_new(class, "memory_group", json_string(names[k % memories]));
     }
@@ -360,9 +362,14 @@ static struct ek_costs *eight_cards(uint32_t memories, uint64_t bytes)
                        module) if (strcmp(json_string_value(json_object_get(module, "kind")),
                                           "layer") == 0)
         json_object_set_new(module, "weights", json_integer((json_int_t)1700 << 20));
-    ck_assert_msg(ek_costs_from_json(root, "eight", &c) == EK_OK, "%s", ek_last_error());
+    ck_assert_msg(ek_costs_from_json(root, "cards", &c) == EK_OK, "%s", ek_last_error());
     json_decref(root);
     return c;
+}
+
+static struct ek_costs *eight_cards(uint32_t memories, uint64_t bytes)
+{
+    return cards(20, 8, memories, bytes, 0);
 }
 
 static struct ek_request all_eight(const struct ek_costs *c)
@@ -412,6 +419,26 @@ START_TEST(shared_memories_that_are_nearly_full_are_proven)
     st = ek_solve(c, &r, &s);
     ck_assert_msg(st == (nearly_full[_i].fits ? EK_OK : EK_NO), "%s", ek_last_error());
     ck_assert(s == NULL || s->proven);
+    ek_solution_free(s);
+    ek_costs_free(c);
+}
+END_TEST
+
+/* What memories still hold is looked at in thousands of states here. */
+START_TEST(shared_memories_of_many_devices_keep_the_time_limit)
+{
+    struct ek_costs *c = cards(40, 28, 4, 24 * EK_GIB, EK_GIB / 2);
+    struct ek_request r = request_for(c);
+    struct ek_solution *s = NULL;
+    uint64_t begin = ek_now_ns();
+
+    r.workload.batch = r.workload.micro_batches = 4;
+    r.workload.prefill_chunk = 512;
+    r.time_limit = 1;
+    r.early_needs = true;
+    ck_assert_msg(ek_solve(c, &r, &s) == EK_OK, "%s", ek_last_error());
+    ck_assert_double_lt((double)(ek_now_ns() - begin) * 1e-9, 15); /* without: minutes */
+    ck_assert_double_le(s->bounds[0], s->values[0]);
     ek_solution_free(s);
     ek_costs_free(c);
 }
@@ -593,6 +620,7 @@ int main(void)
     tcase_add_test(t, a_large_program_is_the_same_with_every_column);
     tcase_add_test(t, a_time_limit_gives_the_best_so_far_unproven);
     tcase_add_test(t, a_shared_memory_that_cannot_fill_up_adds_no_states);
+    tcase_add_test(t, shared_memories_of_many_devices_keep_the_time_limit);
     tcase_add_loop_test(t, shared_memories_that_are_nearly_full_are_proven, 0,
                         EK_ARRAY_LEN(nearly_full));
     tcase_add_test(t, throughput_alone_is_as_good_as_with_others_behind);
