@@ -5,6 +5,9 @@
 #include "server/text.h"
 
 #include <errno.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -254,13 +257,32 @@ static void drop_body(struct client *c)
     c->body = (struct text){0};
 }
 
+/* A document of numbers takes twenty times its text until it is read: of large ones there is one at
+ * a time, and its memory goes back to the system, not to this thread's heap alone. */
+static enum ek_status parse_body(struct client *c, bool chat)
+{
+    bool large = c->body.n > LARGE_BODY;
+    enum ek_status st;
+
+    if (large)
+        pthread_mutex_lock(&c->s->parsing);
+    st = request_parse(c->body.data ? c->body.data : "", c->body.n, chat, &c->request);
+    drop_body(c);
+    if (large) {
+#ifdef __GLIBC__
+        malloc_trim(0);
+#endif
+        pthread_mutex_unlock(&c->s->parsing);
+    }
+    return st;
+}
+
 static enum ek_status open_generation(struct client *c, bool chat)
 {
     struct server *s = c->s;
     uint32_t vocab = ek_engine_model(s->engine)->config.vocab;
 
-    EK_TRY(request_parse(c->body.data ? c->body.data : "", c->body.n, chat, &c->request));
-    drop_body(c);
+    EK_TRY(parse_body(c, chat));
     EK_TRY(ek_penalties_check(&c->request.penalties, vocab));
     if (c->request.n_best > vocab)
         c->request.n_best = vocab;

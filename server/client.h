@@ -14,6 +14,7 @@
 
 #define BODY_MAX   ((size_t)32 << 20)
 #define BODIES_MAX ((size_t)512 << 20) /* of all requests together */
+#define LARGE_BODY ((size_t)1 << 20)   /* such are parsed one at a time */
 #define SILENT_S   30 /* a connection may be silent so long, while nothing is generated for it */
 
 struct server {
@@ -25,7 +26,8 @@ struct server {
     int64_t started; /* seconds since 1970 */
     struct queue queue;
     struct guests guests;
-    atomic_size_t bodies; /* bytes of requests that are kept */
+    atomic_size_t bodies;    /* bytes of requests that are kept */
+    pthread_mutex_t parsing; /* a large body */
     pthread_mutex_t lock;
     pthread_cond_t left; /* a client has */
     uint32_t clients;    /* requests that are not answered to their end */

@@ -73,6 +73,15 @@ static enum ek_status refuse_unsupported(const json_t *o)
     return EK_OK;
 }
 
+/* A string that outlives the document. */
+static enum ek_status keep(struct request *r, json_t *v, const char **out)
+{
+    if (json_array_append(r->strings, v) != 0)
+        return ek_error(EK_ENOMEM, "no memory for a request");
+    *out = json_string_value(v);
+    return EK_OK;
+}
+
 /* ---- Settings -------------------------------------------------------------------------------- */
 static enum ek_status read_id(const json_t *v, const char *list, size_t i, int32_t *out)
 {
@@ -84,19 +93,19 @@ static enum ek_status read_id(const json_t *v, const char *list, size_t i, int32
 
 static enum ek_status read_stops(const json_t *o, struct request *r)
 {
-    const json_t *v = json_object_get(o, "stop");
+    json_t *v = json_object_get(o, "stop");
     size_t n = json_is_array(v) ? json_array_size(v) : v != NULL && !json_is_null(v);
 
     if (n > REQUEST_STOPS_MAX)
         return ek_error(EK_EFORMAT, "request: stop has %zu strings, at most %d", n,
                         REQUEST_STOPS_MAX);
     for (size_t i = 0; i < n; i++) {
-        const json_t *s = json_is_array(v) ? json_array_get(v, i) : v;
+        json_t *s = json_is_array(v) ? json_array_get(v, i) : v;
         if (!json_is_string(s) || json_string_length(s) == 0 ||
             json_string_length(s) > REQUEST_STOP_MAX)
             return ek_error(EK_EFORMAT, "request: stop must be strings of 1 to %d bytes",
                             REQUEST_STOP_MAX);
-        r->stops[r->n_stops++] = json_string_value(s);
+        EK_TRY(keep(r, s, &r->stops[r->n_stops++]));
     }
     return EK_OK;
 }
@@ -257,16 +266,18 @@ static enum ek_status add(struct content *c, const char *s, size_t n)
 static enum ek_status add_image(const json_t *part, struct ek_json_at at, struct request *r,
                                 struct content *t)
 {
-    const json_t *v = json_object_get(part, "image_url");
+    json_t *v = json_object_get(part, "image_url");
     const char *url = json_string_value(v);
 
-    if (url == NULL)
+    if (url == NULL) {
         EK_TRY(ek_json_string(v, (struct ek_json_at){at.file, "image_url."}, "url", &url));
+        v = json_object_get(v, "url");
+    }
     if (r->n_images == EK_VL_ITEMS_MAX)
         return ek_error(EK_EFORMAT, "request: more than %d pictures", EK_VL_ITEMS_MAX);
     if (r->images == NULL && (r->images = ek_calloc(EK_VL_ITEMS_MAX, sizeof(*r->images))) == NULL)
         return EK_ENOMEM;
-    r->images[r->n_images++] = url;
+    EK_TRY(keep(r, v, &r->images[r->n_images++]));
     t->words = false;
     return add(t, MARK, MARK_LEN);
 }
@@ -323,6 +334,7 @@ static enum ek_status read_message(const json_t *o, size_t i, struct request *r)
     if (!json_is_object(o))
         return ek_error(EK_EFORMAT, "request: messages[%zu] must be an object", i);
     EK_TRY(ek_json_string(o, at, "role", &m->role));
+    EK_TRY(keep(r, json_object_get(o, "role"), &m->role));
     if (strcmp(m->role, "developer") == 0)
         m->role = "system";
     content = json_object_get(o, "content");
@@ -386,7 +398,7 @@ static enum ek_status read_ids(const json_t *v, struct request_prompt *p)
 /* One prompt, or a list of them. */
 static enum ek_status read_prompts(const json_t *o, struct request *r)
 {
-    const json_t *v = json_object_get(o, "prompt"), *first = json_array_get(v, 0);
+    json_t *v = json_object_get(o, "prompt"), *first = json_array_get(v, 0);
     bool list = json_is_string(first) || json_is_array(first);
     size_t n = list ? json_array_size(v) : 1;
 
@@ -397,25 +409,26 @@ static enum ek_status read_prompts(const json_t *o, struct request *r)
         return EK_ENOMEM;
     r->n_prompts = n;
     for (size_t i = 0; i < n; i++) {
-        const json_t *one = list ? json_array_get(v, i) : v;
-        r->prompts[i].text = json_string_value(one);
-        if (r->prompts[i].text == NULL)
-            EK_TRY(read_ids(one, &r->prompts[i]));
+        json_t *one = list ? json_array_get(v, i) : v;
+        EK_TRY(json_is_string(one) ? keep(r, one, &r->prompts[i].text)
+                                   : read_ids(one, &r->prompts[i]));
     }
     return EK_OK;
 }
 
 enum ek_status request_parse(const char *text, size_t n, bool chat, struct request *out)
 {
-    struct request r = {.chat = chat, .n_prompts = chat};
-    enum ek_status st = ek_json_parse(text, n, "request", &r.root);
+    struct request r = {.chat = chat, .n_prompts = chat, .strings = json_array()};
+    json_t *root = NULL;
+    enum ek_status st = ek_json_parse(text, n, "request", &root);
 
-    if (st == EK_OK && !json_is_object(r.root))
+    if (st == EK_OK && !json_is_object(root))
         st = ek_error(EK_EFORMAT, "request: must be a JSON object");
     if (st == EK_OK)
-        st = read_settings(r.root, &r);
+        st = read_settings(root, &r);
     if (st == EK_OK)
-        st = chat ? read_messages(r.root, &r) : read_prompts(r.root, &r);
+        st = chat ? read_messages(root, &r) : read_prompts(root, &r);
+    json_decref(root);
     if (st == EK_OK)
         *out = r;
     else
@@ -433,7 +446,7 @@ void request_free(struct request *r)
     free(r->messages);
     free(r->images);
     free((void *)r->penalties.biases);
-    json_decref(r->root);
+    json_decref(r->strings);
     *r = (struct request){0};
 }
 

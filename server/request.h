@@ -20,8 +20,8 @@ struct request_prompt {
     size_t n_ids;
 };
 
-struct request { /* strings are borrowed from root, where nothing else is said */
-    json_t *root;
+struct request {
+    json_t *strings; /* those of the document that are pointed to here: it may be much larger */
     bool chat;
     struct ek_message *messages; /* contents are this struct's; "<image>" where a picture
                                   * stands, unless all are before the first user's text */

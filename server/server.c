@@ -168,6 +168,7 @@ enum ek_status ek_serve(struct ek_engine *e, const struct ek_tokenizer *t,
     EK_TRY(listen_at(opt, &fd));
     queue_open(&s.queue, opt->stop);
     pthread_mutex_init(&s.lock, NULL);
+    pthread_mutex_init(&s.parsing, NULL);
     pthread_cond_init(&s.left, NULL);
     st = guests_open(&s.guests, opt->connections, opt->per_address, opt->request_s, SILENT_S);
     if (st == EK_OK)
@@ -176,6 +177,7 @@ enum ek_status ek_serve(struct ek_engine *e, const struct ek_tokenizer *t,
     close(fd);
     pthread_cond_destroy(&s.left);
     pthread_mutex_destroy(&s.lock);
+    pthread_mutex_destroy(&s.parsing);
     queue_close(&s.queue);
     return st;
 }

@@ -226,6 +226,22 @@ START_TEST(an_answer_ends_before_its_stop_and_is_never_taken_back)
 }
 END_TEST
 
+START_TEST(only_what_is_pointed_to_is_kept_of_a_document)
+{
+    static const char text[] = "{\"prompt\": [\"a\", \"b\"], \"stop\": \"c\", \"user\": \"d\", "
+                               "\"numbers\": [1, 2, 3]}";
+    struct request r;
+
+    ck_assert_int_eq(request_parse(text, strlen(text), false, &r), EK_OK);
+    ck_assert_uint_eq(json_array_size(r.strings), 3);
+    ck_assert_str_eq(r.prompts[1].text, "b");
+    ck_assert_str_eq(r.stops[0], "c");
+    for (size_t i = 0; i < 3; i++)
+        ck_assert_uint_eq(json_array_get(r.strings, i)->refcount, 1);
+    request_free(&r);
+}
+END_TEST
+
 /* Whatever part of it there is still room for. */
 START_TEST(an_event_is_made_whole_or_not_at_all)
 {
@@ -276,6 +292,7 @@ int main(void)
     tcase_add_test(tc, settings_are_the_clients_and_the_rest_is_the_interfaces);
     tcase_add_loop_test(tc, pictures_come_in_their_urls_and_nothing_is_fetched, 0,
                         EK_ARRAY_LEN(urls));
+    tcase_add_test(tc, only_what_is_pointed_to_is_kept_of_a_document);
     tcase_add_test(tc, an_event_is_made_whole_or_not_at_all);
     tcase_add_test(tc, an_error_is_said_whatever_it_quotes);
     tcase_add_loop_test(tc, an_answer_ends_before_its_stop_and_is_never_taken_back, 0,
