@@ -56,10 +56,10 @@ void rig_batch_free(struct rig_batch *b)
     free(b);
 }
 
-/* New tokens of a sequence of a point. */
-static uint32_t tokens_of(const struct rig_batch *b, const struct ek_point *at, uint32_t i)
+/* The next prompt, behind the end of the first. */
+static bool begins(const struct ek_point *at, uint32_t i)
 {
-    return at->phase == EK_PHASE_PREFILL && i == 1 ? b->max_tokens - at->tokens : at->tokens;
+    return at->phase == EK_PHASE_PREFILL && i == 1;
 }
 
 void rig_batch_set(struct rig_batch *b, const struct ek_point *at)
@@ -71,8 +71,8 @@ void rig_batch_set(struct rig_batch *b, const struct ek_point *at)
         for (uint32_t j = 0; j < row; j++)
             ids[j] = (int32_t)(i * row + j);
         b->blocks[i] = ids;
-        b->n_new[i] = tokens_of(b, at, i);
-        b->past[i] = b->n_new[i] == at->tokens ? at->context - at->tokens : 0;
+        b->n_new[i] = begins(at, i) ? b->max_tokens - at->tokens : at->tokens;
+        b->past[i] = begins(at, i) ? 0 : at->context - at->tokens;
         all += b->n_new[i];
         b->rows[i] = (int32_t)all - 1; /* the last token of each */
     }

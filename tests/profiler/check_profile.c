@@ -3,6 +3,7 @@
  * Profiling a small synthetic model on two CPU devices: which rows there are, that they add up to
  * the memory of stages, and that no interruption, polite or not, loses or doubles one.
  */
+#include "profiler/measure.h"
 #include "profiler/profile.h"
 
 #include <check.h>
@@ -620,6 +621,31 @@ END_TEST
 /* ---- Refusals ---------------------------------------------------------------------------------
  */
 
+/* Of 64 tokens. */
+static const struct {
+    struct ek_point at;
+    uint32_t n_new[2], past[2];
+} steps_of_two[] = {
+    {{EK_PHASE_PREFILL, 2, 32, 96}, {32, 32}, {64, 0}}, /* the next prompt begins */
+    {{EK_PHASE_PREFILL, 2, 4, 96}, {4, 60}, {92, 0}},
+    {{EK_PHASE_DECODE, 2, 1, 96}, {1, 1}, {95, 95}},
+};
+
+START_TEST(a_prefill_step_of_two_is_an_end_and_a_beginning)
+{
+    const struct ek_batch_host *h;
+    struct rig_batch *b;
+
+    ck_assert_int_eq(rig_batch_new(model, 64, 2, 128, &b), EK_OK);
+    rig_batch_set(b, &steps_of_two[_i].at);
+    h = rig_batch_host(b);
+    ck_assert_uint_eq(h->n_tokens, h->n_new[0] + h->n_new[1]);
+    ck_assert_mem_eq(h->n_new, steps_of_two[_i].n_new, sizeof(steps_of_two[_i].n_new));
+    ck_assert_mem_eq(h->past, steps_of_two[_i].past, sizeof(steps_of_two[_i].past));
+    rig_batch_free(b);
+}
+END_TEST
+
 START_TEST(options_out_of_bounds_are_refused)
 {
     struct ek_profile_options good = options(), o;
@@ -659,6 +685,8 @@ int main(void)
     tcase_add_test(tc, an_interrupted_profile_keeps_its_rows_and_goes_on);
     tcase_add_test(tc, a_complete_profile_is_not_measured_again);
     tcase_add_test(tc, killed_at_any_instant_no_committed_row_is_lost_or_measured_twice);
+    tcase_add_loop_test(tc, a_prefill_step_of_two_is_an_end_and_a_beginning, 0,
+                        EK_ARRAY_LEN(steps_of_two));
     tcase_add_test(tc, options_out_of_bounds_are_refused);
     suite_add_tcase(suite, tc);
     sr = srunner_create(suite);
