@@ -22,10 +22,10 @@ static json_t *class_json(const struct ek_cost_class *k)
                           "budgeted", k->budgeted, "estimate", k->estimate, "slow_prefill",
                           k->slow_prefill, "slow_decode", k->slow_decode);
 
-    if (k->sustained > 1) {
+    if (k->sustained > 1)
         json_object_set_new(o, "sustained", json_real(k->sustained));
+    if (k->burst_s > 0)
         json_object_set_new(o, "burst_s", json_real(k->burst_s));
-    }
     if (k->looking > 1)
         json_object_set_new(o, "looking", json_real(k->looking));
     if (k->recovery_s > 0) {

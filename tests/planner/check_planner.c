@@ -597,6 +597,24 @@ START_TEST(prefill_that_goes_on_takes_longer_than_its_points)
 }
 END_TEST
 
+START_TEST(a_burst_is_written_whatever_it_delays)
+{
+    char *text = with(small, "'count':2,'memory':1000",
+                      "'count':2,'memory':1000,'looking':1.2,'burst_s':0.02");
+    json_t *root = parse(text), *again, *class;
+    struct ek_costs *c = NULL;
+
+    ck_assert_msg(ek_costs_from_json(root, "burst", &c) == EK_OK, "%s", ek_last_error());
+    again = ek_costs_json(c);
+    class = json_array_get(json_object_get(again, "classes"), 0);
+    ck_assert_double_eq(json_real_value(json_object_get(class, "burst_s")), 0.02);
+    json_decref(again);
+    json_decref(root);
+    ek_costs_free(c);
+    free(text);
+}
+END_TEST
+
 /* Pictures of a batch take 50 ms, draw another power than its text, and leave that no burst. */
 START_TEST(pictures_that_go_on_take_longer_and_come_first)
 {
@@ -746,6 +764,7 @@ int main(void)
     tcase_add_loop_test(t, prompts_follow_one_another_in_chunks, 0, EK_ARRAY_LEN(streams));
     tcase_add_test(t, contexts_of_several_sequences_in_a_step_take_time);
     tcase_add_test(t, prefill_that_goes_on_takes_longer_than_its_points);
+    tcase_add_test(t, a_burst_is_written_whatever_it_delays);
     tcase_add_test(t, pictures_that_go_on_take_longer_and_come_first);
     tcase_add_test(t, decode_steps_behind_prefill_begin_at_its_clocks);
     tcase_add_test(t, a_device_that_waits_keeps_its_clocks);
