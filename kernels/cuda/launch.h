@@ -154,7 +154,7 @@ struct ek_cu_attention {
     float *partial; /* unnormalised sums of a part of a context ... */
     float2 *totals; /* ... and their maximum and weight */
     /* latent attention, and decode by parts (parts.h) */
-    uint32_t part, n_parts; /* tokens a part; parts of the longest context */
+    uint32_t part, n_parts; /* tokens a part, or a turn of one; parts of the longest context */
     /* decode: decode_work.cuh */
     uint32_t tiles;       /* of at most EK_CU_TILE heads to a cached head */
     uint32_t team, teams; /* blocks of a team: 1, 2, 4 or 8; how many teams */

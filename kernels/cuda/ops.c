@@ -142,7 +142,7 @@ static bool fast_shape(const struct ek_cuda *d, const struct ek_cu_attention *a)
         return false;
     if (a->kv.dtype != d->base.act && (a->kv.dtype != EK_F8_E4M3 || a->batch.max_q > 1))
         return false;
-    if (a->batch.max_q <= 1 && a->kv.page % 16) /* steps of teams lie inside of pages */
+    if (a->batch.max_q <= 1 && a->kv.page % 16) /* decode steps lie inside of pages */
         return false;
     return d->base.act != EK_F32 && a->kv.v && dims && aligned;
 }
