@@ -362,6 +362,8 @@ static enum ek_status expand_label(struct search *s, uint32_t pos, uint32_t i)
 
 static enum ek_status expand_position(struct search *s, uint32_t pos)
 {
+    if (ek_effort_over(s->e))
+        return EK_OK;
     s->e->early_needs |= s->n > VERY_MANY;
     if (s->p->n_pools && (s->n > MANY_LABELS || s->e->early_needs) && s->shared.needs == NULL)
         EK_TRY(ek_shared_need(&s->shared, s->e));
