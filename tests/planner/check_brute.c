@@ -16,8 +16,35 @@ static bool near(double a, double b)
     return fabs(a - b) <= 1e-7 * fmax(fabs(a), fabs(b)) + 1e-12;
 }
 
-static void hold_against(uint64_t seed, const struct ek_costs *c, const struct ek_request *r,
-                         uint64_t counts[2])
+typedef void (*hold_fn)(uint64_t seed, struct ek_costs *c, struct ek_request *r, uint64_t *counts);
+
+/* Holds what is to hold of so many random instances, or EK_BRUTE's number; returns how many. */
+static uint64_t each_instance(uint64_t n, hold_fn hold, uint64_t *counts)
+{
+    const char *env = getenv("EK_BRUTE");
+
+    n = env ? strtoull(env, NULL, 10) : n;
+    for (uint64_t seed = 0; seed < n; seed++) {
+        struct ek_costs *c;
+        struct ek_request r;
+        tiny_instance(seed, &c, &r);
+        if (c)
+            hold(seed, c, &r, counts);
+        ek_costs_free(c);
+        ek_request_free(&r);
+    }
+    return n;
+}
+
+/* Where a number of them was asked for. */
+static void say(const char *what, const uint64_t counts[2])
+{
+    if (getenv("EK_BRUTE"))
+        printf("%s: %llu and %llu\n", what, (unsigned long long)counts[1],
+               (unsigned long long)counts[0]);
+}
+
+static void hold_against(uint64_t seed, struct ek_costs *c, struct ek_request *r, uint64_t *counts)
 {
     struct brute_values b;
     struct ek_request q = *r;
@@ -49,25 +76,19 @@ static void hold_against(uint64_t seed, const struct ek_costs *c, const struct e
 }
 
 /* Whether anything fits into the memories that devices share hangs on a few bytes. */
+static void hold_nearly_full(uint64_t seed, struct ek_costs *c, struct ek_request *r,
+                             uint64_t *counts)
+{
+    fill_memories(seed, c, r);
+    hold_against(seed, c, r, counts);
+}
+
 START_TEST(brute_force_agrees_where_shared_memories_are_nearly_full)
 {
-    const char *env = getenv("EK_BRUTE");
-    uint64_t n = env ? strtoull(env, NULL, 10) : 400, counts[2] = {0, 0};
+    uint64_t counts[2] = {0, 0}, n;
 
-    for (uint64_t seed = 0; seed < n; seed++) {
-        struct ek_costs *c;
-        struct ek_request r;
-        tiny_instance(seed, &c, &r);
-        if (c) {
-            fill_memories(seed, c, &r);
-            hold_against(seed, c, &r, counts);
-        }
-        ek_costs_free(c);
-        ek_request_free(&r);
-    }
-    if (env)
-        printf("nearly full: %llu feasible, %llu infeasible instances agree\n",
-               (unsigned long long)counts[1], (unsigned long long)counts[0]);
+    n = each_instance(400, hold_nearly_full, counts);
+    say("nearly full, feasible and infeasible instances that agree", counts);
     ck_assert_uint_gt(counts[0], n / 8);
     ck_assert_uint_gt(counts[1], n / 8);
 }
@@ -89,10 +110,9 @@ static bool is_feasible(const struct ek_costs *c, const struct ek_request *r, ui
 #define MEASURED 1000000 /* tokens and sequences up to which memory is as the instances say */
 
 /* The longest context or the largest batch: one more does not fit, and of what does it is best. */
-static void hold_size(uint64_t seed, const struct ek_costs *c, const struct ek_request *r,
-                      uint64_t counts[2])
+static void hold_size(uint64_t seed, struct ek_costs *c, struct ek_request *r, uint64_t *counts)
 {
-    struct ek_request q = *r;
+    struct ek_request q;
     struct brute_values b;
     struct ek_solution *s = NULL;
     bool context = seed % 2;
@@ -100,6 +120,9 @@ static void hold_size(uint64_t seed, const struct ek_costs *c, const struct ek_r
         r->workload.prompt + r->workload.images * r->workload.image_tokens + r->workload.generate;
     enum ek_status st;
 
+    if (seed % 3 == 0)
+        fill_memories(seed, c, r);
+    q = *r;
     q.objectives[0] = context ? EK_OBJ_CONTEXT : EK_OBJ_BATCH;
     q.objectives[1] = r->objectives[0];
     q.n_objectives = 2;
@@ -126,24 +149,10 @@ static void hold_size(uint64_t seed, const struct ek_costs *c, const struct ek_r
 
 START_TEST(the_size_that_fits_is_the_largest_as_brute_force_says)
 {
-    const char *env = getenv("EK_BRUTE");
-    uint64_t n = env ? strtoull(env, NULL, 10) : 200, counts[2] = {0, 0};
+    uint64_t counts[2] = {0, 0}, n;
 
-    for (uint64_t seed = 0; seed < n; seed++) {
-        struct ek_costs *c;
-        struct ek_request r;
-        tiny_instance(seed, &c, &r);
-        if (c) {
-            if (seed % 3 == 0)
-                fill_memories(seed, c, &r);
-            hold_size(seed, c, &r, counts);
-        }
-        ek_costs_free(c);
-        ek_request_free(&r);
-    }
-    if (env)
-        printf("sizes: %llu found, %llu where nothing fits\n", (unsigned long long)counts[1],
-               (unsigned long long)counts[0]);
+    n = each_instance(200, hold_size, counts);
+    say("sizes found, and where nothing fits", counts);
     ck_assert_uint_gt(counts[1], n / 4);
 }
 END_TEST
@@ -160,8 +169,7 @@ static bool better(const struct ek_request *r, const struct brute_values *a,
 }
 
 /* The planner chooses the groups in flight; brute force takes the best of them all. */
-static void hold_choice(uint64_t seed, const struct ek_costs *c, const struct ek_request *r,
-                        uint64_t counts[2])
+static void hold_choice(uint64_t seed, struct ek_costs *c, struct ek_request *r, uint64_t *counts)
 {
     struct ek_choice choices[EK_MAX_CHOICES];
     struct ek_request q = *r;
@@ -191,21 +199,10 @@ static void hold_choice(uint64_t seed, const struct ek_costs *c, const struct ek
 
 START_TEST(the_choice_of_groups_is_the_best_as_brute_force_says)
 {
-    const char *env = getenv("EK_BRUTE");
-    uint64_t n = env ? strtoull(env, NULL, 10) : 400, counts[2] = {0, 0};
+    uint64_t counts[2] = {0, 0}, n;
 
-    for (uint64_t seed = 0; seed < n; seed++) {
-        struct ek_costs *c;
-        struct ek_request r;
-        tiny_instance(seed, &c, &r);
-        if (c)
-            hold_choice(seed, c, &r, counts);
-        ek_costs_free(c);
-        ek_request_free(&r);
-    }
-    if (env)
-        printf("choices: %llu of several, %llu of one\n", (unsigned long long)counts[1],
-               (unsigned long long)counts[0]);
+    n = each_instance(400, hold_choice, counts);
+    say("choices of several, and of one", counts);
     ck_assert_uint_gt(counts[1], n / 4);
 }
 END_TEST
@@ -229,8 +226,9 @@ static void write_map(uint64_t *seed, const struct ek_costs *c, const char *path
     json_decref(map);
 }
 
-static void hold_near(uint64_t seed, const struct ek_costs *c, const struct ek_request *r,
-                      const char *path, uint64_t counts[2])
+static char near_path[] = "near-XXXXXX";
+
+static void hold_near(uint64_t seed, struct ek_costs *c, struct ek_request *r, uint64_t *counts)
 {
     struct ek_request one = *r;
     struct ek_solution *s = NULL;
@@ -241,10 +239,10 @@ static void hold_near(uint64_t seed, const struct ek_costs *c, const struct ek_r
     one.tp = 1;
     if (ek_solve(c, &one, &s) != EK_OK)
         return;
-    write_map(&numbers, c, path, old);
+    write_map(&numbers, c, near_path, old);
     allowed = s->values[0] * (1 + within);
     moved = brute_nearest(c, &one, old, allowed);
-    ck_assert_msg(ek_stay_near(c, &one, path, within, s) == EK_OK, "seed %llu: %s",
+    ck_assert_msg(ek_stay_near(c, &one, near_path, within, s) == EK_OK, "seed %llu: %s",
                   (unsigned long long)seed, ek_last_error());
     ck_assert(s->proven);
     ck_assert(s->values[0] <= allowed * (1 + 1e-6));
@@ -256,26 +254,14 @@ static void hold_near(uint64_t seed, const struct ek_costs *c, const struct ek_r
 
 START_TEST(the_closest_plan_moves_as_little_as_brute_force_says)
 {
-    const char *env = getenv("EK_BRUTE");
-    uint64_t n = env ? strtoull(env, NULL, 10) : 400, counts[2] = {0, 0};
-    char path[] = "near-XXXXXX";
-    int fd = mkstemp(path);
+    uint64_t counts[2] = {0, 0}, n;
+    int fd = mkstemp(near_path);
 
     ck_assert_int_ge(fd, 0);
     close(fd);
-    for (uint64_t seed = 0; seed < n; seed++) {
-        struct ek_costs *c;
-        struct ek_request r;
-        tiny_instance(seed, &c, &r);
-        if (c)
-            hold_near(seed, c, &r, path, counts);
-        ek_costs_free(c);
-        ek_request_free(&r);
-    }
-    remove(path);
-    if (env)
-        printf("closest plans: %llu move something, %llu nothing\n", (unsigned long long)counts[1],
-               (unsigned long long)counts[0]);
+    n = each_instance(400, hold_near, counts);
+    remove(near_path);
+    say("closest plans that move something, and nothing", counts);
     ck_assert_uint_gt(counts[1], n / 8);
 }
 END_TEST
@@ -290,8 +276,7 @@ static bool no_worse(const double a[3], const double b[3])
 }
 
 /* Every point of the front is a plan, and every plan is no better than some point. */
-static void hold_front(uint64_t seed, const struct ek_costs *c, const struct ek_request *r,
-                       uint64_t *points)
+static void hold_front(uint64_t seed, struct ek_costs *c, struct ek_request *r, uint64_t *points)
 {
     struct ek_solution *s = NULL;
     double(*all)[3] = NULL, point[200][3];
@@ -331,41 +316,20 @@ static void hold_front(uint64_t seed, const struct ek_costs *c, const struct ek_
 
 START_TEST(the_front_is_whole_as_brute_force_says)
 {
-    const char *env = getenv("EK_BRUTE");
-    uint64_t n = env ? strtoull(env, NULL, 10) : 400, points = 0;
+    uint64_t counts[2] = {0, 0}, n;
 
-    for (uint64_t seed = 0; seed < n; seed++) {
-        struct ek_costs *c;
-        struct ek_request r;
-        tiny_instance(seed, &c, &r);
-        if (c)
-            hold_front(seed, c, &r, &points);
-        ek_costs_free(c);
-        ek_request_free(&r);
-    }
-    if (env)
-        printf("fronts: %llu points\n", (unsigned long long)points);
-    ck_assert_uint_gt(points, n / 2);
+    n = each_instance(400, hold_front, counts);
+    say("feasible, and points of fronts", counts);
+    ck_assert_uint_gt(counts[0], n / 2);
 }
 END_TEST
 
 START_TEST(brute_force_agrees_on_random_instances)
 {
-    const char *env = getenv("EK_BRUTE");
-    uint64_t n = env ? strtoull(env, NULL, 10) : 3000, counts[2] = {0, 0};
+    uint64_t counts[2] = {0, 0}, n;
 
-    for (uint64_t seed = 0; seed < n; seed++) {
-        struct ek_costs *c;
-        struct ek_request r;
-        tiny_instance(seed, &c, &r);
-        if (c)
-            hold_against(seed, c, &r, counts);
-        ek_costs_free(c);
-        ek_request_free(&r);
-    }
-    if (env)
-        printf("brute force: %llu feasible, %llu infeasible instances agree\n",
-               (unsigned long long)counts[1], (unsigned long long)counts[0]);
+    n = each_instance(3000, hold_against, counts);
+    say("feasible and infeasible instances that agree", counts);
     ck_assert_uint_gt(counts[0], n / 20);
     ck_assert_uint_gt(counts[1], n / 4);
 }

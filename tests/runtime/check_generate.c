@@ -468,6 +468,19 @@ static void make_turns(struct talk *t, const struct ek_model *m)
     t->ids[2][0] = t->ids[0][0] + 1; /* else it might begin alike */
 }
 
+/* The same tokens as the prompt gives alone; frees them. */
+static void hold_alone(struct ek_engine *e, const struct ek_prompt *p,
+                       const struct ek_generate_options *opt, struct ek_completion *got)
+{
+    struct ek_completion *want = NULL;
+
+    ck_ok(ek_generate(e, p, 1, opt, &want, NULL));
+    ck_assert_uint_eq(got->n, want->n);
+    ck_assert_mem_eq(got->ids, want->ids, got->n * sizeof(*got->ids));
+    ek_completions_free(want, 1);
+    free(got->ids);
+}
+
 START_TEST(a_prompt_that_begins_as_another_did_is_computed_from_where_they_part)
 {
     static const char *const names[] = {"llama-gqa-tied", "qwen2-tied", "deepseek-v2-lite",
@@ -483,13 +496,8 @@ START_TEST(a_prompt_that_begins_as_another_did_is_computed_from_where_they_part)
     make_turns(&t, m);
     ck_ok(ek_generate_stream(e, &from));
     for (int i = 0; i < TURNS; i++) {
-        struct ek_completion *want = NULL, *got = &t.turns[i].out;
         ck_assert_msg(t.turns[i].kept == turns[i].kept, "turn %d: %zu kept", i, t.turns[i].kept);
-        ck_ok(ek_generate(e, &t.turns[i].prompt, 1, &t.turns[i].opt, &want, NULL));
-        ck_assert_uint_eq(got->n, want->n);
-        ck_assert_mem_eq(got->ids, want->ids, got->n * sizeof(*got->ids));
-        ek_completions_free(want, 1);
-        free(got->ids);
+        hold_alone(e, &t.turns[i].prompt, &t.turns[i].opt, &t.turns[i].out);
     }
     ek_engine_close(e);
     ek_plan_free(p);
@@ -574,13 +582,8 @@ START_TEST(prompts_that_begin_alike_share_what_is_computed_once)
     make_chats(&c, m);
     ck_ok(ek_generate_stream(e, &from));
     for (int i = 0; i < CHATS; i++) {
-        struct ek_completion *want = NULL, *got = &c.all[i].out;
         ck_assert_msg(c.all[i].kept == chats[i].kept, "chat %d: %zu kept", i, c.all[i].kept);
-        ck_ok(ek_generate(e, &c.all[i].prompt, 1, &c.all[i].opt, &want, NULL));
-        ck_assert_uint_eq(got->n, want->n);
-        ck_assert_mem_eq(got->ids, want->ids, got->n * sizeof(*got->ids));
-        ek_completions_free(want, 1);
-        free(got->ids);
+        hold_alone(e, &c.all[i].prompt, &c.all[i].opt, &c.all[i].out);
     }
     ek_engine_close(e);
     ek_plan_free(p);

@@ -298,10 +298,11 @@ START_TEST(a_turn_about_the_same_picture_is_computed_from_where_the_last_one_end
 }
 END_TEST
 
-START_TEST(a_picture_is_looked_at)
+/* What a server says to a chat with n pictures. */
+static const char *ask_of_pictures(int n, int code)
 {
     static char answer[ANSWER];
-    char *body = pictures_body(1);
+    char *body = pictures_body(n);
     int fd;
 
     start();
@@ -309,27 +310,25 @@ START_TEST(a_picture_is_looked_at)
     post(fd, "/v1/chat/completions", body);
     hear(fd, answer);
     end(EK_OK);
-    ck_assert_msg(code_of(answer) == 200, "%s", answer);
-    ck_assert_ptr_nonnull(strstr(answer, "\"completion_tokens\":3"));
     free(body);
+    ck_assert_msg(code_of(answer) == code, "%s", answer);
+    return answer;
+}
+
+START_TEST(a_picture_is_looked_at)
+{
+    const char *answer = ask_of_pictures(1, 200);
+
+    ck_assert_ptr_nonnull(strstr(answer, "\"completion_tokens\":3"));
 }
 END_TEST
 
 START_TEST(pictures_beyond_the_context_are_refused_as_a_long_prompt_is)
 {
-    static char answer[ANSWER];
-    char *body = pictures_body(16);
-    int fd;
+    const char *answer = ask_of_pictures(16, 400);
 
-    start();
-    fd = dial();
-    post(fd, "/v1/chat/completions", body);
-    hear(fd, answer);
-    end(EK_OK);
-    ck_assert_msg(code_of(answer) == 400, "%s", answer);
     ck_assert_ptr_nonnull(strstr(answer, " tokens, at most 128"));
     ck_assert_ptr_nonnull(strstr(answer, "\"code\":\"context_length_exceeded\""));
-    free(body);
 }
 END_TEST
 
