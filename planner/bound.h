@@ -35,8 +35,9 @@ struct ek_bound {
     uint32_t *begin_by;  /* [n_items][masks][n_kinds] its column */
     double bound;        /* proven: no plan within the limits is cheaper; infinite: there is none */
     bool any;            /* whether there is a plan at all is asked: nothing costs anything ... */
-    bool linked; /* ... and whatever follows whatever can be reached: then groups that can hold the
-same stages count as one */
+    /* ... and whatever follows whatever can be reached: then groups that can hold the same stages
+     * count as one */
+    bool linked;
     uint32_t like[EK_PLAN_MAX_DEVICES]; /* the group that a group counts with */
 };
 enum ek_status ek_bound_new(const struct ek_problem *p, const struct ek_limits *l,

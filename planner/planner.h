@@ -340,14 +340,14 @@ struct ek_memory_use ek_problem_memory(const struct ek_problem *p, uint32_t kind
                                        int32_t last, uint32_t sides);
 /* Times of a stage; false when the class has none for one of its modules at that degree. */
 struct ek_stage_times {
-    double
-        prefill; /* all prompts of a group, on a device that does not rest meanwhile; of it ... */
-    double looking; /* ... on pictures, which come first */
+    /* all prompts of a group, on a device that does not rest meanwhile; of it on pictures, which
+     * come first */
+    double prefill, looking;
     double passing; /* the same at the pace of the first chunk, which meets fewer neighbours */
     double decode;  /* a step of a group */
     /* had it rested so much that its clocks did not fall */
     double rested_prefill, rested_looking, rested_decode;
-    double alone_prefill, alone_decode; /* so, with its neighbours idle, and without pictures */
+    double alone_prefill; /* so, with its neighbours idle, and without pictures */
 };
 bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, int32_t last,
                       uint32_t sides, struct ek_stage_times *out, bool *outside);

@@ -375,7 +375,6 @@ bool ek_problem_times(const struct ek_problem *p, uint32_t kind, int32_t first, 
             if (!add_module(p, cls, k->tp, p->sides[s].modules[j], &t))
                 return false;
     out->alone_prefill = t.prefill;
-    out->alone_decode = t.decode;
     slow_down(p, kind, first, last, &t);
     out->rested_prefill = t.prefill + t.seen;
     out->rested_looking = t.seen;

@@ -561,7 +561,6 @@ static void judge_intercept(const struct rig *r, struct ek_store_time *stage)
     stage->min_s = fmin(fmax(2 * r->least[0] - r->least[1], 0), stage->median_s);
 }
 
-/* *whole: the time that the gate judges. */
 /* Clocks behind the last sample, and why they were lower than they could be before or behind. */
 static void note_state(const struct rig *r, const struct ek_device_state *before,
                        struct ek_store_time *t)
@@ -575,6 +574,7 @@ static void note_state(const struct rig *r, const struct ek_device_state *before
     }
 }
 
+/* *whole: the time that the gate judges. */
 static enum ek_status time_point(struct rig *r, double overhead_s, struct ek_store_time *module,
                                  struct ek_store_time *stage, double *whole)
 {

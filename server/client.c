@@ -33,8 +33,7 @@ struct client {
     struct request request;
     struct server_prompt *prompts; /* [request.n_prompts] */
     struct reply reply;
-    struct choice
-        *choices; /* [n_choices]; request.n of each prompt, one prompt's behind another's */
+    struct choice *choices; /* [n_choices]; request.n of each prompt, one's behind another's */
     size_t n_choices;
     uint64_t moves, seen; /* of their jobs, counted by the queue; as seen */
     int32_t stops[STOP_IDS_MAX + REQUEST_STOPS_MAX];
